@@ -1,0 +1,70 @@
+"""The part of a batch that an attack changes: its inputs, one leaf of the batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def get_inputs(batch: Any, key: str | int) -> jax.Array:
+    """Take the inputs out of a batch.
+
+    Args:
+      batch: A mapping, a named tuple, a tuple or a list.
+      key: The key, field name or index of the inputs, shape (examples, ...), floating-point.
+
+    Returns:
+      The inputs.
+
+    Raises:
+      ValueError: If the batch has no such leaf, or its dtype is not floating-point.
+
+    Example:
+      >>> get_inputs((jnp.ones((2, 3)), jnp.zeros(2)), 0).shape
+      (2, 3)
+    """
+    try:
+        inputs = batch[key] if isinstance(batch, Mapping) or isinstance(key, int) else getattr(batch, key)
+    except (KeyError, IndexError, AttributeError, TypeError):
+        raise ValueError(
+            f"The attack changes the inputs at key {key!r}, but the batch has {_keys(batch)}; pass `inputs_key`."
+        ) from None
+    dtype = jnp.result_type(inputs)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"The inputs at key {key!r} must be floating-point to be perturbed, got {dtype}; "
+            "scale them to [0, 1] as float32 first."
+        )
+    return inputs
+
+
+def with_inputs(batch: Any, key: str | int, inputs: jax.Array) -> Any:
+    """Return the batch with other inputs; all other leaves are the same objects.
+
+    Args:
+      batch: A mapping, a named tuple, a tuple or a list.
+      key: The key, field name or index of the inputs.
+      inputs: The new inputs, shape (examples, ...).
+
+    Returns:
+      A batch of the same type.
+    """
+    if isinstance(batch, Mapping):
+        return type(batch)({**batch, key: inputs})  # type: ignore[call-arg]
+    if hasattr(batch, "_replace"):
+        field = batch._fields[key] if isinstance(key, int) else key
+        return batch._replace(**{field: inputs})
+    items = list(batch)
+    items[int(key)] = inputs
+    return type(batch)(items)
+
+
+def _keys(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"the keys {list(batch)}"
+    if hasattr(batch, "_fields"):
+        return f"the fields {list(batch._fields)}"
+    if isinstance(batch, (tuple, list)):
+        return f"{len(batch)} items"
+    return f"the type {type(batch).__name__}"

@@ -1,0 +1,128 @@
+"""The controller protocol: a pure state machine that decides how the next updates are made.
+
+A controller decides three things together: the batch size, the factor on the learning rate (growth AND decay)
+and the fraction of adversarial examples. It counts in examples, so nothing drifts when the batch grows, and it
+says when it wants to be told and whether it wants a measurement then::
+
+    state = controller.init()
+    while training:
+        ...  # updates of state.batch_size examples, with learning rate lr * state.lr_scale
+        if samples >= state.observe_at:
+            eigenvalue = measure() if state.measure else None
+            state = controller.update(Observation(samples, eigenvalue), state)
+
+A decision holds for whole updates: a trainer that accumulates gradients takes it up when an update is complete,
+so that no update mixes two batch sizes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+NEVER = 2**31 - 1
+"""The count of examples that stands for "never"."""
+
+
+class Observation(NamedTuple):
+    """What a controller is told."""
+
+    samples: jax.Array | int  # shape (), int32: examples trained on so far
+    eigenvalue: jax.Array | float | None = None  # shape (), float32: top Hessian eigenvalue, fresh if asked for
+
+
+class ControllerState(NamedTuple):
+    """What a controller decided, and what it wants to be told next."""
+
+    batch_size: jax.Array  # shape (), int32: examples per update
+    lr_scale: jax.Array  # shape (), float32: the learning rate is lr * lr_scale
+    adversarial_fraction: jax.Array  # shape (), float32: fraction of each batch to replace
+    observe_at: jax.Array  # shape (), int32: call update once this many examples have been trained on
+    measure: jax.Array  # shape (), bool: whether that call must carry a fresh measurement
+    rule: Any  # what the rule itself remembers, a pytree of arrays
+
+
+class Controller(NamedTuple):
+    """A rule for the batch size: two pure functions, usable under jit and scan and from a Python loop."""
+
+    init: Callable[[], ControllerState]
+    update: Callable[[Observation, ControllerState], ControllerState]
+
+
+class Decay(NamedTuple):
+    """A step decay of the learning rate, by examples."""
+
+    at: tuple[int, ...]  # examples after which the rate is multiplied by `factor`, ascending
+    factor: float
+
+    def scale(self, samples: Any) -> jax.Array:
+        """Return the product of the decays that have happened, a float32 scalar."""
+        passed = sum((jnp.asarray(samples >= at, jnp.int32) for at in self.at), jnp.zeros((), jnp.int32))
+        return jnp.float32(self.factor) ** passed
+
+    def next(self, samples: Any) -> jax.Array:
+        """Return the examples at the first decay still to come, an int32 scalar, or NEVER."""
+        return next_event(samples, self.at)
+
+
+def next_event(samples: Any, events: Sequence[Any]) -> jax.Array:
+    """Find the first event after a count of examples.
+
+    Args:
+      samples: Examples so far, a scalar.
+      events: Counts of examples, scalars, in any order.
+
+    Returns:
+      The smallest event above ``samples``, an int32 scalar, or NEVER.
+
+    Example:
+      >>> int(next_event(300, (100, 300, 400)))
+      400
+    """
+    upcoming = [jnp.where(jnp.asarray(event) > samples, event, NEVER) for event in events]
+    return jnp.asarray(jnp.min(jnp.stack(upcoming)) if upcoming else NEVER, jnp.int32)
+
+
+def check_decay(lr_decay_at: Sequence[int], lr_decay: float) -> Decay:
+    """Check the decay points of a learning rate.
+
+    Args:
+      lr_decay_at: Examples after which the rate decays, positive and ascending.
+      lr_decay: Factor at each, in (0, 1].
+
+    Returns:
+      The decay.
+
+    Raises:
+      ValueError: If a point is not positive, the points do not ascend, or the factor lies outside (0, 1].
+
+    Example:
+      >>> float(check_decay((10, 20), 0.5).scale(15))
+      0.5
+    """
+    points = tuple(lr_decay_at)
+    if any(not 0 < at < NEVER for at in points) or list(points) != sorted(set(points)):
+        raise ValueError(f"`lr_decay_at` must be positive counts of examples that ascend, got {points}.")
+    if not 0 < lr_decay <= 1:
+        raise ValueError(f"`lr_decay` must lie in (0, 1], got {lr_decay}.")
+    return Decay(points, lr_decay)
+
+
+def check_batch_sizes(initial: int, maximum: int) -> None:
+    """Check the range of a batch size that grows.
+
+    Args:
+      initial: Examples per update at the start.
+      maximum: The most examples per update.
+
+    Raises:
+      ValueError: If ``initial`` lies outside [1, maximum], or ``maximum`` is no multiple of it.
+    """
+    if not 1 <= initial <= maximum:
+        raise ValueError(f"`initial` must lie in [1, maximum={maximum}], got {initial}.")
+    if maximum % initial:
+        raise ValueError(
+            f"`maximum` must be a multiple of initial={initial}, got {maximum}; "
+            f"the nearest below is {maximum // initial * initial}."
+        )

@@ -1,0 +1,158 @@
+"""Power iteration: the eigenvalue of largest magnitude of a symmetric operator.
+
+The loop stops on the relative residual ``||A v - eigenvalue v|| / |eigenvalue|``, which bounds the distance
+from the eigenvalue to the spectrum, and not on the change of the eigenvalue, which may be small far from any.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hessabs import trees
+from hessabs.curvature import loops
+from hessabs.typing import MatVec, Params
+
+
+class PowerIterationResult(NamedTuple):
+    """What ``power_iteration`` found, and how well."""
+
+    eigenvalue: jax.Array  # shape (), at least float32: the Rayleigh quotient, with its sign
+    eigenvector: Params  # like v0, norm 1 (or 0): the best start for the next call
+    residual: jax.Array  # shape (), at least float32: ||A v - eigenvalue v|| / |eigenvalue|
+    num_iters: jax.Array  # shape (), int32: products computed
+    converged: jax.Array  # shape (), bool: residual <= rtol
+
+
+def power_iteration(
+    matvec: MatVec,
+    v0: Params,
+    *,
+    max_iters: int = 20,
+    rtol: float = 1e-2,
+    loop: loops.Loop | None = None,
+) -> PowerIterationResult:
+    """Find the eigenvalue of largest magnitude of a symmetric operator.
+
+    Each iteration is one product: ``w = A v; eigenvalue = v . w; v = w / ||w||``. A zero operator gives
+    eigenvalue 0 and residual 0; a zero ``v0`` gives eigenvalue 0 and is returned as it is; a product that is
+    not finite ends the loop at once and shows in the eigenvalue and the residual.
+
+    Args:
+      matvec: The operator, from a pytree to a pytree of the same structure. One that is a
+        ``jax.tree_util.Partial`` (as ``hessian`` makes it) is compiled together with the iteration, once for
+        all params of the same shapes; any other callable is called as it is.
+      v0: Start vector, a pytree of floating-point arrays, of any norm. The eigenvector of an earlier call is
+        the best one.
+      max_iters: Largest number of products, at least 1.
+      rtol: Stop when the relative residual is at most this. Then an eigenvalue lies within
+        ``rtol * |eigenvalue|`` of the one returned.
+      loop: ``"host"`` (Python drives one jitted iteration), ``"device"`` (one compiled loop), or None to choose
+        by backend and by whether the call is being traced; see ``hessabs.curvature.loops``.
+
+    Returns:
+      A ``PowerIterationResult``. Its ``eigenvector`` is the vector that the eigenvalue and the residual belong
+      to.
+
+    Raises:
+      ValueError: If ``max_iters`` is below 1, ``rtol`` negative or NaN, ``loop`` unknown, or the product has
+        another structure than ``v0``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> result = power_iteration(lambda v: jnp.array([1.0, -3.0]) * v, jnp.ones(2), rtol=1e-3)
+      >>> round(float(result.eigenvalue), 3), bool(result.converged)
+      (-3.0, True)
+
+    References:
+      Yao et al. (2018), arXiv:1802.08241, Algorithm 1, with the residual in place of the change of the
+      eigenvalue as the test to stop.
+    """
+    if max_iters < 1:
+        raise ValueError(f"`max_iters` must be at least 1, got {max_iters}.")
+    if not rtol >= 0:
+        raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
+    chosen = loops.choose(loop, matvec, v0)
+    operator = isinstance(matvec, jax.tree_util.Partial)
+    if chosen == "host":
+        step: Callable[..., _State] = _jitted_step if operator else _step_outside_jit
+        state = _init(v0)
+        # Reading the flag waits for the product, which the next one needs anyway; what it buys is every
+        # product after convergence.
+        for _ in range(max_iters):
+            state = step(matvec, state, rtol)
+            if trees.is_traced(state):
+                break
+            if bool(state.done):
+                return _result(state, rtol)
+        else:
+            return _result(state, rtol)
+        # The operator closes over somebody's tracers, which only its product shows: Python cannot drive.
+        if loop == "host":
+            loops.choose("host", state)
+    elif operator and not trees.is_traced(matvec, v0):
+        return _jitted_device_loop(matvec, v0, max_iters, rtol)
+    return _device_loop(matvec, v0, max_iters, rtol)
+
+
+class _State(NamedTuple):
+    vector: Params  # the unit vector of the last product
+    product: Params  # A vector; its direction is the next vector
+    eigenvalue: jax.Array
+    residual: jax.Array
+    num_iters: jax.Array
+    done: jax.Array
+
+
+def _init(v0: Params) -> _State:
+    unit, norm = trees.normalize(v0)
+    zero = jnp.zeros_like(norm)
+    return _State(unit, unit, zero, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+
+def _advance(state: _State, vector: Params, product: Params, rtol: Any) -> _State:
+    product = jax.tree.map(lambda w, v: w.astype(v.dtype), product, vector)
+    eigenvalue = trees.vdot(vector, product)
+    error = jax.tree.map(lambda w, v: w - (eigenvalue * v).astype(w.dtype), product, vector)
+    _, error_norm = trees.normalize(error)
+    residual = jnp.where(eigenvalue == 0, error_norm, error_norm * trees.safe_inverse(jnp.abs(eigenvalue)))
+    done = (residual <= rtol) | ~jnp.isfinite(eigenvalue)
+    return _State(vector, product, eigenvalue, residual, state.num_iters + 1, done)
+
+
+def _step(matvec: MatVec, state: _State, rtol: Any) -> _State:
+    vector, _ = trees.normalize(state.product)
+    product = matvec(vector)
+    trees.check_like(product, vector, "matvec(v0)", "v0")
+    return _advance(state, vector, product, rtol)
+
+
+_jitted_step = jax.jit(_step)
+_jitted_direction = jax.jit(lambda product: trees.normalize(product)[0])
+_jitted_advance = jax.jit(_advance)
+
+
+def _step_outside_jit(matvec: MatVec, state: _State, rtol: float) -> _State:
+    vector = _jitted_direction(state.product)
+    product = matvec(vector)
+    trees.check_like(product, vector, "matvec(v0)", "v0")
+    return _jitted_advance(state, vector, product, rtol)
+
+
+def _device_loop(matvec: MatVec, v0: Params, max_iters: Any, rtol: Any) -> PowerIterationResult:
+    state = jax.lax.while_loop(
+        lambda state: ~state.done & (state.num_iters < max_iters),
+        lambda state: _step(matvec, state, rtol),
+        _init(v0),
+    )
+    return _result(state, rtol)
+
+
+_jitted_device_loop = jax.jit(_device_loop)
+
+
+def _result(state: _State, rtol: Any) -> PowerIterationResult:
+    return PowerIterationResult(
+        state.eigenvalue, state.vector, state.residual, state.num_iters, state.residual <= rtol
+    )

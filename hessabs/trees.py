@@ -1,0 +1,141 @@
+"""Checks and products on pytrees that ``optax.tree`` does not have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@jax.tree_util.register_static
+class Static:
+    """A hashable value that rides in a pytree as structure, not as a leaf.
+
+    A class, against the house rule, because JAX takes static values only from registered classes.
+
+    Args:
+      value: Anything hashable. Two trees have one structure when their static values are equal.
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return f"Static({self.value!r})"
+
+
+def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
+    """Make a callable a pytree, so that it may be an argument of a jitted function.
+
+    Args:
+      function: Any callable. One that is a ``jax.tree_util.Partial`` already is returned as it is.
+
+    Returns:
+      A ``jax.tree_util.Partial``.
+    """
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+
+
+def check_like(got: Any, want: Any, got_name: str, want_name: str) -> None:
+    """Raise unless two pytrees have the same structure and leaf shapes.
+
+    Args:
+      got: The pytree to check.
+      want: The pytree it must look like.
+      got_name: What to call ``got`` in the message.
+      want_name: What to call ``want`` in the message.
+
+    Raises:
+      ValueError: With both sides at the first path where they differ.
+    """
+    got_leaves = dict(_leaves_by_path(got))
+    want_leaves = dict(_leaves_by_path(want))
+    for path in [*want_leaves, *got_leaves]:
+        left, right = got_leaves.get(path), want_leaves.get(path)
+        if left is None or right is None or jnp.shape(left) != jnp.shape(right):
+            raise ValueError(
+                f"`{got_name}` must have the structure of `{want_name}`, but at {path or 'the root'} "
+                f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}."
+            )
+
+
+def safe_inverse(x: jax.Array) -> jax.Array:
+    """Return 1 / x, or 0 where x is 0.
+
+    Args:
+      x: An array of any shape.
+
+    Returns:
+      An array of the same shape and dtype; finite wherever 1 / x is representable.
+
+    Example:
+      >>> safe_inverse(jnp.array([0.0, 4.0]))
+      Array([0.  , 0.25], dtype=float32)
+    """
+    return jnp.where(x != 0, 1 / jnp.where(x != 0, x, 1), 0)
+
+
+def normalize(tree: Any) -> tuple[Any, jax.Array]:
+    """Scale a pytree to norm 1; the zero tree stays zero.
+
+    The tree is scaled by its largest entry first, so that neither tiny nor huge trees lose their norm to
+    underflow or overflow.
+
+    Args:
+      tree: A pytree of floating-point arrays.
+
+    Returns:
+      The scaled tree, leaf dtypes kept, and its norm before, a scalar in at least float32.
+    """
+    largest = optax.tree.norm(tree, ord=jnp.inf).astype(_norm_dtype(tree))
+    scaled = jax.tree.map(lambda x: x * safe_inverse(largest), tree)
+    norm = jnp.sqrt(vdot(scaled, scaled))
+    unit = jax.tree.map(lambda x, like: (x * safe_inverse(norm)).astype(like.dtype), scaled, tree)
+    return unit, norm * largest
+
+
+def vdot(a: Any, b: Any) -> jax.Array:
+    """Inner product of two pytrees, accumulated in at least float32.
+
+    Args:
+      a: A pytree of floating-point arrays.
+      b: A pytree of the same structure.
+
+    Returns:
+      A scalar in the widest dtype of the leaves, float32 at the least.
+    """
+    dtype = _norm_dtype((a, b))
+    products = jax.tree.map(lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
+
+
+def is_traced(*trees: Any) -> bool:
+    """Tell whether any leaf is a tracer, that is, whether the caller itself is being traced.
+
+    Args:
+      *trees: Pytrees, callable ones among them.
+
+    Returns:
+      True when a leaf is a ``jax.core.Tracer``.
+    """
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def _norm_dtype(tree: Any) -> Any:
+    return jnp.result_type(jnp.float32, *[x.dtype for x in jax.tree.leaves(tree)])
+
+
+def _leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+
+
+def _describe(leaf: Any) -> str:
+    return "nothing" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

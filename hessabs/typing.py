@@ -1,0 +1,47 @@
+"""The conventions of the library, and the types that carry them.
+
+* A **loss** is ``loss_fn(params, batch) -> scalar``, the MEAN over the batch. A batch is a pytree whose
+  leaves share a leading example axis.
+* Arrays that a loss needs beside the params (batch norm statistics, say) are bound with
+  ``jax.tree_util.Partial(loss_fn, ...)``: they are then traced arguments, not constants, so new values
+  never recompile anything.
+* An **operator** is a callable AND a pytree: a ``jax.tree_util.Partial`` whose function is a module-level
+  function and whose arrays are leaves. It can be passed into a jitted function; new params or a new batch
+  of the same shapes compile nothing again.
+* An **attack** is ``attack(loss_fn, params, batch, key=None) -> batch``, in the units of the batch (an
+  image of the training loop is float32 in [0, 1]).
+* Random keys are arguments (``jax.random.key``), never defaults. The caller's dtype is kept; the scalars
+  of a state are float32, int32 or bool arrays.
+* ``axis_name`` names a mapped axis (``pmap``, ``shard_map``, ``vmap``) over which batches are split and
+  params are replicated. Under ``jit`` with ``NamedSharding`` it stays None.
+* Python values raise ``ValueError`` at construction, with what was got; structures raise at trace time,
+  showing both sides; traced values never raise: they show in the result (residuals, ``converged``).
+* The progress of a training run is counted in **examples**, the one clock that does not change its pace
+  when the batch grows.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import chex
+import jax
+
+Params: TypeAlias = chex.ArrayTree
+"""A pytree of floating-point arrays."""
+
+Batch: TypeAlias = chex.ArrayTree
+"""A pytree of arrays that share a leading example axis."""
+
+LossFn: TypeAlias = Callable[[Params, Any], jax.Array]
+"""``loss_fn(params, batch) -> scalar``, the mean over the batch."""
+
+MatVec: TypeAlias = Callable[[Any], Any]
+"""A linear map from a pytree to a pytree of the same structure."""
+
+
+class Attack(Protocol):
+    """``attack(loss_fn, params, batch, key=None) -> batch`` with perturbed inputs; other leaves are untouched."""
+
+    def __call__(
+        self, loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None
+    ) -> Any: ...
