@@ -61,7 +61,8 @@ def run_one(workdir: pathlib.Path, settings: Any, config_name: str) -> None:
     # The commit of the code that starts, not of one that lands while it runs.
     provenance = {
         "command": f"python experiments/run.py {config_name}",
-        "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--", "../hessabs") else ""),
+        "commit": _git("rev-parse", "HEAD")
+        + ("-dirty" if _git("status", "--porcelain", "--", "../hessabs") else ""),
         "hardware": hardware(),
     }
     train(set_up(settings._replace(data_dir=_DATA_DIR.value)), workdir)

@@ -50,7 +50,9 @@ def _train(argv: Sequence[str]) -> int:
     from hessabs.training.setup import set_up
 
     values = _config_flags(Config)
-    flags.DEFINE_string("workdir", None, "folder for metrics.jsonl, summary.json and curves.png", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "folder for metrics.jsonl, summary.json and curves.png", flag_values=values
+    )
     flags.DEFINE_bool("overwrite", False, "lose the run that workdir already holds", flag_values=values)
     try:
         if _parse(values, "train", argv):

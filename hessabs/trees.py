@@ -18,7 +18,7 @@ class Static:
       value: Anything hashable. Two trees have one structure when their static values are equal.
     """
 
-    def __init__(self, value: Any):
+    def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:

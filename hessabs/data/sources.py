@@ -47,9 +47,7 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def load(
-    name: str, *, data_dir: str | os.PathLike[str] | None = None, num_test: int | None = None
-) -> Dataset:
+def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, num_test: int | None = None) -> Dataset:
     """Load a data set into memory.
 
     ``"digits"`` is scikit-learn's embedded set: 1,797 images of 8x8x1, scaled to 0..255 by
@@ -91,8 +89,7 @@ def load(
     available = len(dataset.test["label"])
     if not 1 <= num_test <= available:
         raise ValueError(
-            f"`num_test` must lie in [1, {available}], the test examples of {name!r}, "
-            f"got {num_test}."
+            f"`num_test` must lie in [1, {available}], the test examples of {name!r}, got {num_test}."
         )
     return dataset._replace(test={k: v[:num_test] for k, v in dataset.test.items()})
 
@@ -141,9 +138,7 @@ def _load_prepared(name: str, data_dir: Path) -> Dataset:
             f"ClassLabel feature 'label', got {', '.join(sorted(features))}."
         )
     if np.dtype(features["image"].np_dtype) != np.uint8:
-        raise ValueError(
-            f"Images of {name!r} must be uint8, got {np.dtype(features['image'].np_dtype)}."
-        )
+        raise ValueError(f"Images of {name!r} must be uint8, got {np.dtype(features['image'].np_dtype)}.")
     num_classes = features["label"].num_classes
     held_out = "test" if "test" in splits else "validation"
     if "train" not in splits or held_out not in splits:

@@ -79,9 +79,7 @@ def micro_batches_per_epoch(num_examples: int, size: int, keep_remainder: bool =
         (390, 391)
     """
     if not 1 <= size <= num_examples:
-        raise ValueError(
-            f"`size` must lie in [1, the number of examples={num_examples}], got {size}."
-        )
+        raise ValueError(f"`size` must lie in [1, the number of examples={num_examples}], got {size}.")
     return -(-num_examples // size) if keep_remainder else num_examples // size
 
 
@@ -178,9 +176,7 @@ def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[s
     return (_batch(arrays, order, start, size) for start in range(0, num_examples, size))
 
 
-def _batch(
-    arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int
-) -> dict[str, np.ndarray]:
+def _batch(arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int) -> dict[str, np.ndarray]:
     places = np.arange(start, start + size)
     picked = order[places % len(order)]  # past the end: the first examples again, at weight 0
     batch = {name: array[picked] for name, array in arrays.items()}

@@ -28,9 +28,7 @@ class MLP(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def mlp(
-    num_classes: int = 10, hidden: Sequence[int] = (256, 256), *, dtype: Dtype | None = None
-) -> MLP:
+def mlp(num_classes: int = 10, hidden: Sequence[int] = (256, 256), *, dtype: Dtype | None = None) -> MLP:
     """Create a multilayer perceptron with ReLU.
 
     Images are flattened. With the defaults and 28x28x1 images it is 784-256-256-10 with 269,322

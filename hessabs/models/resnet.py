@@ -79,9 +79,7 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
     return ResNet(num_classes=num_classes, dtype=dtype)
 
 
-def _conv(
-    x: jax.Array, width: int, kernel: int, stride: int = 1, *, dtype: Dtype | None
-) -> jax.Array:
+def _conv(x: jax.Array, width: int, kernel: int, stride: int = 1, *, dtype: Dtype | None) -> jax.Array:
     return nn.Conv(
         width,
         (kernel, kernel),

@@ -42,9 +42,9 @@ class Config(NamedTuple):
     lr_decay: Annotated[float, "factor of each decay, in (0, 1]"] = 0.2
     momentum: Annotated[float, "momentum of SGD, in [0, 1)"] = 0.9
     weight_decay: Annotated[float, "l2 penalty on every param"] = 0.0
-    measure_every: Annotated[
-        int | None, "examples between eigenvalue measurements (n); default: an epoch"
-    ] = None
+    measure_every: Annotated[int | None, "examples between eigenvalue measurements (n); default: an epoch"] = (
+        None
+    )
     eigenvalue_decrease: Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"] = 2.0
     growth_factor: Annotated[float, "growth of the batch (beta)"] = 2.0
     patience: Annotated[

@@ -25,12 +25,13 @@ def draw_curves(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> No
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True)
     for axis, (field, title, scale) in zip(axes.flat, PANELS, strict=True):
-        for name, records in runs.items():
+        for number, (name, records) in enumerate(runs.items()):
             points = [(r["epoch"], r[field]) for r in records if r[field] is not None]
             if scale == "log":
                 points = [(x, y) for x, y in points if y > 0]
             if points:
-                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=name)
+                marker = "." if len(points) < 40 else ""
+                axis.plot(*zip(*points, strict=True), marker=marker, color=f"C{number}", label=name)
         if scale == "log" and axis.lines:
             axis.set_yscale("log", base=2 if field == "batch_size" else 10)
         axis.set_title(title)

@@ -14,11 +14,17 @@ class Progress:
       done: Examples trained on already.
     """
 
-    def __init__(self, total: int, done: int = 0):
+    def __init__(self, total: int, done: int = 0) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=total, initial=done, unit="img", unit_scale=True, dynamic_ncols=True, file=sys.stderr, disable=None
+            total=total,
+            initial=done,
+            unit="img",
+            unit_scale=True,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=None,
         )
 
     def __enter__(self) -> Self:

@@ -32,7 +32,8 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """
     header = ["method", *(title for _, title, _ in _COLUMNS)]
     rows = [
-        [name, *(form.format(summary[field]) for field, _, form in _COLUMNS)] for name, summary in summaries.items()
+        [name, *(form.format(summary[field]) for field, _, form in _COLUMNS)]
+        for name, summary in summaries.items()
     ]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [

@@ -110,9 +110,7 @@ def scale_images(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, "image": image}
 
 
-def training_loss(
-    model: nn.Module, model_state: Any, params: Params, batch: Any
-) -> tuple[jax.Array, Any]:
+def training_loss(model: nn.Module, model_state: Any, params: Params, batch: Any) -> tuple[jax.Array, Any]:
     """Weighted mean cross-entropy in training mode: batch norm uses and updates its statistics.
 
     Args:
