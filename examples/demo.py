@@ -12,7 +12,6 @@ from absl import app, flags
 
 from hessabs.training import Config, set_up, train
 from hessabs.training.curves import draw_curves
-from hessabs.training.metrics import METRICS, read_lines
 from hessabs.training.report import table
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "folder for the results of both runs")
@@ -38,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
     summaries, curves = {}, {}
     for name, method in (("fixed batch (BL)", "bl"), ("ABSA", "absa")):
         print(f"training {name} on {config.dataset}, {epochs} epochs ...", flush=True)
-        summaries[name] = train(set_up(config._replace(method=method)), workdir / method)
-        curves[name] = read_lines(workdir / method / METRICS)
+        result = train(set_up(config._replace(method=method)), workdir / method)
+        summaries[name], curves[name] = result.summary, result.records
     draw_curves(workdir / "curves.png", curves)
     print(f"\n{table(summaries)}\n")
     ratio = summaries["fixed batch (BL)"]["updates"] / summaries["ABSA"]["updates"]

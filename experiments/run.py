@@ -10,9 +10,7 @@ starts anew). With --smoke, two epochs of the first seed, in a folder of their o
 import importlib
 import json
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +18,10 @@ from typing import Any
 from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parent
+sys.path.insert(0, str(ROOT.parent))
+
+from experiments import provenance  # noqa: E402
+
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
 _SMOKE = flags.DEFINE_bool("smoke", False, "two epochs of the first seed")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "run nothing, build the table and the picture")
@@ -39,7 +41,6 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or not (ROOT / "configs" / f"{argv[1]}.py").exists():
         known = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
         sys.exit(f"experiments/run.py: name one of {', '.join(known)}, got {argv[1:]}.")
-    sys.path.insert(0, str(ROOT.parent))
     config = importlib.import_module(f"experiments.configs.{argv[1]}")
     results = ROOT / "results" / (argv[1] + ("_smoke" if _SMOKE.value else ""))
     if not _REPORT_ONLY.value:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
                 run_one(results / name, settings, argv[1])
             elif settings.seed == 0:
                 run_one(results / name, settings._replace(epochs=2), argv[1])
-    report(results, argv[1], config.__doc__.strip().splitlines()[0])
+    report(results, argv[1], (config.__doc__ or "").strip().splitlines()[0])
 
 
 def run_one(workdir: pathlib.Path, settings: Any, config_name: str) -> None:
@@ -59,16 +60,15 @@ def run_one(workdir: pathlib.Path, settings: Any, config_name: str) -> None:
         return
     print(f"{workdir.relative_to(ROOT)}", flush=True)
     # The commit of the code that starts, not of one that lands while it runs.
-    provenance = {
+    origin = {
         "command": f"python experiments/run.py {config_name}",
-        "commit": _git("rev-parse", "HEAD")
-        + ("-dirty" if _git("status", "--porcelain", "--", "../hessabs") else ""),
-        "hardware": hardware(),
+        "commit": provenance.commit(),
+        "hardware": provenance.hardware(),
     }
     train(set_up(settings._replace(data_dir=_DATA_DIR.value)), workdir)
     summary = json.loads((workdir / "summary.json").read_text())
     # Where the data lay says nothing about the result.
-    summary = {**{key: value for key, value in summary.items() if key != "data_dir"}, **provenance}
+    summary = {**{key: value for key, value in summary.items() if key != "data_dir"}, **origin}
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -78,7 +78,7 @@ def report(results: pathlib.Path, name: str, title: str) -> None:
     from hessabs.training.metrics import read_lines
 
     groups: dict[str, list[dict[str, Any]]] = {}
-    curves = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(results.glob("*/*/summary.json")):
         groups.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()))
         curves.setdefault(path.parent.parent.name, read_lines(path.parent / "metrics.jsonl"))
@@ -108,21 +108,6 @@ def table(order: Sequence[str], groups: dict[str, list[dict[str, Any]]]) -> list
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def hardware() -> str:
-    """Describe the processor of this machine."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{len(models)} x {models[0]}" if models else platform.machine()
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def _train(argv: Sequence[str]) -> int:
     except (flags.Error, ValueError, OSError) as error:
         return _refuse(error)
     try:
-        summary = train(run, workdir)
+        summary = train(run, workdir).summary
     except FloatingPointError as error:
         return _refuse(error)
     print(table({summary["method"]: summary}))

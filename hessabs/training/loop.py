@@ -45,7 +45,16 @@ class LoopState(NamedTuple):
     measured: tuple[float, float]  # (eigenvalue, residual) last measured in this epoch, else nan
 
 
-def train(run: Run, workdir: pathlib.Path | None = None) -> dict[str, Any]:
+class Result(NamedTuple):
+    """What a finished run leaves."""
+
+    params: Params
+    model_state: Any  # collections of flax beside the params
+    summary: dict[str, Any]  # the fields of summary.json
+    records: list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
     """Train a network.
 
     A batch of B examples is accumulated from B / micro_batch_size micro-batches. The controller's decision is
@@ -58,7 +67,7 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> dict[str, Any]:
       workdir: Folder for ``metrics.jsonl``, ``summary.json`` and ``curves.png``; None writes nothing.
 
     Returns:
-      The summary: results, compilations, versions, and every setting.
+      A ``Result``: trained params, summary, records.
 
     Raises:
       FloatingPointError: If the loss is not finite, naming the update. What was written stays.
@@ -101,7 +110,7 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> dict[str, Any]:
     if workdir is not None:
         draw_curves(workdir / metrics.CURVES, {config.method: records})
         metrics.write_json(workdir / metrics.SUMMARY, summary)
-    return summary
+    return Result(state.train.params, state.train.model_state, summary, records)
 
 
 def start(run: Run) -> LoopState:

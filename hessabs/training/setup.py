@@ -47,11 +47,12 @@ class Run(NamedTuple):
         return epoch_examples(self.config, len(self.dataset.train["label"]))
 
 
-def set_up(config: Config) -> Run:
+def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     """Load the data and build the network, the rule and the jitted functions of a run.
 
     Args:
       config: The settings; None fields are decided here.
+      dataset: Images of your own; ``config.dataset`` is then only their name. None loads that data set.
 
     Returns:
       A ``Run``. Nothing has been written or compiled for training yet.
@@ -61,11 +62,12 @@ def set_up(config: Config) -> Run:
         ``hessabs.data.DatasetNotFoundError`` if the data is not on disk.
     """
     config_lib.check(config)
-    dataset = load(config.dataset, data_dir=config.data_dir)
+    if dataset is None:
+        dataset = load(config.dataset, data_dir=config.data_dir)
     num_examples = len(dataset.train["label"])
     config = config_lib.resolve(config, num_examples)
     model = models.create(config.model, dataset.num_classes)
-    params, model_state = _init_model(model, config, dataset)
+    params, model_state = init_model(model, config, dataset)
     optimizer = make_optimizer(config)
     fraction = config.adversarial_fraction or 0.0
     order = epoch_order(config.seed, _HESSIAN_DRAW, num_examples)[: config.hessian_batch_size]
@@ -150,7 +152,20 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     return optax.chain(*decay, *momentum, scale_by_batch_size(), optax.scale_by_learning_rate(config.lr))
 
 
-def _init_model(model: nn.Module, config: Config, dataset: Dataset) -> tuple[Any, Any]:
+def init_model(model: nn.Module, config: Config, dataset: Dataset) -> tuple[Any, Any]:
+    """Draw the initial params of a network for the images of a data set.
+
+    Args:
+      model: A flax module called as ``(x, train)``.
+      config: The settings; its seed draws the params.
+      dataset: The images.
+
+    Returns:
+      (params, the other collections).
+
+    Raises:
+      ValueError: If the network does not take such images, showing both.
+    """
     image_shape = dataset.train["image"].shape[1:]
     image = jnp.zeros((1, *image_shape), jnp.float32)
 

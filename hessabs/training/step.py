@@ -1,9 +1,9 @@
 """The jitted functions of a training step, each compiled once whatever the batch size does.
 
 A batch of B examples is k = B / micro_batch_size calls of ``accumulate`` and one of ``apply_update``. k is a
-number on the host, the learning rate and the adversarial fraction are traced: growth compiles nothing. The calls
-come from a Python loop and not from ``lax.scan``, for convolution gradients inside a loop are 20 to 50 times
-slower on the CPU (see ``hessabs.curvature.loops``).
+number on the host, the learning rate and the adversarial fraction are traced: growth compiles nothing. The
+calls come from a Python loop and not from ``lax.scan``, for convolution gradients inside a loop are 20 to 50
+times slower on the CPU (see ``hessabs.curvature.loops``).
 """
 
 from collections.abc import Callable, Mapping
