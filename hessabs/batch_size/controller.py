@@ -11,8 +11,8 @@ says when it wants to be told and whether it wants a measurement then::
             eigenvalue = measure() if state.measure else float("nan")
             state = controller.update(Observation(samples, eigenvalue), state)
 
-``controller.measures`` says what a measurement is: a top eigenvalue of the Hessian, of the whole network or of its
-last layer, or the gradient statistics of the update just made.
+``controller.measures`` says what a measurement is: a top eigenvalue of the Hessian, of the whole network or of
+its last layer, or the gradient statistics of the update just made.
 
 A decision holds for whole updates: a trainer that accumulates gradients takes it up when an update is complete,
 so that no update mixes two batch sizes.
@@ -35,8 +35,8 @@ Measurement = Literal["nothing", "eigenvalue", "last_layer_eigenvalue", "gradien
 class GradientStatistics(NamedTuple):
     """What the gradients of equal parts of one batch (micro-batches, devices) say about their noise.
 
-    With part gradients g_1 .. g_k of ``part_size`` examples each and g their mean. A rule that reads them can do
-    nothing where k is 1.
+    With part gradients g_1 .. g_k of ``part_size`` examples each and g their mean. A rule that reads them can
+    do nothing where k is 1.
     """
 
     part_size: jax.Array | int  # shape (), int32: examples in each part

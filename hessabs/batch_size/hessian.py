@@ -53,8 +53,8 @@ def hessian_adaptive(
 
     At each measurement: if ``signal <= reference / eigenvalue_decrease``, or the batch has not grown for
     ``patience`` measurements, then the batch grows by ``growth_factor``, the learning rate with it, and the
-    adversarial fraction shrinks by ``fraction_decrease``. The reference is the signal that last fell far enough,
-    at first the first one measured. At the maximum, adversarial examples and measurements end.
+    adversarial fraction shrinks by ``fraction_decrease``. The reference is the signal that last fell far
+    enough, at first the first one measured. At the maximum, adversarial examples and measurements end.
 
     A negative, zero, subnormal or non-finite eigenvalue never grows the batch, is never the reference, and does
     not let the patience end; the measurement after it may.
@@ -66,8 +66,8 @@ def hessian_adaptive(
       eigenvalue_decrease: The fall that counts (alpha), above 1.
       growth_factor: Growth of the batch (beta), above 1. The batch stays a multiple of ``initial``.
       patience: Measurements without growth after which the batch grows anyway (kappa), or None for never.
-      signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: the eigenvalue times the learning-rate scale at the
-        time, which a growth raises and a decay lowers.
+      signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: the eigenvalue times the learning-rate scale at
+        the time, which a growth raises and a decay lowers.
       block: The Hessian to measure, ``"all"`` parameters or those of the ``"last_layer"``; it is passed on as
         ``controller.measures``.
       noise_factor: Where ``Observation.standard_error`` comes with the eigenvalue (see ``mean_and_error``), a
@@ -80,9 +80,9 @@ def hessian_adaptive(
         the training.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].
-      compatibility: ``"hessianflow"`` reproduces the rule of the published code for comparison, quirks included:
-        any eigenvalue is believed (a negative one counts as a fall, a first NaN is the reference for ever), the
-        patience ends on any, and a growth that rounds to nothing still counts as one.
+      compatibility: ``"hessianflow"`` reproduces the rule of the published code for comparison, quirks
+        included: any eigenvalue is believed (a negative one counts as a fall, a first NaN is the reference for
+        ever), the patience ends on any, and a growth that rounds to nothing still counts as one.
 
     Returns:
       A ``Controller``. ``state.measure`` says when ``Observation.eigenvalue`` must be fresh.

@@ -165,3 +165,32 @@ def next_multiple(samples: jax.Array, every: int) -> jax.Array:
 def grow_by(factor: jax.Array, growth: float) -> jax.Array:
     """Multiply a whole number of initial batches, at least by one more: ``max(f + 1, floor(f * growth))``."""
     return jnp.maximum(factor + 1, jnp.floor(factor * growth).astype(jnp.int32))
+
+
+def rounded(a: Any, b: Any) -> jax.Array:
+    """Multiply two numbers that are not negative, float32, rounded before anything is added.
+
+    A compiler may fuse a product and a sum, which gives other bits than eager code; the maximum stands between.
+    """
+    return jnp.maximum(jnp.asarray(a, jnp.float32) * jnp.asarray(b, jnp.float32), 0)
+
+
+def ladder(most: int, growth_factor: float, *, growths: int | None = None) -> list[int]:
+    """List the whole numbers of initial batches that growth goes through, as ``grow_by`` does.
+
+    Args:
+      most: The last of them.
+      growth_factor: Growth, above 1.
+      growths: How many growths; None for as many as reach the last.
+
+    Returns:
+      The factors, 1 first.
+
+    Example:
+      >>> ladder(12, 1.5)
+      [1, 2, 3, 4, 6, 9, 12]
+    """
+    factors = [1]
+    while len(factors) <= growths if growths is not None else factors[-1] < most:
+        factors.append(min(max(factors[-1] + 1, int(factors[-1] * growth_factor)), most))
+    return factors

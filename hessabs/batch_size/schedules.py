@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
-from hessabs.batch_size.options import Coupling, check_options
+from hessabs.batch_size.options import Coupling, check_options, rounded
 
 
 def constant(
@@ -58,7 +58,7 @@ def constant(
         samples = jnp.asarray(observation.samples, jnp.int32)
         return options.decide(samples, state.batch_size, state.adversarial_fraction)
 
-    return Controller(options.first, update)
+    return Controller(options.first, update, "nothing")
 
 
 def linear_scaling(
@@ -124,9 +124,8 @@ def linear_scaling(
     target = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[lr_coupling]
 
     def decide(samples: jax.Array, fraction: jax.Array) -> ControllerState:
-        # The complement is computed exactly and multiplied once, so that the end of the warm-up is `target`.
-        remaining = jnp.maximum(warmup - samples, 0).astype(jnp.float32) * (1 / max(warmup, 1))
-        scale = target - (target - 1) * remaining
+        remaining = jnp.maximum(warmup - samples, 0)
+        scale = target - rounded(remaining, abs(target - 1) / max(warmup, 1)) * (1 if target > 1 else -1)
         each_update = jnp.where(samples < warmup, samples + 1, NEVER)
         batch = jnp.asarray(batch_size, jnp.int32)
         return options.decide(samples, batch, fraction, lr_scale=scale, events=(each_update,))
@@ -137,4 +136,4 @@ def linear_scaling(
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         return decide(jnp.asarray(observation.samples, jnp.int32), state.adversarial_fraction)
 
-    return Controller(init, update)
+    return Controller(init, update, "nothing")

@@ -3,26 +3,23 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from hessabs.attacks.mixing import attacked_head, num_replaced
 from hessabs.typing import Attack, LossFn, Params
 
 
-def adversarial_gradient(
-    attack: Attack, *, max_fraction: float = 0.2
-) -> optax.GradientTransformationExtraArgs:
+def adversarial_gradient(attack: Attack, *, max_fraction: float = 0.2) -> optax.GradientTransformationExtraArgs:
     """Turn the gradient of a batch into that of the batch with its first examples attacked.
 
     With m of n examples replaced, the mean loss over the mixed batch has the gradient
     ``g + (1 / n) sum_{i < m} (grad l(adversarial_i) - grad l(x_i))``: it is computed from the incoming clean
     gradient ``g`` and the head of the batch alone.
 
-    ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required: those of the incoming gradient, the
-    loss a mean over examples that do not influence each other, so batch norm in evaluation mode),
-    ``adversarial_fraction`` (may be traced; ``max_fraction`` if not given) and ``key`` (for attacks that need one).
-    Place it first in a chain, outside ``optax.masked``.
+    ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required: those of the incoming gradient,
+    the loss a mean over examples that do not influence each other, so batch norm in evaluation mode),
+    ``adversarial_fraction`` (may be traced; ``max_fraction`` if not given) and ``key`` (for attacks that need
+    one). Place it first in a chain, outside ``optax.masked``.
 
     Args:
       attack: ``attack(loss_fn, params, batch, key) -> batch``, as ``hessabs.attacks.fgsm`` makes it.
@@ -34,10 +31,11 @@ def adversarial_gradient(
       arguments: ``inject_hyperparams(adversarial_gradient, static_args=("attack", "max_fraction"))``.
 
     Raises:
-      ValueError: If ``max_fraction`` lies outside [0, 1]; from ``update``, if params, loss or batch are missing.
+      ValueError: If ``max_fraction`` lies outside [0, 1]; from ``update``, if params, loss or batch are
+        missing.
 
     Example:
-      >>> import hessabs
+      >>> import hessabs, jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean((batch["image"] @ w) ** 2)
       >>> batch = {"image": jnp.array([[0.5], [0.5]])}
       >>> w = jnp.ones(1)

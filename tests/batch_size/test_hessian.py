@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hessabs.batch_size import NEVER, Observation, hessian_adaptive
+from hessabs.batch_size import NEVER, Observation, hessian_adaptive, mean_and_error
 
 EPOCH = 1000
 
@@ -126,6 +126,11 @@ def test_a_measurement_that_was_not_asked_for_is_not_counted():
         ({"adversarial_until": -5}, "`adversarial_until` must be at least 0"),
         ({"maximum": 13}, "`maximum` must be a multiple of initial=4, got 13; .* is 12"),
         ({"lr_decay_at": (5, 5)}, "`lr_decay_at` must be positive"),
+        ({"noise_factor": -1.0}, "`noise_factor` must be at least 0, got -1.0"),
+        ({"signal": "trace"}, "`signal` must be one of .* got 'trace'"),
+        ({"block": "first"}, "`block` must be one of .* got 'first'"),
+        ({"compatibility": "pytorch"}, "`compatibility` must be one of .* got 'pytorch'"),
+        ({"compatibility": "hessianflow", "growth_factor": 4.0}, "one ratio for .* got \\[2.0, 4.0\\]"),
     ],
 )
 def test_bad_parameters_are_named_with_what_was_got(options, message):
@@ -137,3 +142,58 @@ def test_an_observation_without_an_eigenvalue_is_refused():
     controller = hessian_adaptive(4, 16, measure_every=10)
     with pytest.raises(ValueError, match="no `eigenvalue`"):
         controller.update(Observation(10), controller.init())
+
+
+@pytest.mark.parametrize(("coupling", "scale"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_the_rate_follows_the_batch_as_asked(coupling, scale):
+    controller = hessian_adaptive(1, 64, measure_every=EPOCH, lr_coupling=coupling)
+    state = run(controller, [8.0, 4.0, 2.0])[-1]
+    assert (int(state.batch_size), float(state.lr_scale)) == (4, scale)
+
+
+def test_the_eigenvalue_times_the_rate_must_fall_by_more_after_a_growth():
+    controller = hessian_adaptive(1, 64, measure_every=EPOCH, signal="eigenvalue_times_lr", patience=None)
+    # Halving 8 grows and doubles the rate: 4 * 1 is then held against 2 * 2 and 1 * 2.
+    assert batch_sizes(controller, [8.0, 4.0, 2.0, 1.0]) == [1, 2, 2, 4]
+
+
+def test_a_fall_must_be_larger_than_its_noise():
+    controller = hessian_adaptive(1, 64, measure_every=EPOCH, noise_factor=2.0, patience=None)
+
+    def grows(first_error, second_error):
+        state = controller.init()
+        for samples, value, error in ((EPOCH, 8.0, first_error), (2 * EPOCH, 4.0, second_error)):
+            state = controller.update(Observation(samples, value, standard_error=error), state)
+        return int(state.batch_size) == 2
+
+    assert grows(0.0, 1.9)
+    assert not grows(0.0, 2.1)
+    assert not grows(2.1, 0.0)
+    assert not grows(1.5, 1.5)  # 2 * sqrt(4.5) > 4
+    assert not grows(0.0, float("nan"))
+    assert not grows(0.0, -1.0)
+
+
+def test_mean_and_error_of_several_batches():
+    mean, error = mean_and_error(np.array([1.0, 2.0, 3.0, 6.0]))
+    assert float(mean) == 3.0
+    np.testing.assert_allclose(error, np.std([1, 2, 3, 6], ddof=1) / 2, rtol=1e-6)
+    with pytest.raises(ValueError, match="at least 2, got"):
+        mean_and_error(np.ones(1))
+
+
+def test_the_block_is_what_is_measured():
+    assert hessian_adaptive(1, 2, measure_every=1).measures == "eigenvalue"
+    assert hessian_adaptive(1, 2, measure_every=1, block="last_layer").measures == "last_layer_eigenvalue"
+
+
+def test_measuring_three_times_an_epoch_grows_three_times_as_soon():
+    often = hessian_adaptive(1, 64, measure_every=EPOCH // 3)
+    state, grown_at = often.init(), []
+    value = 64.0
+    while int(state.observe_at) <= 2 * EPOCH:
+        samples, value, before = int(state.observe_at), value / 2, int(state.batch_size)
+        state = often.update(Observation(samples, value), state)
+        if int(state.batch_size) > before:
+            grown_at.append(samples)
+    assert grown_at[:4] == [666, 999, 1332, 1665]

@@ -1,4 +1,4 @@
-"""Every transformation of the library, with the extra arguments that it needs: the table of the contract suite."""
+"""Every transformation of the library, with the extra arguments that it needs, for the contract suite."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ class Case(NamedTuple):
     extra: Callable[[Any], dict[str, Any]]  # of a batch
     outside_masks: bool = False  # calls a loss with its params, so it stands before masks and partitions
     factory: Any = None  # for inject_hyperparams
-    arguments: dict[str, Any] = {}
+    arguments: Any = ()  # keyword arguments for inject_hyperparams
     static: tuple[str, ...] = ()
 
 

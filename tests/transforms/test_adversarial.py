@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
 import hessabs
+from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.25, 0.5])

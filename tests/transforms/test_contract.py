@@ -93,9 +93,7 @@ def test_the_second_update_compiles_nothing_and_equals_eager(case):
 def test_bfloat16_stays_bfloat16(case):
     params, _ = run(optax.chain(case.make(), optax.sgd(0.1)), case, make_params(jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-    chex.assert_trees_all_close(
-        jax.tree.map(lambda x: x.astype(jnp.float32), params), plain(case), atol=0.1
-    )
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x.astype(jnp.float32), params), plain(case), atol=0.1)
 
 
 def test_a_zero_gradient_stays_finite(case):
@@ -107,7 +105,7 @@ def test_a_zero_gradient_stays_finite(case):
 
 def test_inject_hyperparams(case):
     inject = optax.inject_hyperparams(case.factory, static_args=case.static)
-    params, _ = run(optax.chain(inject(**case.arguments), optax.sgd(0.1)), case)
+    params, _ = run(optax.chain(inject(**dict(case.arguments)), optax.sgd(0.1)), case)
     chex.assert_trees_all_close(params, plain(case), rtol=1e-6)
 
 
