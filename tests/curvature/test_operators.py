@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 import hessabs
+from hessabs import curvature
 
 NETWORKS = ("mlp", "conv", "tied")
 
@@ -158,6 +159,75 @@ def test_loss_that_is_no_scalar_is_refused():
         hessabs.hvp(lambda w, b: w**2, jnp.ones(2), None, jnp.ones(2))
     with pytest.raises(ValueError, match=r"scalar, the mean over the batch, got shape \(2,\)"):
         hessabs.hessian(lambda w, b: w**2, jnp.ones(2), None, linearize=True)
+
+
+@jax.custom_vjp
+def _swish(x):
+    return x * jax.nn.sigmoid(x)
+
+
+# The usual slip: the forward pass calls the function itself, whose forward mode is then asked for.
+_swish.defvjp(lambda x: (_swish(x), x), lambda x, g: (g * (jax.nn.sigmoid(x) * (1 + x * jax.nn.sigmoid(-x))),))
+
+
+def _blocked_loss(w, x):
+    return jnp.mean(_swish(x @ w) ** 2)
+
+
+def _free_loss(w, x):
+    return jnp.mean(jax.nn.silu(x @ w) ** 2)
+
+
+@pytest.mark.parametrize("linearize", [False, True])
+def test_custom_vjp_that_blocks_forward_mode_says_what_to_do(linearize):
+    with pytest.raises(TypeError, match=r"custom_vjp.*mode=\"reverse_over_reverse\""):
+        hessabs.hessian(_blocked_loss, jnp.ones(3), jnp.ones((2, 3)), linearize=linearize)(jnp.ones(3))
+
+
+@pytest.mark.parametrize(("mode", "rtol"), [("reverse_over_reverse", 1e-12), ("finite_difference", 1e-8)])
+def test_modes_that_pass_a_custom_vjp_agree_with_the_exact_product(x64, random_like, mode, rtol):
+    w, x, v = (random_like(jnp.ones(s), i) for i, s in enumerate([(3,), (5, 3), (3,)]))
+    want = hessabs.hvp(_free_loss, w, x, v)
+    for linearize in (False, "auto", True)[: 3 if mode == "reverse_over_reverse" else 2]:
+        got = hessabs.hessian(_blocked_loss, w, x, mode=mode, linearize=linearize)(v)
+        assert np.linalg.norm(got - want) <= rtol * np.linalg.norm(want)
+
+
+def test_finite_differences_in_float32_keep_three_digits(make_problem, random_like):
+    problem = make_problem("mlp")
+    vector = random_like(problem.params)
+    want = _flat(hessabs.hvp(problem.loss_fn, problem.params, problem.batch, vector))
+    operator = hessabs.hessian(problem.loss_fn, problem.params, problem.batch, mode="finite_difference")
+    assert np.linalg.norm(_flat(operator(vector)) - want) < 2e-3 * np.linalg.norm(want)
+    np.testing.assert_array_equal(_flat(operator(jax.tree.map(jnp.zeros_like, vector))), 0)
+
+
+def test_input_hessian_is_block_diagonal(x64, make_problem, to_dense):
+    problem = make_problem("conv", jnp.float64, num_examples=3)
+    images = problem.batch["image"]
+    for linearize in (False, True):
+        operator = curvature.input_hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
+        got = to_dense(operator, images).reshape(3, 16, 3, 16).copy()
+        for i in range(3):
+            one = {"image": images[i : i + 1], "label": problem.batch["label"][i : i + 1]}
+            dense = jax.hessian(lambda x, one=one: problem.loss_fn(problem.params, {**one, "image": x}))
+            want = dense(one["image"]).reshape(16, 16)
+            np.testing.assert_allclose(got[i, :, i, :], want, rtol=1e-9, atol=1e-12)
+            got[i, :, i, :] = 0
+        np.testing.assert_allclose(got, 0, atol=1e-12)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(ValueError, match=r"`mode` must be one of forward_over_reverse, .* got 'fast'"):
+        hessabs.hessian(_free_loss, jnp.ones(3), jnp.ones((2, 3)), mode="fast")
+    with pytest.raises(ValueError, match="`linearize` must be True, False or \"auto\", got 'maybe'"):
+        hessabs.hessian(_free_loss, jnp.ones(3), jnp.ones((2, 3)), linearize="maybe")
+    with pytest.raises(ValueError, match="`memory_budget` must be positive, in bytes, got 0"):
+        hessabs.hessian(_free_loss, jnp.ones(3), jnp.ones((2, 3)), memory_budget=0)
+    with pytest.raises(ValueError, match="needs a derivative"):
+        hessabs.hessian(_free_loss, jnp.ones(3), jnp.ones((2, 3)), mode="finite_difference", linearize=True)
+    with pytest.raises(ValueError, match="at least one array, got an empty pytree"):
+        hessabs.hessian(_free_loss, {}, jnp.ones((2, 3)))
 
 
 def _flat(tree):
