@@ -1,6 +1,43 @@
-"""What is the worst input nearby? Perturbed batches from a loss and a batch."""
+"""What is the worst input nearby? Perturbed batches from a loss and a batch.
 
-from hessabs.attacks.gradient import fgsm
+An attack is ``attack(loss_fn, params, batch, key=None) -> batch``, made by a factory of this package. A batch
+may be any mapping, named tuple, tuple or list with a leaf of inputs; epsilon and bounds are in its units, and a
+normalisation of the inputs belongs inside the model.
+
+Attacks that follow the gradient take any mean loss. Those that look at classes (``trust_region``, ``deepfool``,
+``carlini_wagner``, ``evaluate``) need the logits, which a mean does not show: pass a loss that carries them,
+``losses.cross_entropy(logits_fn)`` or another one of ``attacks.losses``, with ``logits_fn(params, inputs) ->
+(n, classes)``. The gradient attacks take it too, and then know when an example has fallen: they stop there, and
+return a point at which it fell rather than one of a higher loss.
+"""
+
+from hessabs.attacks import losses
+from hessabs.attacks.apgd import apgd
+from hessabs.attacks.carlini_wagner import carlini_wagner
+from hessabs.attacks.deepfool import deepfool
+from hessabs.attacks.evaluate import Evaluation, evaluate
+from hessabs.attacks.gradient import fgsm, l2grad
 from hessabs.attacks.mixing import num_replaced, replace_fraction
+from hessabs.attacks.projected import adam_pgd, bim, mi_fgsm, pgd
+from hessabs.attacks.second_order import fhsm, l2hess
+from hessabs.attacks.trust_region import trust_region
 
-__all__ = ["fgsm", "num_replaced", "replace_fraction"]
+__all__ = [
+    "Evaluation",
+    "adam_pgd",
+    "apgd",
+    "bim",
+    "carlini_wagner",
+    "deepfool",
+    "evaluate",
+    "fgsm",
+    "fhsm",
+    "l2grad",
+    "l2hess",
+    "losses",
+    "mi_fgsm",
+    "num_replaced",
+    "pgd",
+    "replace_fraction",
+    "trust_region",
+]

@@ -1,21 +1,20 @@
 """Attacks that follow the gradient of the loss with respect to the inputs."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from hessabs import trees
-from hessabs.attacks.inputs import get_inputs, with_inputs
+from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
+from hessabs.attacks.inputs import with_inputs
+from hessabs.attacks.norms import check_norm, steepest
 from hessabs.typing import Attack, LossFn, Params
-
-Norm = Literal["linf", "l2"]
 
 
 def fgsm(
     epsilon: float,
     *,
-    norm: Norm = "linf",
+    norm: Literal["linf", "l2"] = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     inputs_key: str | int = "image",
 ) -> Attack:
@@ -37,7 +36,7 @@ def fgsm(
 
     Raises:
       ValueError: If epsilon is negative or not finite, the norm unknown, or the bounds out of order; when
-        called, if the batch has no such inputs.
+        called, if the batch has no such inputs or they are not finite. Inputs outside the bounds are clipped.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,18 +49,15 @@ def fgsm(
       Goodfellow et al. (2014), arXiv:1412.6572, section 4; for l2: Shaham et al. (2015), arXiv:1511.05432.
       Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch.
     """
-    if not (0 <= epsilon < float("inf")):
-        raise ValueError(f"`epsilon` must be finite and at least 0, got {epsilon}.")
-    if norm not in get_args(Norm):
-        raise ValueError(f"`norm` must be one of {list(get_args(Norm))}, got {norm!r}.")
-    if bounds is not None and not bounds[0] < bounds[1]:
-        raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
+    check_epsilon(epsilon)
+    check_norm(norm, ("linf", "l2"))
+    check_bounds(bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        inputs = get_inputs(batch, inputs_key)
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, None)  # outside the bounds: clipped
         gradient = jax.grad(lambda x: loss_fn(params, with_inputs(batch, inputs_key, x)))(inputs)
-        direction = jnp.sign(gradient) if norm == "linf" else _per_example_unit(gradient)
+        direction = jax.vmap(lambda g: steepest(g, norm))(gradient)
         perturbed = inputs + epsilon * direction.astype(inputs.dtype)
         if bounds is not None:
             perturbed = jnp.clip(perturbed, *bounds)
@@ -70,9 +66,32 @@ def fgsm(
     return attack
 
 
-def _per_example_unit(gradient: jax.Array) -> jax.Array:
-    # The largest entry first: the gradient of a mean over many confident examples is tiny.
-    flat = gradient.reshape(gradient.shape[0], -1).astype(jnp.float32)
-    flat = flat * trees.safe_inverse(jnp.max(jnp.abs(flat), axis=1, keepdims=True))
-    flat = flat * trees.safe_inverse(jnp.linalg.norm(flat, axis=1, keepdims=True))
-    return flat.reshape(gradient.shape)
+def l2grad(
+    epsilon: float,
+    *,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    inputs_key: str | int = "image",
+) -> Attack:
+    """Make one step of L2 length epsilon up the gradient of the loss: ``fgsm`` with ``norm="l2"``.
+
+    Args:
+      epsilon: L2 norm of each example's perturbation, in the units of the batch, at least 0.
+      bounds: (lowest, highest) value of an input, or None for no clipping.
+      inputs_key: Key, field name or index of the inputs in the batch.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
+
+    Raises:
+      ValueError: As ``fgsm``.
+
+    Example:
+      >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
+      >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
+      >>> l2grad(0.5)(loss, jnp.array([3.0, 4.0]), batch)["image"]
+      Array([[0.8, 0.9]], dtype=float32)
+
+    References:
+      Yao et al. (2018), arXiv:1802.08241, L2GRAD; Shaham et al. (2015), arXiv:1511.05432.
+    """
+    return fgsm(epsilon, norm="l2", bounds=bounds, inputs_key=inputs_key)

@@ -1,0 +1,174 @@
+"""Auto-PGD: projected ascent with momentum whose step halves where it no longer helps."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import norms
+from hessabs.attacks.ascent import Ball, Rule, make_attack
+from hessabs.attacks.norms import Bounds, Norm
+from hessabs.curvature.loops import Loop
+from hessabs.typing import Attack
+
+_INERTIA = 0.75  # alpha of the paper
+_ENOUGH_RISES = 0.75  # rho of the paper
+
+
+class _State(NamedTuple):
+    previous: jax.Array  # like an input: the point before this one
+    step_size: jax.Array  # shape ()
+    best_point: jax.Array  # like an input
+    best_value: jax.Array  # shape ()
+    best_gradient: jax.Array  # like an input
+    last_value: jax.Array  # shape ()
+    rises: jax.Array  # shape (), int32: steps since the checkpoint that raised the loss
+    checked_value: jax.Array  # shape (): best_value at the checkpoint
+    halved: jax.Array  # shape (), bool: whether the step was halved there
+
+
+def apgd(
+    epsilon: float,
+    *,
+    norm: Norm = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    random_start: bool = True,
+    bounds: Bounds = (0.0, 1.0),
+    inputs_key: str | int = "image",
+    early_exit: bool = True,
+    loop: Loop | None = None,
+) -> Attack:
+    """Make Auto-PGD, which needs no step size.
+
+    The step starts at 2 epsilon. At checkpoints, which come closer and closer, it is halved and the search goes
+    on from the best point if fewer than 75 % of the steps since the last one raised the loss, or if neither the
+    step nor the best loss changed. Choose the loss by what is passed to the attack: cross-entropy or the
+    difference-of-logits ratio (``attacks.losses``), or any other.
+
+    Args:
+      epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
+      norm: ``"linf"`` or ``"l2"``.
+      steps: Gradient steps of each restart, at least 1. The checkpoints depend on it.
+      restarts: Random starts, at least 1; the result is the best of all.
+      random_start: Start uniformly in the ball; otherwise at the example.
+      bounds: (lowest, highest) value of an input, or None.
+      inputs_key: Key, field name or index of the inputs in the batch.
+      early_exit: Stop each example, all its restarts, where it falls.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.
+
+    Raises:
+      ValueError: If an argument is out of range; when called, if the batch is not as described or there is no
+        key for random starts.
+
+    Example:
+      >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
+      >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
+      >>> apgd(0.25, steps=5)(loss, jnp.array([2.0, -1.0]), batch, jax.random.key(0))["image"]
+      Array([[0.75, 0.25]], dtype=float32)
+
+    References:
+      Croce and Hein (2020), arXiv:2003.01690, Algorithm 1 and section 3.
+      Differs from the paper: after a return to the best point the first step has no inertia, for the point
+      before it belongs to another path.
+    """
+    norms.check_norm(norm, ("linf", "l2"))
+    ball = Ball(epsilon, trees.Static(norm), trees.Static(bounds))
+    rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(max(steps, 1))))
+    return make_attack(
+        rule,
+        ball,
+        steps=steps,
+        restarts=restarts,
+        random_start=random_start,
+        early_exit=early_exit,
+        inputs_key=inputs_key,
+        loop=loop,
+    )
+
+
+def checkpoints(steps: int) -> np.ndarray:
+    """Return how many steps each checkpoint closes, 0 where there is none.
+
+    Args:
+      steps: Steps of the attack, at least 1.
+
+    Returns:
+      Shape (steps + 1,), int32, by iteration.
+
+    Example:
+      >>> np.flatnonzero(checkpoints(100))
+      array([22, 41, 57, 70, 80, 87, 93, 99])
+    """
+    intervals = np.zeros(steps + 1, np.int32)
+    before, share, last = 0.0, 0.22, 0
+    while math.ceil(share * steps - 1e-9) <= steps:
+        at = math.ceil(share * steps - 1e-9)  # undo the rounding of a whole number
+        intervals[at] = at - last
+        before, share, last = share, share + max(share - before - 0.03, 0.06), at
+    return intervals
+
+
+def _init(ball: Ball, inputs: jax.Array, point: jax.Array) -> _State:
+    del inputs
+    dtype = jnp.promote_types(point.dtype, jnp.float32)
+    lowest = jnp.asarray(-jnp.inf, dtype)
+    return _State(
+        previous=point,
+        step_size=jnp.asarray(2 * ball.epsilon, dtype),
+        best_point=point,
+        best_value=lowest,
+        best_gradient=jnp.zeros_like(point),
+        last_value=lowest,
+        rises=jnp.zeros((), jnp.int32),
+        checked_value=lowest,
+        halved=jnp.zeros((), bool),
+    )
+
+
+def _move(
+    ball: Ball,
+    intervals: jax.Array,
+    inputs: jax.Array,
+    point: jax.Array,
+    state: _State,
+    value: jax.Array,
+    gradient: jax.Array,
+    i: jax.Array,
+) -> tuple[jax.Array, _State]:
+    where = (inputs, ball.epsilon, ball.norm.value, ball.bounds.value)
+    better = value > state.best_value
+    best_value = jnp.where(better, value, state.best_value)
+    best_point = jnp.where(better, point, state.best_point)
+    best_gradient = jnp.where(better, gradient, state.best_gradient)
+    rises = state.rises + (value > state.last_value) * (i > 0)
+
+    interval = jnp.asarray(intervals)[i]
+    stalled = ~state.halved & (best_value == state.checked_value)
+    halve = (interval > 0) & ((rises < _ENOUGH_RISES * interval) | stalled)
+    step_size = jnp.where(halve, state.step_size / 2, state.step_size)
+    point = jnp.where(halve, best_point, point)
+    gradient = jnp.where(halve, best_gradient, gradient)
+    previous = jnp.where(halve, point, state.previous)
+
+    ahead = norms.restrict(point + step_size * norms.steepest(gradient, ball.norm.value), *where)
+    inertia = jnp.where(i == 0, 1.0, _INERTIA)
+    moved = norms.restrict(point + inertia * (ahead - point) + (1 - inertia) * (point - previous), *where)
+    return moved, _State(
+        previous=point,
+        step_size=step_size,
+        best_point=best_point,
+        best_value=best_value,
+        best_gradient=best_gradient,
+        last_value=value,
+        rises=jnp.where(interval > 0, 0, rises),
+        checked_value=jnp.where(interval > 0, best_value, state.checked_value),
+        halved=jnp.where(interval > 0, halve, state.halved),
+    )

@@ -1,0 +1,172 @@
+"""Projected ascent from several starts: the engine of PGD and its kin.
+
+A rule says how one point moves, given the value and the gradient there; the engine evaluates all points in one
+pass of the network, keeps the best point of each example, and maps the rule over restarts and examples. The
+first start runs alone; the other restarts then run side by side, for what the first one has not felled: most
+examples fall to it, and one that has fallen needs no further step or restart.
+"""
+
+import functools
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import (
+    check_bounds,
+    check_count,
+    check_epsilon,
+    checked_inputs,
+    checked_key,
+)
+from hessabs.attacks.inputs import get_inputs, with_inputs
+from hessabs.attacks.rows import iterate
+from hessabs.curvature.loops import Loop
+from hessabs.typing import Attack, LossFn, Params
+
+_Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, inputs_key
+
+
+class Rule(NamedTuple):
+    """How one point of one example moves; arrays have the shape of one input, scalars that of no axis."""
+
+    init: Partial  # (inputs, point) -> state
+    move: Partial  # (inputs, point, state, value, gradient, i) -> (point, state)
+
+
+class Ball(NamedTuple):
+    """Where points may lie."""
+
+    epsilon: Any  # a float, traced where a step is compiled
+    norm: trees.Static  # Norm
+    bounds: trees.Static  # Bounds
+
+
+class Best(NamedTuple):
+    """The best point of each example so far: one that has fallen, else the one of the highest loss."""
+
+    point: jax.Array  # (n, ...)
+    value: jax.Array  # (n,), at least float32
+    fallen: jax.Array  # (n,), bool
+
+
+class Rows(NamedTuple):
+    """The examples under attack."""
+
+    example: Any  # the batch
+    point: jax.Array  # (n, restarts, ...)
+    state: Any  # of the rule; leaves (n, restarts, ...)
+    best: Best
+    done: jax.Array  # (n,), bool
+
+
+def make_attack(
+    rule: Rule,
+    ball: Ball,
+    *,
+    steps: int,
+    restarts: int,
+    random_start: bool,
+    early_exit: bool,
+    inputs_key: str | int,
+    loop: Loop | None,
+) -> Attack:
+    """Make an attack of a rule.
+
+    Args:
+      rule: How points move. Its arrays are traced: other values of them compile nothing.
+      ball: Where points may lie.
+      steps: Steps of each restart, at least 1.
+      restarts: Starts, at least 1; more than 1 needs ``random_start``.
+      random_start: Start anywhere in the ball, not at the example.
+      early_exit: An example that has fallen moves no more (for losses that carry logits).
+      inputs_key: Key, field name or index of the inputs.
+      loop: ``"host"``, ``"device"`` or None.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key=None) -> batch``.
+
+    Raises:
+      ValueError: If a number is out of range, or there are restarts without random starts.
+    """
+    check_epsilon(ball.epsilon)
+    check_bounds(ball.bounds.value)
+    check_count("steps", steps)
+    check_count("restarts", restarts)
+    if restarts > 1 and not random_start:
+        raise ValueError(
+            f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
+        )
+
+    def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds.value)
+        if random_start:
+            key = checked_key(key, "A random start")
+        problem = (trees.as_partial(loss_fn), params, trees.Static(inputs_key))
+        best = _clean(problem, batch) if random_start else _unknown(inputs)
+        step = Partial(_step, problem, rule, trees.Static(early_exit))
+        for wave in ((0, 1), (1, restarts)):
+            if wave[0] < wave[1]:
+                options = trees.Static((wave, random_start, early_exit, inputs_key))
+                rows = _begin(options, rule, ball, batch, best, key)
+                best = iterate(step, rows, steps + 1, loop).best  # the last step evaluates the last point
+        return with_inputs(batch, inputs_key, best.point)
+
+    return attack
+
+
+def _unknown(inputs: jax.Array) -> Best:
+    num_examples = inputs.shape[0]
+    value = jnp.full(num_examples, -jnp.inf, jnp.promote_types(inputs.dtype, jnp.float32))
+    return Best(jnp.asarray(inputs), value, jnp.zeros(num_examples, bool))
+
+
+@jax.jit
+def _clean(problem: _Problem, batch: Any) -> Best:
+    loss_fn, params, key = problem
+    return Best(get_inputs(batch, key.value), *losses.per_example(loss_fn, params, batch, key.value))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best, key: Any) -> Rows:
+    wave, random_start, early_exit, inputs_key = options.value
+    inputs = get_inputs(batch, inputs_key)
+    where = (ball.epsilon, ball.norm.value, ball.bounds.value)
+
+    def start(x: jax.Array, example: jax.Array, restart: jax.Array) -> jax.Array:
+        if not random_start:
+            return x
+        own = jax.random.fold_in(jax.random.fold_in(key, restart), example)
+        return norms.restrict(x + norms.random_in_ball(own, x, *where[:2]), x, *where)
+
+    starts = jax.vmap(jax.vmap(start, (None, None, 0)), (0, 0, None))
+    point = starts(inputs, jnp.arange(inputs.shape[0]), jnp.arange(*wave))
+    state = jax.vmap(jax.vmap(rule.init, (None, 0)))(inputs, point)
+    return Rows(batch, point, state, best, best.fallen & early_exit)
+
+
+def _step(problem: _Problem, rule: Rule, early_exit: trees.Static, rows: Rows, i: jax.Array) -> Rows:
+    loss_fn, params, key = problem
+    num_restarts = rows.point.shape[1]
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, num_restarts, axis=0), rows.example)
+    flat = rows.point.reshape(-1, *rows.point.shape[2:])
+    measured = losses.with_gradient(loss_fn, params, with_inputs(repeated, key.value, flat), key.value)
+    value, fallen, gradient = (x.reshape(-1, num_restarts, *x.shape[1:]) for x in measured)
+    best = jax.vmap(_better)(rows.best, rows.point, value, fallen)
+    move = jax.vmap(jax.vmap(rule.move, (None, 0, 0, 0, 0, None)), (0, 0, 0, 0, 0, None))
+    point, state = move(get_inputs(rows.example, key.value), rows.point, rows.state, value, gradient, i)
+    return Rows(rows.example, point, state, best, rows.done | (best.fallen & early_exit.value))
+
+
+def _better(best: Best, point: jax.Array, value: jax.Array, fallen: jax.Array) -> Best:
+    # One example: the best so far against its points after this step.
+    value = jnp.where(jnp.isnan(value), -jnp.inf, value)
+    values = jnp.concatenate([best.value[None], value])
+    has_fallen = jnp.concatenate([best.fallen[None], fallen])
+    any_fallen = jnp.any(has_fallen)
+    winner = jnp.argmax(jnp.where(has_fallen == any_fallen, values, -jnp.inf))
+    chosen = jnp.where(winner == 0, best.point, point[jnp.maximum(winner - 1, 0)])
+    return Best(chosen, values[winner], any_fallen)

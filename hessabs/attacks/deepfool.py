@@ -1,0 +1,135 @@
+"""DeepFool: step to the nearest boundary of the linearised network, again and again."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
+from hessabs.attacks.inputs import get_inputs, with_inputs
+from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
+from hessabs.attacks.rows import iterate
+from hessabs.curvature.loops import Loop
+from hessabs.typing import Attack, LossFn, Params
+
+_NUDGE = 1e-4  # added to the distance, in the units of the batch, so that a step is never too short to count
+
+
+class _Rows(NamedTuple):
+    example: Any  # the batch
+    rivals: jax.Array  # (n, num_rivals), int32
+    total: jax.Array  # like the inputs: the sum of the steps, before overshoot and bounds
+    point: jax.Array  # like the inputs
+    done: jax.Array  # (n,), bool
+
+
+def deepfool(
+    *,
+    norm: Norm = "l2",
+    steps: int = 50,
+    num_rivals: int | None = None,
+    overshoot: float = 0.02,
+    bounds: Bounds = (0.0, 1.0),
+    inputs_key: str | int = "image",
+    loop: Loop | None = None,
+) -> Attack:
+    """Make DeepFool: a small perturbation that takes each example just over a boundary.
+
+    Each step goes to the nearest of the planes on which the linearised rivals equal the label; the steps are
+    summed, and the sum is stretched by ``1 + overshoot`` from the clean example. There is no epsilon.
+
+    Args:
+      norm: ``"l2"`` or ``"linf"``: the norm to keep small.
+      steps: Most steps, at least 1.
+      num_rivals: Other classes to look at, those with the largest logits at the clean example; 9, or all there
+        are, by default.
+      overshoot: At least 0.
+      bounds: (lowest, highest) value of an input, or None.
+      inputs_key: Key, field name or index of the inputs in the batch.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
+      the labels are read. An example that has not fallen is where its walk ended. No random key.
+
+    Raises:
+      ValueError: If an argument is out of range; when called, if the batch is not as described, the loss
+        carries no logits or is targeted, or there are fewer than ``num_rivals`` other classes.
+
+    Example:
+      >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
+      >>> jnp.round(deepfool()(losses.margin(lambda w, x: x @ w), jnp.eye(2), batch)["image"], 3)
+      Array([[0.498, 0.502]], dtype=float32)
+
+    References:
+      Moosavi-Dezfooli et al. (2015), arXiv:1511.04599, Algorithm 2 and equations 10 and 11.
+      Differs from the paper: clipped to the bounds at every step.
+    """
+    norms.check_norm(norm, ("l2", "linf"))
+    check_count("steps", steps)
+    if num_rivals is not None:
+        check_count("num_rivals", num_rivals)
+    if not 0 <= overshoot < float("inf"):
+        raise ValueError(f"`overshoot` must be finite and at least 0, got {overshoot}.")
+    check_bounds(bounds)
+
+    def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+        del key
+        logits_fn, spec = losses.parts(loss_fn, "deepfool")
+        if spec.targeted:
+            raise ValueError("deepfool is untargeted, got a loss with targeted=True; use trust_region.")
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        static, network = trees.Static(spec), (trees.as_partial(logits_fn), params)
+        rows = _begin(static, trees.Static((num_rivals, inputs_key)), *network, batch)
+        step = Partial(_step, static, trees.Static((norm, bounds, inputs_key)), *network, overshoot)
+        return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
+
+    return attack
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(spec: trees.Static, options: trees.Static, logits_fn: Partial, params: Params, batch: Any) -> _Rows:
+    num_rivals, inputs_key = options.value
+    inputs = get_inputs(batch, inputs_key)
+    labels, _ = losses.classes_of(spec.value, batch)
+    logits = logits_fn(params, inputs)
+    rivals = top_rivals(logits, labels, check_num_rivals(num_rivals, logits.shape[-1], default=9))
+    fallen = losses.has_fallen(spec.value, logits, batch)
+    return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, fallen)
+
+
+def _step(
+    spec: trees.Static,
+    options: trees.Static,
+    logits_fn: Partial,
+    params: Params,
+    overshoot: jax.Array,
+    rows: _Rows,
+    i: jax.Array,
+) -> _Rows:
+    del i
+    norm, bounds, inputs_key = options.value
+    labels, _ = losses.classes_of(spec.value, rows.example)
+    logits, ahead, gradients = leads(lambda x: logits_fn(params, x), rows.point, labels, rows.rivals)
+    fallen = losses.has_fallen(spec.value, logits, rows.example)
+
+    def move(
+        x: jax.Array, total: jax.Array, ahead: jax.Array, gradients: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        slopes = jax.vmap(lambda g: norms.size(g, norms.dual(norm)))(gradients)
+        distance = jnp.where(slopes > 0, jnp.abs(ahead) * trees.safe_inverse(slopes), jnp.inf)
+        nearest = jnp.argmin(distance)
+        length = jnp.where(jnp.isfinite(distance[nearest]), distance[nearest] + _NUDGE, 0)
+        total = (total + length * norms.steepest(gradients[nearest], norm)).astype(x.dtype)
+        point = (x + (1 + overshoot) * total).astype(x.dtype)
+        return total, point if bounds is None else jnp.clip(point, *bounds)
+
+    inputs = get_inputs(rows.example, inputs_key)
+    total, point = jax.vmap(move)(inputs, rows.total, ahead, gradients)
+    point = jnp.where(fallen.reshape(-1, *(1,) * (point.ndim - 1)), rows.point, point)
+    return rows._replace(total=total, point=point, done=fallen)

@@ -1,0 +1,206 @@
+"""The trust-region attack: small steps towards one rival class, as long as the network looks linear."""
+
+import functools
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
+from hessabs.attacks.inputs import get_inputs, with_inputs
+from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
+from hessabs.attacks.rows import iterate
+from hessabs.curvature.loops import Loop
+from hessabs.typing import Attack, LossFn, Params
+
+Rival = Literal["best", "hardest"]
+Ratio = Literal["corrected", "published"]
+RADIUS_RANGE: dict[Norm, tuple[float, float]] = {"l2": (0.0005, 0.05), "linf": (0.0001, 0.01)}
+"""The radii between which the published code adapts."""
+_NUDGE = 1e-4  # added to every step, in the units of the batch, so that the boundary is crossed, not reached
+_GOOD, _POOR, _FACTOR = 0.9, 0.5, 1.2
+
+
+class _Rows(NamedTuple):
+    example: Any  # the batch
+    point: jax.Array  # like the inputs
+    rival: jax.Array  # (n,), int32
+    radius: jax.Array  # (n,), at least float32
+    margin: jax.Array  # (n,): z_label - z_rival before the last step
+    label_logit: jax.Array  # (n,): z_label before the last step
+    predicted: jax.Array  # (n,): what the last step was to take off the margin (off it per length: published)
+    done: jax.Array  # (n,), bool
+
+
+def trust_region(
+    radius: float,
+    *,
+    norm: Norm = "l2",
+    adaptive: bool = True,
+    radius_range: tuple[float, float] | None = None,
+    ratio: Ratio = "corrected",
+    rival: Rival = "best",
+    num_rivals: int | None = None,
+    steps: int = 100,
+    overshoot: float = 0.02,
+    bounds: Bounds = (0.0, 1.0),
+    inputs_key: str | int = "image",
+    loop: Loop | None = None,
+) -> Attack:
+    """Make the trust-region attack: walk to the boundary of one rival class in steps of a trusted length.
+
+    With ``m = z_label - z_rival`` and g the gradient of -m, a step has the length
+    ``(1 + overshoot) (min(radius, m / ||g||_q) + 1e-4)`` along the steepest direction of the norm (q is its
+    dual), and is clipped to the bounds. The radius grows by 1.2 where ``m`` fell by more than 0.9 of what the
+    linear model said, and shrinks by 1.2 where it fell by less than 0.5 of it. The rival is chosen once, among
+    those with the largest logits, by the distance ``m / ||g||_q`` to its boundary.
+
+    Args:
+      radius: Length of a step in ``norm``, to begin with if ``adaptive``; in the units of the batch, above 0.
+        There is no epsilon: an example walks until it falls.
+      norm: ``"l2"`` or ``"linf"``.
+      adaptive: Let the radius follow the network; else it stays.
+      radius_range: (smallest, largest) adapted radius; ``RADIUS_RANGE[norm]``, widened to hold ``radius``, by
+        default. The published numbers are for inputs divided by their standard deviation.
+      ratio: ``"corrected"``: fall of the margin over ``g . step``, the step as clipped. ``"published"``: the
+        published code's, fall of the label's logit alone over the step length, which also becomes the radius.
+      rival: ``"best"``, the nearest, or ``"hardest"``, the farthest. A loss with targets has its own.
+      num_rivals: How many rivals to choose among; 9, or all there are, by default.
+      steps: Most steps, at least 1.
+      overshoot: At least 0.
+      bounds: (lowest, highest) value of an input, or None.
+      inputs_key: Key, field name or index of the inputs in the batch.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
+      labels and targets are read. An example that has not fallen is where its walk ended. No random key.
+
+    Raises:
+      ValueError: If an argument is out of range; when called, if the batch is not as described, the loss
+        carries no logits or there are fewer than ``num_rivals`` other classes.
+
+    Example:
+      >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
+      >>> loss_fn = losses.margin(lambda w, x: x @ w)
+      >>> jnp.round(trust_region(0.05, norm="linf")(loss_fn, jnp.eye(2), batch)["image"], 3)
+      Array([[0.498, 0.502]], dtype=float32)
+
+    References:
+      Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
+      published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
+    """
+    check_positive("radius", radius)
+    norms.check_norm(norm, ("l2", "linf"))
+    for name, value, allowed in (("ratio", ratio, get_args(Ratio)), ("rival", rival, get_args(Rival))):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
+    if radius_range is None:
+        radius_range = min(radius, RADIUS_RANGE[norm][0]), max(radius, RADIUS_RANGE[norm][1])
+    if not 0 < radius_range[0] <= radius <= radius_range[1]:
+        raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
+    if num_rivals is not None:
+        check_count("num_rivals", num_rivals)
+    check_count("steps", steps)
+    if not 0 <= overshoot < float("inf"):
+        raise ValueError(f"`overshoot` must be finite and at least 0, got {overshoot}.")
+    check_bounds(bounds)
+    radii = radius_range if adaptive else (radius, radius)
+
+    def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+        del key
+        logits_fn, spec = losses.parts(loss_fn, "trust_region")
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        network = (trees.as_partial(logits_fn), params)
+        choice = trees.Static((norm, rival, num_rivals, inputs_key))
+        rows = _begin(choice, trees.Static(spec), *network, batch, radius)
+        options = trees.Static((norm, ratio, bounds))
+        step = Partial(_step, options, trees.Static(spec), *network, radii, overshoot)
+        return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
+
+    return attack
+
+
+def _measure(
+    spec: losses.Spec, logits_fn: losses.LogitsFn, params: Params, example: Any, x: jax.Array, rival: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    # Logits, margin and gradient of minus the margin at x, and the label's logit. A targeted example leaves
+    # whichever class is the best but its target.
+    labels, targets = losses.classes_of(spec, example)
+    own = labels if targets is None else None
+    logits, ahead, gradient = leads(lambda inputs: logits_fn(params, inputs), x, own, rival[:, None])
+    return logits, -ahead[:, 0], gradient[:, 0], losses.take_class(logits, rival) - ahead[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(
+    choice: trees.Static, spec: trees.Static, logits_fn: Partial, params: Params, batch: Any, radius: jax.Array
+) -> _Rows:
+    norm, rival, num_rivals, inputs_key = choice.value
+    inputs = get_inputs(batch, inputs_key)
+    labels, targets = losses.classes_of(spec.value, batch)
+    logits = losses.upcast(logits_fn(params, inputs))
+    count = check_num_rivals(num_rivals, logits.shape[-1], default=9)
+    if targets is None:
+        candidates = top_rivals(logits, labels, count)
+        _, ahead, gradients = leads(lambda x: logits_fn(params, x), inputs, labels, candidates)
+        slopes = jax.vmap(jax.vmap(lambda g: norms.size(g, norms.dual(norm))))(gradients)
+        worst = jnp.inf if rival == "best" else -jnp.inf  # no way leads to a class without a gradient
+        distance = jnp.where(slopes > 0, -ahead * trees.safe_inverse(slopes), worst)
+        chosen = (jnp.argmin if rival == "best" else jnp.argmax)(distance, axis=1)
+        targets = jnp.take_along_axis(candidates, chosen[:, None], axis=1)[:, 0]
+    zeros = jnp.zeros(inputs.shape[0], logits.dtype)
+    return _Rows(
+        example=batch,
+        point=inputs,
+        rival=targets.astype(jnp.int32),
+        radius=jnp.full_like(zeros, radius),
+        margin=zeros,
+        label_logit=zeros,
+        predicted=zeros,
+        done=losses.has_fallen(spec.value, logits, batch),
+    )
+
+
+def _step(
+    options: trees.Static,
+    spec: trees.Static,
+    logits_fn: Partial,
+    params: Params,
+    radius_range: tuple[jax.Array, jax.Array],
+    overshoot: jax.Array,
+    rows: _Rows,
+    i: jax.Array,
+) -> _Rows:
+    norm, ratio, bounds = options.value
+    logits, margin, gradient, label_logit = _measure(
+        spec.value, logits_fn, params, rows.example, rows.point, rows.rival
+    )
+    fall = rows.margin - margin if ratio == "corrected" else rows.label_logit - label_logit
+    agreement = fall * trees.safe_inverse(rows.predicted)
+    factor = jnp.where(agreement > _GOOD, _FACTOR, jnp.where(agreement < _POOR, 1 / _FACTOR, 1.0))
+    radius = jnp.where(i == 0, rows.radius, jnp.clip(rows.radius * factor, *radius_range))
+
+    def move(x: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array) -> tuple[jax.Array, ...]:
+        distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
+        length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
+        moved = (x + length * norms.steepest(g, norm)).astype(x.dtype)
+        moved = moved if bounds is None else jnp.clip(moved, *bounds)
+        return moved, trees.vdot(g, moved - x), length
+
+    point, predicted, length = jax.vmap(move)(rows.point, gradient, margin, radius)
+    fallen = losses.has_fallen(spec.value, logits, rows.example)
+    return _Rows(
+        example=rows.example,
+        point=jnp.where(fallen.reshape(-1, *(1,) * (point.ndim - 1)), rows.point, point),
+        rival=rows.rival,
+        radius=radius if ratio == "corrected" else length,
+        margin=margin,
+        label_logit=label_logit,
+        predicted=predicted if ratio == "corrected" else length,
+        done=fallen,
+    )
