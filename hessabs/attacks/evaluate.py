@@ -21,9 +21,7 @@ class Evaluation(NamedTuple):
     attack: str
     epsilon: float
     accuracy: float  # part of the examples that are classified rightly, in [0, 1]
-    mean_relative: (
-        float  # ||x' - x|| / ||x||, mean over the examples that fell and were right before; 0 if none
-    )
+    mean_relative: float  # ||x' - x|| / ||x||, mean over those that fell and were right before; 0 if none
     max_relative: float  # the largest of them
     seconds_per_image: float  # wall clock of the attack, compilation included unless it was compiled before
     withstood: np.ndarray  # (n,), bool: which examples are classified rightly
@@ -96,12 +94,9 @@ def evaluate(
     for epsilon in epsilons:
         check_epsilon(epsilon)
     minimal = {} if minimal is None else minimal
-    taken = [
-        name for name in [*attacks, *minimal] if name in (CLEAN, WORST) or (name in attacks and name in minimal)
-    ]
-    if taken:
+    if names := {CLEAN, WORST} & {*attacks, *minimal} | {*attacks} & {*minimal}:
         raise ValueError(
-            f"Every attack needs a name of its own, other than {CLEAN!r} and {WORST!r}, got {taken}."
+            f"Every attack needs a name of its own, not {CLEAN!r} or {WORST!r}, got {sorted(names)}."
         )
     inputs = np.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
     withstands = jax.jit(lambda params, batch: ~losses.per_example(loss_fn, params, batch, inputs_key)[1])

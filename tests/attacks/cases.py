@@ -1,0 +1,109 @@
+"""Every attack as the contract suite calls it, and the small problems it is called on."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import settings
+
+from hessabs import attacks
+from hessabs.attacks import losses
+
+CLASSES, PIXELS = 4, (2, 3)
+FEW = settings(max_examples=5, deadline=None, derandomize=True)
+
+
+class Case(NamedTuple):
+    make: Callable  # (epsilon, **options) -> attack; minimal attacks make nothing of epsilon
+    norm: str | None  # of epsilon; None: no epsilon
+    effort: str | None = None  # the option that says how hard the attack tries
+    plain: bool = True  # takes losses without logits
+    strict_bounds: bool = True  # refuses inputs outside the bounds; fgsm clips them
+    tolerance: float = 1e-5  # between one run and another that rounds otherwise, of inputs in [0, 1]
+
+
+def ascent(name, norm, **options):
+    size = {"linf": 0.1, "l2": 0.2, "l1": 0.3}[norm]
+    fixed = {} if name == "apgd" else {"step_size": size / 4}
+    factory = functools.partial(getattr(attacks, name), norm=norm)
+    return Case(
+        lambda epsilon, **more: factory(epsilon, **{"steps": 6, **fixed, **options, **more}), norm, "steps"
+    )
+
+
+def minimal(name, **options):
+    factory = functools.partial(getattr(attacks, name), **options)
+    return Case(lambda _, **more: factory(**more), None, "steps", plain=False)
+
+
+CASES = {
+    "fgsm": Case(attacks.fgsm, "linf", strict_bounds=False),
+    "l2grad": Case(attacks.l2grad, "l2", strict_bounds=False),
+    "bim": ascent("bim", "linf"),
+    "mi_fgsm": ascent("mi_fgsm", "l2"),
+    "pgd-linf": ascent("pgd", "linf", restarts=2),
+    "pgd-l2": ascent("pgd", "l2"),
+    "pgd-l1": ascent("pgd", "l1"),
+    "adam_pgd": ascent("adam_pgd", "linf"),
+    "apgd-linf": ascent("apgd", "linf", restarts=2),
+    "apgd-l2": ascent("apgd", "l2"),
+    "fhsm": Case(attacks.fhsm, "linf"),
+    "l2hess": Case(attacks.l2hess, "l2"),
+    "trust_region-l2": minimal("trust_region", radius=0.05),
+    "trust_region-linf": minimal(
+        "trust_region", radius=0.02, norm="linf", adaptive=False, ratio="published", rival="hardest"
+    ),
+    "deepfool-l2": minimal("deepfool"),
+    "deepfool-linf": minimal("deepfool", norm="linf"),
+    "carlini_wagner": minimal(
+        "carlini_wagner", steps=40, binary_search_steps=4, learning_rate=0.05, initial_weight=0.1
+    )._replace(effort="binary_search_steps", tolerance=2e-3),  # Adam makes steps of a vanishing gradient
+}
+
+
+def logits_fn(params, inputs):
+    """A network with smooth units, so that second derivatives exist."""
+    x = inputs.reshape(inputs.shape[0], -1)
+    x = jnp.tanh(x @ params["hidden"] + params["bias"])
+    return x @ params["head"]
+
+
+LOSS = losses.cross_entropy(logits_fn)
+
+
+def plain_loss(params, batch):
+    """The same loss, that carries no logits."""
+    return LOSS(params, batch)
+
+
+def make_params(seed=0, dtype=jnp.float32, scale=2.0):
+    rng = np.random.default_rng(seed)
+    shapes = {"hidden": (int(np.prod(PIXELS)), 8), "bias": (8,), "head": (8, CLASSES)}
+    return {name: jnp.asarray(scale * rng.normal(size=s) / np.sqrt(s[0]), dtype) for name, s in shapes.items()}
+
+
+def make_batch(params, seed=0, n=8, low=0.0, high=1.0, model=logits_fn):
+    """Examples whose labels are what the network says, the last one excepted, and targets of other classes."""
+    rng = np.random.default_rng(seed)
+    image = jnp.asarray(low + (high - low) * rng.uniform(0.1, 0.9, (n, *PIXELS)), jnp.float32)
+    image = image.at[0, 0, 0].set(low).at[1 % n, 0, 0].set(high)
+    label = np.array(jnp.argmax(model(params, image), axis=-1), np.int32)
+    label[-1] = (label[-1] + 1) % CLASSES
+    return {"image": image, "label": jnp.asarray(label), "weight": jnp.arange(float(n)), "id": jnp.arange(n)}
+
+
+def fallen(params, batch, loss_fn=LOSS):
+    return np.asarray(losses.per_example(loss_fn, params, batch, "image")[1])
+
+
+def size_of(step, norm):
+    flat = np.abs(np.asarray(step, np.float64).reshape(len(step), -1))
+    return {"linf": flat.max(1), "l2": np.sqrt((flat**2).sum(1)), "l1": flat.sum(1)}[norm]
+
+
+KEY = jax.random.key(0)
+
+PARAMS = make_params()
