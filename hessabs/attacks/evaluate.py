@@ -74,6 +74,7 @@ def evaluate(
         nothing, or if the network gives other logits for the same inputs at a second call.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from hessabs.attacks import fgsm
       >>> batch = {"image": jnp.array([[0.6, 0.4], [0.9, 0.1]]), "label": jnp.array([0, 0])}
       >>> loss_fn = losses.cross_entropy(lambda w, x: x @ w)

@@ -333,7 +333,8 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
     for name, values in (("labels", labels), ("targets", targets)):
         if values is None or jnp.ndim(values) != 1:
             continue
-        low, high = int(np.min(values)), int(np.max(values))
+        known = np.asarray(values)
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"The {name} must lie in [0, {num_classes - 1}], one of {num_classes} classes, "

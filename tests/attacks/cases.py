@@ -7,13 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import settings
 
 from hessabs import attacks
 from hessabs.attacks import losses
 
 CLASSES, PIXELS = 4, (2, 3)
-FEW = settings(max_examples=5, deadline=None, derandomize=True)
+FEW = settings(max_examples=3, deadline=None, derandomize=True)
 
 
 class Case(NamedTuple):
@@ -64,10 +65,22 @@ CASES = {
 }
 
 
+FAST = ("fgsm", "pgd-linf", "l2hess", "trust_region-l2", "carlini_wagner")
+
+
+def names(wanted=lambda case: True):
+    """The cases for which something holds, as params of a test; those beside FAST are slow."""
+    return [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name, case in CASES.items()
+        if wanted(case)
+    ]
+
+
 def logits_fn(params, inputs):
     """A network with smooth units, so that second derivatives exist."""
     x = inputs.reshape(inputs.shape[0], -1)
-    x = jnp.tanh(x @ params["hidden"] + params["bias"])
+    x = jnp.tanh((x - 0.5) @ params["hidden"] + params["bias"])
     return x @ params["head"]
 
 
@@ -79,7 +92,7 @@ def plain_loss(params, batch):
     return LOSS(params, batch)
 
 
-def make_params(seed=0, dtype=jnp.float32, scale=2.0):
+def make_params(seed=0, dtype=jnp.float32, scale=3.0):
     rng = np.random.default_rng(seed)
     shapes = {"hidden": (int(np.prod(PIXELS)), 8), "bias": (8,), "head": (8, CLASSES)}
     return {name: jnp.asarray(scale * rng.normal(size=s) / np.sqrt(s[0]), dtype) for name, s in shapes.items()}

@@ -20,17 +20,18 @@ from tests.attacks.cases import (
     logits_fn,
     make_batch,
     make_params,
+    names,
     plain_loss,
     size_of,
 )
 
 SEEDS = st.integers(0, 1000)
 PARAMS = make_params()
-BALLS = [name for name in CASES if CASES[name].norm]
-HARDER = [name for name in CASES if CASES[name].effort]
+BALLS = names(lambda case: case.norm)
+HARDER = names(lambda case: case.effort)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=names())
 def name(request):
     return request.param
 
@@ -73,7 +74,7 @@ def test_epsilon_zero_is_the_identity(ball, loss_fn):
 
 @FEW
 @given(seed=SEEDS)
-@pytest.mark.parametrize("name", [name for name in BALLS if CASES[name].effort])
+@pytest.mark.parametrize("name", names(lambda case: case.norm and case.effort))
 def test_loss_rises_and_no_right_answer_comes_back(name, seed):
     batch = make_batch(PARAMS, seed)
     got = make(name, 0.2)(LOSS, PARAMS, batch, KEY)
@@ -85,7 +86,7 @@ def test_loss_rises_and_no_right_answer_comes_back(name, seed):
 
 @FEW
 @given(seed=SEEDS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", names())
 def test_no_example_influences_another(name, seed):
     batch = make_batch(PARAMS, seed)
     other = make_batch(PARAMS, seed + 1)
@@ -95,7 +96,7 @@ def test_no_example_influences_another(name, seed):
     np.testing.assert_allclose(got[2], want[2], atol=CASES[name].tolerance)
 
 
-@pytest.mark.parametrize("name", ["pgd-linf", "l2hess", "trust_region-l2", "deepfool-l2", "carlini_wagner"])
+@pytest.mark.parametrize("name", ["pgd-linf", "trust_region-l2", "carlini_wagner"])
 def test_examples_that_leave_change_nothing_for_the_others(name):
     # 80 examples: the loop on the host throws rows out, that on the device only masks them.
     batch = make_batch(PARAMS, 4, n=80)
@@ -244,9 +245,7 @@ def test_refuses_a_targeted_attack_without_targets(name):
         make(name, 0.2)(targeted, PARAMS, make_batch(PARAMS), KEY)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in CASES if n.split("-")[0] in ("bim", "pgd", "apgd", "trust_region")]
-)
+@pytest.mark.parametrize("name", ["pgd-linf", "apgd-linf", "trust_region-l2", "carlini_wagner"])
 def test_targeted(name):
     batch = make_batch(PARAMS, 7)
     batch["target"] = (jnp.argmax(logits_fn(PARAMS, batch["image"]), -1) + 1) % 4

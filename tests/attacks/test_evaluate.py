@@ -64,10 +64,9 @@ def test_warns_of_a_network_that_is_not_deterministic():
         return noise.normal(size=np.shape(rate)).astype(np.float32)
 
     def noisy(params, x):
-        draw = jax.pure_callback(
-            drawn, jax.ShapeDtypeStruct((), jnp.float32), x[0, 0, 0], vmap_method="sequential"
-        )
-        return logits_fn(params, x) * (1 + 1e-3 * jax.lax.stop_gradient(draw))
+        rate = jax.lax.stop_gradient(x[0, 0, 0])
+        draw = jax.pure_callback(drawn, jax.ShapeDtypeStruct((), jnp.float32), rate, vmap_method="sequential")
+        return logits_fn(params, x) * (1 + 1e-3 * draw)
 
     with pytest.warns(UserWarning, match="it is not deterministic"):
         attacks.evaluate(losses.cross_entropy(noisy), PARAMS, BATCH, {}, [])

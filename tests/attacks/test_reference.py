@@ -134,13 +134,13 @@ def test_newton_direction_is_that_of_the_pseudo_inverse(norm):
         batch = {"image": image, "label": jnp.arange(5) % 4}
         factory = attacks.fhsm if norm == "linf" else attacks.l2hess
         got = factory(0.01, rtol=1e-9, damping=1e-9)((loss_fn), (hidden, head), batch)["image"] - image
+
+        def loss(x, label):
+            return loss_fn((hidden, head), {"image": x[None], "label": label[None]})
+
+        derivatives = jax.jit(lambda x, label: (jax.hessian(loss)(x, label), jax.grad(loss)(x, label)))
         for i in range(5):
-            one = {"label": batch["label"][i : i + 1]}
-
-            def loss(x, one=one):
-                return loss_fn((hidden, head), {"image": x[None], **one})
-
-            h, g = np.asarray(jax.hessian(loss)(image[i])), np.asarray(jax.grad(loss)(image[i]))
+            h, g = (np.asarray(d) for d in derivatives(image[i], batch["label"][i]))
             assert np.linalg.matrix_rank(h, tol=1e-9) <= 3
             newton = np.linalg.pinv(h, rcond=1e-9) @ g
             want = np.sign(newton) if norm == "linf" else newton / np.linalg.norm(newton)
@@ -274,14 +274,14 @@ def test_rows_finish_one_by_one(loop):
 
 
 def test_the_host_compiles_a_logarithmic_number_of_sizes():
-    sizes, batch = [], make_batch(PARAMS, n=500)
+    sizes, batch = [], make_batch(PARAMS, n=120)
 
     def counting(params, inputs):
         sizes.append(inputs.shape[0])
         return logits_fn(params, inputs)
 
     attacks.trust_region(0.05, steps=200)(losses.margin(counting), PARAMS, batch)
-    assert len(set(sizes)) <= 9  # 500, 384, 256, 192, 128, 96, 64, 48, 32
+    assert set(sizes) <= {120, 96, 64, 48, 32}
     assert min(sizes) == 32
 
 
