@@ -79,12 +79,11 @@ def accumulate(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> AccumulateState:
-        zero = jnp.zeros((), jnp.float32)
         return AccumulateState(
             num_accumulated=jnp.zeros((), jnp.int32),
             updated=jnp.zeros((), bool),
-            weight=zero,
-            square=zero,
+            weight=jnp.zeros((), jnp.float32),
+            square=jnp.zeros((), jnp.float32),
             total=jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params),
             inner_state=inner.init(params),
         )
