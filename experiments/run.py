@@ -32,7 +32,6 @@ COLUMNS = (
     ("updates", "updates", "{:,.0f}"),
     ("final_batch_size", "final batch", "{:,.0f}"),
     ("eigenvalue", "top eigenvalue", "{:.2f}"),
-    ("seconds", "seconds", "{:.0f}"),
 )
 
 
@@ -88,7 +87,15 @@ def report(results: pathlib.Path, name: str, title: str) -> None:
     summaries = [summary for group in groups.values() for summary in group]
     for field in ("hardware", "commit"):
         lines += ["", f"{field}: " + ", ".join(sorted({summary[field] for summary in summaries}))]
-    lines += ["", "versions: " + json.dumps(summaries[0]["versions"]), "", "![curves](curves.png)", ""]
+    lines += [
+        "",
+        "versions: " + json.dumps(summaries[0]["versions"]),
+        "",
+        "![curves](curves.png)",
+        "",
+        f"Curves: seed {summaries[0]['seed']}.",
+        "",
+    ]
     (results / "README.md").write_text("\n".join(lines))
     draw_curves(results / "curves.png", {label: curves[label] for label in order})
     print("\n".join(lines))

@@ -94,7 +94,7 @@ def _config_flags(config_type: Any) -> flags.FlagValues:
 
 
 def _config(config_type: Any, values: flags.FlagValues) -> Any:
-    fields = {name: values[name].value for name in config_type._fields}
+    fields: dict[str, Any] = {name: values[name].value for name in config_type._fields}
     try:
         decays = tuple(int(epoch) for epoch in fields["lr_decay_epochs"] if epoch.strip())
     except ValueError:

@@ -156,15 +156,15 @@ def _observe(
     update_controller: Callable[[Observation, ControllerState], ControllerState],
     clock: Clock,
 ) -> LoopState:
-    observation = Observation(np.int32(state.samples))
-    if run.config.method != "bl":
-        observation = observation._replace(eigenvalue=np.float32(np.nan))
+    observation = Observation(state.samples)
+    if run.controller.measures == "eigenvalue":
+        observation = observation._replace(eigenvalue=float("nan"))
     if state.controller.measure:
         jax.block_until_ready(state.train)
         with clock.measure("hessian"):
             result: PowerIterationResult = run.measure(state.train, state.eigenvector)
             eigenvalue, residual = jax.device_get((result.eigenvalue, result.residual))
-        observation = observation._replace(eigenvalue=np.float32(eigenvalue))
+        observation = observation._replace(eigenvalue=float(eigenvalue))
         # A vector that is not finite would spoil every later measurement.
         eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
         state = state._replace(eigenvector=eigenvector, measured=(float(eigenvalue), float(residual)))

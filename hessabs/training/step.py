@@ -30,7 +30,7 @@ class StepFunctions(NamedTuple):
 
     def compilations(self) -> dict[str, int]:
         """Count how often each function has been compiled in this run."""
-        return {name: function._cache_size() for name, function in self._asdict().items()}  # type: ignore[attr-defined]
+        return {name: function._cache_size() for name, function in self._asdict().items()}
 
 
 def make_step_functions(
