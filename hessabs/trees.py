@@ -1,10 +1,12 @@
 """Checks and products on pytrees that ``optax.tree`` does not have."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -18,7 +20,7 @@ class Static:
       value: Anything hashable. Two trees have one structure when their static values are equal.
     """
 
-    def __init__(self, value: Any):
+    def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -66,6 +68,72 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str) -> None:
             )
 
 
+def check_floating(tree: Any, name: str) -> None:
+    """Raise unless every leaf is a floating-point array.
+
+    Args:
+      tree: The pytree to check.
+      name: What to call it in the message.
+
+    Raises:
+      ValueError: With the first other leaf, or when there is no leaf at all.
+    """
+    leaves = _leaves_by_path(tree)
+    if not leaves:
+        raise ValueError(f"`{name}` must hold at least one array, got an empty pytree.")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"`{name}` must hold floating-point arrays, got {dtype} at {path or 'the root'}; "
+                "bind other arrays with jax.tree_util.Partial."
+            )
+
+
+def partition(tree: Any, where: str | Callable[[str], bool]) -> tuple[Any, Any]:
+    """Split a pytree into chosen leaves and the others, with None in the place of what is missing.
+
+    Args:
+      tree: A pytree.
+      where: Part of a path, whole keys joined with "/" (``"Dense_2"`` or ``"Dense_2/kernel"``), or a predicate
+        on the whole path.
+
+    Returns:
+      ``(chosen, others)``; ``combine`` puts them together again.
+
+    Raises:
+      ValueError: If no leaf is chosen, with the paths there are.
+
+    Example:
+      >>> partition({"body": {"w": 1.0}, "head": {"w": 2.0}}, "head")
+      ({'body': {'w': None}, 'head': {'w': 2.0}}, {'body': {'w': 1.0}, 'head': {'w': None}})
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    if isinstance(where, str):
+        keep = [f"/{where.strip('/')}/" in f"/{path}/" for path in paths]
+    else:
+        keep = [bool(where(path)) for path in paths]
+    if not any(keep):
+        raise ValueError(f"`where` chooses none of the leaves: got {where!r}, there are {', '.join(paths)}.")
+    chosen = [leaf if k else None for (_, leaf), k in zip(leaves, keep, strict=True)]
+    others = [None if k else leaf for (_, leaf), k in zip(leaves, keep, strict=True)]
+    return jax.tree.unflatten(treedef, chosen), jax.tree.unflatten(treedef, others)
+
+
+def combine(chosen: Any, others: Any) -> Any:
+    """Put together what ``partition`` split.
+
+    Args:
+      chosen: A pytree with None where ``others`` has a leaf.
+      others: The other leaves.
+
+    Returns:
+      The whole pytree.
+    """
+    return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda x: x is None)
+
+
 def safe_inverse(x: jax.Array) -> jax.Array:
     """Return 1 / x, or 0 where x is 0.
 
@@ -99,6 +167,44 @@ def normalize(tree: Any) -> tuple[Any, jax.Array]:
     norm = jnp.sqrt(vdot(scaled, scaled))
     unit = jax.tree.map(lambda x, like: (x * safe_inverse(norm)).astype(like.dtype), scaled, tree)
     return unit, norm * largest
+
+
+def ravel(tree: Any) -> tuple[jax.Array, Static]:
+    """Concatenate the leaves of a pytree into one vector, in at least float32.
+
+    Unlike ``jax.flatten_util.ravel_pytree`` it gives the way back as a static value, not as a new function, so
+    that a jitted function which takes it is compiled once.
+
+    Args:
+      tree: A pytree of floating-point arrays.
+
+    Returns:
+      The vector, shape (size,), and what ``unravel`` takes.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    dtype = _norm_dtype(tree)
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in leaves])
+    return flat, Static((treedef, shapes))
+
+
+def unravel(flat: Any, shape: Static) -> Any:
+    """Cut a vector into the leaves of a pytree; the inverse of ``ravel``.
+
+    Args:
+      flat: A vector, shape (size,), or several, shape (..., size).
+      shape: The second result of ``ravel``.
+
+    Returns:
+      The pytree, in its leaf dtypes; each leaf with the leading axes of ``flat``.
+    """
+    treedef, shapes = shape.value
+    ends = np.cumsum([math.prod(s) for s, _ in shapes])
+    parts = [flat[..., end - math.prod(s) : end] for end, (s, _) in zip(ends, shapes, strict=True)]
+    lead = flat.shape[:-1]
+    return treedef.unflatten(
+        [p.reshape(*lead, *s).astype(dtype) for p, (s, dtype) in zip(parts, shapes, strict=True)]
+    )
 
 
 def vdot(a: Any, b: Any) -> jax.Array:

@@ -6,13 +6,15 @@ alone. There each iteration is one jitted function that Python calls again and a
 somebody else's trace, the loop is compiled. This file is the one place that decides.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import jax
 
 from hessabs import trees
 
 Loop = Literal["host", "device"]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def choose(loop: Loop | None, *operands: Any) -> Loop:
@@ -26,7 +28,8 @@ def choose(loop: Loop | None, *operands: Any) -> Loop:
       ``"host"`` or ``"device"``.
 
     Raises:
-      ValueError: If ``loop`` is something else, or ``"host"`` under a trace, where Python cannot read values.
+      ValueError: If ``loop`` is something else, or ``"host"`` under a trace, where Python cannot read values,
+        or an operand that is ``host_only`` (it reads data in Python) would be compiled.
 
     Example:
       >>> choose("device", 1.0)
@@ -37,9 +40,50 @@ def choose(loop: Loop | None, *operands: Any) -> Loop:
     traced = trees.is_traced(*operands)
     if loop == "host" and traced:
         raise ValueError(
-            '`loop="host"` was asked for under a trace (jit, vmap, grad, pmap), where Python cannot read values; '
-            'use "device" or None.'
+            '`loop="host"` was asked for under a trace (jit, vmap, grad, pmap), where Python cannot read '
+            'values; use "device" or None.'
         )
+    host_only = any(_mark(operand) is False for operand in operands)
+    if host_only and (loop == "device" or traced):
+        raise ValueError(
+            "The operator reads its data in Python and cannot run inside a compiled loop or under a trace; use "
+            '`loop="host"` or None, outside of jit.'
+        )
+    if host_only:
+        return "host"
     if loop is not None:
         return loop
     return "host" if jax.default_backend() == "cpu" and not traced else "device"
+
+
+def driven_by_python(*, traceable: bool) -> Callable[[F], F]:
+    """Mark the function of an operator as one that drives jitted functions from Python.
+
+    Args:
+      traceable: Whether it may be traced nevertheless, as part of a compiled loop.
+
+    Returns:
+      A decorator that returns the function itself.
+    """
+
+    def mark(function: F) -> F:
+        function.traceable = traceable  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def is_compiled(matvec: Any) -> bool:
+    """Tell whether a loop on the host compiles an operator together with its iteration.
+
+    Args:
+      matvec: Any callable.
+
+    Returns:
+      True for a ``jax.tree_util.Partial`` whose function is not ``driven_by_python``; others are called as is.
+    """
+    return isinstance(matvec, jax.tree_util.Partial) and _mark(matvec) is None
+
+
+def _mark(operand: Any) -> bool | None:
+    return getattr(getattr(operand, "func", None), "traceable", None)

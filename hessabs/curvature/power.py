@@ -74,7 +74,7 @@ def power_iteration(
     if not rtol >= 0:
         raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
     chosen = loops.choose(loop, matvec, v0)
-    operator = isinstance(matvec, jax.tree_util.Partial)
+    operator = loops.is_compiled(matvec)
     if chosen == "host":
         step: Callable[..., _State] = _jitted_step if operator else _step_outside_jit
         state = _init(v0)
