@@ -84,7 +84,12 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
 
 
 def self_measuring_batch_size(
-    controller: Controller, *, key: jax.Array, max_iters: int = 10, rtol: float = 1e-2
+    controller: Controller,
+    *,
+    key: jax.Array,
+    max_iters: int = 10,
+    rtol: float = 1e-2,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Hold a batch-size rule that measures its own eigenvalue, where the rule asks for one.
 
@@ -102,6 +107,7 @@ def self_measuring_batch_size(
       key: Random key that draws the first start vector.
       max_iters: Most products per measurement, at least 1.
       rtol: Relative residual at which a measurement is good enough.
+      axis_name: The mapped axis over which ``batch`` is split, or None.
 
     Returns:
       A ``GradientTransformationExtraArgs``.
@@ -149,9 +155,8 @@ def self_measuring_batch_size(
         samples = _count(state)
 
         def measure(start: Params) -> tuple[jax.Array, Params]:
-            result = power_iteration(
-                hessian(loss_fn, params, batch), start, max_iters=max_iters, rtol=rtol, loop="device"
-            )
+            matvec = hessian(loss_fn, params, batch, axis_name=axis_name)
+            result = power_iteration(matvec, start, max_iters=max_iters, rtol=rtol, loop="device")
             # A vector that is not finite would spoil every later measurement.
             finite = jnp.isfinite(result.residual)
             vector = jax.tree.map(lambda n, o: jnp.where(finite, n, o), result.eigenvector, start)

@@ -1,5 +1,6 @@
 """Every transformation of the library, with the extra arguments that it needs, for the contract suite."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import hessabs
 
 
 class Case(NamedTuple):
-    make: Callable[[], optax.GradientTransformationExtraArgs]
+    make: Callable[..., optax.GradientTransformationExtraArgs]  # takes an axis_name where it calls a loss
     extra: Callable[[Any], dict[str, Any]]  # of a batch
     outside_masks: bool = False  # calls a loss with its params, so it stands before masks and partitions
     factory: Any = None  # for inject_hyperparams
@@ -53,12 +54,12 @@ def schedule(step):
 
 CASES = {
     "adversarial_gradient": Case(
-        make=lambda: hessabs.adversarial_gradient(attack(), max_fraction=0.5),
+        make=functools.partial(hessabs.adversarial_gradient, attack(), max_fraction=0.5),
         extra=lambda batch: {"loss_fn": loss_fn, "batch": batch, "adversarial_fraction": jnp.float32(0.25)},
         outside_masks=True,
         factory=hessabs.adversarial_gradient,
         arguments={"attack": attack(), "max_fraction": 0.5},
-        static=("attack", "max_fraction"),
+        static=("attack", "max_fraction", "axis_name"),
     ),
     "scale_by_batch_size": Case(
         make=hessabs.scale_by_batch_size,
@@ -80,12 +81,14 @@ CASES = {
         static=("controller",),
     ),
     "self_measuring_batch_size": Case(
-        make=lambda: hessabs.self_measuring_batch_size(measured_rule(), key=jax.random.key(0)),
+        make=functools.partial(
+            hessabs.self_measuring_batch_size, measured_rule(), key=jax.random.key(0), max_iters=3
+        ),
         extra=lambda batch: {"loss_fn": loss_fn, "batch": batch},
         outside_masks=True,
         factory=hessabs.self_measuring_batch_size,
-        arguments={"controller": measured_rule(), "key": jax.random.key(0)},
-        static=("controller", "key", "max_iters", "rtol"),
+        arguments={"controller": measured_rule(), "key": jax.random.key(0), "max_iters": 3},
+        static=("controller", "key", "max_iters", "rtol", "axis_name"),
     ),
     "accumulate": Case(
         make=lambda: hessabs.accumulate(optax.scale(2.0), num_micro_batches=2),
