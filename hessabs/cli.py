@@ -1,4 +1,4 @@
-"""The command line: ``hessabs train``.
+"""The command line: ``hessabs train`` and ``hessabs plan``.
 
 Every flag of a command is a field of its config, so that a script, a test and a shell say the same thing.
 Input that cannot be used ends in one line on standard error and exit status 2.
@@ -15,6 +15,7 @@ _USAGE = """usage: hessabs COMMAND [--flag=value ...]
 
 commands:
   train   train a network with a batch size that follows the curvature
+  plan    batch size, learning rate and updates by epoch, without training
 
 `hessabs COMMAND --help` lists the flags of a command."""
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"train": _train}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "plan": _plan}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_USAGE)
         return 0 if argv else 2
@@ -75,12 +76,52 @@ def _train(argv: Sequence[str]) -> int:
     return 0
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from hessabs.batch_size import methods, picture
+    from hessabs.planning import StepSeconds, measure_seconds, report
+
+    values = _config_flags(methods.Settings)
+    for name, text in (
+        ("t_comp", "seconds of computation per update"),
+        ("t_comm", "seconds of communication per update"),
+        ("t_hess", "seconds per measurement"),
+    ):
+        flags.DEFINE_float(name, None, text, flag_values=values)
+    flags.DEFINE_bool(
+        "measure_times", False, "measure t_comp and t_hess here, on one device (t_comm: 0)", flag_values=values
+    )
+    flags.DEFINE_string("dataset", "digits", "data set of measure_times", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "folder of its TFDS data set", flag_values=values)
+    flags.DEFINE_string("model", "mlp", "network of measure_times", flag_values=values)
+    flags.DEFINE_string("output", None, "file for a picture, plan.png say", flag_values=values)
+    try:
+        if _parse(values, "plan", argv):
+            return 0
+        settings = _config(methods.Settings, values)
+        bounds = methods.make_plans(settings)
+        whole = methods.make_plans(methods.as_trained(settings), whole_updates=True)
+        times = None
+        if values.measure_times:
+            times = measure_seconds(settings, values.dataset, values.data_dir, values.model)
+        elif values.t_comp is not None:
+            times = StepSeconds(values.t_comp, values.t_comm or 0.0, values.t_hess or 0.0)
+        print(report(settings, bounds, whole, times))
+        if values.output is not None:
+            picture.draw_plans(bounds, settings.lr, f"{settings.method}, {settings.epochs} epochs").savefig(
+                values.output
+            )
+            print(f"picture: {values.output}")
+    except (flags.Error, ValueError, OSError) as error:
+        return _refuse(error)
+    return 0
+
+
 def _config_flags(config_type: Any) -> flags.FlagValues:
     """Define a flag for each field of a config, apart from absl's global flags."""
     from hessabs.training.config import field_help, field_types
 
     values = flags.FlagValues()
-    helps, types = field_help(), field_types()
+    helps, types = field_help(config_type), field_types(config_type)
     for name, default in config_type._field_defaults.items():
         if types[name] is bool:
             flags.DEFINE_bool(name, default, helps[name], flag_values=values)

@@ -149,7 +149,9 @@ def hessian_adaptive(
             since_growth=jnp.zeros((), jnp.int32),
             measure_at=jnp.asarray(measure_every, jnp.int32),
         )
-        return decide(jnp.zeros((), jnp.int32), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
+        return decide(
+            jnp.zeros((), jnp.int32), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory
+        )
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule

@@ -146,7 +146,7 @@ IMAGENET_EPOCH = 5005 * 256
 
 
 def test_the_time_table_of_the_slides():
-    # Seconds of ResNet-18 on ImageNet: T_comp 0.022 (0.036 with adversarial examples), T_comm 0.015, T_Hess 1.15
+    # ResNet-18 on ImageNet: T_comp 0.022 (0.036 with adversarial examples), T_comm 0.015, T_Hess 1.15
     bl = plan(constant(256), **IMAGENET)
     assert bl.updates == 450_450
     assert int(training_seconds(bl.updates, compute=2.2e-2, communicate=1.5e-2)) == 16_666

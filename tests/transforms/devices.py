@@ -7,7 +7,6 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
@@ -88,7 +87,9 @@ def difference(case, way):
     want = follow(tx, jax.jit(step), np.arange(16) if axis_name is None else ORDER)
     tx, step = make_step(case, axis_name)
     got = follow(tx, wrap(step), np.arange(16))
-    errors = jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float)))), got, want)
+    errors = jax.tree.map(
+        lambda a, b: float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float)))), got, want
+    )
     return max(jax.tree.leaves(errors))
 
 

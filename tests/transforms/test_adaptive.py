@@ -79,7 +79,7 @@ def test_gradient_statistics_reach_the_rule():
 
 
 def test_accumulation_follows_the_rule_and_feeds_it():
-    # One pass over the micro-batches' gradients: what norm_test decides is what it decides from the stacked ones.
+    # What norm_test decides from a stream of micro-batches is what it decides from the stacked gradients.
     rule = hessabs.batch_size.norm_test(4, 64, measure_every=4, tolerance=0.5)
     tx = hessabs.accumulate(
         optax.chain(optax.trace(0.9), hessabs.adaptive_batch_size(rule)), micro_batch_size=2, statistics=True

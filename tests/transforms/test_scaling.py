@@ -36,7 +36,12 @@ def test_when_the_batch_grows_it_keeps_the_pace_of_the_data():
 
 
 def test_parts_of_a_step_are_read_between():
-    assert rates(hessabs.by_samples(lambda step: step, 4, flip_sign=False), [1, 2, 3, 4]) == [0.0, 0.25, 0.75, 1.5]
+    assert rates(hessabs.by_samples(lambda step: step, 4, flip_sign=False), [1, 2, 3, 4]) == [
+        0.0,
+        0.25,
+        0.75,
+        1.5,
+    ]
 
 
 def test_whole_steps_stay_exact_after_many_examples():
