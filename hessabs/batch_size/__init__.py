@@ -14,17 +14,21 @@ from hessabs.batch_size.eigenvalues import mean_and_error
 from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
+from hessabs.batch_size.plan import Bounds, Plan, PlannedEpoch, growth_bounds, plan, training_seconds
 from hessabs.batch_size.schedules import constant, linear_scaling
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.statistics import gradient_statistics, noise_and_signal
 
 __all__ = [
     "NEVER",
+    "Bounds",
     "Controller",
     "ControllerState",
     "GradientStatistics",
     "Measurement",
     "Observation",
+    "Plan",
+    "PlannedEpoch",
     "adascale",
     "batch_growth",
     "constant",
@@ -32,11 +36,14 @@ __all__ = [
     "fixed_growth",
     "gradient_noise_scale",
     "gradient_statistics",
+    "growth_bounds",
     "hessian_adaptive",
     "linear_scaling",
     "mean_and_error",
     "noise_and_signal",
     "norm_test",
+    "plan",
     "stability_limited",
     "timer",
+    "training_seconds",
 ]

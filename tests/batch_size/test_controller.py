@@ -188,6 +188,12 @@ def test_a_measured_rule_grows_when_it_should(name):
     assert int(drive.host(CONTROLLERS[name], values, update=JITTED[name])[-1].batch_size) > 48 * 6
 
 
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_no_two_fields_share_a_buffer_so_that_the_state_may_be_donated(name):
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(CONTROLLERS[name].init())]
+    assert len(set(pointers)) == len(pointers)
+
+
 def test_a_controller_is_two_functions():
     controller = Controller(lambda: None, lambda observation, state: state)
     assert controller.update(Observation(3), None) is None
