@@ -40,8 +40,6 @@ MatVec: TypeAlias = Callable[[Any], Any]
 
 
 class Attack(Protocol):
-    """``attack(loss_fn, params, batch, key=None) -> batch`` with perturbed inputs; other leaves are untouched."""
+    """``attack(loss_fn, params, batch, key=None) -> batch``: inputs perturbed, other leaves untouched."""
 
-    def __call__(
-        self, loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None
-    ) -> Any: ...
+    def __call__(self, loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any: ...

@@ -1,7 +1,42 @@
 """How large is the next batch? Rules behind one controller protocol; no autodiff here."""
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
+from hessabs.batch_size.adascale import adascale
+from hessabs.batch_size.controller import (
+    NEVER,
+    Controller,
+    ControllerState,
+    GradientStatistics,
+    Measurement,
+    Observation,
+)
+from hessabs.batch_size.cyclical import cyclical
+from hessabs.batch_size.eigenvalues import mean_and_error
+from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import hessian_adaptive
-from hessabs.batch_size.schedules import constant
+from hessabs.batch_size.noise import gradient_noise_scale, norm_test
+from hessabs.batch_size.schedules import constant, linear_scaling
+from hessabs.batch_size.stability import stability_limited
+from hessabs.batch_size.statistics import gradient_statistics, noise_and_signal
 
-__all__ = ["NEVER", "Controller", "ControllerState", "Observation", "constant", "hessian_adaptive"]
+__all__ = [
+    "NEVER",
+    "Controller",
+    "ControllerState",
+    "GradientStatistics",
+    "Measurement",
+    "Observation",
+    "adascale",
+    "batch_growth",
+    "constant",
+    "cyclical",
+    "fixed_growth",
+    "gradient_noise_scale",
+    "gradient_statistics",
+    "hessian_adaptive",
+    "linear_scaling",
+    "mean_and_error",
+    "noise_and_signal",
+    "norm_test",
+    "stability_limited",
+    "timer",
+]

@@ -8,15 +8,18 @@ says when it wants to be told and whether it wants a measurement then::
     while training:
         ...  # updates of state.batch_size examples, with learning rate lr * state.lr_scale
         if samples >= state.observe_at:
-            eigenvalue = measure() if state.measure else None
+            eigenvalue = measure() if state.measure else float("nan")
             state = controller.update(Observation(samples, eigenvalue), state)
+
+``controller.measures`` says what a measurement is: a top eigenvalue of the Hessian, of the whole network or of
+its last layer, or the gradient statistics of the update just made.
 
 A decision holds for whole updates: a trainer that accumulates gradients takes it up when an update is complete,
 so that no update mixes two batch sizes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +28,31 @@ NEVER = 2**31 - 1
 """The count of examples that stands for "never"."""
 
 
+Measurement = Literal["nothing", "eigenvalue", "last_layer_eigenvalue", "gradient"]
+"""What a rule asks for: the field of the observation, and for an eigenvalue the block of the Hessian."""
+
+
+class GradientStatistics(NamedTuple):
+    """What the gradients of equal parts of one batch (micro-batches, devices) say about their noise.
+
+    With part gradients g_1 .. g_k of ``part_size`` examples each and g their mean. A rule that reads them can
+    do nothing where k is 1.
+    """
+
+    part_size: jax.Array | int  # shape (), int32: examples in each part
+    num_parts: jax.Array | int  # shape (), int32: k
+    mean_square: jax.Array | float  # shape (), float32: the mean of ||g_i||^2
+    square_mean: jax.Array | float  # shape (), float32: ||g||^2
+    inner_square: jax.Array | float | None = None  # shape (), float32: the mean of (g_i . g)^2, where known
+
+
 class Observation(NamedTuple):
     """What a controller is told."""
 
     samples: jax.Array | int  # shape (), int32: examples trained on so far
     eigenvalue: jax.Array | float | None = None  # shape (), float32: top Hessian eigenvalue, fresh if asked for
+    standard_error: jax.Array | float | None = None  # shape (), float32: of an eigenvalue averaged over batches
+    gradient: GradientStatistics | None = None  # of the last update, fresh if asked for
 
 
 class ControllerState(NamedTuple):
@@ -48,6 +71,7 @@ class Controller(NamedTuple):
 
     init: Callable[[], ControllerState]
     update: Callable[[Observation, ControllerState], ControllerState]
+    measures: Measurement = "eigenvalue"  # what `state.measure` asks for; static
 
 
 class Decay(NamedTuple):
@@ -58,12 +82,30 @@ class Decay(NamedTuple):
 
     def scale(self, samples: Any) -> jax.Array:
         """Return the product of the decays that have happened, a float32 scalar."""
-        passed = sum((jnp.asarray(samples >= at, jnp.int32) for at in self.at), jnp.zeros((), jnp.int32))
-        return jnp.float32(self.factor) ** passed
+        # A table and not a power: the same bits from eager code, jit and scan, and each entry rounded once.
+        table = jnp.asarray([self.factor**count for count in range(len(self.at) + 1)], jnp.float32)
+        return table[num_passed(samples, self.at)]
 
     def next(self, samples: Any) -> jax.Array:
         """Return the examples at the first decay still to come, an int32 scalar, or NEVER."""
         return next_event(samples, self.at)
+
+
+def num_passed(samples: Any, events: Sequence[int]) -> jax.Array:
+    """Count the events that have happened.
+
+    Args:
+      samples: Examples so far, a scalar.
+      events: Counts of examples.
+
+    Returns:
+      How many events are at or below ``samples``, a scalar int32.
+
+    Example:
+      >>> int(num_passed(300, (100, 300, 400)))
+      2
+    """
+    return jnp.sum(jnp.asarray(samples) >= jnp.asarray(tuple(events), jnp.int32), dtype=jnp.int32)
 
 
 def next_event(samples: Any, events: Sequence[Any]) -> jax.Array:

@@ -1,25 +1,31 @@
 """ABS and ABSA: the batch grows where the top Hessian eigenvalue falls."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import (
-    NEVER,
-    Controller,
-    ControllerState,
-    Observation,
-    check_batch_sizes,
-    check_decay,
-    next_event,
+from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Measurement, Observation
+from hessabs.batch_size.eigenvalues import is_valid, need_eigenvalue
+from hessabs.batch_size.options import (
+    Coupling,
+    check_above_one,
+    check_every,
+    check_options,
+    check_patience,
+    grow_by,
+    next_multiple,
 )
-from hessabs.batch_size.schedules import check_fraction
+
+Signal = Literal["eigenvalue", "eigenvalue_times_lr"]
+Block = Literal["all", "last_layer"]
 
 
 class _Memory(NamedTuple):
-    reference: jax.Array  # shape (), float32: the eigenvalue that the next one is held against; 0 before the first
+    reference: jax.Array  # shape (), float32: the signal that the next one is held against
+    reference_error: jax.Array  # shape (), float32: its standard error
+    has_reference: jax.Array  # shape (), bool
     since_growth: jax.Array  # shape (), int32: measurements since the batch grew
     measure_at: jax.Array  # shape (), int32: examples at the next measurement
 
@@ -32,21 +38,26 @@ def hessian_adaptive(
     eigenvalue_decrease: float = 2.0,
     growth_factor: float = 2.0,
     patience: int | None = 10,
+    signal: Signal = "eigenvalue",
+    block: Block = "all",
+    noise_factor: float = 2.0,
+    lr_coupling: Coupling = "linear",
     adversarial_fraction: float = 0.0,
     fraction_decrease: float = 2.0,
     adversarial_until: int | None = None,
     lr_decay_at: Sequence[int] = (),
     lr_decay: float = 0.2,
+    compatibility: Literal["hessianflow"] | None = None,
 ) -> Controller:
     """Grow the batch when the top Hessian eigenvalue falls (ABS), with adversarial examples (ABSA).
 
-    At each measurement: if ``eigenvalue <= reference / eigenvalue_decrease``, or the batch has not grown for
-    ``patience`` measurements, then the batch and the learning rate grow by ``growth_factor`` and the
-    adversarial fraction shrinks by ``fraction_decrease``. The reference is the eigenvalue that last caused
-    growth, at first the first one measured. At the maximum, adversarial examples and measurements end.
+    At each measurement: if ``signal <= reference / eigenvalue_decrease``, or the batch has not grown for
+    ``patience`` measurements, then the batch grows by ``growth_factor``, the learning rate with it, and the
+    adversarial fraction shrinks by ``fraction_decrease``. The reference is the signal that last fell far
+    enough, at first the first one measured. At the maximum, adversarial examples and measurements end.
 
-    A negative, zero or non-finite eigenvalue never grows the batch, is never the reference, and does not let
-    the patience end; the measurement after it may.
+    A negative, zero, subnormal or non-finite eigenvalue never grows the batch, is never the reference, and does
+    not let the patience end; the measurement after it may.
 
     Args:
       initial: Examples per update at the start (B0).
@@ -55,6 +66,13 @@ def hessian_adaptive(
       eigenvalue_decrease: The fall that counts (alpha), above 1.
       growth_factor: Growth of the batch (beta), above 1. The batch stays a multiple of ``initial``.
       patience: Measurements without growth after which the batch grows anyway (kappa), or None for never.
+      signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: the eigenvalue times the learning-rate scale at
+        the time, which a growth raises and a decay lowers.
+      block: The Hessian to measure, ``"all"`` parameters or those of the ``"last_layer"``; it is passed on as
+        ``controller.measures``.
+      noise_factor: Where ``Observation.standard_error`` comes with the eigenvalue (see ``mean_and_error``), a
+        fall also counts only if it is larger than this many standard errors of the difference, at least 0.
+      lr_coupling: How the learning rate follows the batch: ``"linear"`` (the paper), ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples (gamma): 0 is ABS, 0.2
         the ABSA of the paper. (The size epsilon of the perturbation belongs to the attack.)
       fraction_decrease: Divides the fraction at each growth (omega), at least 1.
@@ -62,6 +80,9 @@ def hessian_adaptive(
         the training.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].
+      compatibility: ``"hessianflow"`` reproduces the rule of the published code for comparison, quirks
+        included: any eigenvalue is believed (a negative one counts as a fall, a first NaN is the reference for
+        ever), the patience ends on any, and a growth that rounds to nothing still counts as one.
 
     Returns:
       A ``Controller``. ``state.measure`` says when ``Observation.eigenvalue`` must be fresh.
@@ -81,71 +102,84 @@ def hessian_adaptive(
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1. Differs from the published code: measurements are
       counted in examples, and invalid eigenvalues (above) are guarded against.
     """
-    check_batch_sizes(initial, maximum)
-    decay = check_decay(lr_decay_at, lr_decay)
-    check_fraction("adversarial_fraction", adversarial_fraction)
-    if not 1 <= measure_every < NEVER:
-        raise ValueError(f"`measure_every` must be at least 1 example, got {measure_every}.")
-    for name, value in (("eigenvalue_decrease", eigenvalue_decrease), ("growth_factor", growth_factor)):
-        if not 1 < value < float("inf"):
-            raise ValueError(f"`{name}` must be above 1, got {value}.")
-    if not 1 <= fraction_decrease < float("inf"):
-        raise ValueError(f"`fraction_decrease` must be at least 1, got {fraction_decrease}.")
-    if patience is not None and patience < 1:
-        raise ValueError(f"`patience` must be at least 1 measurement, or None, got {patience}.")
-    until = NEVER if adversarial_until is None else adversarial_until
-    if until < 0:
-        raise ValueError(f"`adversarial_until` must be at least 0 examples, got {until}.")
+    options = check_options(
+        initial,
+        maximum,
+        lr_coupling=lr_coupling,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+    )
+    check_every("measure_every", measure_every)
+    check_above_one("eigenvalue_decrease", eigenvalue_decrease)
+    check_above_one("growth_factor", growth_factor)
+    check_patience(patience)
+    if not 0 <= noise_factor < float("inf"):
+        raise ValueError(f"`noise_factor` must be at least 0, got {noise_factor}.")
+    for name, value, known in (
+        ("signal", signal, get_args(Signal)),
+        ("block", block, get_args(Block)),
+        ("compatibility", compatibility, ("hessianflow", None)),
+    ):
+        if value not in known:
+            raise ValueError(f"`{name}` must be one of {list(known)}, got {value!r}.")
+    published = compatibility == "hessianflow"
+    ratios = {eigenvalue_decrease, growth_factor, fraction_decrease}
+    if published and (len(ratios) > 1 or signal != "eigenvalue" or lr_coupling != "linear"):
+        raise ValueError(
+            'compatibility="hessianflow" has one ratio for `eigenvalue_decrease`, `growth_factor` and '
+            f"`fraction_decrease`, the plain eigenvalue and the linear coupling, got {sorted(ratios)}, "
+            f"{signal!r} and {lr_coupling!r}."
+        )
     most_measurements = NEVER if patience is None else patience
 
     def decide(
         samples: jax.Array, batch_size: jax.Array, fraction: jax.Array, memory: _Memory
     ) -> ControllerState:
-        growing = batch_size < maximum
-        measure_at = jnp.where(growing, memory.measure_at, NEVER)
-        observe_at = next_event(samples, (*decay.at, until, measure_at))
-        return ControllerState(
-            batch_size=batch_size.astype(jnp.int32),
-            lr_scale=(batch_size / initial).astype(jnp.float32) * decay.scale(samples),
-            adversarial_fraction=jnp.where(samples < until, fraction, 0.0).astype(jnp.float32),
-            observe_at=observe_at,
-            measure=growing & (observe_at == measure_at),
-            rule=memory,
-        )
+        measure_at = jnp.where(batch_size < maximum, memory.measure_at, NEVER)
+        return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
 
     def init() -> ControllerState:
-        memory = _Memory(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(measure_every, jnp.int32))
-        zero = jnp.zeros((), jnp.int32)
+        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        memory = _Memory(nothing, nothing, jnp.zeros((), bool), zero, jnp.asarray(measure_every, jnp.int32))
         return decide(zero, jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
-        if observation.eigenvalue is None:
-            raise ValueError(
-                "The observation has no `eigenvalue`, which hessian_adaptive needs; "
-                "where none is due (state.measure is False) pass float('nan')."
-            )
-        samples = jnp.asarray(observation.samples, jnp.int32)
-        eigenvalue = jnp.asarray(observation.eigenvalue, jnp.float32)
         memory: _Memory = state.rule
+        samples = jnp.asarray(observation.samples, jnp.int32)
+        eigenvalue = need_eigenvalue(observation, "hessian_adaptive")
+        error = jnp.asarray(
+            0.0 if observation.standard_error is None else observation.standard_error, jnp.float32
+        )
         measured = state.measure & (samples >= memory.measure_at)
-        valid = measured & jnp.isfinite(eigenvalue) & (eigenvalue > 0)
-        first = memory.reference <= 0
+        valid = measured if published else measured & is_valid(eigenvalue) & (error >= 0)
+        if signal == "eigenvalue_times_lr":
+            eigenvalue, error = eigenvalue * state.lr_scale, error * state.lr_scale
+
+        first = valid & ~memory.has_reference
+        fell = valid & memory.has_reference & (eigenvalue <= memory.reference * (1 / eigenvalue_decrease))
+        if not published:
+            noise = noise_factor * jnp.hypot(error, memory.reference_error)
+            fell &= memory.reference - eigenvalue >= noise
         since_growth = memory.since_growth + measured
-        fell = valid & ~first & (eigenvalue <= memory.reference / eigenvalue_decrease)
         grow = fell | (valid & (since_growth >= most_measurements))
 
         factor = state.batch_size // initial
-        grown = jnp.maximum(factor + 1, jnp.floor(factor * growth_factor).astype(jnp.int32))
-        batch_size = jnp.where(grow, jnp.minimum(grown, maximum // initial) * initial, state.batch_size)
-        fraction = jnp.where(grow, state.adversarial_fraction / fraction_decrease, state.adversarial_fraction)
+        rounded = jnp.floor(factor * growth_factor).astype(jnp.int32)
+        grown = jnp.minimum(rounded if published else grow_by(factor, growth_factor), maximum // initial)
+        batch_size = jnp.where(grow, grown * initial, state.batch_size)
+        fraction = state.adversarial_fraction * jnp.where(grow, 1 / fraction_decrease, 1.0)
         fraction = jnp.where(grow & (batch_size >= maximum), 0.0, fraction)
         memory = _Memory(
-            reference=jnp.where(fell | (valid & first), eigenvalue, memory.reference),
+            reference=jnp.where(fell | first, eigenvalue, memory.reference),
+            reference_error=jnp.where(fell | first, error, memory.reference_error),
+            has_reference=memory.has_reference | first,
             since_growth=jnp.where(grow, 0, since_growth),
-            measure_at=jnp.where(
-                measured, (samples // measure_every + 1) * measure_every, memory.measure_at
-            ).astype(jnp.int32),
+            measure_at=jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at),
         )
         return decide(samples, batch_size, fraction, memory)
 
-    return Controller(init, update)
+    measures: Measurement = "eigenvalue" if block == "all" else "last_layer_eigenvalue"
+    return Controller(init, update, measures)

@@ -1,18 +1,13 @@
-"""Rules that need no measurement."""
+"""Rules that keep one batch size: the baseline and the linear scaling rule."""
 
+import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import (
-    NEVER,
-    Controller,
-    ControllerState,
-    Observation,
-    check_batch_sizes,
-    check_decay,
-    next_event,
-)
+from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
+from hessabs.batch_size.options import Coupling, check_options, rounded
 
 
 def constant(
@@ -50,41 +45,95 @@ def constant(
     References:
       Yao et al. (2018), arXiv:1810.01021, baseline of section 4.
     """
-    check_batch_sizes(batch_size, batch_size)
-    decay = check_decay(lr_decay_at, lr_decay)
-    check_fraction("adversarial_fraction", adversarial_fraction)
-    until = NEVER if adversarial_until is None else adversarial_until
-
-    def decide(samples: object) -> ControllerState:
-        samples = jnp.asarray(samples, jnp.int32)
-        return ControllerState(
-            batch_size=jnp.asarray(batch_size, jnp.int32),
-            lr_scale=decay.scale(samples),
-            adversarial_fraction=jnp.where(samples < until, adversarial_fraction, 0.0).astype(jnp.float32),
-            observe_at=next_event(samples, (*decay.at, until)),
-            measure=jnp.zeros((), bool),
-            rule=(),
-        )
-
-    def init() -> ControllerState:
-        return decide(0)
+    options = check_options(
+        batch_size,
+        batch_size,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+        adversarial_fraction=adversarial_fraction,
+        adversarial_until=adversarial_until,
+    )
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
-        del state
-        return decide(observation.samples)
+        samples = jnp.asarray(observation.samples, jnp.int32)
+        return options.decide(samples, state.batch_size, state.adversarial_fraction)
 
-    return Controller(init, update)
+    return Controller(options.first, update, "nothing")
 
 
-def check_fraction(name: str, fraction: float) -> None:
-    """Check a fraction of a batch.
+def linear_scaling(
+    batch_size: int,
+    *,
+    base_batch_size: int,
+    warmup: int,
+    lr_coupling: Coupling = "linear",
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 0.2,
+    adversarial_fraction: float = 0.0,
+    adversarial_until: int | None = None,
+) -> Controller:
+    """Keep one large batch and scale the learning rate with it, after a gradual warm-up (FB).
+
+    From the learning rate of the base batch the rate rises by the same amount at each update, to
+    ``batch_size / base_batch_size`` times that rate after ``warmup`` examples: the factor is
+    ``1 + (batch_size / base_batch_size - 1) * min(samples / warmup, 1)``, times the decays.
 
     Args:
-      name: Name of the parameter, for the message.
-      fraction: Its value.
+      batch_size: Examples per update, at least 1.
+      base_batch_size: The batch that the learning rate was chosen for, at least 1.
+      warmup: Examples over which the rate rises, at least 0. In the paper, 5 epochs.
+      lr_coupling: ``"linear"`` (the paper), ``"sqrt"``: the rate rises to the square root of the ratio, or
+        ``"none"``: the baseline.
+      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      adversarial_until: Examples after which the fraction is 0; None for never.
+
+    Returns:
+      A ``Controller``. During the warm-up it wants to be called at every update.
 
     Raises:
-      ValueError: If it lies outside [0, 1].
+      ValueError: If a parameter is out of its range.
+
+    Example:
+      >>> controller = linear_scaling(512, base_batch_size=128, warmup=1024)
+      >>> state, scales = controller.init(), []
+      >>> for samples in (512, 1024, 1536):
+      ...     scales.append(float(state.lr_scale))
+      ...     state = controller.update(Observation(samples), state)
+      >>> scales
+      [1.0, 2.5, 4.0]
+
+    References:
+      Goyal et al. (2017), arXiv:1706.02677, sections 2.1 and 2.2.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"`{name}` must lie in [0, 1], got {fraction}.")
+    options = check_options(
+        batch_size,
+        batch_size,
+        lr_coupling=lr_coupling,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+        adversarial_fraction=adversarial_fraction,
+        adversarial_until=adversarial_until,
+    )
+    if base_batch_size < 1:
+        raise ValueError(f"`base_batch_size` must be at least 1, got {base_batch_size}.")
+    if not 0 <= warmup < NEVER:
+        raise ValueError(f"`warmup` must be at least 0 examples, got {warmup}.")
+    ratio = batch_size / base_batch_size
+    target = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[lr_coupling]
+
+    def decide(samples: jax.Array, fraction: jax.Array) -> ControllerState:
+        remaining = jnp.maximum(warmup - samples, 0)
+        scale = target - rounded(remaining, abs(target - 1) / max(warmup, 1)) * (1 if target > 1 else -1)
+        each_update = jnp.where(samples < warmup, samples + 1, NEVER)
+        batch = jnp.asarray(batch_size, jnp.int32)
+        return options.decide(samples, batch, fraction, lr_scale=scale, events=(each_update,))
+
+    def init() -> ControllerState:
+        return decide(jnp.zeros((), jnp.int32), jnp.float32(adversarial_fraction))
+
+    def update(observation: Observation, state: ControllerState) -> ControllerState:
+        return decide(jnp.asarray(observation.samples, jnp.int32), state.adversarial_fraction)
+
+    return Controller(init, update, "nothing")

@@ -1,0 +1,117 @@
+"""AdaScale: a large batch whose learning rate is scaled by what the batch gains."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation, check_decay
+from hessabs.batch_size.noise import NoiseMemory, check_average
+from hessabs.batch_size.options import check_every, check_options, next_multiple, rounded
+from hessabs.batch_size.statistics import need_gradient, noise_and_signal
+
+
+class _Memory(NamedTuple):
+    average: NoiseMemory
+    gain: jax.Array  # shape (), float32: in [1, batch_size / base_batch_size]
+    progress: jax.Array  # shape (), int32: examples of the base batch that the updates so far are worth
+    samples: jax.Array  # shape (), int32: examples at the last call
+    measure_at: jax.Array  # shape (), int32: examples at the next measurement
+
+
+def adascale(
+    batch_size: int,
+    *,
+    base_batch_size: int,
+    measure_every: int,
+    average_over: int = 8,
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 0.2,
+    adversarial_fraction: float = 0.0,
+    adversarial_until: int | None = None,
+) -> Controller:
+    """Keep one large batch and scale the learning rate by the gain that its gradient's noise allows.
+
+    With ``S = batch_size / base_batch_size``, the variance ``sigma^2`` of the gradient of a base batch and
+    the square ``mu^2`` of the true gradient, the gain is ``r = (sigma^2 + mu^2) / (sigma^2 / S + mu^2)``, from
+    1 (no
+    noise: a larger batch is worth nothing) to S (all noise). One update counts for r updates of the base batch:
+    the decays are counted in these, so the training takes as long as the noise makes it.
+
+    Args:
+      batch_size: Examples per update, at least two parts, a multiple of ``base_batch_size``.
+      base_batch_size: The batch that the learning rate and the decays were chosen for, at least 1.
+      measure_every: Examples between observations, at least 1. The paper observes every update.
+      average_over: Observations that the running means cover, a power of two.
+      lr_decay_at: Examples of training with the base batch after which the rate decays, ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      adversarial_until: Examples (true ones) after which the fraction is 0; None for never.
+
+    Returns:
+      A ``Controller`` that measures ``"gradient"``. ``state.rule.progress`` is the progress in examples of the
+      base batch: train until it, and not the true count, reaches the planned one.
+
+    Raises:
+      ValueError: If a parameter is out of its range; from ``update``, if the observation has no gradient.
+
+    Example:
+      >>> from hessabs.batch_size import GradientStatistics
+      >>> controller = adascale(512, base_batch_size=128, measure_every=512, average_over=1)
+      >>> statistics = GradientStatistics(256, 2, mean_square=2.0, square_mean=1.5)  # sigma^2 = 2, mu^2 = 1
+      >>> state = controller.update(Observation(512, gradient=statistics), controller.init())
+      >>> float(state.lr_scale)  # (2 + 1) / (2 / 4 + 1)
+      2.0
+
+    References:
+      Johnson et al. (2020), AdaScale SGD, arXiv:2007.05105.
+    """
+    options = check_options(
+        batch_size,
+        batch_size,
+        adversarial_fraction=adversarial_fraction,
+        adversarial_until=adversarial_until,
+    )
+    if not 1 <= base_batch_size <= batch_size or batch_size % base_batch_size:
+        raise ValueError(f"`base_batch_size` must divide batch_size={batch_size}, got {base_batch_size}.")
+    check_every("measure_every", measure_every)
+    check_average(average_over)
+    decay = check_decay(lr_decay_at, lr_decay)
+    scale = batch_size // base_batch_size
+
+    def decide(samples: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
+        rate = memory.gain * decay.scale(memory.progress)
+        size = jnp.asarray(batch_size, jnp.int32)
+        return options.decide(samples, size, fraction, memory, lr_scale=rate, measure_at=memory.measure_at)
+
+    def init() -> ControllerState:
+        zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
+        memory = _Memory(NoiseMemory.empty(), one, zero, zero, jnp.asarray(measure_every, jnp.int32))
+        return decide(zero, jnp.float32(adversarial_fraction), memory)
+
+    def update(observation: Observation, state: ControllerState) -> ControllerState:
+        memory: _Memory = state.rule
+        samples = jnp.asarray(observation.samples, jnp.int32)
+        measured = state.measure & (samples >= memory.measure_at)
+        noise, signal = noise_and_signal(need_gradient(observation, "adascale"))
+        valid = measured & jnp.isfinite(noise) & jnp.isfinite(signal)
+        average = memory.average.add(noise, signal, valid, average_over)
+
+        # The updates since the last call were made with the old gain.
+        worth = (samples - memory.samples).astype(jnp.float32) * memory.gain * (1 / scale)
+        progress = memory.progress + jnp.round(worth).astype(jnp.int32)
+        sigma2 = rounded(average.noise, 1 / base_batch_size)
+        mu2 = jnp.maximum(average.signal, 0.0)
+        below = rounded(sigma2, 1 / scale) + mu2
+        usable = valid & (below >= jnp.finfo(jnp.float32).tiny)
+        gain = jnp.where(usable, (sigma2 + mu2) / jnp.where(usable, below, 1.0), memory.gain)
+        gain = jnp.clip(gain, 1.0, float(scale))
+        measure_at = jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at)
+        # A count at the end of the range of int32 must not turn negative.
+        progress = jnp.where(progress < memory.progress, NEVER, progress)
+        return decide(
+            samples, state.adversarial_fraction, _Memory(average, gain, progress, samples, measure_at)
+        )
+
+    return Controller(init, update, "gradient")

@@ -1,0 +1,251 @@
+"""Batches that grow at given times: Smith et al., and two rules that say what a measurement is worth."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from hessabs.batch_size.controller import (
+    NEVER,
+    Controller,
+    ControllerState,
+    Observation,
+    check_decay,
+    num_passed,
+)
+from hessabs.batch_size.options import (
+    Coupling,
+    Options,
+    check_above_one,
+    check_every,
+    check_options,
+    ladder,
+)
+
+Leftover = Literal["decay", "hold"]
+
+
+def batch_growth(
+    initial: int,
+    maximum: int,
+    *,
+    lr_decay_at: Sequence[int],
+    lr_decay: float = 0.2,
+    growth_factor: float | None = None,
+    leftover: Leftover = "decay",
+    lr_coupling: Coupling = "none",
+    adversarial_fraction: float = 0.0,
+    fraction_decrease: float = 1.0,
+    adversarial_until: int | None = None,
+) -> Controller:
+    """Grow the batch where the learning rate would have decayed (GG).
+
+    At each decay point the batch is multiplied by ``1 / lr_decay``, up to the maximum, and the learning rate
+    stays. What the maximum keeps the batch from taking is taken by the learning rate, so that at any time
+    ``lr * growth_factor ** points * batch / initial`` is what it was at the start.
+
+    Args:
+      initial: Examples per update at the start.
+      maximum: The most examples per update, a multiple of ``initial``.
+      lr_decay_at: Examples after which the learning rate would decay, ascending.
+      lr_decay: The factor that it would decay by, in (0, 1].
+      growth_factor: Growth of the batch at each point, above 1; None for ``1 / lr_decay``. The batch is rounded
+        down to a multiple of ``initial``. (The slides raise it to ``ceil(sqrt(maximum / initial))`` where two
+        decays would not reach the maximum.)
+      leftover: ``"decay"`` as above (Smith et al.), or ``"hold"``: the learning rate never changes. Which of
+        them the slides used, their counts of updates cannot tell.
+      lr_coupling: How the learning rate follows the batch besides: ``"none"`` (the paper), ``"sqrt"`` or
+        ``"linear"``.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      adversarial_until: Examples after which the fraction is 0; None for never.
+
+    Returns:
+      A ``Controller`` that measures nothing.
+
+    Raises:
+      ValueError: If a parameter is out of its range.
+
+    Example:
+      >>> controller = batch_growth(128, 640, lr_decay_at=(1000, 2000), lr_decay=0.2)
+      >>> state = controller.update(Observation(1000), controller.init())
+      >>> int(state.batch_size), float(state.lr_scale)
+      (640, 1.0)
+      >>> state = controller.update(Observation(2000), state)
+      >>> int(state.batch_size), round(float(state.lr_scale), 6)
+      (640, 0.2)
+
+    References:
+      Smith et al. (2017), arXiv:1711.00489.
+    """
+    options = check_options(
+        initial,
+        maximum,
+        lr_coupling=lr_coupling,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+    )
+    check_decay(lr_decay_at, lr_decay)
+    # Rounded, so that 1 / 0.2 is 5 and not a neighbour that the next rounding down makes 4.
+    factor = round(1 / lr_decay, 9) if growth_factor is None else growth_factor
+    check_above_one("growth_factor", factor)
+    if leftover not in get_args(Leftover):
+        raise ValueError(f"`leftover` must be one of {list(get_args(Leftover))}, got {leftover!r}.")
+
+    most = maximum // initial
+    factors = [1]
+    for _ in lr_decay_at:
+        factors.append(min(int(factors[-1] * factor), most))
+    rates = [grown / factor**points if leftover == "decay" else 1.0 for points, grown in enumerate(factors)]
+    return _table(options, lr_decay_at, factors, rates)
+
+
+def fixed_growth(
+    initial: int,
+    maximum: int,
+    *,
+    grow_at: Sequence[int],
+    growth_factor: float = 2.0,
+    lr_coupling: Coupling = "linear",
+    adversarial_fraction: float = 0.0,
+    fraction_decrease: float = 2.0,
+    adversarial_until: int | None = None,
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 0.2,
+) -> Controller:
+    """Grow batch and learning rate at given times: ABS with its measurements taken away.
+
+    Args:
+      initial: Examples per update at the start.
+      maximum: The most examples per update, a multiple of ``initial``.
+      grow_at: Examples after which the batch grows, positive and ascending.
+      growth_factor: Growth of the batch, above 1. The batch stays a multiple of ``initial``.
+      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      adversarial_until: Examples after which the fraction is 0; None for never.
+      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+
+    Returns:
+      A ``Controller`` that measures nothing.
+
+    Raises:
+      ValueError: If a parameter is out of its range.
+
+    Example:
+      >>> controller = fixed_growth(128, 512, grow_at=(1000, 3000))
+      >>> state = controller.update(Observation(1000), controller.init())
+      >>> int(state.batch_size), float(state.lr_scale)
+      (256, 2.0)
+
+    References:
+      An ablation of Yao et al. (2018), arXiv:1810.01021.
+    """
+    options = check_options(
+        initial,
+        maximum,
+        lr_coupling=lr_coupling,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+    )
+    points = tuple(grow_at)
+    if any(not 0 < at < NEVER for at in points) or list(points) != sorted(set(points)):
+        raise ValueError(f"`grow_at` must be positive counts of examples that ascend, got {points}.")
+    check_above_one("growth_factor", growth_factor)
+    factors = ladder(maximum // initial, growth_factor, growths=len(points))
+    return _table(options, points, factors, [1.0] * len(factors))
+
+
+def timer(
+    initial: int,
+    maximum: int,
+    *,
+    every: int,
+    growth_factor: float = 2.0,
+    lr_coupling: Coupling = "linear",
+    adversarial_fraction: float = 0.0,
+    fraction_decrease: float = 2.0,
+    adversarial_until: int | None = None,
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 0.2,
+) -> Controller:
+    """Grow batch and learning rate every so often: the patience of ABS alone, without an eigenvalue.
+
+    Args:
+      initial: Examples per update at the start.
+      maximum: The most examples per update, a multiple of ``initial``.
+      every: Examples between growths (kappa * n of ABS), at least 1.
+      growth_factor: Growth of the batch, above 1. The batch stays a multiple of ``initial``.
+      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      adversarial_until: Examples after which the fraction is 0; None for never.
+      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+
+    Returns:
+      A ``Controller`` that measures nothing.
+
+    Raises:
+      ValueError: If a parameter is out of its range.
+
+    Example:
+      >>> controller = timer(128, 512, every=1000)
+      >>> state = controller.update(Observation(2000), controller.init())
+      >>> int(state.batch_size), float(state.lr_scale)
+      (512, 4.0)
+
+    References:
+      An ablation of Yao et al. (2018), arXiv:1810.01021.
+    """
+    check_every("every", every)
+    check_above_one("growth_factor", growth_factor)
+    growths = len(ladder(max(maximum // max(initial, 1), 1), growth_factor)) - 1
+    return fixed_growth(
+        initial,
+        maximum,
+        grow_at=[every * count for count in range(1, growths + 1) if every * count < NEVER],
+        growth_factor=growth_factor,
+        lr_coupling=lr_coupling,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+    )
+
+
+def _table(
+    options: Options, grow_at: Sequence[int], factors: Sequence[int], rates: Sequence[float]
+) -> Controller:
+    # All is known beforehand: the state is looked up by the growths that have happened.
+    points = tuple(grow_at)
+    fractions = [options.fraction]
+    for before, after in itertools.pairwise(factors):
+        shrunk = (
+            0.0 if after == options.maximum // options.initial else fractions[-1] / options.fraction_decrease
+        )
+        fractions.append(shrunk if after > before else fractions[-1])
+
+    def decide(samples: jax.Array) -> ControllerState:
+        growths = num_passed(samples, points)
+        return options.decide(
+            samples,
+            jnp.asarray(factors, jnp.int32)[growths] * options.initial,
+            jnp.asarray(fractions, jnp.float32)[growths],
+            lr_scale=jnp.asarray(rates, jnp.float32)[growths],
+            events=points,
+        )
+
+    def update(observation: Observation, state: ControllerState) -> ControllerState:
+        del state
+        return decide(jnp.asarray(observation.samples, jnp.int32))
+
+    return Controller(lambda: decide(jnp.zeros((), jnp.int32)), update, "nothing")

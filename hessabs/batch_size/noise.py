@@ -1,0 +1,258 @@
+"""Batches as large as the noise of the gradient: the noise scale and the norm test."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
+from hessabs.batch_size.options import (
+    Coupling,
+    Options,
+    check_above_one,
+    check_every,
+    check_options,
+    next_multiple,
+)
+from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
+
+Test = Literal["norm", "inner_product"]
+
+
+class NoiseMemory(NamedTuple):
+    """Running means of the estimates; their common bias at the start cancels in a ratio."""
+
+    noise: jax.Array  # shape (), float32: of tr(Sigma)
+    signal: jax.Array  # shape (), float32: of |G|^2
+
+    @classmethod
+    def empty(cls) -> "NoiseMemory":
+        """Return the memory before the first estimate."""
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+
+    def add(self, noise: jax.Array, signal: jax.Array, valid: jax.Array, over: int) -> "NoiseMemory":
+        """Average one more pair of estimates in, where it is valid, over a power of two of them."""
+        # The weight is a power of two, so its product is exact: a compiler that fuses it with the sum
+        # gives the same bits as one that does not.
+        return jax.tree.map(
+            lambda old, new: jnp.where(valid, old + (new - old) * (1 / over), old),
+            self,
+            NoiseMemory(noise, signal),
+        )
+
+
+class _Memory(NamedTuple):
+    average: Any  # what the rule averages over observations, or ()
+    measure_at: jax.Array  # shape (), int32: examples at the next measurement
+
+
+def gradient_noise_scale(
+    initial: int,
+    maximum: int,
+    *,
+    measure_every: int,
+    scale: float = 1.0,
+    average_over: int = 8,
+    growth_factor: float = 2.0,
+    lr_coupling: Coupling = "linear",
+    adversarial_fraction: float = 0.0,
+    fraction_decrease: float = 2.0,
+    adversarial_until: int | None = None,
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 0.2,
+) -> Controller:
+    """Let the batch follow the gradient noise scale ``tr(Sigma) / |G|^2``, which rises as the loss falls.
+
+    The two estimates come from the gradients of the parts (micro-batches, devices) of an update, without a
+    further pass, and are averaged over observations before they are divided. The batch is ``scale`` times their
+    ratio, rounded down to a multiple of ``initial``, at most ``growth_factor`` times what it was; it never
+    falls. Where the averaged ``|G|^2`` is not positive (noise drowns it), or an update had one part, nothing
+    is decided.
+
+    Args:
+      initial: Examples per update at the start, at least two parts of an update.
+      maximum: The most examples per update, a multiple of ``initial``.
+      measure_every: Examples between observations, at least 1.
+      scale: Batch size in noise scales, above 0.
+      average_over: Observations that the running means cover (their weight is its inverse), a power of two.
+      growth_factor: The most that the batch grows by at once, above 1.
+      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      adversarial_until: Examples after which the fraction is 0; None for never.
+      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+
+    Returns:
+      A ``Controller`` that measures ``"gradient"``: where ``state.measure``, ``Observation.gradient`` must be
+      of the last update.
+
+    Raises:
+      ValueError: If a parameter is out of its range; from ``update``, if the observation has no gradient.
+
+    Example:
+      >>> from hessabs.batch_size import GradientStatistics
+      >>> controller = gradient_noise_scale(128, 1024, measure_every=1000, average_over=1)
+      >>> statistics = GradientStatistics(64, 2, mean_square=10.0, square_mean=6.0)  # 512 / 2
+      >>> state = controller.update(Observation(1000, gradient=statistics), controller.init())
+      >>> int(state.batch_size)
+      256
+
+    References:
+      McCandlish et al. (2018), arXiv:1812.06162. Differs from the paper: there the noise scale is a
+      prediction; here it sets the batch, and only upwards.
+    """
+    options = check_options(
+        initial,
+        maximum,
+        lr_coupling=lr_coupling,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+    )
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"`scale` must be above 0, got {scale}.")
+    check_average(average_over)
+    check_above_one("growth_factor", growth_factor)
+
+    def wanted(observation: Observation, state: ControllerState, measured: jax.Array) -> tuple[jax.Array, Any]:
+        noise, signal = noise_and_signal(need_gradient(observation, "gradient_noise_scale"))
+        valid = measured & jnp.isfinite(noise) & jnp.isfinite(signal)
+        average = state.rule.average.add(noise, signal, valid, average_over)
+        usable = valid & (average.signal >= jnp.finfo(jnp.float32).tiny)
+        size = scale * average.noise / jnp.where(usable, average.signal, 1.0)
+        size = jnp.minimum(size, growth_factor * state.batch_size.astype(jnp.float32))
+        return jnp.where(usable, jnp.minimum(size, maximum), 0.0).astype(jnp.int32) // initial, average
+
+    return _grown_to(options, measure_every, wanted, NoiseMemory.empty())
+
+
+def norm_test(
+    initial: int,
+    maximum: int,
+    *,
+    measure_every: int,
+    test: Test = "norm",
+    tolerance: float = 1.0,
+    lr_coupling: Coupling = "linear",
+    adversarial_fraction: float = 0.0,
+    fraction_decrease: float = 2.0,
+    adversarial_until: int | None = None,
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 0.2,
+) -> Controller:
+    """Grow the batch when the noise of its gradient is too large for a test.
+
+    A batch of b examples passes ``"norm"`` if ``tr(Sigma) / b <= tolerance^2 ||g||^2``, ``"inner_product"`` if
+    ``Var(g_x . g) / b <= tolerance^2 ||g||^4`` (Var over single examples x). One that fails becomes the
+    smallest batch that would have passed, rounded up to a multiple of ``initial``. It never falls. The
+    variances are those of the parts (micro-batches, devices) of an update, times their size.
+
+    Args:
+      initial: Examples per update at the start, at least two parts of an update.
+      maximum: The most examples per update, a multiple of ``initial``.
+      measure_every: Examples between tests, at least 1. The paper tests every update.
+      test: ``"norm"`` or ``"inner_product"``; the latter needs ``GradientStatistics.inner_square``.
+      tolerance: eta of the norm test, theta of the inner-product test, above 0.
+      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      adversarial_until: Examples after which the fraction is 0; None for never.
+      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+
+    Returns:
+      A ``Controller`` that measures ``"gradient"``.
+
+    Raises:
+      ValueError: If a parameter is out of its range; from ``update``, if the observation has no gradient, or no
+        inner products for the test of them.
+
+    Example:
+      >>> from hessabs.batch_size import GradientStatistics
+      >>> controller = norm_test(128, 1024, measure_every=1000)
+      >>> statistics = GradientStatistics(64, 2, mean_square=3.0, square_mean=1.0)  # 64 * 4 / 1
+      >>> state = controller.update(Observation(1000, gradient=statistics), controller.init())
+      >>> int(state.batch_size)
+      256
+
+    References:
+      Lau et al. (2024), arXiv:2402.11215 (norm test) and arXiv:2412.21124 (its variance across devices);
+      Bollapragada et al. (2018), arXiv:1710.11258 (inner-product test).
+    """
+    options = check_options(
+        initial,
+        maximum,
+        lr_coupling=lr_coupling,
+        lr_decay_at=lr_decay_at,
+        lr_decay=lr_decay,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+    )
+    if test not in get_args(Test):
+        raise ValueError(f"`test` must be one of {list(get_args(Test))}, got {test!r}.")
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"`tolerance` must be above 0, got {tolerance}.")
+
+    def wanted(observation: Observation, state: ControllerState, measured: jax.Array) -> tuple[jax.Array, Any]:
+        statistics = need_gradient(observation, "norm_test")
+        square = jnp.asarray(statistics.square_mean, jnp.float32)
+        if test == "norm":
+            variance, allowed = part_variance(statistics.mean_square, square, statistics.num_parts), square
+        elif statistics.inner_square is None:
+            raise ValueError(
+                "The observation's gradient statistics have no `inner_square`, which "
+                'norm_test(test="inner_product") needs; gradient_statistics computes it.'
+            )
+        else:
+            allowed = square * square
+            variance = part_variance(statistics.inner_square, allowed, statistics.num_parts)
+        variance = variance * jnp.asarray(statistics.part_size, jnp.float32)
+        usable = measured & jnp.isfinite(variance) & (allowed >= jnp.finfo(jnp.float32).tiny)
+        size = variance / jnp.where(usable, allowed, 1.0) * (1 / tolerance**2)
+        size = jnp.ceil(jnp.where(usable, jnp.minimum(size, maximum), 0.0)).astype(jnp.int32)
+        return -(-size // initial), ()
+
+    return _grown_to(options, measure_every, wanted, ())
+
+
+def _grown_to(
+    options: Options,
+    measure_every: int,
+    wanted: Callable[[Observation, ControllerState, jax.Array], tuple[jax.Array, Any]],
+    average: Any,
+) -> Controller:
+    # `wanted` gives the batch as a multiple of the initial one, 0 where it decides nothing.
+    check_every("measure_every", measure_every)
+
+    def decide(
+        samples: jax.Array, batch_size: jax.Array, fraction: jax.Array, memory: _Memory
+    ) -> ControllerState:
+        measure_at = jnp.where(batch_size < options.maximum, memory.measure_at, NEVER)
+        return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
+
+    def init() -> ControllerState:
+        memory = _Memory(average, jnp.asarray(measure_every, jnp.int32))
+        batch_size = jnp.asarray(options.initial, jnp.int32)
+        return decide(jnp.zeros((), jnp.int32), batch_size, jnp.float32(options.fraction), memory)
+
+    def update(observation: Observation, state: ControllerState) -> ControllerState:
+        memory: _Memory = state.rule
+        samples = jnp.asarray(observation.samples, jnp.int32)
+        measured = state.measure & (samples >= memory.measure_at)
+        factor, averaged = wanted(observation, state, measured)
+        batch_size = jnp.maximum(factor * options.initial, state.batch_size)
+        measure_at = jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at)
+        return decide(samples, batch_size, options.shrunk(state, batch_size), _Memory(averaged, measure_at))
+
+    return Controller(init, update, "gradient")
+
+
+def check_average(average_over: int) -> None:
+    """Raise ``ValueError`` unless a number of observations is a power of two."""
+    if average_over < 1 or average_over & (average_over - 1):
+        raise ValueError(f"`average_over` must be a power of two observations, got {average_over}.")

@@ -1,0 +1,196 @@
+"""What every rule shares: the decays, the learning rate's coupling to the batch, the adversarial examples."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from hessabs.batch_size.controller import (
+    NEVER,
+    ControllerState,
+    Decay,
+    check_batch_sizes,
+    check_decay,
+    next_event,
+)
+
+Coupling = Literal["linear", "sqrt", "none"]
+"""How the learning rate follows the batch: with it, with its square root, or not at all."""
+
+
+class Options(NamedTuple):
+    """The checked options of a rule, and the state they give."""
+
+    initial: int
+    maximum: int
+    coupling: Coupling
+    decay: Decay
+    fraction: float
+    fraction_decrease: float
+    until: int  # examples after which the adversarial fraction is 0, or NEVER
+
+    def first(self, rule: Any = (), *, events: Sequence[Any] = (), measure_at: Any = NEVER) -> ControllerState:
+        """Return the state before training."""
+        zero = jnp.zeros((), jnp.int32)
+        initial = jnp.asarray(self.initial, jnp.int32)
+        fraction = jnp.asarray(self.fraction, jnp.float32)
+        return self.decide(zero, initial, fraction, rule, events=events, measure_at=measure_at)
+
+    def decide(
+        self,
+        samples: jax.Array,
+        batch_size: jax.Array,
+        fraction: jax.Array,
+        rule: Any = (),
+        *,
+        lr_scale: Any = 1.0,
+        events: Sequence[Any] = (),
+        measure_at: Any = NEVER,
+    ) -> ControllerState:
+        """Return the state after a decision.
+
+        Args:
+          samples: Examples so far, a scalar int32.
+          batch_size: Examples per update from now on, a scalar int32.
+          fraction: Adversarial fraction, a scalar float32, before its end at ``until`` is looked at.
+          rule: What the rule remembers.
+          lr_scale: A factor on the learning rate beside decay and coupling, a scalar.
+          events: Counts of examples at which the rule wants to be called without a measurement.
+          measure_at: Examples at the next measurement, or NEVER.
+
+        Returns:
+          The state. A measurement that is overdue (an update may end far beyond it) is due at the next update.
+        """
+        measuring = jnp.asarray(measure_at) < NEVER
+        measure_at = jnp.where(measuring, jnp.maximum(measure_at, samples + 1), NEVER)
+        observe_at = next_event(samples, (*self.decay.at, self.until, *events, measure_at))
+        scale = self.coupled(batch_size) * self.decay.scale(samples) * lr_scale
+        return ControllerState(
+            batch_size=jnp.asarray(batch_size, jnp.int32),
+            lr_scale=jnp.asarray(scale, jnp.float32),
+            adversarial_fraction=jnp.where(samples < self.until, fraction, 0.0).astype(jnp.float32),
+            observe_at=observe_at,
+            measure=measuring & (observe_at == measure_at),
+            rule=rule,
+        )
+
+    def coupled(self, batch_size: Any) -> jax.Array:
+        """Return the factor on the learning rate that a batch brings, float32 of the batch's shape."""
+        # The batch is a multiple of `initial`: the integer division is exact, in eager and in compiled code.
+        factor = (jnp.asarray(batch_size) // self.initial).astype(jnp.float32)
+        if self.coupling == "none":
+            return jnp.ones_like(factor)
+        return factor if self.coupling == "linear" else jnp.sqrt(factor)
+
+    def shrunk(self, state: ControllerState, batch_size: jax.Array) -> jax.Array:
+        """Return the adversarial fraction after growth to a batch: divided once, and 0 at the maximum."""
+        fraction = state.adversarial_fraction * (1 / self.fraction_decrease)
+        fraction = jnp.where(batch_size >= self.maximum, 0.0, fraction)
+        return jnp.where(batch_size > state.batch_size, fraction, state.adversarial_fraction)
+
+
+def check_options(
+    initial: int,
+    maximum: int,
+    *,
+    lr_coupling: Coupling = "linear",
+    lr_decay_at: Sequence[int] = (),
+    lr_decay: float = 1.0,
+    adversarial_fraction: float = 0.0,
+    fraction_decrease: float = 1.0,
+    adversarial_until: int | None = None,
+) -> Options:
+    """Check the options that every rule shares.
+
+    Args:
+      initial: Examples per update at the start.
+      maximum: The most examples per update, a multiple of ``initial``.
+      lr_coupling: ``"linear"``, ``"sqrt"`` or ``"none"``.
+      lr_decay_at: Examples after which the learning rate decays, positive and ascending.
+      lr_decay: Factor of each decay, in (0, 1].
+      adversarial_fraction: Fraction of each batch to replace, in [0, 1].
+      fraction_decrease: Divides the fraction at each growth, at least 1.
+      adversarial_until: Examples after which the fraction is 0, at least 0; None for never.
+
+    Returns:
+      The options.
+
+    Raises:
+      ValueError: If one is out of its range.
+    """
+    check_batch_sizes(initial, maximum)
+    if lr_coupling not in get_args(Coupling):
+        raise ValueError(f"`lr_coupling` must be one of {list(get_args(Coupling))}, got {lr_coupling!r}.")
+    decay = check_decay(lr_decay_at, lr_decay)
+    if not 0 <= adversarial_fraction <= 1:
+        raise ValueError(f"`adversarial_fraction` must lie in [0, 1], got {adversarial_fraction}.")
+    if not 1 <= fraction_decrease < float("inf"):
+        raise ValueError(f"`fraction_decrease` must be at least 1, got {fraction_decrease}.")
+    until = NEVER if adversarial_until is None else adversarial_until
+    if not 0 <= until <= NEVER:
+        raise ValueError(f"`adversarial_until` must be at least 0 examples, got {until}.")
+    return Options(initial, maximum, lr_coupling, decay, adversarial_fraction, fraction_decrease, until)
+
+
+def check_above_one(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless a factor lies above 1 and is finite."""
+    if not 1 < value < float("inf"):
+        raise ValueError(f"`{name}` must be above 1, got {value}.")
+
+
+def check_every(name: str, value: int) -> None:
+    """Raise ``ValueError`` unless an interval is at least 1 example."""
+    if not 1 <= value < NEVER:
+        raise ValueError(f"`{name}` must be at least 1 example, got {value}.")
+
+
+def check_patience(patience: int | None) -> None:
+    """Raise ``ValueError`` unless a patience is None or at least 1 measurement."""
+    if patience is not None and patience < 1:
+        raise ValueError(f"`patience` must be at least 1 measurement, or None, got {patience}.")
+
+
+def next_multiple(samples: jax.Array, every: int) -> jax.Array:
+    """Return the first multiple of ``every`` above a count of examples, an int32 scalar, or NEVER.
+
+    Example:
+      >>> int(next_multiple(jnp.int32(1200), 1000))
+      2000
+    """
+    count = samples // every + 1
+    return jnp.where(count > (NEVER - 1) // every, NEVER, count * every).astype(jnp.int32)
+
+
+def grow_by(factor: jax.Array, growth: float) -> jax.Array:
+    """Multiply a whole number of initial batches, at least by one more: ``max(f + 1, floor(f * growth))``."""
+    return jnp.maximum(factor + 1, jnp.floor(factor * growth).astype(jnp.int32))
+
+
+def rounded(a: Any, b: Any) -> jax.Array:
+    """Multiply two numbers that are not negative, float32, rounded before anything is added.
+
+    A compiler may fuse a product and a sum, which gives other bits than eager code; the maximum stands between.
+    """
+    return jnp.maximum(jnp.asarray(a, jnp.float32) * jnp.asarray(b, jnp.float32), 0)
+
+
+def ladder(most: int, growth_factor: float, *, growths: int | None = None) -> list[int]:
+    """List the whole numbers of initial batches that growth goes through, as ``grow_by`` does.
+
+    Args:
+      most: The last of them.
+      growth_factor: Growth, above 1.
+      growths: How many growths; None for as many as reach the last.
+
+    Returns:
+      The factors, 1 first.
+
+    Example:
+      >>> ladder(12, 1.5)
+      [1, 2, 3, 4, 6, 9, 12]
+    """
+    factors = [1]
+    while len(factors) <= growths if growths is not None else factors[-1] < most:
+        factors.append(min(max(factors[-1] + 1, int(factors[-1] * growth_factor)), most))
+    return factors

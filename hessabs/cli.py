@@ -1,0 +1,129 @@
+"""The command line: ``hessabs train``.
+
+Every flag of a command is a field of its config, so that a script, a test and a shell say the same thing.
+Input that cannot be used ends in one line on standard error and exit status 2.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+_USAGE = """usage: hessabs COMMAND [--flag=value ...]
+
+commands:
+  train   train a network with a batch size that follows the curvature
+
+`hessabs COMMAND --help` lists the flags of a command."""
+
+
+def run() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+      argv: The command and its flags, without the name of the program.
+
+    Returns:
+      The exit status: 0, or 2 for input that cannot be used.
+    """
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"train": _train}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        return _refuse(f"unknown command {argv[0]!r}; the commands are: {', '.join(commands)}.")
+    return commands[argv[0]](argv[1:])
+
+
+def _train(argv: Sequence[str]) -> int:
+    from hessabs.training import metrics
+    from hessabs.training.config import Config
+    from hessabs.training.loop import train
+    from hessabs.training.report import table
+    from hessabs.training.setup import set_up
+
+    values = _config_flags(Config)
+    flags.DEFINE_string(
+        "workdir", None, "folder for metrics.jsonl, summary.json and curves.png", flag_values=values
+    )
+    flags.DEFINE_bool("overwrite", False, "lose the run that workdir already holds", flag_values=values)
+    try:
+        if _parse(values, "train", argv):
+            return 0
+        if values.workdir is None:
+            raise ValueError("`workdir` is required: name the folder for the results with --workdir.")
+        workdir = pathlib.Path(values.workdir)
+        metrics.check_workdir(workdir, overwrite=values.overwrite)
+        run = set_up(_config(Config, values))
+    except (flags.Error, ValueError, OSError) as error:
+        return _refuse(error)
+    try:
+        summary = train(run, workdir).summary
+    except FloatingPointError as error:
+        return _refuse(error)
+    print(table({summary["method"]: summary}))
+    print(f"curves: {workdir / metrics.CURVES}")
+    return 0
+
+
+def _config_flags(config_type: Any) -> flags.FlagValues:
+    """Define a flag for each field of a config, apart from absl's global flags."""
+    from hessabs.training.config import field_help, field_types
+
+    values = flags.FlagValues()
+    helps, types = field_help(), field_types()
+    for name, default in config_type._field_defaults.items():
+        if types[name] is bool:
+            flags.DEFINE_bool(name, default, helps[name], flag_values=values)
+        elif types[name] is int:
+            flags.DEFINE_integer(name, default, helps[name], flag_values=values)
+        elif types[name] is float:
+            flags.DEFINE_float(name, default, helps[name], flag_values=values)
+        elif types[name] is tuple:
+            flags.DEFINE_list(name, [str(item) for item in default], helps[name], flag_values=values)
+        else:
+            flags.DEFINE_string(name, default, helps[name], flag_values=values)
+    return values
+
+
+def _config(config_type: Any, values: flags.FlagValues) -> Any:
+    fields: dict[str, Any] = {name: values[name].value for name in config_type._fields}
+    try:
+        decays = tuple(int(epoch) for epoch in fields["lr_decay_epochs"] if epoch.strip())
+    except ValueError:
+        raise ValueError(
+            f"`lr_decay_epochs` must be whole numbers separated by commas, got "
+            f"{','.join(fields['lr_decay_epochs'])!r}."
+        ) from None
+    return config_type(**{**fields, "lr_decay_epochs": decays})
+
+
+def _parse(values: flags.FlagValues, command: str, argv: Sequence[str]) -> bool:
+    """Parse flags; for --help print them and return True."""
+    if {"-h", "--help", "-help"} & set(argv):
+        print(f"usage: hessabs {command} [--flag=value ...]\n")
+        for name in values:
+            flag = values[name]
+            default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+            print(f"  --{name}={flag.flag_type()}\n      {flag.help}{default}")
+        return True
+    rest = values([command, *argv])[1:]
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; every setting is a flag, --name=value.")
+    return False
+
+
+def _refuse(error: object) -> int:
+    print("hessabs: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,21 @@
+"""Data: where the examples come from, and in which order a training run sees them."""
+
+from hessabs.data.sources import Dataset, DatasetNotFoundError, load
+from hessabs.data.stream import (
+    Position,
+    epoch_order,
+    eval_batches,
+    micro_batches,
+    micro_batches_per_epoch,
+)
+
+__all__ = [
+    "Dataset",
+    "DatasetNotFoundError",
+    "Position",
+    "epoch_order",
+    "eval_batches",
+    "load",
+    "micro_batches",
+    "micro_batches_per_epoch",
+]

@@ -1,0 +1,192 @@
+"""The order of the examples: an endless stream of micro-batches whose position can be saved.
+
+The order of an epoch depends on (seed, epoch, number of examples) alone, so two integers, a
+``Position``, are all that is needed to continue a run at the very next micro-batch. Every batch has
+exactly ``size`` examples: shapes are static and nothing recompiles.
+
+A batch is ``{**{name: array[size, ...]}, "weight": float32[size]}``; the weight is 0 for an example
+that only fills the batch up, and 1 otherwise. Images stay uint8 in 0..255 here; the training step
+divides by 255 on the device.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Position(NamedTuple):
+    """Where a stream stands. An epoch has just ended where ``index`` is back at 0.
+
+    Attributes:
+        epoch: The epoch of the next micro-batch, from 0.
+        index: The number of micro-batches already taken from this epoch.
+    """
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a position has no use for
+
+
+_START = Position(0, 0)
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Return the order in which an epoch visits the examples.
+
+    It sorts the raw output of Philox seeded with ``(seed, epoch)``. NumPy guarantees that output,
+    unlike that of ``Generator.permutation``, to stay the same in later versions.
+
+    Args:
+        seed: The seed of the run, at least 0.
+        epoch: The epoch, at least 0.
+        num_examples: The number of examples.
+
+    Returns:
+        A permutation of ``0..num_examples-1``, int64 (num_examples,).
+
+    Raises:
+        ValueError: ``seed``, ``epoch`` or ``num_examples`` is negative.
+
+    Example:
+        >>> epoch_order(seed=0, epoch=0, num_examples=6)
+        array([0, 3, 5, 1, 2, 4])
+        >>> epoch_order(seed=0, epoch=1, num_examples=6)
+        array([3, 4, 2, 1, 5, 0])
+    """
+    for name, value in (("seed", seed), ("epoch", epoch), ("num_examples", num_examples)):
+        if value < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+    bits = np.random.Philox(np.random.SeedSequence([int(seed), int(epoch)]))
+    return np.argsort(bits.random_raw(num_examples), kind="stable").astype(np.int64, copy=False)
+
+
+def micro_batches_per_epoch(num_examples: int, size: int, keep_remainder: bool = False) -> int:
+    """Return the number of micro-batches in an epoch: ``floor(N / size)``, or ``ceil`` if kept.
+
+    Args:
+        num_examples: The number of examples.
+        size: The number of examples in a micro-batch.
+        keep_remainder: Whether an incomplete last micro-batch counts.
+
+    Returns:
+        The number of micro-batches, at least 1.
+
+    Raises:
+        ValueError: ``size`` is below 1 or above ``num_examples``.
+
+    Example:
+        >>> micro_batches_per_epoch(50_000, 128), micro_batches_per_epoch(50_000, 128, True)
+        (390, 391)
+    """
+    if not 1 <= size <= num_examples:
+        raise ValueError(f"`size` must lie in [1, the number of examples={num_examples}], got {size}.")
+    return -(-num_examples // size) if keep_remainder else num_examples // size
+
+
+def micro_batches(
+    arrays: Mapping[str, np.ndarray],
+    size: int,
+    *,
+    seed: int,
+    position: Position = _START,
+    keep_remainder: bool = False,
+) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
+    """Stream shuffled micro-batches without end, each with the position after it.
+
+    Starting from a saved position gives exactly the rest of the sequence. An incomplete last
+    micro-batch of an epoch is dropped, as in the authors' code. With ``keep_remainder`` it is
+    filled up with the first examples of the same epoch, at weight 0; note that batch normalisation
+    does not know of weights.
+
+    Args:
+        arrays: Arrays of shape (N, ...), ``{"image": ..., "label": ...}``.
+        size: The number of examples in a micro-batch, at most N.
+        seed: The seed of the run, at least 0.
+        position: Where to start.
+        keep_remainder: Keep an incomplete last micro-batch.
+
+    Returns:
+        An endless iterator over ``(batch, position after it)``; ``batch`` has the names of
+        ``arrays``, each of shape (size, ...) and of its own dtype, and ``"weight"``, float32
+        (size,).
+
+    Raises:
+        ValueError: ``size`` is below 1 or above N, ``position`` or ``seed`` is out of range, or the
+            arrays differ in N or hold the name ``"weight"``. Raised at the call, not at the first
+            batch.
+
+    Example:
+        >>> arrays = {"label": np.arange(5)}
+        >>> stream = micro_batches(arrays, 2, seed=0)
+        >>> batch, position = next(stream)
+        >>> batch["label"].shape, batch["weight"], position
+        ((2,), array([1., 1.], dtype=float32), Position(epoch=0, index=1))
+        >>> second, _ = next(stream)
+        >>> again, _ = next(micro_batches(arrays, 2, seed=0, position=position))
+        >>> bool((second["label"] == again["label"]).all())
+        True
+    """
+    num_examples = _num_examples(arrays)
+    per_epoch = micro_batches_per_epoch(num_examples, size, keep_remainder)
+    epoch, index = (int(p) for p in position)
+    if epoch < 0 or not 0 <= index < per_epoch:
+        raise ValueError(
+            f"`position` must have epoch >= 0 and index in [0, {per_epoch}), the micro-batches of "
+            f"an epoch ({num_examples} examples, size {size}), got {Position(epoch, index)}."
+        )
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}.")
+
+    def stream() -> Iterator[tuple[dict[str, np.ndarray], Position]]:
+        here = Position(epoch, index)
+        while True:
+            order = epoch_order(seed, here.epoch, num_examples)
+            for i in range(here.index, per_epoch):
+                is_last = i + 1 == per_epoch
+                here = Position(here.epoch + 1, 0) if is_last else Position(here.epoch, i + 1)
+                yield _batch(arrays, order, i * size, size), here
+
+    return stream()
+
+
+def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield every example once, in order; the last batch is filled up at weight 0.
+
+    Args:
+        arrays: Arrays of shape (N, ...), ``{"image": ..., "label": ...}``.
+        size: The number of examples in a batch; it may exceed N.
+
+    Returns:
+        An iterator over ``ceil(N / size)`` batches as those of ``micro_batches``.
+
+    Raises:
+        ValueError: ``size`` is below 1, there are no examples, or the arrays differ in N or hold
+            the name ``"weight"``. Raised at the call, not at the first batch.
+
+    Example:
+        >>> [b["weight"].tolist() for b in eval_batches({"label": np.arange(3)}, 2)]
+        [[1.0, 1.0], [1.0, 0.0]]
+    """
+    num_examples = _num_examples(arrays)
+    if size < 1:
+        raise ValueError(f"`size` must be at least 1, got {size}.")
+    if num_examples < 1:
+        raise ValueError("`arrays` must hold at least one example, got none.")
+    order = np.arange(num_examples)
+    return (_batch(arrays, order, start, size) for start in range(0, num_examples, size))
+
+
+def _batch(arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int) -> dict[str, np.ndarray]:
+    places = np.arange(start, start + size)
+    picked = order[places % len(order)]  # past the end: the first examples again, at weight 0
+    batch = {name: array[picked] for name, array in arrays.items()}
+    return {**batch, "weight": (places < len(order)).astype(np.float32)}
+
+
+def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
+    sizes = {name: len(array) for name, array in arrays.items()}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"All `arrays` must have the same leading size, got {sizes}.")
+    if "weight" in sizes:
+        raise ValueError("`arrays` must not hold 'weight': the stream makes the weights itself.")
+    return next(iter(sizes.values()))

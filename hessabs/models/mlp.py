@@ -1,0 +1,61 @@
+"""A multilayer perceptron with ReLU: the smallest network on which the method shows its effect."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+
+class MLP(nn.Module):
+    """Fully connected layers with ReLU between them; see ``mlp``."""
+
+    num_classes: int
+    hidden: tuple[int, ...]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the logits (N, num_classes) of images ``x`` (N, H, W, C)."""
+        del train  # no dropout, no statistics
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"`x` must be floating point in [0, 1], got {x.dtype}: divide by 255.")
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        x = nn.Dense(self.num_classes, dtype=self.dtype)(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def mlp(num_classes: int = 10, hidden: Sequence[int] = (256, 256), *, dtype: Dtype | None = None) -> MLP:
+    """Create a multilayer perceptron with ReLU.
+
+    Images are flattened. With the defaults and 28x28x1 images it is 784-256-256-10 with 269,322
+    parameters. Weights start as flax's defaults (LeCun normal, zero bias), not as PyTorch's
+    uniform.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        hidden: The widths of the hidden layers, each at least 1; none makes a linear classifier.
+        dtype: The dtype of the computation (``jnp.bfloat16``, say); that of the input and the
+            parameters by default. Parameters are float32 and logits at least float32.
+
+    Returns:
+        A module called as ``module.apply(variables, x, train=False)``, with ``x`` floating point
+        (N, H, W, C) in [0, 1]; the result is (N, num_classes).
+
+    Raises:
+        ValueError: A width or ``num_classes`` is below 1.
+
+    Example:
+        >>> variables = jax.eval_shape(mlp().init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        >>> sum(p.size for p in jax.tree.leaves(variables["params"]))
+        269322
+    """
+    if num_classes < 1 or any(width < 1 for width in hidden):
+        raise ValueError(
+            "`num_classes` and every width of `hidden` must be at least 1, "
+            f"got {num_classes} and {tuple(hidden)}."
+        )
+    return MLP(num_classes=num_classes, hidden=tuple(hidden), dtype=dtype)

@@ -1,0 +1,225 @@
+"""Everything that a training run is told: one field, one flag of ``hessabs train``."""
+
+import math
+import types
+from typing import Annotated, NamedTuple, get_args, get_origin, get_type_hints
+
+from hessabs.models import MODELS
+
+METHODS = ("bl", "abs", "absa")
+"""Names of the batch-size rules that the command line knows."""
+
+
+class Config(NamedTuple):
+    """The settings of a run. A field that is None is decided by ``resolve`` from the others and the data."""
+
+    dataset: Annotated[str, "data set: digits (embedded), or a TFDS name such as fashion_mnist or cifar10"] = (
+        "digits"
+    )
+    data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: TFDS's own"] = None
+    model: Annotated[str, f"network: {', '.join(sorted(MODELS))}"] = "mlp"
+    method: Annotated[
+        str,
+        "bl: one batch size; abs: grow it where the top Hessian eigenvalue falls; "
+        "absa: abs with adversarial examples",
+    ] = "absa"
+    epochs: Annotated[int, "passes over the training set"] = 90
+    batch_size: Annotated[int, "examples per update at the start"] = 128
+    max_batch_size: Annotated[
+        int | None,
+        "most examples per update (abs, absa), a multiple of batch_size; "
+        "default: 128 times batch_size, or as many times as fit the data set",
+    ] = None
+    micro_batch_size: Annotated[
+        int | None,
+        "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
+        "default: batch_size, or 128 where that divides it",
+    ] = None
+    lr: Annotated[float, "learning rate of the first batch size; it grows with the batch"] = 0.1
+    lr_decay_epochs: Annotated[
+        tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"
+    ] = (30, 60, 80)
+    lr_decay: Annotated[float, "factor of each decay, in (0, 1]"] = 0.2
+    momentum: Annotated[float, "momentum of SGD, in [0, 1)"] = 0.9
+    weight_decay: Annotated[float, "l2 penalty on every param"] = 0.0
+    measure_every: Annotated[int | None, "examples between eigenvalue measurements (n); default: an epoch"] = (
+        None
+    )
+    eigenvalue_decrease: Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"] = 2.0
+    growth_factor: Annotated[float, "growth of the batch (beta)"] = 2.0
+    patience: Annotated[
+        int, "measurements without growth after which the batch grows anyway (kappa); 0 for never"
+    ] = 10
+    adversarial_fraction: Annotated[
+        float | None,
+        "fraction of each micro-batch replaced by adversarial examples (gamma); default: 0.2 for absa, else 0",
+    ] = None
+    fraction_decrease: Annotated[float, "divides the adversarial fraction when the batch grows (omega)"] = 2.0
+    adversarial_epochs: Annotated[
+        int | None, "epochs after which adversarial examples end (tau); default: half of the epochs"
+    ] = None
+    epsilon: Annotated[
+        float, "size of the adversarial perturbation in training, in pixel values of [0, 1], l-infinity"
+    ] = 0.005
+    hessian_batch_size: Annotated[
+        int, "training images, drawn once, on which the eigenvalue is measured; fewer if the set is smaller"
+    ] = 512
+    hessian_iters: Annotated[int, "most Hessian-vector products per measurement"] = 10
+    hessian_rtol: Annotated[float, "relative residual at which a measurement is good enough"] = 1e-2
+    fgsm_epsilon: Annotated[
+        float, "size of the FGSM perturbation that tests the trained network, in pixel values of [0, 1]"
+    ] = 0.02
+    keep_remainder: Annotated[
+        bool,
+        "train on an epoch's incomplete last micro-batch too, with exact weights (the paper skips it)",
+    ] = False
+    seed: Annotated[int, "seed of the initial params and of the order of the data"] = 0
+
+
+def field_types() -> dict[str, type]:
+    """List the value type of each field of ``Config``: str, int, float, bool or tuple.
+
+    Returns:
+      Field name to type, in the order of the fields; ``X | None`` counts as X.
+
+    Example:
+      >>> field_types()["max_batch_size"]
+      <class 'int'>
+    """
+    result = {}
+    for name, hint in get_type_hints(Config).items():
+        if isinstance(hint, types.UnionType):
+            hint = next(option for option in get_args(hint) if option is not type(None))
+        result[name] = get_origin(hint) or hint
+    return result
+
+
+def field_help() -> dict[str, str]:
+    """List the description of each field of ``Config``.
+
+    Returns:
+      Field name to description.
+
+    Example:
+      >>> field_help()["lr_decay"]
+      'factor of each decay, in (0, 1]'
+    """
+    hints = get_type_hints(Config, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+def check(config: Config) -> None:
+    """Check the fields that need no data to be checked.
+
+    Args:
+      config: The settings of a run.
+
+    Raises:
+      ValueError: In one line, what was got and what to do.
+
+    Example:
+      >>> check(Config(lr=-1.0))
+      Traceback (most recent call last):
+      ...
+      ValueError: `lr` must be positive and finite, got -1.0.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {config.method!r}.")
+    if config.model not in MODELS:
+        raise ValueError(f"`model` must be one of {', '.join(sorted(MODELS))}, got {config.model!r}.")
+    for name in ("epochs", "batch_size", "hessian_batch_size", "hessian_iters"):
+        _require(getattr(config, name) >= 1, name, "be at least 1", config)
+    for name in ("max_batch_size", "micro_batch_size", "measure_every"):
+        value = getattr(config, name)
+        _require(value is None or value >= 1, name, "be at least 1", config)
+    _require(config.lr > 0 and math.isfinite(config.lr), "lr", "be positive and finite", config)
+    _require(0 < config.lr_decay <= 1, "lr_decay", "lie in (0, 1]", config)
+    _require(0 <= config.momentum < 1, "momentum", "lie in [0, 1)", config)
+    for name in ("weight_decay", "epsilon", "fgsm_epsilon", "hessian_rtol"):
+        value = getattr(config, name)
+        _require(value >= 0 and math.isfinite(value), name, "be at least 0 and finite", config)
+    for name in ("eigenvalue_decrease", "growth_factor"):
+        _require(1 < getattr(config, name) < math.inf, name, "be above 1", config)
+    _require(1 <= config.fraction_decrease < math.inf, "fraction_decrease", "be at least 1", config)
+    _require(config.patience >= 0, "patience", "be at least 0", config)
+    _require(config.seed >= 0, "seed", "be at least 0", config)
+    fraction = config.adversarial_fraction
+    _require(fraction is None or 0 <= fraction <= 1, "adversarial_fraction", "lie in [0, 1]", config)
+    until = config.adversarial_epochs
+    _require(until is None or until >= 0, "adversarial_epochs", "be at least 0", config)
+    decays = config.lr_decay_epochs
+    _require(
+        all(epoch > 0 for epoch in decays) and list(decays) == sorted(set(decays)),
+        "lr_decay_epochs",
+        "be positive epochs in ascending order",
+        config,
+    )
+    largest = config.max_batch_size
+    if config.method != "bl" and largest is not None:
+        if largest < config.batch_size:
+            raise ValueError(
+                f"`max_batch_size` must be at least batch_size={config.batch_size}, got {largest}."
+            )
+        if largest % config.batch_size:
+            raise ValueError(
+                f"`max_batch_size` must be a multiple of batch_size={config.batch_size}, got {largest}; "
+                f"the nearest below is {largest // config.batch_size * config.batch_size}."
+            )
+    micro = config.micro_batch_size
+    if micro is not None and config.batch_size % micro:
+        raise ValueError(f"`micro_batch_size` must divide batch_size={config.batch_size}, got {micro}.")
+
+
+def resolve(config: Config, num_examples: int) -> Config:
+    """Check a config and fill its None fields in, all but ``data_dir``.
+
+    Args:
+      config: The settings of a run.
+      num_examples: Examples in the training set.
+
+    Returns:
+      The config with nothing left to decide.
+
+    Raises:
+      ValueError: As ``check``, and if a batch is larger than the training set.
+
+    Example:
+      >>> resolve(Config(batch_size=32), num_examples=1000).max_batch_size
+      992
+    """
+    check(config)
+    if config.batch_size > num_examples:
+        raise ValueError(
+            f"`batch_size` must be at most the {num_examples} training examples of {config.dataset}, "
+            f"got {config.batch_size}."
+        )
+    most = num_examples // config.batch_size
+    largest = config.batch_size * min(128, most) if config.max_batch_size is None else config.max_batch_size
+    if config.method == "bl":
+        largest = config.batch_size
+    if largest > num_examples:
+        raise ValueError(
+            f"`max_batch_size` must be at most the {num_examples} training examples of {config.dataset}, "
+            f"got {largest}; the largest multiple of batch_size={config.batch_size} that fits is "
+            f"{most * config.batch_size}."
+        )
+    micro = config.micro_batch_size
+    if micro is None:
+        micro = 128 if config.batch_size % 128 == 0 else config.batch_size
+    per_epoch = num_examples // micro * micro
+    fraction = config.adversarial_fraction
+    return config._replace(
+        max_batch_size=largest,
+        micro_batch_size=micro,
+        measure_every=config.measure_every or (num_examples if config.keep_remainder else per_epoch),
+        adversarial_fraction=(0.2 if config.method == "absa" else 0.0) if fraction is None else fraction,
+        adversarial_epochs=(
+            config.epochs // 2 if config.adversarial_epochs is None else config.adversarial_epochs
+        ),
+        hessian_batch_size=min(config.hessian_batch_size, num_examples),
+    )
+
+
+def _require(holds: bool, name: str, what: str, config: Config) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must {what}, got {getattr(config, name)}.")

@@ -1,0 +1,77 @@
+"""Accuracy on clean and on attacked images, and the top Hessian eigenvalue."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs import curvature
+from hessabs.training.state import TrainState
+from hessabs.training.step import evaluation_loss, scale_images
+from hessabs.typing import Attack, Params
+
+Accuracy = Callable[[TrainState], float]
+"""``accuracy(state) -> percent of the examples classified rightly``."""
+
+
+def make_accuracy(model: nn.Module, batches: Sequence[Any], attack: Attack | None = None) -> Accuracy:
+    """Make a function that evaluates the network on fixed batches, in evaluation mode.
+
+    Args:
+      model: A flax module called as ``(x, train)``.
+      batches: Batches of one shape, image, label and weight (0 marks padding); they are kept on the device.
+      attack: An attack on the images first, or None.
+
+    Returns:
+      ``accuracy(state) -> percent``.
+    """
+
+    @jax.jit
+    def count(params: Params, model_state: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        batch = scale_images(batch)
+        if attack is not None:
+            batch = attack(evaluation_loss(model, model_state), params, batch)
+        logits: Any = model.apply({"params": params, **model_state}, batch["image"], train=False)
+        right = jnp.argmax(logits, axis=-1) == batch["label"]
+        return jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])
+
+    on_device = [jax.device_put(batch) for batch in batches]
+
+    def accuracy(state: TrainState) -> float:
+        counts = [count(state.params, state.model_state, batch) for batch in on_device]
+        right, total = np.sum(jax.device_get(counts), axis=0)
+        return 100.0 * float(right) / float(total)
+
+    return accuracy
+
+
+Measure = Callable[[TrainState, Params], curvature.PowerIterationResult]
+"""``measure(state, v0) -> the top eigenvalue, its vector, its residual``."""
+
+
+def make_measure(model: nn.Module, batch: Any, *, max_iters: int, rtol: float) -> Measure:
+    """Make a function that measures the top Hessian eigenvalue on a fixed batch, in evaluation mode.
+
+    The batch is the same at every call, so that a change of the eigenvalue is a change of the network and not
+    of the sample (the published code draws another batch each time).
+
+    Args:
+      model: A flax module called as ``(x, train)``.
+      batch: image, label, weight.
+      max_iters: Most Hessian-vector products.
+      rtol: Relative residual that is good enough.
+
+    Returns:
+      ``measure(state, v0) -> PowerIterationResult``; pass the last eigenvector as v0.
+    """
+    on_device = jax.jit(scale_images)(jax.device_put(batch))
+
+    def measure(state: TrainState, v0: Params) -> curvature.PowerIterationResult:
+        loss_fn = evaluation_loss(model, state.model_state)
+        operator = curvature.hessian(loss_fn, state.params, on_device, linearize=True)
+        return curvature.power_iteration(operator, v0, max_iters=max_iters, rtol=rtol)
+
+    return measure

@@ -1,0 +1,231 @@
+"""The training loop: the only place that owns the order of things."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from hessabs.batch_size import ControllerState, Observation
+from hessabs.curvature import PowerIterationResult
+from hessabs.data import Position, micro_batches
+from hessabs.training import metrics
+from hessabs.training.clock import Clock
+from hessabs.training.curves import draw_curves
+from hessabs.training.progress import Progress
+from hessabs.training.setup import Run
+from hessabs.training.state import TrainState, read_loss
+from hessabs.training.summary import summarize
+from hessabs.typing import Params
+
+_SECONDS_BETWEEN_CHECKS = 0.5
+
+
+class Decision(NamedTuple):
+    """What a controller decided, as numbers of the host; it holds for a whole update."""
+
+    batch_size: int
+    lr_scale: float
+    adversarial_fraction: float
+
+
+class LoopState(NamedTuple):
+    """All that the rest of a run depends on."""
+
+    train: TrainState
+    controller: ControllerState  # on the host
+    decision: Decision  # of the update that is being accumulated
+    accumulated: int  # micro-batches in train.gradient
+    samples: int  # examples trained on
+    position: Position  # of the stream
+    eigenvector: Params  # of the last measurement, where the next one starts
+    measured: tuple[float, float]  # (eigenvalue, residual) last measured in this epoch, else nan
+
+
+class Result(NamedTuple):
+    """What a finished run leaves."""
+
+    params: Params
+    model_state: Any  # collections of flax beside the params
+    summary: dict[str, Any]  # the fields of summary.json
+    records: list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
+    """Train a network.
+
+    A batch of B examples is accumulated from B / micro_batch_size micro-batches. The controller's decision is
+    taken up when an update is complete and holds until the next one is: no update mixes two batch sizes.
+    Accumulation runs on across the ends of epochs; what is left of it at the end of the training makes no
+    update (so the counts of updates are the paper's).
+
+    Args:
+      run: What ``set_up`` made. Its state is used up.
+      workdir: Folder for ``metrics.jsonl``, ``summary.json`` and ``curves.png``; None writes nothing.
+
+    Returns:
+      A ``Result``: trained params, summary, records.
+
+    Raises:
+      FloatingPointError: If the loss is not finite, naming the update. What was written stays.
+    """
+    started = time.perf_counter()
+    if workdir is not None:
+        metrics.start_workdir(workdir)
+    config = run.config
+    state = start(run)
+    stream = micro_batches(
+        run.dataset.train,
+        config.micro_batch_size or config.batch_size,
+        seed=config.seed,
+        position=state.position,
+        keep_remainder=config.keep_remainder,
+    )
+    update_controller = jax.jit(run.controller.update)
+    records: list[dict[str, Any]] = []
+    clock, checked = Clock(), time.perf_counter()
+    with Progress(config.epochs * run.epoch_examples) as progress:
+        while state.position.epoch < config.epochs:
+            with clock.measure("data"):
+                batch, position = next(stream)
+            state = _train_on(run, state, batch)._replace(position=position)
+            if state.samples >= state.controller.observe_at:
+                state = _observe(run, state, update_controller, clock)
+            if time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
+                _show(run, state, progress)
+                checked = time.perf_counter()
+            if position.index == 0:
+                record, state = _end_epoch(run, state, clock)
+                records.append(record)
+                if workdir is not None:
+                    metrics.append_line(workdir / metrics.METRICS, record)
+                _show(run, state, progress)
+            if state.accumulated == 0:
+                state = state._replace(decision=_decide(state.controller))
+    final = run.measure_final(state.train, state.eigenvector)
+    summary = summarize(run, state.train, records, final, time.perf_counter() - started)
+    if workdir is not None:
+        draw_curves(workdir / metrics.CURVES, {config.method: records})
+        metrics.write_json(workdir / metrics.SUMMARY, summary)
+    return Result(state.train.params, state.train.model_state, summary, records)
+
+
+def start(run: Run) -> LoopState:
+    """Make the state of a run before its first micro-batch.
+
+    Args:
+      run: What ``set_up`` made.
+
+    Returns:
+      A ``LoopState``.
+    """
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
+    controller = jax.device_get(run.controller.init())
+    return LoopState(
+        train=run.state,
+        controller=controller,
+        decision=_decide(controller),
+        accumulated=0,
+        samples=0,
+        position=Position(0, 0),
+        eigenvector=optax.tree.random_like(key, run.state.params, jax.random.normal),
+        measured=(float("nan"), float("nan")),
+    )
+
+
+def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
+    decision, functions = state.decision, run.functions
+    if decision.adversarial_fraction > 0:
+        train_state = functions.accumulate_adversarial(state.train, batch, decision.adversarial_fraction)
+    else:
+        train_state = functions.accumulate(state.train, batch)
+    accumulated = state.accumulated + 1
+    if accumulated * run.micro_batch_size >= decision.batch_size:
+        train_state = functions.apply_update(train_state, decision.lr_scale)
+        accumulated = 0
+    samples = state.samples + int(batch["weight"].sum())
+    return state._replace(train=train_state, accumulated=accumulated, samples=samples)
+
+
+def _observe(
+    run: Run,
+    state: LoopState,
+    update_controller: Callable[[Observation, ControllerState], ControllerState],
+    clock: Clock,
+) -> LoopState:
+    observation = Observation(state.samples)
+    if run.controller.measures == "eigenvalue":
+        observation = observation._replace(eigenvalue=float("nan"))
+    if state.controller.measure:
+        jax.block_until_ready(state.train)
+        with clock.measure("hessian"):
+            result: PowerIterationResult = run.measure(state.train, state.eigenvector)
+            eigenvalue, residual = jax.device_get((result.eigenvalue, result.residual))
+        observation = observation._replace(eigenvalue=float(eigenvalue))
+        # A vector that is not finite would spoil every later measurement.
+        eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
+        state = state._replace(eigenvector=eigenvector, measured=(float(eigenvalue), float(residual)))
+    controller = jax.device_get(update_controller(observation, state.controller))
+    return state._replace(controller=controller)
+
+
+def _decide(controller: ControllerState) -> Decision:
+    return Decision(
+        int(controller.batch_size), float(controller.lr_scale), float(controller.adversarial_fraction)
+    )
+
+
+def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any], LoopState]:
+    _check_finite(run, state)
+    loss, train_state = read_loss(state.train)
+    jax.block_until_ready(train_state)
+    with clock.measure("eval"):
+        accuracy = run.accuracy(train_state)
+    seconds = clock.end_epoch()
+    decision = state.decision
+    record = {
+        "epoch": state.position.epoch,
+        "updates": int(train_state.updates),
+        "samples": state.samples,
+        "batch_size": decision.batch_size,
+        "lr": _learning_rate(run, decision),
+        "adversarial_fraction": decision.adversarial_fraction,
+        "train_loss": loss,
+        "test_accuracy": accuracy,
+        "eigenvalue": state.measured[0],
+        "residual": state.measured[1],
+        **{f"seconds_{name}": value for name, value in seconds.items()},
+    }
+    return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))
+
+
+def _learning_rate(run: Run, decision: Decision) -> float:
+    # A scale is a float32: more digits than it has would only look exact.
+    return float(f"{run.config.lr * decision.lr_scale:.7g}")
+
+
+def _show(run: Run, state: LoopState, progress: Progress) -> None:
+    _check_finite(run, state)
+    loss, weight = jax.device_get((state.train.loss, state.train.loss_weight))
+    progress.show(
+        state.samples,
+        epoch=f"{state.position.epoch}/{run.config.epochs}",
+        updates=int(state.train.updates),
+        loss=float(loss / weight) if weight > 0 else None,
+        batch=state.decision.batch_size,
+        lr=_learning_rate(run, state.decision),
+        eigenvalue=float(state.controller.rule.reference) if run.config.method != "bl" else None,
+    )
+
+
+def _check_finite(run: Run, state: LoopState) -> None:
+    update = int(state.train.nonfinite_update)
+    if update:
+        raise FloatingPointError(
+            f"The training loss is not finite at update {update} (epoch {state.position.epoch + 1}, batch size "
+            f"{state.decision.batch_size}, learning rate {_learning_rate(run, state.decision):g}); "
+            "lower --lr, or the largest batch size."
+        )

@@ -1,0 +1,88 @@
+"""What a run writes: a line of JSON per epoch, a summary at the end, a picture."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+
+
+def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuse a folder that already holds a run.
+
+    Args:
+      workdir: The folder of a run; need not exist.
+      overwrite: Whether a run in it may be lost.
+
+    Raises:
+      FileExistsError: If it holds a run and ``overwrite`` is False.
+      NotADirectoryError: If it is a file.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"`workdir` must be a folder, but {workdir} is a file.")
+    if not overwrite and any((workdir / name).exists() for name in (METRICS, SUMMARY)):
+        raise FileExistsError(
+            f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite to lose it."
+        )
+
+
+def start_workdir(workdir: pathlib.Path) -> None:
+    """Make the folder of a run and remove what an earlier run wrote there.
+
+    Args:
+      workdir: The folder; parents are made too.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, SUMMARY, CURVES):
+        (workdir / name).unlink(missing_ok=True)
+
+
+def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Append a record to a file of JSON lines, on disk when the call returns.
+
+    Args:
+      path: The file.
+      record: Its fields; numbers that are not finite become null.
+    """
+    with path.open("a") as file:
+        file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Args:
+      path: The file.
+      record: Its fields; numbers that are not finite become null.
+    """
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines.
+
+    Args:
+      path: The file.
+
+    Returns:
+      Its records.
+    """
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,185 @@
+"""From a config to everything a loop needs; every complaint about the input comes from here."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hessabs import attacks, batch_size, models
+from hessabs.batch_size import Controller
+from hessabs.data import Dataset, epoch_order, eval_batches, load
+from hessabs.training import config as config_lib
+from hessabs.training.config import Config
+from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
+from hessabs.training.state import TrainState, init_state
+from hessabs.training.step import StepFunctions, make_step_functions
+from hessabs.transforms import scale_by_batch_size
+
+_HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the images of the eigenvalue measurements
+_EVAL_BATCH = 1000
+_FINAL_HESSIAN_ITERS = 30
+
+
+class Run(NamedTuple):
+    """A run that is ready to go."""
+
+    config: Config  # resolved
+    dataset: Dataset
+    controller: Controller
+    functions: StepFunctions
+    state: TrainState
+    accuracy: Accuracy  # on the test set
+    fgsm_accuracy: Accuracy  # on the test set under FGSM of size fgsm_epsilon
+    measure: Measure  # the top eigenvalue during training
+    measure_final: Measure  # the same on the same images, with more products if it needs them
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples that a device handles at once."""
+        return self.config.micro_batch_size or self.config.batch_size
+
+    @property
+    def epoch_examples(self) -> int:
+        """Examples trained on in an epoch."""
+        return epoch_examples(self.config, len(self.dataset.train["label"]))
+
+
+def set_up(config: Config, dataset: Dataset | None = None) -> Run:
+    """Load the data and build the network, the rule and the jitted functions of a run.
+
+    Args:
+      config: The settings; None fields are decided here.
+      dataset: Images of your own; ``config.dataset`` is then only their name. None loads that data set.
+
+    Returns:
+      A ``Run``. Nothing has been written or compiled for training yet.
+
+    Raises:
+      ValueError: If a setting is out of its range or does not fit the data, in one line; its subclass
+        ``hessabs.data.DatasetNotFoundError`` if the data is not on disk.
+    """
+    config_lib.check(config)
+    if dataset is None:
+        dataset = load(config.dataset, data_dir=config.data_dir)
+    num_examples = len(dataset.train["label"])
+    config = config_lib.resolve(config, num_examples)
+    model = models.create(config.model, dataset.num_classes)
+    params, model_state = init_model(model, config, dataset)
+    optimizer = make_optimizer(config)
+    fraction = config.adversarial_fraction or 0.0
+    order = epoch_order(config.seed, _HESSIAN_DRAW, num_examples)[: config.hessian_batch_size]
+    hessian_batch = {
+        **{name: array[order] for name, array in dataset.train.items()},
+        "weight": np.ones(len(order), np.float32),
+    }
+    test = list(eval_batches(dataset.test, min(_EVAL_BATCH, len(dataset.test["label"]))))
+    return Run(
+        config=config,
+        dataset=dataset,
+        controller=make_controller(config, epoch_examples(config, num_examples)),
+        functions=make_step_functions(model, optimizer, attacks.fgsm(config.epsilon), fraction),
+        state=init_state(params, model_state, optimizer),
+        accuracy=make_accuracy(model, test),
+        fgsm_accuracy=make_accuracy(model, test, attacks.fgsm(config.fgsm_epsilon)),
+        measure=make_measure(model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol),
+        measure_final=make_measure(
+            model,
+            hessian_batch,
+            max_iters=max(config.hessian_iters, _FINAL_HESSIAN_ITERS),
+            rtol=config.hessian_rtol,
+        ),
+    )
+
+
+def epoch_examples(config: Config, num_examples: int) -> int:
+    """Count the examples that a run trains on in an epoch.
+
+    Args:
+      config: Resolved settings.
+      num_examples: Examples in the training set.
+
+    Returns:
+      All of them with ``keep_remainder``, else those of whole micro-batches.
+    """
+    size = config.micro_batch_size or config.batch_size
+    return num_examples if config.keep_remainder else num_examples // size * size
+
+
+def make_controller(config: Config, per_epoch: int) -> Controller:
+    """Make the batch-size rule of a config, its epochs turned into examples.
+
+    Args:
+      config: Resolved settings.
+      per_epoch: Examples of an epoch.
+
+    Returns:
+      A ``Controller``.
+    """
+    decay: dict[str, Any] = {
+        "lr_decay_at": tuple(epoch * per_epoch for epoch in config.lr_decay_epochs),
+        "lr_decay": config.lr_decay,
+        "adversarial_fraction": config.adversarial_fraction,
+        "adversarial_until": (config.adversarial_epochs or 0) * per_epoch,
+    }
+    if config.method == "bl":
+        return batch_size.constant(config.batch_size, **decay)
+    return batch_size.hessian_adaptive(
+        config.batch_size,
+        config.max_batch_size or config.batch_size,
+        measure_every=config.measure_every or per_epoch,
+        eigenvalue_decrease=config.eigenvalue_decrease,
+        growth_factor=config.growth_factor,
+        patience=config.patience or None,
+        fraction_decrease=config.fraction_decrease,
+        **decay,
+    )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """Make SGD with momentum whose step the batch-size rule scales.
+
+    Args:
+      config: The settings.
+
+    Returns:
+      An optax chain; its update takes ``lr_scale``.
+    """
+    decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay else []
+    momentum = [optax.trace(config.momentum)] if config.momentum else []
+    return optax.chain(*decay, *momentum, scale_by_batch_size(), optax.scale_by_learning_rate(config.lr))
+
+
+def init_model(model: nn.Module, config: Config, dataset: Dataset) -> tuple[Any, Any]:
+    """Draw the initial params of a network for the images of a data set.
+
+    Args:
+      model: A flax module called as ``(x, train)``.
+      config: The settings; its seed draws the params.
+      dataset: The images.
+
+    Returns:
+      (params, the other collections).
+
+    Raises:
+      ValueError: If the network does not take such images, showing both.
+    """
+    image_shape = dataset.train["image"].shape[1:]
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, image, train=False)
+
+    key = jax.random.key(config.seed)
+    try:
+        jax.eval_shape(init, key)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`model` {config.model} does not take the images of `dataset` {config.dataset}, "
+            f"shape {tuple(image_shape)} (height, width, channels): {reason}"
+        ) from error
+    model_state = dict(jax.jit(init)(key))
+    return model_state.pop("params"), model_state

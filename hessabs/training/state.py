@@ -1,0 +1,64 @@
+"""What a training run carries from one update to the next, on the device."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hessabs.typing import Params
+
+
+class TrainState(NamedTuple):
+    """The arrays that the jitted functions of a training step read and write."""
+
+    params: Params
+    model_state: Any  # collections of flax beside the params, batch norm statistics; {} without any
+    opt_state: optax.OptState
+    gradient: Params  # sum over the micro-batches of this update, each times its weight
+    weight: jax.Array  # shape (), float32: examples in `gradient`
+    loss: jax.Array  # shape (), float32: sum of the losses since `read_loss`, each times its weight
+    loss_weight: jax.Array  # shape (), float32: examples in `loss`
+    updates: jax.Array  # shape (), int32: updates made
+    nonfinite_update: jax.Array  # shape (), int32: the first update with a loss that is not finite, or 0
+
+
+def init_state(
+    params: Params, model_state: Any, optimizer: optax.GradientTransformationExtraArgs
+) -> TrainState:
+    """Make the state before the first update.
+
+    Args:
+      params: Initial params.
+      model_state: Other collections of the network, {} without any.
+      optimizer: The optax chain.
+
+    Returns:
+      A ``TrainState`` that shares no buffer between its fields, so that it may be donated.
+    """
+    return TrainState(
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        gradient=optax.tree.zeros_like(params),
+        weight=jnp.zeros((), jnp.float32),
+        loss=jnp.zeros((), jnp.float32),
+        loss_weight=jnp.zeros((), jnp.float32),
+        updates=jnp.zeros((), jnp.int32),
+        nonfinite_update=jnp.zeros((), jnp.int32),
+    )
+
+
+def read_loss(state: TrainState) -> tuple[float, TrainState]:
+    """Read the mean training loss since the last call, and start anew.
+
+    Args:
+      state: The state of the run.
+
+    Returns:
+      (mean loss in nats, nan if there was no example; the state with its sum at 0).
+    """
+    loss, weight = jax.device_get((state.loss, state.loss_weight))
+    mean = float(loss / weight) if weight > 0 else float("nan")
+    zero = jnp.zeros_like(state.loss)
+    return mean, state._replace(loss=zero, loss_weight=jnp.zeros_like(zero))

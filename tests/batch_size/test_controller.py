@@ -1,0 +1,232 @@
+"""The protocol: shared checks, and properties that every rule has under any sequence of measurements."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from hessabs.batch_size import (
+    NEVER,
+    Controller,
+    Observation,
+    adascale,
+    batch_growth,
+    constant,
+    cyclical,
+    fixed_growth,
+    gradient_noise_scale,
+    hessian_adaptive,
+    linear_scaling,
+    norm_test,
+    stability_limited,
+    timer,
+)
+from hessabs.batch_size.controller import check_batch_sizes, check_decay, next_event
+from tests.batch_size import drive
+
+SHARED = {"adversarial_fraction": 0.2, "adversarial_until": 1300, "lr_decay_at": (333, 2000), "lr_decay": 0.3}
+ABSA = {
+    "measure_every": 100,
+    "eigenvalue_decrease": 1.5,
+    "growth_factor": 1.5,
+    "patience": 3,
+    "fraction_decrease": 3.0,
+    **SHARED,
+}
+CONTROLLERS = {
+    "constant": constant(96, **SHARED),
+    "linear_scaling": linear_scaling(96, base_batch_size=31, warmup=700, **SHARED),
+    "batch_growth": batch_growth(48, 48 * 7, **{**SHARED, "lr_decay_at": (333, 800, 2000)}),
+    "fixed_growth": fixed_growth(48, 48 * 7, grow_at=(333, 1000), growth_factor=2.5, **SHARED),
+    "timer": timer(48, 48 * 7, every=400, growth_factor=1.5, lr_coupling="sqrt", **SHARED),
+    "cyclical": cyclical(48, 48 * 4, cycle=1000, **SHARED),
+    "triangular": cyclical(48, 48 * 7, cycle=1001, shape="triangular", lr_coupling="linear", **SHARED),
+    "abs": hessian_adaptive(96, 96 * 20, measure_every=200, growth_factor=3.0, patience=4),
+    "absa": hessian_adaptive(48, 48 * 7, **ABSA),
+    "absa_sqrt": hessian_adaptive(48, 48 * 7, lr_coupling="sqrt", signal="eigenvalue_times_lr", **ABSA),
+    "absa_none": hessian_adaptive(48, 48 * 7, lr_coupling="none", **ABSA),
+    "hessianflow": hessian_adaptive(48, 48 * 8, measure_every=200, patience=3, compatibility="hessianflow"),
+    "stability": stability_limited(48, 48 * 7, lr=0.1, measure_every=100, **SHARED),
+    "stability_shrinking": stability_limited(48, 48 * 8, lr=0.1, measure_every=100, limit_lr=True, **SHARED),
+    "gradient_noise_scale": gradient_noise_scale(48, 48 * 7, measure_every=100, **SHARED),
+    "norm_test": norm_test(48, 48 * 7, measure_every=100, tolerance=0.3, **SHARED),
+    "inner_product": norm_test(48, 48 * 7, measure_every=100, test="inner_product", tolerance=0.2, **SHARED),
+    "adascale": adascale(48 * 7, base_batch_size=48, measure_every=400, average_over=2, **SHARED),
+}
+MEASURED = [name for name, controller in CONTROLLERS.items() if controller.measures != "nothing"]
+# Of these the learning rate is not the decayed base rate times the growth of the batch.
+OTHER_RATES = ("linear_scaling", "batch_growth", "stability_shrinking", "adascale")
+COUPLINGS = {"timer": np.sqrt, "absa_sqrt": np.sqrt, "absa_none": np.ones_like, "cyclical": np.ones_like}
+SCANS = {name: drive.scan(controller) for name, controller in CONTROLLERS.items()}
+JITTED = {name: jax.jit(controller.update) for name, controller in CONTROLLERS.items()}
+UPDATES = 40
+
+eigenvalues = st.lists(
+    st.one_of(
+        st.floats(0.0078125, 128.0, width=32),
+        st.sampled_from([0.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e-38, 3e38]),
+    ),
+    min_size=UPDATES,
+    max_size=UPDATES,
+)
+few = settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@few
+@given(values=eigenvalues)
+def test_host_jit_and_scan_give_the_same_bits(name, values):
+    controller = CONTROLLERS[name]
+    states = drive.host(controller, values)
+    drive.assert_same_bits(states, drive.host(controller, values, update=JITTED[name]))
+    drive.assert_same_bits(drive.stack(states), SCANS[name](np.asarray(values, np.float32)))
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@few
+@given(values=eigenvalues)
+def test_decisions_keep_their_bounds(name, values):
+    controller = CONTROLLERS[name]
+    first = controller.init()
+    states = drive.stack([first, *drive.host(controller, values, update=JITTED[name])])
+    initial = int(first.batch_size)
+    if name not in ("cyclical", "triangular"):
+        assert (np.diff(states.batch_size) >= 0).all()
+    assert initial <= states.batch_size.min()
+    assert states.batch_size.max() <= initial * (20 if name == "abs" else 8)
+    assert (states.batch_size % initial == 0).all()
+    assert (np.diff(states.adversarial_fraction) <= 0).all()
+    assert states.adversarial_fraction.min() >= 0
+
+    assert (states.lr_scale > 0).all()
+    if name in OTHER_RATES:
+        return
+    samples = np.concatenate([[0], np.cumsum(states.batch_size[:-1])])
+    at = () if name in ("abs", "hessianflow") else SHARED["lr_decay_at"]
+    base = np.prod([np.where(samples >= point, 0.3, 1.0) for point in at], axis=0) * np.ones(len(samples))
+    coupled = COUPLINGS.get(name, np.asarray)(states.batch_size / initial)
+    np.testing.assert_allclose(states.lr_scale / coupled, base, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CONTROLLERS if name not in ("abs", "hessianflow")])
+@few
+@given(values=eigenvalues)
+def test_adversarial_examples_end_by_their_time(name, values):
+    controller = CONTROLLERS[name]
+    states = drive.stack([controller.init(), *drive.host(controller, values, update=JITTED[name])])
+    samples = np.concatenate([[0], np.cumsum(states.batch_size[:-1])])
+    assert (states.adversarial_fraction[samples >= SHARED["adversarial_until"]] == 0).all()
+    assert states.adversarial_fraction[0] > 0
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@few
+@given(values=eigenvalues)
+def test_what_is_due_is_always_still_to_come(name, values):
+    samples = 0
+    state = CONTROLLERS[name].init()
+    for value in values:
+        samples += int(state.batch_size)
+        if samples >= int(state.observe_at):
+            observe = drive.observer(CONTROLLERS[name])
+            state = JITTED[name](observe(np.int32(samples), np.float32(value)), state)
+            assert int(state.observe_at) > samples
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+@few
+@given(values=eigenvalues, cut=st.integers(1, UPDATES - 1))
+def test_a_saved_state_has_the_same_future(name, values, cut):
+    controller = CONTROLLERS[name]
+    whole = drive.host(controller, values, update=JITTED[name])
+    samples = int(controller.init().batch_size) + sum(int(s.batch_size) for s in whole[: cut - 1])
+    leaves, treedef = jax.tree.flatten(whole[cut - 1])
+    restored = jax.tree.unflatten(treedef, [np.asarray(leaf) for leaf in leaves])
+    rest = drive.host(controller, values[cut:], update=JITTED[name], state=restored, samples=samples)
+    drive.assert_same_bits(rest, whole[cut:])
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_an_update_is_traced_once(name):
+    traces = []
+
+    def update(observation, state):
+        traces.append(None)
+        return CONTROLLERS[name].update(observation, state)
+
+    jitted = jax.jit(update)
+    drive.host(CONTROLLERS[name], [1.0] * 10, update=jitted)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_the_state_keeps_its_shape_and_types(name):
+    state = CONTROLLERS[name].init()
+    later = CONTROLLERS[name].update(drive.observer(CONTROLLERS[name])(10_000, np.float32(1)), state)
+    assert jax.tree.structure(state) == jax.tree.structure(later)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(later), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+    assert [x.dtype for x in state[:5]] == [jnp.int32, jnp.float32, jnp.float32, jnp.int32, bool]
+
+
+# The published rule believes any number: test_hessianflow.py.
+@pytest.mark.parametrize("name", [name for name in MEASURED if name != "hessianflow"])
+@few
+@given(bad=st.sampled_from([float("nan"), float("inf"), -float("inf"), 0.0, -1.0, -50.0, 1e-39]))
+def test_what_is_no_measurement_never_grows_the_batch(name, bad):
+    states = drive.stack(drive.host(CONTROLLERS[name], [bad] * UPDATES, update=JITTED[name]))
+    assert (states.batch_size == states.batch_size[0]).all()
+    assert np.isfinite(states.lr_scale).all()
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURED if name != "adascale"])
+def test_a_measured_rule_grows_when_it_should(name):
+    falling, noisy = [1e4 * 0.5**k for k in range(UPDATES)], [120.0] * UPDATES
+    values = noisy if CONTROLLERS[name].measures == "gradient" else falling
+    assert int(drive.host(CONTROLLERS[name], values, update=JITTED[name])[-1].batch_size) > 48 * 6
+
+
+def test_a_controller_is_two_functions():
+    controller = Controller(lambda: None, lambda observation, state: state)
+    assert controller.update(Observation(3), None) is None
+    assert controller.measures == "eigenvalue"
+
+
+def test_next_event_skips_the_past():
+    assert int(next_event(100, (100, 50))) == NEVER
+    assert int(next_event(0, ())) == NEVER
+    assert int(next_event(49, (jnp.int32(100), 50))) == 50
+
+
+@pytest.mark.parametrize("at", [(0,), (5, 5), (9, 3), (NEVER,), (-1,)])
+def test_decay_points_must_ascend_from_above_zero(at):
+    with pytest.raises(ValueError, match="`lr_decay_at` must be positive"):
+        check_decay(at, 0.5)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.5, -0.1, float("nan")])
+def test_decay_must_lie_in_its_range(factor):
+    with pytest.raises(ValueError, match="`lr_decay` must lie in"):
+        check_decay((10,), factor)
+
+
+def test_decay_is_the_exact_product():
+    decay = check_decay((10, 20, 30), 0.2)
+    got = [float(decay.scale(samples)) for samples in (9, 10, 20, 30)]
+    assert got == [np.float32(0.2**k) for k in range(4)]
+    assert float(jax.jit(decay.scale)(30)) == got[-1]
+
+
+@pytest.mark.parametrize(
+    ("initial", "maximum", "message"),
+    [
+        (0, 4, "`initial` must lie"),
+        (8, 4, "`initial` must lie"),
+        (3, 10, "multiple of initial=3, got 10; .* is 9"),
+    ],
+)
+def test_batch_sizes_must_fit(initial, maximum, message):
+    with pytest.raises(ValueError, match=message):
+        check_batch_sizes(initial, maximum)

@@ -1,0 +1,87 @@
+"""Growth at given times."""
+
+import numpy as np
+import pytest
+
+from hessabs.batch_size import NEVER, Observation, batch_growth, fixed_growth, hessian_adaptive, timer
+
+POINTS = (1000, 2000, 3000)
+
+
+def course(controller):
+    """(samples, batch size, learning-rate scale) at each event until none is left."""
+    state, seen = controller.init(), []
+    while int(state.observe_at) != NEVER:
+        samples = int(state.observe_at)
+        state = controller.update(Observation(samples), state)
+        seen.append((samples, int(state.batch_size), round(float(state.lr_scale), 6)))
+    return seen
+
+
+def test_the_rate_takes_what_the_maximum_leaves():
+    # 128, 640, 3200, then 5120 instead of 16000: the rate takes the remaining 0.32.
+    got = course(batch_growth(128, 5120, lr_decay_at=POINTS, lr_decay=0.2))
+    assert got == [(1000, 640, 1.0), (2000, 3200, 1.0), (3000, 5120, 0.32)]
+
+
+def test_batch_over_rate_grows_as_the_decayed_rate_would_fall():
+    seen = course(batch_growth(128, 640, lr_decay_at=POINTS, lr_decay=0.2))
+    assert [batch_size for _, batch_size, _ in seen] == [640] * 3
+    np.testing.assert_allclose([scale * 128 / batch for _, batch, scale in seen], [0.2, 0.04, 0.008], rtol=1e-6)
+
+
+def test_held_rates_stay():
+    got = course(batch_growth(128, 640, lr_decay_at=POINTS, lr_decay=0.2, leftover="hold"))
+    assert [scale for *_, scale in got] == [1.0, 1.0, 1.0]
+
+
+def test_growth_rounds_down_to_whole_initial_batches():
+    got = course(batch_growth(128, 16384, lr_decay_at=POINTS, lr_decay=0.2))
+    assert [batch_size for _, batch_size, _ in got] == [640, 3200, 16000]
+    got = course(batch_growth(10, 1000, lr_decay_at=POINTS, lr_decay=0.4))
+    assert [batch_size for _, batch_size, _ in got] == [20, 50, 120]
+
+
+@pytest.mark.parametrize(("coupling", "scale"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_coupling(coupling, scale):
+    assert course(fixed_growth(1, 4, grow_at=(10,), growth_factor=4.0, lr_coupling=coupling)) == [
+        (10, 4, scale)
+    ]
+
+
+def test_the_timer_is_abs_whose_eigenvalue_never_falls():
+    options = {
+        "growth_factor": 1.5,
+        "adversarial_fraction": 0.2,
+        "fraction_decrease": 3.0,
+        "adversarial_until": 9500,
+    }
+    measured = hessian_adaptive(2, 24, measure_every=100, patience=10, **options)
+    timed = timer(2, 24, every=1000, **options)
+    a, b = measured.init(), timed.init()
+    for samples in range(100, 12_000, 100):
+        a = measured.update(Observation(samples, 1.0), a)
+        b = timed.update(Observation(samples), b)
+        np.testing.assert_allclose(a[:3], b[:3], rtol=1e-6)
+    assert int(b.batch_size) == 24
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (batch_growth, {"lr_decay": 1.0}, "`growth_factor` must be above 1, got 1.0"),
+        (batch_growth, {"growth_factor": 0.5}, "`growth_factor` must be above 1, got 0.5"),
+        (batch_growth, {"leftover": "lose"}, "`leftover` must be one of .* got 'lose'"),
+        (batch_growth, {"lr_decay_at": (2, 1)}, "`lr_decay_at` must be positive"),
+        (batch_growth, {"lr_coupling": "cubic"}, "`lr_coupling` must be one of .* got 'cubic'"),
+        (fixed_growth, {"grow_at": (0,)}, "`grow_at` must be positive"),
+        (fixed_growth, {"growth_factor": 1.0}, "`growth_factor` must be above 1"),
+        (timer, {"every": 0}, "`every` must be at least 1 example, got 0"),
+        (timer, {"maximum": 9}, "`maximum` must be a multiple"),
+        (timer, {"initial": 0}, "`initial` must lie in"),
+    ],
+)
+def test_bad_parameters(make, options, message):
+    needed = {batch_growth: {"lr_decay_at": (5,)}, fixed_growth: {"grow_at": (5,)}, timer: {"every": 5}}[make]
+    with pytest.raises(ValueError, match=message):
+        make(**{"initial": 2, "maximum": 8, **needed, **options})

@@ -1,0 +1,104 @@
+"""The published rule beside this library's, on the same eigenvalues: they agree until a quirk shows.
+
+The reference is written out here from the description of the published code's behaviour (its licence allows no
+copy), one epoch a call.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from hessabs.batch_size import Observation, hessian_adaptive
+
+EPOCH, EPOCHS = 1280, 24
+OPTIONS = {
+    "measure_every": EPOCH,
+    "adversarial_fraction": 0.2,
+    "adversarial_until": 12 * EPOCH,
+    "lr_decay_at": (8 * EPOCH, 16 * EPOCH),
+    "lr_decay": 0.2,
+}
+
+
+def described(eigenvalues, most=16, ratio=2.0, patience=10):
+    """(batch factor, learning-rate factor, adversarial fraction) after each epoch."""
+    factor, lr, gamma, reference, duration, active = 1, 1.0, 0.2, None, 0, most > 1
+    for epoch, eigenvalue in enumerate(eigenvalues, start=1):
+        grow = False
+        if active:
+            duration += 1
+            if reference is None:
+                reference = eigenvalue
+            elif eigenvalue <= reference / ratio:
+                reference, grow = eigenvalue, True
+        if grow or duration >= patience:
+            before = factor
+            factor, gamma, duration = int(factor * ratio), gamma / ratio, 0
+            if factor >= most:
+                factor, gamma, active = most, 0.0, False
+            lr *= factor / before
+        if epoch in (8, 16):
+            lr *= 0.2
+        if epoch >= 12:
+            gamma = 0.0
+        yield factor, lr, gamma
+
+
+def followed(controller, eigenvalues):
+    state = controller.init()
+    for epoch, eigenvalue in enumerate(eigenvalues, start=1):
+        if epoch * EPOCH >= int(state.observe_at):
+            state = controller.update(Observation(epoch * EPOCH, eigenvalue), state)
+        yield int(state.batch_size) // 128, float(state.lr_scale), float(state.adversarial_fraction)
+
+
+def factors(compatibility, eigenvalues, **options):
+    controller = hessian_adaptive(128, 128 * 16, compatibility=compatibility, **{**OPTIONS, **options})
+    return [factor for factor, *_ in followed(controller, eigenvalues)]
+
+
+STEADY = [9.0, 7.0, 6.1, 4.4, 4.0, 3.9, 3.1, 2.3, 2.0, 1.9, 1.6, 1.4] + [1.5] * 12
+SEQUENCES = {
+    "steady": STEADY,
+    "patience": [5.0] * EPOCHS,
+    "negative": [9.0, 7.0, -8.0, 7.0, 6.0, 5.0] + [5.0] * 18,
+    "first_nan": [math.nan, *STEADY[:-1]],
+    "zero": [9.0, 0.0, 7.0, 4.0] + [4.0] * 20,
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("patience", [3, 10])
+def test_compatibility_is_the_published_rule(name, patience):
+    eigenvalues = SEQUENCES[name]
+    controller = hessian_adaptive(128, 128 * 16, compatibility="hessianflow", patience=patience, **OPTIONS)
+    got = list(followed(controller, eigenvalues))
+    np.testing.assert_allclose(got, list(described(eigenvalues, patience=patience)), rtol=1e-6)
+
+
+def test_compatibility_with_a_ratio_that_rounds_to_nothing():
+    # int(1 * 1.5) is 1: the published rule counts that as a growth, halves the fraction and stays for ever.
+    ratios = {"eigenvalue_decrease": 1.5, "growth_factor": 1.5, "fraction_decrease": 1.5}
+    controller = hessian_adaptive(128, 128 * 16, compatibility="hessianflow", **ratios, **OPTIONS)
+    got = list(followed(controller, STEADY))
+    np.testing.assert_allclose(got, list(described(STEADY, ratio=1.5)), rtol=1e-6)
+    assert got[-1][0] == 1
+    assert factors(None, STEADY, **ratios)[-1] > 1
+
+
+@pytest.mark.parametrize("name", ["steady", "patience"])
+def test_on_positive_eigenvalues_the_rules_are_one(name):
+    assert factors("hessianflow", SEQUENCES[name]) == factors(None, SEQUENCES[name])
+
+
+def test_where_they_part():
+    # A dominant negative eigenvalue counts as a fall, and as a reference that nothing positive can halve.
+    assert factors("hessianflow", SEQUENCES["negative"])[2:6] == [2, 2, 2, 2]
+    assert factors(None, SEQUENCES["negative"])[2:6] == [1, 1, 1, 1]
+    # A first NaN is the reference for ever: only the patience grows.
+    assert factors("hessianflow", SEQUENCES["first_nan"])[:11] == [1] * 9 + [2, 2]
+    assert factors(None, SEQUENCES["first_nan"])[5] == 2
+    # Zero, which a dead network measures, counts as a fall too.
+    assert factors("hessianflow", SEQUENCES["zero"])[1:4] == [2, 2, 2]
+    assert factors(None, SEQUENCES["zero"])[1:4] == [1, 1, 2]

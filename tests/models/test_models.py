@@ -1,0 +1,177 @@
+"""Networks: parameter counts, batch norm that follows the micro-batch, compute dtypes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessabs.models import MODELS, ResNet, create, mlp, resnet20
+
+
+def init(model, shape):
+    x = jax.random.uniform(jax.random.key(1), shape)
+    return jax.jit(model.init)(jax.random.key(0), x), x
+
+
+SMALL = ResNet(num_classes=10, blocks_per_stage=1)  # as resnet20, and quicker to compile
+
+
+def num_params(variables):
+    return sum(p.size for p in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (mlp(), (28, 28, 1), 269_322),
+        (mlp(3, hidden=()), (8, 8, 1), 64 * 3 + 3),
+        (resnet20(), (32, 32, 3), 272_474),
+        (resnet20(100), (32, 32, 3), 272_474 + 65 * 90),
+        (resnet20(), (28, 28, 1), 272_474 - 2 * 9 * 16),
+    ],
+)
+def test_parameter_counts(model, shape, expected):
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    assert num_params(variables) == expected
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_forward_in_each_dtype(name, dtype):
+    model = MODELS[name](num_classes=7, dtype=dtype)
+    variables, x = init(model, (2, 8, 8, 1))
+    logits = jax.jit(model.apply)(variables, x)
+    assert logits.shape == (2, 7)
+    assert logits.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    exact = jax.jit(create(name, 7).apply)(variables, x)
+    # bfloat16 has 8 bits of precision: a relative error of 2^-8 a layer, 21 layers.
+    np.testing.assert_allclose(logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
+
+
+def test_bfloat16_is_what_is_computed_in():
+    model, x = resnet20(dtype=jnp.bfloat16), jnp.zeros((2, 8, 8, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    eqns = jax.make_jaxpr(model.apply)(variables, x).eqns
+    convs = [e for e in eqns if e.primitive.name == "conv_general_dilated"]
+    assert len(convs) == 21
+    assert all(e.outvars[0].aval.dtype == jnp.bfloat16 for e in convs)
+
+
+def test_strides_and_pooling():
+    model = resnet20()
+    shapes = []
+    for e in jax.make_jaxpr(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))).eqns:
+        if e.primitive.name == "conv_general_dilated":
+            shapes.append(e.outvars[0].aval.shape[1:])
+    expected = [(32, 32, 16)] * 7 + [(16, 16, 32)] * 7 + [(8, 8, 64)] * 7
+    assert shapes == expected
+
+
+def test_convolutions_start_he_normal_by_fan_out():
+    variables, _ = init(SMALL, (1, 8, 8, 1))
+    kernels = [leaf for path, leaf in jax.tree.leaves_with_path(variables["params"]) if "Conv" in str(path)]
+    assert len(kernels) == 9
+    for kernel in kernels:
+        height, width, _, out = kernel.shape
+        # The deviation of n normal draws is known to 1 / sqrt(2 n) of itself: allow 5 of those.
+        ratio = float(kernel.std()) / (2 / (height * width * out)) ** 0.5
+        assert abs(ratio - 1) < 5 / (2 * kernel.size) ** 0.5
+
+
+def test_the_stem_matches_the_formula():
+    """The stem by hand: one channel in, 3x3 windows, batch statistics, momentum 0.9."""
+    model = SMALL
+    variables, x = init(model, (4, 8, 8, 1))
+    collections = ["intermediates", "batch_stats"]
+    apply = functools.partial(model.apply, capture_intermediates=True, mutable=collections)
+    step = functools.partial(apply, train=True)
+    _, state = jax.jit(step)(variables, x)
+    conv = state["intermediates"]["Conv_0"]["__call__"][0]
+    norm = state["intermediates"]["BatchNorm_0"]["__call__"][0]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = variables["params"]["Conv_0"]["kernel"]
+    by_hand = sum(padded[:, i : i + 8, j : j + 8, :] * kernel[i, j, 0] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(conv, by_hand, atol=1e-5)
+    mean, var = by_hand.mean((0, 1, 2)), by_hand.var((0, 1, 2))
+    np.testing.assert_allclose(norm, (by_hand - mean) / jnp.sqrt(var + 1e-5), atol=1e-4)
+    got = state["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(got["mean"], 0.1 * mean, atol=1e-6)
+    np.testing.assert_allclose(got["var"], 0.9 + 0.1 * var, rtol=1e-5)
+
+
+def test_batch_norm_follows_train():
+    model = SMALL
+    variables, x = init(model, (4, 8, 8, 1))
+    evaluate = jax.jit(model.apply)
+    step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+
+    logits, updates = step(variables, x)
+    structures = [jax.tree.structure(v["batch_stats"]) for v in (updates, variables)]
+    assert structures[0] == structures[1]
+    assert not np.allclose(logits, evaluate(variables, x), atol=1e-3)
+
+    # Training mode looks at the whole micro-batch, evaluation at one image alone.
+    other = x.at[3].set(1 - x[3])
+    assert not np.allclose(step(variables, other)[0][0], logits[0], atol=1e-4)
+    np.testing.assert_allclose(evaluate(variables, other)[0], evaluate(variables, x)[0], atol=1e-5)
+
+    # Training mode does not depend on the running statistics, evaluation does.
+    moved = {**variables, **updates}
+    np.testing.assert_allclose(step(moved, x)[0], logits, atol=1e-5)
+    assert not np.allclose(evaluate(moved, x), evaluate(variables, x), atol=1e-3)
+
+
+def test_ghost_batch_norm_of_two_micro_batches():
+    """Two micro-batches, normalised apart, differ from one batch of both."""
+    model = SMALL
+    variables, x = init(model, (8, 8, 8, 1))
+    x = x * jnp.arange(1, 9).reshape(8, 1, 1, 1) / 8
+    step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    apart = jnp.concatenate([step(variables, x[:4])[0], step(variables, x[4:])[0]])
+    assert not np.allclose(apart, step(variables, x)[0], atol=1e-2)
+
+
+def test_mlp_has_no_state():
+    variables, x = init(mlp(), (2, 8, 8, 1))
+    assert set(variables) == {"params"}
+    np.testing.assert_array_equal(mlp().apply(variables, x, train=True), mlp().apply(variables, x))
+
+
+@pytest.mark.parametrize("model", [mlp(), SMALL], ids=["mlp", "resnet"])
+def test_traced_once(model):
+    variables, x = init(model, (2, 8, 8, 1))
+    traces = []
+
+    @jax.jit
+    def forward(variables, x):
+        traces.append(1)
+        return model.apply(variables, x)
+
+    forward(variables, x)
+    forward(jax.tree.map(jnp.zeros_like, variables), 2 * x)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_integer_images_are_refused(name):
+    with pytest.raises(ValueError, match=r"floating point.* got uint8"):
+        create(name, 10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8))
+
+
+def test_resnet_refuses_flat_images():
+    with pytest.raises(ValueError, match=r"\(N, H, W, C\).*shape \(1, 64\)"):
+        resnet20().init(jax.random.key(0), jnp.zeros((1, 64)))
+
+
+def test_create_names_the_known_models():
+    with pytest.raises(ValueError, match=r"must be one of mlp, resnet20, got 'vgg'"):
+        create("vgg", 10)
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(0), lambda: resnet20(0), lambda: mlp(10, (4, 0))])
+def test_sizes_below_one(make):
+    with pytest.raises(ValueError, match=r"must be at least 1, got"):
+        make()

@@ -1,0 +1,230 @@
+"""The command line: one line for input that cannot be used, files and a table for the rest."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessabs import cli
+from hessabs.data import Dataset
+from hessabs.training import Config
+from hessabs.training import setup as setup_lib
+from hessabs.training.config import field_help
+
+SMALL = [
+    "--dataset=digits",
+    "--model=mlp",
+    "--epochs=2",
+    "--batch_size=64",
+    "--max_batch_size=128",
+    "--lr=0.05",
+    "--lr_decay_epochs=1",
+    "--hessian_batch_size=64",
+    "--hessian_iters=3",
+]
+
+BAD_INPUT = [
+    # (flags, what was got, what to do)
+    (["--dataset=imagenet_mini"], "'imagenet_mini'", "--dataset digits"),
+    (["--model=vgg"], "'vgg'", "mlp, resnet20"),
+    (["--method=sgd"], "'sgd'", "bl, abs, absa"),
+    (["--max_batch_size=64"], "got 64", "at least batch_size=128"),
+    (["--max_batch_size=300"], "got 300", "the nearest below is 256"),
+    (["--batch_size=2000"], "got 2000", "at most the 1437 training examples"),
+    (["--max_batch_size=2048"], "got 2048", "that fits is 1408"),
+    (["--lr=-0.1"], "got -0.1", "positive"),
+    (["--lr=nan"], "got nan", "finite"),
+    (["--lr_decay=nan"], "got nan", "(0, 1]"),
+    (["--lr_decay=-1"], "got -1.0", "(0, 1]"),
+    (["--momentum=nan"], "got nan", "[0, 1)"),
+    (["--weight_decay=-1"], "got -1.0", "at least 0"),
+    (["--epsilon=nan"], "got nan", "at least 0"),
+    (["--lr_decay_epochs=60,30"], "(60, 30)", "ascending"),
+    (["--lr_decay_epochs=30,x"], "'30,x'", "whole numbers separated by commas"),
+    (["--epochs=many"], "many", "epochs"),
+    (["--epochs=0"], "got 0", "at least 1"),
+    (["--no_such_flag=1"], "no_such_flag", "Unknown command line flag"),
+    (["stray"], "'stray'", "--name=value"),
+]
+
+
+def run(capsys, *argv):
+    status = cli.main(argv)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def assert_refused(status, out, err, *parts):
+    assert status == 2
+    assert err.startswith("hessabs: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert out == ""
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "got", "advice"), BAD_INPUT, ids=lambda x: x[0] if isinstance(x, list) else ""
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(capsys, tmp_path, flags, got, advice):
+    workdir = tmp_path / "run"
+    assert_refused(*run(capsys, "train", f"--workdir={workdir}", *flags), got, advice)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_data_that_is_not_on_disk(capsys, tmp_path, name):
+    status, out, err = run(
+        capsys, "train", f"--dataset={name}", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}"
+    )
+    parts = (repr(name), str(tmp_path), "--dataset digits", "--data_dir", "hessabs[prepare]")
+    assert_refused(status, out, err, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_and_images_that_do_not_fit(capsys, tmp_path, monkeypatch):
+    flat = {"image": np.zeros((300, 64), np.uint8), "label": np.zeros(300, np.int32)}
+    monkeypatch.setattr(setup_lib, "load", lambda *args, **kwargs: Dataset("digits", flat, flat, 10))
+    result = run(capsys, "train", "--model=resnet20", f"--workdir={tmp_path / 'run'}")
+    assert_refused(*result, "resnet20", "digits", "(64,)", "(N, H, W, C)")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_is_missing(capsys, tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        raise ImportError(
+            "The data set 'x' is read with tensorflow_datasets: install the extra `hessabs[data]`."
+        )
+
+    monkeypatch.setattr(setup_lib, "load", load)
+    assert_refused(*run(capsys, "train", f"--workdir={tmp_path / 'run'}"), "hessabs[data]")
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_is_required(capsys):
+    assert_refused(*run(capsys, "train", *SMALL), "`workdir` is required", "--workdir")
+
+
+def test_workdir_under_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(*run(capsys, "train", *SMALL, f"--workdir={tmp_path / 'file' / 'run'}"), "file")
+
+
+def test_workdir_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(*run(capsys, "train", *SMALL, f"--workdir={tmp_path / 'file'}"), "must be a folder", "file")
+
+
+def test_unknown_command(capsys):
+    assert_refused(*run(capsys, "tarin", "--epochs=1"), "'tarin'", "train")
+
+
+def test_no_command_shows_the_usage(capsys):
+    status, out, err = run(capsys)
+    assert status == 2
+    assert "train" in out + err
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "help"])
+def test_help_lists_the_commands(capsys, flag):
+    status, out, err = run(capsys, flag)
+    assert (status, err) == (0, "")
+    assert "hessabs COMMAND" in out
+    assert "train" in out
+
+
+def test_train_help_lists_every_setting_with_its_default(capsys):
+    status, out, err = run(capsys, "train", "--help")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    for name, text in field_help().items():
+        [at] = [i for i, line in enumerate(lines) if line.startswith(f"  --{name}=")]
+        assert text in lines[at + 1]
+        default = Config._field_defaults[name]
+        if isinstance(default, bool):
+            assert f"(default: '{str(default).lower()}')" in lines[at + 1]
+        elif isinstance(default, tuple):
+            assert f"(default: '{','.join(map(str, default))}')" in lines[at + 1]
+        elif default is not None:
+            assert f"(default: '{default}')" in lines[at + 1]
+        else:
+            assert "default: " in lines[at + 1]  # None: the text says what is chosen
+    for name in ("workdir", "overwrite"):
+        assert any(line.startswith(f"  --{name}=") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("cli") / "a" / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        import contextlib
+        import io
+
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = cli.main(["train", *SMALL, "--patience=1", f"--workdir={workdir}"])
+    return status, out.getvalue(), err.getvalue(), workdir
+
+
+def test_a_run_prints_a_table_and_writes_three_files(trained):
+    status, out, err, workdir = trained
+    assert status == 0
+    assert err == ""  # no terminal, no bar
+    assert {path.name for path in workdir.iterdir()} == {"metrics.jsonl", "summary.json", "curves.png"}
+    summary = json.loads((workdir / "summary.json").read_text())
+    header, _, row, last = out.splitlines()
+    assert "updates" in header
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[0] == "absa"
+    assert cells[1] == f"{summary['test_accuracy']:.2f}"
+    assert cells[3] == str(summary["updates"])
+    assert last == f"curves: {workdir / 'curves.png'}"
+    # 22 micro-batches of 64 an epoch: 22 updates, then 11 of twice the size.
+    assert summary["updates"] == 33
+    assert summary["final_batch_size"] == 128
+    for name, value in (("epochs", 2), ("batch_size", 64), ("lr", 0.05), ("patience", 1)):
+        assert summary[name] == value
+    assert summary["lr_decay_epochs"] == [1]
+
+
+def test_a_run_is_not_lost_unless_told(trained, capsys):
+    _, _, _, workdir = trained
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    result = run(capsys, "train", *SMALL, f"--workdir={workdir}")
+    assert_refused(*result, "already holds a run", "--overwrite")
+    bad = run(capsys, "train", "--lr=-1", "--overwrite", f"--workdir={workdir}")
+    assert_refused(*bad, "got -1.0")
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+
+
+def test_overwrite_and_nan(trained, capsys, monkeypatch):
+    # A loss that becomes NaN after the first epoch: what was written stays, and nothing of the older run.
+    _, _, _, workdir = trained
+    old = (workdir / "metrics.jsonl").read_text()
+    make = setup_lib.make_step_functions
+
+    def breaking(*args):
+        functions = make(*args)
+        apply, count = functions.apply_update, []
+
+        def apply_update(state, lr_scale):
+            state = apply(state, lr_scale)
+            count.append(1)
+            bad = len(count) == 30
+            return state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params)) if bad else state
+
+        return functions._replace(apply_update=apply_update)
+
+    monkeypatch.setattr(setup_lib, "make_step_functions", breaking)
+    flags = ["--method=bl", "--seed=1", "--overwrite"]
+    status, out, err = run(capsys, "train", *SMALL, *flags, f"--workdir={workdir}")
+    assert_refused(status, out, err, "not finite at update 31 (epoch 2", "lower --lr")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0] not in old
+    assert os.listdir(workdir) == ["metrics.jsonl"]
