@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
@@ -37,6 +37,7 @@ COLUMNS = (
 
 def main(argv: Sequence[str]) -> None:
     """Run a config given by name."""
+    logging.set_verbosity(logging.WARNING)
     if len(argv) != 2 or not (ROOT / "configs" / f"{argv[1]}.py").exists():
         known = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
         sys.exit(f"experiments/run.py: name one of {', '.join(known)}, got {argv[1:]}.")

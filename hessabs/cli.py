@@ -18,6 +18,8 @@ commands:
 
 `hessabs COMMAND --help` lists the flags of a command."""
 
+_KINDS = {"comma separated list of strings": "N,N,...", "bool": "true|false"}
+
 
 def run() -> None:
     """Run the command line of this process and exit."""
@@ -51,7 +53,7 @@ def _train(argv: Sequence[str]) -> int:
 
     values = _config_flags(Config)
     flags.DEFINE_string(
-        "workdir", None, "folder for metrics.jsonl, summary.json and curves.png", flag_values=values
+        "workdir", None, "folder for metrics.jsonl, summary.json, curves.png and the params", flag_values=values
     )
     flags.DEFINE_bool("overwrite", False, "lose the run that workdir already holds", flag_values=values)
     try:
@@ -111,8 +113,10 @@ def _parse(values: flags.FlagValues, command: str, argv: Sequence[str]) -> bool:
         print(f"usage: hessabs {command} [--flag=value ...]\n")
         for name in values:
             flag = values[name]
-            default = "" if flag.default is None else f" (default: {flag.default_as_str})"
-            print(f"  --{name}={flag.flag_type()}\n      {flag.help}{default}")
+            kind = _KINDS.get(flag.flag_type(), flag.flag_type())
+            default = ",".join(flag.default) if isinstance(flag.default, list) else str(flag.default)
+            shown = "" if flag.default is None else f" (default: {default})"
+            print(f"  --{name}={kind}\n      {flag.help}{shown}")
         return True
     rest = values([command, *argv])[1:]
     if rest:

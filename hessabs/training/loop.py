@@ -12,7 +12,7 @@ import optax
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
 from hessabs.data import Position, micro_batches
-from hessabs.training import metrics
+from hessabs.training import checkpoint, metrics
 from hessabs.training.clock import Clock
 from hessabs.training.curves import draw_curves
 from hessabs.training.progress import Progress
@@ -64,7 +64,8 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
 
     Args:
       run: What ``set_up`` made. Its state is used up.
-      workdir: Folder for ``metrics.jsonl``, ``summary.json`` and ``curves.png``; None writes nothing.
+      workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params;
+        None writes nothing.
 
     Returns:
       A ``Result``: trained params, summary, records.
@@ -108,6 +109,7 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
     final = run.measure_final(state.train, state.eigenvector)
     summary = summarize(run, state.train, records, final, time.perf_counter() - started)
     if workdir is not None:
+        checkpoint.save_params(workdir, state.train.params, state.train.model_state)
         draw_curves(workdir / metrics.CURVES, {config.method: records})
         metrics.write_json(workdir / metrics.SUMMARY, summary)
     return Result(state.train.params, state.train.model_state, summary, records)
