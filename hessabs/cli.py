@@ -65,11 +65,11 @@ def _train(argv: Sequence[str]) -> int:
         workdir = pathlib.Path(values.workdir)
         metrics.check_workdir(workdir, overwrite=values.overwrite)
         run = set_up(_config(Config, values))
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError, OSError, ImportError) as error:
         return _refuse(error)
     try:
         summary = train(run, workdir).summary
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         return _refuse(error)
     print(table({summary["method"]: summary}))
     print(f"curves: {workdir / metrics.CURVES}")
@@ -155,14 +155,19 @@ def _parse(values: flags.FlagValues, command: str, argv: Sequence[str]) -> bool:
         for name in values:
             flag = values[name]
             kind = _KINDS.get(flag.flag_type(), flag.flag_type())
-            default = ",".join(flag.default) if isinstance(flag.default, list) else str(flag.default)
-            shown = "" if flag.default is None else f" (default: {default})"
-            print(f"  --{name}={kind}\n      {flag.help}{shown}")
+            default = "" if flag.default is None else f" (default: {_as_typed(flag.default)})"
+            print(f"  --{name}={kind}\n      {flag.help}{default}")
         return True
     rest = values([command, *argv])[1:]
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; every setting is a flag, --name=value.")
     return False
+
+
+def _as_typed(default: Any) -> str:
+    if isinstance(default, list):
+        return ",".join(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _refuse(error: object) -> int:

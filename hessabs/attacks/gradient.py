@@ -72,7 +72,8 @@ def fgsm(
 
 def _per_example_unit(gradient: jax.Array) -> jax.Array:
     # The largest entry first: the gradient of a mean over many confident examples is tiny.
-    flat = gradient.reshape(gradient.shape[0], -1).astype(jnp.float32)
+    flat = gradient.reshape(gradient.shape[0], -1)
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
     flat = flat * trees.safe_inverse(jnp.max(jnp.abs(flat), axis=1, keepdims=True))
     flat = flat * trees.safe_inverse(jnp.linalg.norm(flat, axis=1, keepdims=True))
     return flat.reshape(gradient.shape)

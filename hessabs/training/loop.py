@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -106,6 +107,10 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
                 _show(run, state, progress)
             if state.accumulated == 0:
                 state = state._replace(decision=_decide(state.controller))
+    if not jnp.isfinite(optax.tree.norm(state.train.params)):
+        raise FloatingPointError(
+            f"The params are not finite after the last update, {int(state.train.updates)}; lower --lr."
+        )
     final = run.measure_final(state.train, state.eigenvector)
     summary = summarize(run, state.train, records, final, time.perf_counter() - started)
     if workdir is not None:
@@ -226,8 +231,10 @@ def _show(run: Run, state: LoopState, progress: Progress) -> None:
 def _check_finite(run: Run, state: LoopState) -> None:
     update = int(state.train.nonfinite_update)
     if update:
+        # At the end of an epoch the position is already that of the next one.
+        epoch = state.position.epoch + (state.position.index > 0)
         raise FloatingPointError(
-            f"The training loss is not finite at update {update} (epoch {state.position.epoch + 1}, batch size "
+            f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
             f"{state.decision.batch_size}, learning rate {_learning_rate(run, state.decision):g}); "
             "lower --lr, or the largest batch size."
         )
