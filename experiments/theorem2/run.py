@@ -126,7 +126,7 @@ def schedules(setting: Setting) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def descend(
     problem: Problem, start: np.ndarray, sizes: np.ndarray, steps: np.ndarray, repetitions: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run SGD with replacement; return mean and standard error of L - L* after the updates that ``checked`` lists."""
+    """Run SGD with replacement; return mean and standard error of L - L* after the ``checked`` updates."""
     random = np.random.default_rng(seed)
     params = np.tile(start, (repetitions, 1))
     means, errors, wanted = [], [], set(checked(len(sizes)))

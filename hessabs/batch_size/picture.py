@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hessabs.batch_size.plan import Bounds
+from hessabs.batch_size.bounds import Bounds
 
 
 def draw_plans(bounds: Bounds, lr: float, title: str) -> Any:

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hessabs.batch_size import gradient_statistics
 from tests.transforms.cases import CASES, loss_fn, make_batch, make_params
 
 DEVICES = 4
@@ -93,6 +94,15 @@ def difference(case, way):
     return max(jax.tree.leaves(errors))
 
 
+def statistics_difference():
+    gradients = jax.random.normal(jax.random.key(0), (8, 5))
+    want = gradient_statistics({"w": gradients}, 16)
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    local = functools.partial(gradient_statistics, part_size=16, axis_name="data")
+    got = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P()))({"w": gradients})
+    return float(max(abs(float(a) - float(b)) for a, b in zip(got, want, strict=True)))
+
+
 if __name__ == "__main__":
     assert jax.device_count() == DEVICES
     results = {}
@@ -102,4 +112,5 @@ if __name__ == "__main__":
                 results[f"{name}: {way}"] = difference(case, way)
             except Exception as error:
                 results[f"{name}: {way}"] = f"{type(error).__name__}: {error}"[:2000]
+    results["gradient statistics: shard_map with vma"] = statistics_difference()
     print(json.dumps(results))

@@ -28,3 +28,7 @@ def test_it_is_what_one_device_does(differences, name, way):
     got = differences[f"{name}: {way}"]
     assert isinstance(got, float), got
     assert got <= 1e-5
+
+
+def test_gradient_statistics_across_devices(differences):
+    assert differences["gradient statistics: shard_map with vma"] <= 1e-5
