@@ -47,7 +47,8 @@ def accumulate(
       micro_batch_size: Examples in a micro-batch. The number to accumulate is then the ``batch_size`` of an
         ``adaptive_batch_size`` in ``inner``, divided by this and rounded up.
       statistics: Whether to pass ``gradient_statistics`` to ``inner``, for a rule that reads the noise of the
-        gradient. Costs one norm for each micro-batch, and needs ``micro_batch_size``.
+        gradient. Costs one norm for each micro-batch, needs ``micro_batch_size``, and takes all micro-batches
+        for equally large.
 
     Returns:
       A ``GradientTransformationExtraArgs``. ``state.updated`` tells whether the last call made an update.
