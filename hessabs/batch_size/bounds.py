@@ -84,9 +84,9 @@ def training_seconds(
     """Estimate the time of a run: ``updates * (compute + communicate) + measurements * hessian``.
 
     It assumes that an update takes the same time whatever its batch: as many more devices as the batch is
-    larger. The time table of the slides (ResNet-18 on ImageNet) follows: BL 16,666 s, GG 6,150 s, and ABSA 3,467 s
-    from 66k updates and 90 measurements. Its ABS does not: as many make 2,545.5 s, and the table has 2,666 s,
-    which 195 measurements would make.
+    larger. The time table of the slides (ResNet-18 on ImageNet) follows: BL 16,666 s, GG 6,150 s, and ABSA
+    3,467 s from 66k updates and 90 measurements. Its ABS does not: as many make 2,545.5 s, and the table has
+    2,666 s, which 195 measurements would make.
 
     Args:
       updates: Updates of the run.
