@@ -67,7 +67,7 @@ def product_costs(data: dict[str, np.ndarray]) -> list[str]:
 def product_cost(loss_fn: Any, params: Any, batch: Any) -> list[str]:
     """The columns of one network."""
     gradient = jax.jit(jax.grad(loss_fn))
-    linearised = curvature.hessian(loss_fn, params, batch, linearize=True)
+    linearised: Any = curvature.hessian(loss_fn, params, batch, linearize=True)
     recomputed = curvature.hessian(loss_fn, params, batch)
     vector = trees.normal_like(jax.random.key(1), params)
     times = in_turn(
@@ -249,7 +249,7 @@ def problem(name: str, data: dict[str, np.ndarray], size: int) -> tuple[Any, Any
         variables = module.init(jax.random.key(0), batch["image"][:1])
 
         def loss_of(statistics: Any, params: Any, batch: Any) -> jax.Array:
-            logits = module.apply({"params": params, **statistics}, batch["image"], train=False)
+            logits: Any = module.apply({"params": params, **statistics}, batch["image"], train=False)
             return peers.cross_entropy(logits, batch["label"])
 
         params = variables.pop("params")
