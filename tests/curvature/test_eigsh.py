@@ -93,11 +93,15 @@ def test_interrupted_run_goes_on_to_the_same_bits(matrix_operator, stop, loop):
 
 def test_warm_start_from_earlier_eigenvectors(matrix_operator):
     problem = matrix_operator(SPECTRA["decaying"])
-    moved = matrix_operator(SPECTRA["decaying"] + 1e-3 * np.sin(np.arange(SIZE)))
-    cold = curvature.eigsh(moved.matvec, problem.v0, 3, rtol=1e-3)
+    other = matrix_operator(SPECTRA["indefinite"], seed=7)
+
+    def moved(vector):
+        return jax.tree.map(lambda a, b: a + 1e-4 * b, problem.matvec(vector), other.matvec(vector))
+
+    cold = curvature.eigsh(moved, problem.v0, 3, rtol=1e-3)
     first = curvature.eigsh(problem.matvec, problem.v0, 3, rtol=1e-4)
-    warm = curvature.eigsh(moved.matvec, first.eigenvectors, 3, block_size=3, rtol=1e-3)
-    assert warm.num_matvecs <= 8 < cold.num_matvecs
+    warm = curvature.eigsh(moved, first.eigenvectors, 3, block_size=3, rtol=1e-3)
+    assert warm.num_matvecs < cold.num_matvecs
     np.testing.assert_allclose(warm.eigenvalues, cold.eigenvalues, rtol=1e-5)
 
 
