@@ -1,4 +1,4 @@
-"""The command line: ``hessabs train`` and ``hessabs plan``.
+"""The command line: ``hessabs train``, ``hessabs plan`` and ``hessabs spectrum``.
 
 Every flag of a command is a field of its config, so that a script, a test and a shell say the same thing.
 Input that cannot be used ends in one line on standard error and exit status 2.
@@ -14,8 +14,9 @@ from absl import flags
 _USAGE = """usage: hessabs COMMAND [--flag=value ...]
 
 commands:
-  train   train a network with a batch size that follows the curvature
-  plan    batch size, learning rate and updates by epoch, without training
+  train     train a network with a batch size that follows the curvature
+  plan      batch size, learning rate and updates by epoch, without training
+  spectrum  the Hessian eigenvalues of a network that was trained
 
 `hessabs COMMAND --help` lists the flags of a command."""
 
@@ -36,7 +37,11 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "plan": _plan}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "train": _train,
+        "plan": _plan,
+        "spectrum": _spectrum,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_USAGE)
         return 0 if argv else 2
@@ -113,6 +118,30 @@ def _plan(argv: Sequence[str]) -> int:
             print(f"picture: {values.output}")
     except (flags.Error, ValueError, OSError) as error:
         return _refuse(error)
+    return 0
+
+
+def _spectrum(argv: Sequence[str]) -> int:
+    from hessabs.training.spectrum import SPECTRUM, Options, spectrum
+
+    values = _config_flags(Options)
+    flags.DEFINE_string("workdir", None, "folder of a finished run; the results go there", flag_values=values)
+    try:
+        if _parse(values, "spectrum", argv):
+            return 0
+        if values.workdir is None:
+            raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
+        workdir = pathlib.Path(values.workdir)
+        fields: dict[str, Any] = {name: values[name].value for name in Options._fields}
+        record = spectrum(workdir, Options(**fields))
+    except (flags.Error, ValueError, OSError) as error:
+        return _refuse(error)
+    print("matrix                 number   eigenvalue   residual")
+    for row in record["eigenvalues"]:
+        mark = "" if row["converged"] else "  (not converged)"
+        numbers = f"{row['number']:6d} {row['eigenvalue']:12.6g} {row['residual']:10.1e}"
+        print(f"{row['matrix']:22s} {numbers}{mark}")
+    print(f"spectrum: {workdir / SPECTRUM}")
     return 0
 
 

@@ -122,7 +122,7 @@ class Contest:
         operator = HessianLinearOperator(
             self.model,
             self.criterion,
-            dict(self.model.named_parameters()),
+            list(self.model.parameters()),
             [self.data],
             check_deterministic=False,
         )

@@ -130,6 +130,8 @@ def eigsh(
             state = _restart(state, which, k, num_vectors, xp)
         if exhausted:
             state = _add_direction(state, xp)
+            if int(state.built) == int(state.multiplied):  # nothing is left of the space but rounding
+                return _result(state, shape, ritz, converged, k, xp)
 
 
 class _Ritz(NamedTuple):
@@ -190,7 +192,7 @@ def _restart(state: krylov.KrylovState, which: Which, k: int, num_vectors: int, 
 
 
 def _add_direction(state: krylov.KrylovState, xp: Any) -> krylov.KrylovState:
-    rng = np.random.default_rng(int(state.num_matvecs))
+    rng = np.random.default_rng((_LOOK_AGAIN, int(state.num_matvecs), int(state.built)))
     direction = xp.asarray(rng.standard_normal(state.basis.shape[1]), state.basis.dtype)
     grown, _ = krylov.append(state, direction, xp)
     return grown._replace(settled_at=int(state.num_matvecs) + _LOOK_AGAIN)
@@ -226,7 +228,9 @@ def _restore(state: krylov.KrylovState, shape: tuple[int, int], xp: Any) -> kryl
             f"`state` has a basis of shape {tuple(state.basis.shape)}, but this call needs {shape} "
             "(num_vectors + block_size, size of v0); use the arguments of the call that saved it."
         )
-    return state._replace(basis=xp.array(state.basis), projected=xp.array(state.projected))
+    numbers = {name: int(getattr(state, name)) for name in ("multiplied", "built", "num_matvecs", "settled_at")}
+    arrays = {name: xp.array(getattr(state, name)) for name in ("basis", "projected")}
+    return state._replace(**arrays, **numbers, finite=bool(state.finite))
 
 
 def _result(

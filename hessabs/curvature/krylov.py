@@ -10,6 +10,7 @@ All coefficients of the orthogonalisation are kept, not only the two diagonals. 
 rounding whatever the operator is, restarted or not, and the residual of a Ritz pair follows from H alone.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -55,43 +56,59 @@ def start(vectors: Any, num_rows: int, xp: Any) -> KrylovState:
     return state
 
 
-def append(state: KrylovState, vector: Any, xp: Any) -> tuple[KrylovState, Any]:
+def append(state: KrylovState, vector: Any, xp: Any, first: int = 0) -> tuple[KrylovState, Any]:
     """Orthogonalise a vector against the basis and make what remains the next row.
-
-    On the host only the rows built so far are read, and the row is written in place.
 
     Args:
       state: The basis; it has room for one more row.
       vector: Shape (size,).
       xp: ``numpy`` or ``jax.numpy``.
+      first: The first row that the vector is known to have more than rounding of; only NumPy makes use of it.
 
     Returns:
       The new state, in which ``built`` has grown by one unless nothing but rounding remained, and the
       coefficients of the vector in the basis, shape (rows,).
     """
-    host = xp is np
-    rows = state.basis[: state.built] if host else state.basis
-    before = xp.sqrt(vector @ vector)
-    coefficients = xp.zeros(state.basis.shape[0], state.basis.dtype)
+    return _append_host(state, vector, first) if xp is np else _append_device(state, vector)
+
+
+def _append_host(state: KrylovState, vector: np.ndarray, first: int) -> tuple[KrylovState, np.ndarray]:
+    rows = state.basis[: state.built]
+    coefficients = np.zeros(state.basis.shape[0], state.basis.dtype)
+    before = norm = math.sqrt(vector @ vector)
+    # The first pass removes what is large, the next one what rounding left of it: reading only the rows that
+    # were built, and in the first pass only those that the vector can be large in. More passes if much was
+    # removed.
+    for number in range(4):
+        begin, last = (0 if number else first), norm
+        part = rows[begin:] @ vector
+        vector = vector - part @ rows[begin:]
+        coefficients[begin : state.built] += part
+        norm = math.sqrt(vector @ vector)
+        if number and norm >= last / 2:
+            break
+    room = state.built < min(state.basis.shape)
+    if not (room and norm > 10 * np.finfo(state.basis.dtype).eps * before):
+        return state, coefficients
+    np.multiply(vector, 1 / norm, out=state.basis[state.built])
+    coefficients[state.built] = norm
+    return state._replace(built=state.built + 1), coefficients
+
+
+def _append_device(state: KrylovState, vector: jax.Array) -> tuple[KrylovState, jax.Array]:
+    coefficients = jnp.zeros(state.basis.shape[0], state.basis.dtype)
+    before = jnp.sqrt(vector @ vector)
     # Once would leave rounding errors of the size of what was removed; twice is enough (Parlett, Kahan).
     for _ in range(2):
-        part = rows @ vector
-        vector = vector - part @ rows
-        if host:
-            coefficients[: state.built] += part
-        else:
-            coefficients = coefficients + part
-    norm = xp.sqrt(vector @ vector)
+        part = state.basis @ vector
+        vector = vector - part @ state.basis
+        coefficients = coefficients + part
+    norm = jnp.sqrt(vector @ vector)
     room = state.built < min(state.basis.shape)
-    keep = (norm > 10 * np.finfo(state.basis.dtype).eps * before) & room
-    if host:
-        if keep:
-            state.basis[state.built] = vector / norm
-            coefficients[state.built] = norm
-        return state._replace(built=state.built + int(keep)), coefficients
-    row = jnp.where(keep, vector * trees.safe_inverse(norm), 0)
+    keep = (norm > 10 * jnp.finfo(state.basis.dtype).eps * before) & room
+    row = jnp.where(keep, vector * trees.safe_inverse(norm), state.basis[state.built])
     coefficients = coefficients.at[state.built].add(jnp.where(keep, norm, 0))
-    basis = state.basis.at[state.built].set(jnp.where(keep, row, state.basis[state.built]))
+    basis = state.basis.at[state.built].set(row)
     return state._replace(basis=basis, built=state.built + keep.astype(int)), coefficients
 
 
@@ -114,13 +131,30 @@ def expand(
         run = _jitted_expand if loops.is_compiled(matvec) and not trees.is_traced(matvec, state) else _expand
         return run(matvec, shape, state, num_multiplied)
     while state.multiplied < min(num_multiplied, state.built) and state.finite:
-        product = np.asarray(multiply(matvec, shape, state.basis[state.multiplied]))
-        if not np.isfinite(product).all():
-            return state._replace(finite=False, num_matvecs=state.num_matvecs + 1)
-        column = state.multiplied
-        state, state.projected[:, column] = append(state, product, np)
-        state = state._replace(multiplied=column + 1, num_matvecs=state.num_matvecs + 1)
+        state = store(state, np.asarray(multiply(matvec, shape, state.basis[state.multiplied])))
     return state
+
+
+def store(state: KrylovState, product: np.ndarray) -> KrylovState:
+    """Take the product of the next row into a state on the host; its arrays are changed in place.
+
+    Args:
+      state: A state with a row that is not multiplied yet.
+      product: The operator times that row, shape (size,).
+
+    Returns:
+      The new state; unless the product was finite, only that it was not.
+    """
+    num_matvecs, column = state.num_matvecs + 1, state.multiplied
+    if not np.isfinite(product).all():
+        return state._replace(finite=False, num_matvecs=num_matvecs)
+    # The operator is symmetric: row `column` of what was projected so far says where its column is not
+    # rounding.
+    row = np.abs(state.projected[column, :column])
+    coupled = np.flatnonzero(row > 100 * np.finfo(state.basis.dtype).eps * np.max(row, initial=0))
+    first = int(coupled[0]) if coupled.size else column
+    state, state.projected[:, column] = append(state, product, np, first)
+    return state._replace(multiplied=column + 1, num_matvecs=num_matvecs)
 
 
 def multiply(matvec: MatVec, shape: trees.Static, row: Any) -> jax.Array:

@@ -73,6 +73,11 @@ class Config(NamedTuple):
         bool,
         "train on an epoch's incomplete last micro-batch too, with exact weights (the paper skips it)",
     ] = False
+    track: Annotated[
+        str,
+        "measured at the end of every epoch, comma-separated: eigenvalue, gradient_norm (total), "
+        "last_layer_eigenvalue; empty for none",
+    ] = ""
     seed: Annotated[int, "seed of the initial params and of the order of the data"] = 0
 
 

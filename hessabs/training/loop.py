@@ -191,6 +191,8 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     jax.block_until_ready(train_state)
     with clock.measure("eval"):
         accuracy = run.accuracy(train_state)
+    with clock.measure("hessian"):
+        tracked = run.track(train_state, state.eigenvector)
     seconds = clock.end_epoch()
     decision = state.decision
     record = {
@@ -204,6 +206,7 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
         "test_accuracy": accuracy,
         "eigenvalue": state.measured[0],
         "residual": state.measured[1],
+        **tracked,
         **{f"seconds_{name}": value for name, value in seconds.items()},
     }
     return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))

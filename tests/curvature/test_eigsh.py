@@ -67,7 +67,7 @@ def test_repeated_eigenvalues_with_a_block(matrix_operator, loop):
 
 def test_residuals_are_honest_before_convergence(matrix_operator):
     problem = matrix_operator(np.linspace(-5, 3, SIZE))
-    for num_matvecs in (5, 12, 37, 90):  # without, and with, restarts
+    for num_matvecs in (5, 12, 37, 60):  # without, and with, restarts
         result = curvature.eigsh(problem.matvec, problem.v0, 3, rtol=0, max_matvecs=num_matvecs, num_vectors=20)
         assert result.num_matvecs == num_matvecs
         _check_pairs(problem.matrix, result, 5.0)
@@ -75,7 +75,7 @@ def test_residuals_are_honest_before_convergence(matrix_operator):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("stop", [1, 10, 20, 33])
+@pytest.mark.parametrize("stop", [1, 10, 20, 30])
 def test_interrupted_run_goes_on_to_the_same_bits(matrix_operator, stop, loop):
     problem = matrix_operator(SPECTRA["indefinite"])
     options = {"which": "SA", "num_vectors": 20, "rtol": 1e-4, "loop": loop}
@@ -93,10 +93,16 @@ def test_interrupted_run_goes_on_to_the_same_bits(matrix_operator, stop, loop):
 
 def test_warm_start_from_earlier_eigenvectors(matrix_operator):
     problem = matrix_operator(SPECTRA["decaying"])
+    other = matrix_operator(SPECTRA["indefinite"], seed=7)
+
+    def moved(vector):
+        return jax.tree.map(lambda a, b: a + 1e-4 * b, problem.matvec(vector), other.matvec(vector))
+
+    cold = curvature.eigsh(moved, problem.v0, 3, rtol=1e-3)
     first = curvature.eigsh(problem.matvec, problem.v0, 3, rtol=1e-4)
-    again = curvature.eigsh(problem.matvec, first.eigenvectors, 3, block_size=3, rtol=1e-3)
-    assert again.num_matvecs == 4 < first.num_matvecs
-    np.testing.assert_allclose(again.eigenvalues, first.eigenvalues, rtol=1e-6)
+    warm = curvature.eigsh(moved, first.eigenvectors, 3, block_size=3, rtol=1e-3)
+    assert warm.num_matvecs < cold.num_matvecs
+    np.testing.assert_allclose(warm.eigenvalues, cold.eigenvalues, rtol=1e-5)
 
 
 def test_start_at_an_eigenvector_of_another_eigenvalue():

@@ -49,7 +49,7 @@ def test_batch_spectra_are_those_of_each_batch(make_problem, dense_hessian):
 
 
 def test_two_batches_remove_the_upward_bias():
-    # Gaussian inputs of a linear model: the true Hessian is 2 I, the largest eigenvalue of a small batch is not.
+    # Gaussian inputs of a linear model: the true Hessian is 2 I; a small batch has a larger top eigenvalue.
     def loss(w, x):
         return jnp.mean((x @ w) ** 2)
 
