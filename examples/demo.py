@@ -8,7 +8,7 @@ Prints a table of both and the path of a picture.
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from hessabs.training import Config, set_up, train
 from hessabs.training.curves import draw_curves
@@ -21,6 +21,7 @@ _EPOCHS = flags.DEFINE_integer("epochs", 60, "passes over the training set")
 def main(argv: Sequence[str]) -> None:
     """Train both and compare."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(_WORKDIR.value)
     epochs = _EPOCHS.value
     config = Config(

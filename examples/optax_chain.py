@@ -38,8 +38,8 @@ def main() -> None:
     @jax.jit
     def step(params: dict, opt_state: tuple, batch: dict, state: ControllerState) -> tuple:
         gradient = jax.grad(loss_fn)(params, batch)
-        extra = {"lr_scale": state.lr_scale, "adversarial_fraction": state.adversarial_fraction}
-        extra |= {"loss_fn": loss_fn, "batch": batch}
+        scale, fraction = state.lr_scale, state.adversarial_fraction
+        extra = {"loss_fn": loss_fn, "batch": batch, "lr_scale": scale, "adversarial_fraction": fraction}
         updates, opt_state = optimizer.update(gradient, opt_state, params, **extra)
         return optax.apply_updates(params, updates), opt_state
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
@@ -32,12 +32,12 @@ COLUMNS = (
     ("updates", "updates", "{:,.0f}"),
     ("final_batch_size", "final batch", "{:,.0f}"),
     ("eigenvalue", "top eigenvalue", "{:.2f}"),
-    ("seconds", "seconds", "{:.0f}"),
 )
 
 
 def main(argv: Sequence[str]) -> None:
     """Run a config given by name."""
+    logging.set_verbosity(logging.WARNING)
     if len(argv) != 2 or not (ROOT / "configs" / f"{argv[1]}.py").exists():
         known = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
         sys.exit(f"experiments/run.py: name one of {', '.join(known)}, got {argv[1:]}.")
@@ -88,7 +88,15 @@ def report(results: pathlib.Path, name: str, title: str) -> None:
     summaries = [summary for group in groups.values() for summary in group]
     for field in ("hardware", "commit"):
         lines += ["", f"{field}: " + ", ".join(sorted({summary[field] for summary in summaries}))]
-    lines += ["", "versions: " + json.dumps(summaries[0]["versions"]), "", "![curves](curves.png)", ""]
+    lines += [
+        "",
+        "versions: " + json.dumps(summaries[0]["versions"]),
+        "",
+        "![curves](curves.png)",
+        "",
+        f"Curves: seed {summaries[0]['seed']}.",
+        "",
+    ]
     (results / "README.md").write_text("\n".join(lines))
     draw_curves(results / "curves.png", {label: curves[label] for label in order})
     print("\n".join(lines))

@@ -169,6 +169,19 @@ def normalize(tree: Any) -> tuple[Any, jax.Array]:
     return unit, norm * largest
 
 
+def normal_like(key: jax.Array, tree: Any) -> Any:
+    """Draw a pytree of independent standard normal numbers.
+
+    Args:
+      key: A random key.
+      tree: A pytree of floating-point arrays, for its structure, shapes and dtypes.
+
+    Returns:
+      A pytree like ``tree``.
+    """
+    return optax.tree.random_like(key, tree, jax.random.normal)
+
+
 def ravel(tree: Any) -> tuple[jax.Array, Static]:
     """Concatenate the leaves of a pytree into one vector, in at least float32.
 

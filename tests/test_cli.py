@@ -145,12 +145,11 @@ def test_train_help_lists_every_setting_with_its_default(capsys):
         [at] = [i for i, line in enumerate(lines) if line.startswith(f"  --{name}=")]
         assert text in lines[at + 1]
         default = Config._field_defaults[name]
-        if isinstance(default, bool):
-            assert f"(default: '{str(default).lower()}')" in lines[at + 1]
-        elif isinstance(default, tuple):
-            assert f"(default: '{','.join(map(str, default))}')" in lines[at + 1]
+        if isinstance(default, tuple):
+            assert f"(default: {','.join(map(str, default))})" in lines[at + 1]
         elif default is not None:
-            assert f"(default: '{default}')" in lines[at + 1]
+            typed = str(default).lower() if isinstance(default, bool) else str(default)
+            assert f"(default: {typed})" in lines[at + 1]
         else:
             assert "default: " in lines[at + 1]  # None: the text says what is chosen
     for name in ("workdir", "overwrite"):
@@ -171,11 +170,16 @@ def trained(tmp_path_factory):
     return status, out.getvalue(), err.getvalue(), workdir
 
 
-def test_a_run_prints_a_table_and_writes_three_files(trained):
+def test_a_run_prints_a_table_and_writes_its_files(trained):
     status, out, err, workdir = trained
     assert status == 0
     assert err == ""  # no terminal, no bar
-    assert {path.name for path in workdir.iterdir()} == {"metrics.jsonl", "summary.json", "curves.png"}
+    assert {path.name for path in workdir.iterdir()} == {
+        "metrics.jsonl",
+        "summary.json",
+        "curves.png",
+        "params",
+    }
     summary = json.loads((workdir / "summary.json").read_text())
     header, _, row, last = out.splitlines()
     assert "updates" in header
@@ -194,12 +198,12 @@ def test_a_run_prints_a_table_and_writes_three_files(trained):
 
 def test_a_run_is_not_lost_unless_told(trained, capsys):
     _, _, _, workdir = trained
-    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     result = run(capsys, "train", *SMALL, f"--workdir={workdir}")
     assert_refused(*result, "already holds a run", "--overwrite")
     bad = run(capsys, "train", "--lr=-1", "--overwrite", f"--workdir={workdir}")
     assert_refused(*bad, "got -1.0")
-    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
 def test_overwrite_and_nan(trained, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The examples run as a user runs them, and stay short."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,7 +12,8 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 def run(name, *flags):
     command = [sys.executable, str(EXAMPLES / name), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES.parent)
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}  # as if installed from here
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 def throughput(model_name: str, shape: tuple[int, ...], num_examples: int) -> tuple[list[float], list[float]]:
     """Measure images per second of a plain loop and of the library, in turn."""
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "image": rng.integers(0, 256, (num_examples, *shape), dtype=np.uint8),
         "label": rng.integers(0, 10, num_examples, dtype=np.int32),
     }

@@ -1,6 +1,7 @@
 """How large is the next batch? Rules behind one controller protocol; no autodiff here."""
 
 from hessabs.batch_size.adascale import adascale
+from hessabs.batch_size.bounds import Bounds, growth_bounds, training_seconds
 from hessabs.batch_size.controller import (
     NEVER,
     Controller,
@@ -14,17 +15,22 @@ from hessabs.batch_size.eigenvalues import mean_and_error
 from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
+from hessabs.batch_size.plan import Plan, PlannedEpoch, plan
+from hessabs.batch_size.resume import restore
 from hessabs.batch_size.schedules import constant, linear_scaling
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.statistics import gradient_statistics, noise_and_signal
 
 __all__ = [
     "NEVER",
+    "Bounds",
     "Controller",
     "ControllerState",
     "GradientStatistics",
     "Measurement",
     "Observation",
+    "Plan",
+    "PlannedEpoch",
     "adascale",
     "batch_growth",
     "constant",
@@ -32,11 +38,15 @@ __all__ = [
     "fixed_growth",
     "gradient_noise_scale",
     "gradient_statistics",
+    "growth_bounds",
     "hessian_adaptive",
     "linear_scaling",
     "mean_and_error",
     "noise_and_signal",
     "norm_test",
+    "plan",
+    "restore",
     "stability_limited",
     "timer",
+    "training_seconds",
 ]

@@ -86,9 +86,14 @@ def adascale(
         return options.decide(samples, size, fraction, memory, lr_scale=rate, measure_at=memory.measure_at)
 
     def init() -> ControllerState:
-        zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32)
-        memory = _Memory(NoiseMemory.empty(), one, zero, zero, jnp.asarray(measure_every, jnp.int32))
-        return decide(zero, jnp.float32(adversarial_fraction), memory)
+        memory = _Memory(
+            average=NoiseMemory.empty(),
+            gain=jnp.ones((), jnp.float32),
+            progress=jnp.zeros((), jnp.int32),
+            samples=jnp.zeros((), jnp.int32),
+            measure_at=jnp.asarray(measure_every, jnp.int32),
+        )
+        return decide(jnp.zeros((), jnp.int32), jnp.float32(adversarial_fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 NEVER = 2**31 - 1
 """The count of examples that stands for "never"."""
@@ -39,19 +40,19 @@ class GradientStatistics(NamedTuple):
     do nothing where k is 1.
     """
 
-    part_size: jax.Array | int  # shape (), int32: examples in each part
-    num_parts: jax.Array | int  # shape (), int32: k
-    mean_square: jax.Array | float  # shape (), float32: the mean of ||g_i||^2
-    square_mean: jax.Array | float  # shape (), float32: ||g||^2
-    inner_square: jax.Array | float | None = None  # shape (), float32: the mean of (g_i . g)^2, where known
+    part_size: ArrayLike  # shape (), int32: examples in each part
+    num_parts: ArrayLike  # shape (), int32: k
+    mean_square: ArrayLike  # shape (), float32: the mean of ||g_i||^2
+    square_mean: ArrayLike  # shape (), float32: ||g||^2
+    inner_square: ArrayLike | None = None  # shape (), float32: the mean of (g_i . g)^2, where known
 
 
 class Observation(NamedTuple):
     """What a controller is told."""
 
-    samples: jax.Array | int  # shape (), int32: examples trained on so far
-    eigenvalue: jax.Array | float | None = None  # shape (), float32: top Hessian eigenvalue, fresh if asked for
-    standard_error: jax.Array | float | None = None  # shape (), float32: of an eigenvalue averaged over batches
+    samples: ArrayLike  # shape (), int32: examples trained on so far
+    eigenvalue: ArrayLike | None = None  # shape (), float32: top Hessian eigenvalue, fresh if asked for
+    standard_error: ArrayLike | None = None  # shape (), float32: of an eigenvalue averaged over batches
     gradient: GradientStatistics | None = None  # of the last update, fresh if asked for
 
 

@@ -142,9 +142,16 @@ def hessian_adaptive(
         return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
 
     def init() -> ControllerState:
-        zero, nothing = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        memory = _Memory(nothing, nothing, jnp.zeros((), bool), zero, jnp.asarray(measure_every, jnp.int32))
-        return decide(zero, jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
+        memory = _Memory(
+            reference=jnp.zeros((), jnp.float32),
+            reference_error=jnp.zeros((), jnp.float32),
+            has_reference=jnp.zeros((), bool),
+            since_growth=jnp.zeros((), jnp.int32),
+            measure_at=jnp.asarray(measure_every, jnp.int32),
+        )
+        return decide(
+            jnp.zeros((), jnp.int32), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory
+        )
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule

@@ -1,24 +1,59 @@
 """What is the curvature here? Matrix-vector products and what is computed from them."""
 
+from hessabs.curvature.batches import BatchSpectra, DebiasedEigenvalue, batch_spectra, debiased_eigenvalue
 from hessabs.curvature.blocks import restrict
 from hessabs.curvature.dataset import check_deterministic, dataset_hessian
+from hessabs.curvature.deflation import deflated_power_iteration
+from hessabs.curvature.density import SpectralDensity, evaluate_density, spectral_density
+from hessabs.curvature.eigsh import EigshResult, eigsh
 from hessabs.curvature.gauss_newton import empirical_fisher, fisher, gauss_newton
 from hessabs.curvature.input_hessian import input_hessian
+from hessabs.curvature.krylov import KrylovState
+from hessabs.curvature.lanczos import LanczosResult, lanczos
+from hessabs.curvature.landscape import Landscape, filter_normalized_direction, landscape
 from hessabs.curvature.last_layer import last_layer
+from hessabs.curvature.layers import LayerCurvature, layer_table
 from hessabs.curvature.operators import hessian, hvp
+from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra
 from hessabs.curvature.power import PowerIterationResult, power_iteration
+from hessabs.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
+    "BatchSpectra",
+    "DebiasedEigenvalue",
+    "EigshResult",
+    "Estimate",
+    "KrylovState",
+    "LanczosResult",
+    "Landscape",
+    "LayerCurvature",
     "PowerIterationResult",
+    "SpectralDensity",
+    "batch_spectra",
     "check_deterministic",
     "dataset_hessian",
+    "debiased_eigenvalue",
+    "deflated_power_iteration",
+    "diagonal",
+    "draw_density",
+    "draw_landscape",
+    "draw_spectra",
+    "eigsh",
     "empirical_fisher",
+    "evaluate_density",
+    "filter_normalized_direction",
     "fisher",
+    "frobenius_norm",
     "gauss_newton",
     "hessian",
     "hvp",
     "input_hessian",
+    "lanczos",
+    "landscape",
     "last_layer",
+    "layer_table",
     "power_iteration",
     "restrict",
+    "spectral_density",
+    "trace",
 ]

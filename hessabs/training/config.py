@@ -2,7 +2,7 @@
 
 import math
 import types
-from typing import Annotated, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from hessabs.models import MODELS
 
@@ -73,11 +73,19 @@ class Config(NamedTuple):
         bool,
         "train on an epoch's incomplete last micro-batch too, with exact weights (the paper skips it)",
     ] = False
+    track: Annotated[
+        str,
+        "measured at the end of every epoch, comma-separated: eigenvalue, gradient_norm (total), "
+        "last_layer_eigenvalue; empty for none",
+    ] = ""
     seed: Annotated[int, "seed of the initial params and of the order of the data"] = 0
 
 
-def field_types() -> dict[str, type]:
-    """List the value type of each field of ``Config``: str, int, float, bool or tuple.
+def field_types(config_type: Any = Config) -> dict[str, type]:
+    """List the value type of each field of a config: str, int, float, bool or tuple.
+
+    Args:
+      config_type: A NamedTuple whose fields are ``Annotated``.
 
     Returns:
       Field name to type, in the order of the fields; ``X | None`` counts as X.
@@ -87,15 +95,18 @@ def field_types() -> dict[str, type]:
       <class 'int'>
     """
     result = {}
-    for name, hint in get_type_hints(Config).items():
+    for name, hint in get_type_hints(config_type).items():
         if isinstance(hint, types.UnionType):
             hint = next(option for option in get_args(hint) if option is not type(None))
         result[name] = get_origin(hint) or hint
     return result
 
 
-def field_help() -> dict[str, str]:
-    """List the description of each field of ``Config``.
+def field_help(config_type: Any = Config) -> dict[str, str]:
+    """List the description of each field of a config.
+
+    Args:
+      config_type: A NamedTuple whose fields are ``Annotated``.
 
     Returns:
       Field name to description.
@@ -104,7 +115,7 @@ def field_help() -> dict[str, str]:
       >>> field_help()["lr_decay"]
       'factor of each decay, in (0, 1]'
     """
-    hints = get_type_hints(Config, include_extras=True)
+    hints = get_type_hints(config_type, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 

@@ -34,7 +34,7 @@ def make_accuracy(model: nn.Module, batches: Sequence[Any], attack: Attack | Non
         batch = scale_images(batch)
         if attack is not None:
             batch = attack(evaluation_loss(model, model_state), params, batch)
-        logits = model.apply({"params": params, **model_state}, batch["image"], train=False)
+        logits: Any = model.apply({"params": params, **model_state}, batch["image"], train=False)
         right = jnp.argmax(logits, axis=-1) == batch["label"]
         return jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
 from hessabs.data import Position, micro_batches
-from hessabs.training import metrics
+from hessabs.training import checkpoint, metrics
 from hessabs.training.clock import Clock
 from hessabs.training.curves import draw_curves
 from hessabs.training.progress import Progress
@@ -64,7 +65,8 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
 
     Args:
       run: What ``set_up`` made. Its state is used up.
-      workdir: Folder for ``metrics.jsonl``, ``summary.json`` and ``curves.png``; None writes nothing.
+      workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params;
+        None writes nothing.
 
     Returns:
       A ``Result``: trained params, summary, records.
@@ -105,9 +107,14 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
                 _show(run, state, progress)
             if state.accumulated == 0:
                 state = state._replace(decision=_decide(state.controller))
+    if not jnp.isfinite(optax.tree.norm(state.train.params)):
+        raise FloatingPointError(
+            f"The params are not finite after the last update, {int(state.train.updates)}; lower --lr."
+        )
     final = run.measure_final(state.train, state.eigenvector)
     summary = summarize(run, state.train, records, final, time.perf_counter() - started)
     if workdir is not None:
+        checkpoint.save_params(workdir, state.train.params, state.train.model_state)
         draw_curves(workdir / metrics.CURVES, {config.method: records})
         metrics.write_json(workdir / metrics.SUMMARY, summary)
     return Result(state.train.params, state.train.model_state, summary, records)
@@ -156,15 +163,15 @@ def _observe(
     update_controller: Callable[[Observation, ControllerState], ControllerState],
     clock: Clock,
 ) -> LoopState:
-    observation = Observation(np.int32(state.samples))
-    if run.config.method != "bl":
-        observation = observation._replace(eigenvalue=np.float32(np.nan))
+    observation = Observation(state.samples)
+    if run.controller.measures == "eigenvalue":
+        observation = observation._replace(eigenvalue=float("nan"))
     if state.controller.measure:
         jax.block_until_ready(state.train)
         with clock.measure("hessian"):
             result: PowerIterationResult = run.measure(state.train, state.eigenvector)
             eigenvalue, residual = jax.device_get((result.eigenvalue, result.residual))
-        observation = observation._replace(eigenvalue=np.float32(eigenvalue))
+        observation = observation._replace(eigenvalue=float(eigenvalue))
         # A vector that is not finite would spoil every later measurement.
         eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
         state = state._replace(eigenvector=eigenvector, measured=(float(eigenvalue), float(residual)))
@@ -184,6 +191,8 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     jax.block_until_ready(train_state)
     with clock.measure("eval"):
         accuracy = run.accuracy(train_state)
+    with clock.measure("hessian"):
+        tracked = run.track(train_state, state.eigenvector)
     seconds = clock.end_epoch()
     decision = state.decision
     record = {
@@ -197,6 +206,7 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
         "test_accuracy": accuracy,
         "eigenvalue": state.measured[0],
         "residual": state.measured[1],
+        **tracked,
         **{f"seconds_{name}": value for name, value in seconds.items()},
     }
     return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))
@@ -224,8 +234,10 @@ def _show(run: Run, state: LoopState, progress: Progress) -> None:
 def _check_finite(run: Run, state: LoopState) -> None:
     update = int(state.train.nonfinite_update)
     if update:
+        # At the end of an epoch the position is already that of the next one.
+        epoch = state.position.epoch + (state.position.index > 0)
         raise FloatingPointError(
-            f"The training loss is not finite at update {update} (epoch {state.position.epoch + 1}, batch size "
+            f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
             f"{state.decision.batch_size}, learning rate {_learning_rate(run, state.decision):g}); "
             "lower --lr, or the largest batch size."
         )

@@ -4,11 +4,13 @@ import json
 import math
 import os
 import pathlib
+import shutil
 from typing import Any
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
+PARAMS = "params"
 
 
 def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
@@ -39,6 +41,8 @@ def start_workdir(workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (METRICS, SUMMARY, CURVES):
         (workdir / name).unlink(missing_ok=True)
+    if (workdir / PARAMS).exists():
+        shutil.rmtree(workdir / PARAMS)
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:

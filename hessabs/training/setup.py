@@ -16,6 +16,7 @@ from hessabs.training.config import Config
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
 from hessabs.training.state import TrainState, init_state
 from hessabs.training.step import StepFunctions, make_step_functions
+from hessabs.training.track import Track, make_track, parse
 from hessabs.transforms import scale_by_batch_size
 
 _HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the images of the eigenvalue measurements
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     fgsm_accuracy: Accuracy  # on the test set under FGSM of size fgsm_epsilon
     measure: Measure  # the top eigenvalue during training
     measure_final: Measure  # the same on the same images, with more products if it needs them
+    track: Track  # what is measured at the end of every epoch
 
     @property
     def micro_batch_size(self) -> int:
@@ -62,6 +64,7 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         ``hessabs.data.DatasetNotFoundError`` if the data is not on disk.
     """
     config_lib.check(config)
+    parse(config.track)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir)
     num_examples = len(dataset.train["label"])
@@ -75,6 +78,12 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         **{name: array[order] for name, array in dataset.train.items()},
         "weight": np.ones(len(order), np.float32),
     }
+    measure_final = make_measure(
+        model,
+        hessian_batch,
+        max_iters=max(config.hessian_iters, _FINAL_HESSIAN_ITERS),
+        rtol=config.hessian_rtol,
+    )
     test = list(eval_batches(dataset.test, min(_EVAL_BATCH, len(dataset.test["label"]))))
     return Run(
         config=config,
@@ -85,12 +94,8 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         accuracy=make_accuracy(model, test),
         fgsm_accuracy=make_accuracy(model, test, attacks.fgsm(config.fgsm_epsilon)),
         measure=make_measure(model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol),
-        measure_final=make_measure(
-            model,
-            hessian_batch,
-            max_iters=max(config.hessian_iters, _FINAL_HESSIAN_ITERS),
-            rtol=config.hessian_rtol,
-        ),
+        measure_final=measure_final,
+        track=make_track(parse(config.track), model, dataset, hessian_batch, measure_final),
     )
 
 

@@ -15,7 +15,7 @@ class TrainState(NamedTuple):
     params: Params
     model_state: Any  # collections of flax beside the params, batch norm statistics; {} without any
     opt_state: optax.OptState
-    gradient: Params  # sum over the micro-batches of this update, each times its weight
+    gradient: Params  # sum over this update's micro-batches, each times its weight; float32 at least
     weight: jax.Array  # shape (), float32: examples in `gradient`
     loss: jax.Array  # shape (), float32: sum of the losses since `read_loss`, each times its weight
     loss_weight: jax.Array  # shape (), float32: examples in `loss`
@@ -40,7 +40,7 @@ def init_state(
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
-        gradient=optax.tree.zeros_like(params),
+        gradient=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params),
         weight=jnp.zeros((), jnp.float32),
         loss=jnp.zeros((), jnp.float32),
         loss_weight=jnp.zeros((), jnp.float32),

@@ -30,7 +30,7 @@ class StepFunctions(NamedTuple):
 
     def compilations(self) -> dict[str, int]:
         """Count how often each function has been compiled in this run."""
-        return {name: function._cache_size() for name, function in self._asdict().items()}  # type: ignore[attr-defined]
+        return {name: function._cache_size() for name, function in self._asdict().items()}
 
 
 def make_step_functions(
@@ -80,7 +80,8 @@ def make_step_functions(
         return add_gradient(state, mixed)
 
     def apply_update(state: TrainState, lr_scale: Any) -> TrainState:
-        gradient = optax.tree.scale(trees.safe_inverse(state.weight), state.gradient)
+        scale = trees.safe_inverse(state.weight)
+        gradient = jax.tree.map(lambda g, p: (scale * g).astype(p.dtype), state.gradient, state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, lr_scale=lr_scale)
         return state._replace(
             params=optax.apply_updates(state.params, updates),

@@ -6,10 +6,13 @@ import jax
 import optax
 
 from hessabs.attacks.mixing import attacked_head, num_replaced
+from hessabs.collectives import pmean
 from hessabs.typing import Attack, LossFn, Params
 
 
-def adversarial_gradient(attack: Attack, *, max_fraction: float = 0.2) -> optax.GradientTransformationExtraArgs:
+def adversarial_gradient(
+    attack: Attack, *, max_fraction: float = 0.2, axis_name: str | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Turn the gradient of a batch into that of the batch with its first examples attacked.
 
     With m of n examples replaced, the mean loss over the mixed batch has the gradient
@@ -25,10 +28,12 @@ def adversarial_gradient(attack: Attack, *, max_fraction: float = 0.2) -> optax.
       attack: ``attack(loss_fn, params, batch, key) -> batch``, as ``hessabs.attacks.fgsm`` makes it.
       max_fraction: The largest fraction of the batch that will ever be replaced, in [0, 1]. It is static: the
         first ``floor(max_fraction * n)`` examples are attacked at every update.
+      axis_name: The mapped axis over which the batch is split, or None. The incoming gradient is then the mean
+        over the devices, and each device attacks the first of its own examples.
 
     Returns:
       A ``GradientTransformationExtraArgs`` without state. In ``optax.inject_hyperparams`` name the static
-      arguments: ``inject_hyperparams(adversarial_gradient, static_args=("attack", "max_fraction"))``.
+      arguments: ``static_args=("attack", "max_fraction", "axis_name")``.
 
     Raises:
       ValueError: If ``max_fraction`` lies outside [0, 1]; from ``update``, if params, loss or batch are
@@ -80,7 +85,12 @@ def adversarial_gradient(attack: Attack, *, max_fraction: float = 0.2) -> optax.
         size = jax.tree.leaves(clean)[0].shape[0]
         if size == 0:
             return updates, state
-        correction = jax.grad(lambda p: loss_fn(p, adversarial) - loss_fn(p, clean))(params)
+
+        def difference(p: Params) -> jax.Array:
+            return pmean(loss_fn(p, adversarial) - loss_fn(p, clean), axis_name)
+
+        # Averaged inside and outside of the derivative: see hessabs.curvature.operators.
+        correction = pmean(jax.grad(difference)(params), axis_name)
         updates = jax.tree.map(
             lambda g, c: (g + (size / num_examples) * c).astype(g.dtype), updates, correction
         )

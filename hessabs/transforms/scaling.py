@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hessabs.batch_size import NEVER
 from hessabs.typing import Params
 
 
@@ -61,5 +62,77 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
         scale = jnp.asarray(lr_scale, jnp.float32)
         updates = jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates)
         return updates, ScaleByBatchSizeState(scale)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class BySamplesState(NamedTuple):
+    """State of ``by_samples``."""
+
+    samples: jax.Array  # shape (), int32: examples trained on
+
+
+def by_samples(
+    schedule: optax.Schedule, examples_per_step: int, *, flip_sign: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """Scale updates by a learning-rate schedule that counts examples and not updates.
+
+    A schedule written for updates of ``examples_per_step`` examples is read at
+    ``samples / examples_per_step``: where the batch grows, the schedule goes on at the pace of the data, and a
+    run of as many epochs ends where it was meant to.
+
+    ``update`` takes the extra argument ``batch_size``: the examples of this update, which may be traced.
+
+    Args:
+      schedule: From a count of steps (a float32 scalar, not always whole) to a learning rate.
+      examples_per_step: Examples in a step of the schedule, at least 1: the batch size it was written for.
+      flip_sign: Whether to descend, as ``optax.scale_by_learning_rate`` does.
+
+    Returns:
+      A ``GradientTransformationExtraArgs``.
+
+    Raises:
+      ValueError: If ``examples_per_step`` is below 1; from ``update``, if ``batch_size`` is not given.
+
+    Example:
+      >>> tx = by_samples(optax.piecewise_constant_schedule(1.0, {10: 0.1}), 128)
+      >>> w = jnp.ones(())
+      >>> state = tx.init(w)
+      >>> for batch_size in (640, 640, 640):  # steps 0, 5 and 10 of the schedule
+      ...     updates, state = tx.update(w, state, batch_size=batch_size)
+      ...     print(round(float(updates), 3))
+      -1.0
+      -1.0
+      -0.1
+    """
+    if examples_per_step < 1:
+        raise ValueError(f"`examples_per_step` must be at least 1, got {examples_per_step}.")
+
+    def init(params: Params) -> BySamplesState:
+        del params
+        return BySamplesState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: BySamplesState,
+        params: Params | None = None,
+        *,
+        batch_size: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, BySamplesState]:
+        del params, extra_args
+        if batch_size is None:
+            raise ValueError(
+                "by_samples needs `batch_size`, the examples of this update: call "
+                "update(gradient, state, params, batch_size=...)."
+            )
+        # Whole steps apart, so that they stay exact beyond the 2**24 that a float32 can count to.
+        step = (state.samples // examples_per_step).astype(jnp.float32)
+        step += (state.samples % examples_per_step).astype(jnp.float32) / examples_per_step
+        rate = jnp.asarray(schedule(step), jnp.float32) * (-1 if flip_sign else 1)
+        updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
+        left = NEVER - 1 - state.samples
+        samples = state.samples + jnp.minimum(jnp.asarray(batch_size, jnp.int32), left)
+        return updates, BySamplesState(samples)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -20,6 +20,7 @@ from hessabs.batch_size import (
     hessian_adaptive,
     linear_scaling,
     norm_test,
+    restore,
     stability_limited,
     timer,
 )
@@ -143,7 +144,7 @@ def test_a_saved_state_has_the_same_future(name, values, cut):
     whole = drive.host(controller, values, update=JITTED[name])
     samples = int(controller.init().batch_size) + sum(int(s.batch_size) for s in whole[: cut - 1])
     leaves, treedef = jax.tree.flatten(whole[cut - 1])
-    restored = jax.tree.unflatten(treedef, [np.asarray(leaf) for leaf in leaves])
+    restored = restore(controller, jax.tree.unflatten(treedef, [np.asarray(leaf) for leaf in leaves]))
     rest = drive.host(controller, values[cut:], update=JITTED[name], state=restored, samples=samples)
     drive.assert_same_bits(rest, whole[cut:])
 
@@ -188,10 +189,26 @@ def test_a_measured_rule_grows_when_it_should(name):
     assert int(drive.host(CONTROLLERS[name], values, update=JITTED[name])[-1].batch_size) > 48 * 6
 
 
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_no_two_fields_share_a_buffer_so_that_the_state_may_be_donated(name):
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(CONTROLLERS[name].init())]
+    assert len(set(pointers)) == len(pointers)
+
+
 def test_a_controller_is_two_functions():
     controller = Controller(lambda: None, lambda observation, state: state)
     assert controller.update(Observation(3), None) is None
     assert controller.measures == "eigenvalue"
+
+
+def test_a_state_of_another_rule_is_refused_with_both_sides():
+    absa, gns = CONTROLLERS["absa"], CONTROLLERS["gradient_noise_scale"]
+    with pytest.raises(ValueError, match=r"at .rule.* it has .* and the rule has"):
+        restore(gns, absa.init())
+    with pytest.raises(ValueError, match=r"at .rule.average.noise it has float32.. and the rule has nothing"):
+        restore(CONTROLLERS["timer"], gns.init())
+    with pytest.raises(ValueError, match="its batch size is 48 and the rule has multiples of 96"):
+        restore(CONTROLLERS["constant"], CONTROLLERS["timer"].init())
 
 
 def test_next_event_skips_the_past():

@@ -4,12 +4,14 @@ The reference is written out here from the description of the published code's b
 copy), one epoch a call.
 """
 
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
-from hessabs.batch_size import Observation, hessian_adaptive
+from hessabs.batch_size import Observation, hessian_adaptive, plan
 
 EPOCH, EPOCHS = 1280, 24
 OPTIONS = {
@@ -102,3 +104,59 @@ def test_where_they_part():
     # Zero, which a dead network measures, counts as a fall too.
     assert factors("hessianflow", SEQUENCES["zero"])[1:4] == [2, 2, 2]
     assert factors(None, SEQUENCES["zero"])[1:4] == [1, 1, 2]
+
+
+RECORDED = pathlib.Path(__file__).parents[2] / "experiments/results/fashion_mnist_mlp/absa_4096/seed0"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A real run: its eigenvalues by epoch until the largest batch, and its records by epoch."""
+    records = [json.loads(line) for line in (RECORDED / "metrics.jsonl").read_text().splitlines()]
+    return [r["eigenvalue"] for r in records if r["eigenvalue"] is not None], records
+
+
+def replay(eigenvalues, compatibility=None):
+    setting = json.loads((RECORDED / "summary.json").read_text())
+    epoch = setting["measure_every"]
+    rule = hessian_adaptive(
+        128,
+        setting["max_batch_size"],
+        measure_every=epoch,
+        lr_decay_at=[point * epoch for point in setting["lr_decay_epochs"]],
+        adversarial_fraction=setting["adversarial_fraction"],
+        adversarial_until=setting["adversarial_epochs"] * epoch,
+        compatibility=compatibility,
+    )
+
+    def observe(samples, count):
+        value = eigenvalues[count] if count < len(eigenvalues) else 3.0
+        return Observation(np.int32(samples), np.float32(value))
+
+    return plan(rule, num_examples=60_000, epochs=setting["epochs"], whole_updates=True, observe=observe)
+
+
+def test_a_recorded_run_is_replayed_to_the_update_by_both_rules(recorded):
+    eigenvalues, records = recorded
+    for compatibility in (None, "hessianflow"):
+        got = replay(eigenvalues, compatibility)
+        assert [row.batch_size for row in got.epochs] == [r["batch_size"] for r in records]
+        assert [row.updates for row in got.epochs] == [r["updates"] for r in records]
+        np.testing.assert_allclose(
+            [0.1 * row.lr_scale for row in got.epochs], [r["lr"] for r in records], rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            [row.adversarial_fraction for row in got.epochs],
+            [r["adversarial_fraction"] for r in records],
+            rtol=1e-6,
+        )
+
+
+def test_one_negative_eigenvalue_in_the_recorded_run_parts_the_rules(recorded):
+    eigenvalues, _ = recorded
+    spoiled = [*eigenvalues[:2], -eigenvalues[2], *eigenvalues[3:]]
+    ours, published = replay(spoiled), replay(spoiled, "hessianflow")
+    # Ours waits for the fall of epoch 6; the published rule grows at once, and from then on by patience alone.
+    assert [row.batch_size for row in ours.epochs][2:8] == [128] * 4 + [256] * 2
+    assert [row.batch_size for row in published.epochs][2:14] == [128] + [256] * 10 + [512]
+    assert published.updates != ours.updates

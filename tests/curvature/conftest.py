@@ -1,6 +1,5 @@
 """What the curvature tests share: small networks, and matrices with known spectra as operators on a pytree."""
 
-import contextlib
 from types import SimpleNamespace
 
 import jax
@@ -9,10 +8,6 @@ import numpy as np
 import pytest
 
 NUM_CLASSES = 3
-
-# Four virtual devices for the mapped tests; after the backend has started the number is what it is.
-with contextlib.suppress(RuntimeError):
-    jax.config.update("jax_num_cpu_devices", 4)
 
 
 @pytest.fixture

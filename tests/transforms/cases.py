@@ -1,5 +1,6 @@
 """Every transformation of the library, with the extra arguments that it needs, for the contract suite."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import hessabs
 
 
 class Case(NamedTuple):
-    make: Callable[[], optax.GradientTransformationExtraArgs]
+    make: Callable[..., optax.GradientTransformationExtraArgs]  # takes an axis_name where it calls a loss
     extra: Callable[[Any], dict[str, Any]]  # of a batch
     outside_masks: bool = False  # calls a loss with its params, so it stands before masks and partitions
     factory: Any = None  # for inject_hyperparams
@@ -38,19 +39,70 @@ def attack():
     return hessabs.attacks.fgsm(0.1)
 
 
+def rule():
+    """One that has grown by the second update of the suite, whose batches have 16 examples."""
+    return hessabs.batch_size.timer(16, 64, every=16)
+
+
+def measured_rule():
+    return hessabs.batch_size.stability_limited(16, 64, lr=0.01, measure_every=16)
+
+
+def schedule(step):
+    return 2.0 + step
+
+
 CASES = {
     "adversarial_gradient": Case(
-        make=lambda: hessabs.adversarial_gradient(attack(), max_fraction=0.5),
+        make=functools.partial(hessabs.adversarial_gradient, attack(), max_fraction=0.5),
         extra=lambda batch: {"loss_fn": loss_fn, "batch": batch, "adversarial_fraction": jnp.float32(0.25)},
         outside_masks=True,
         factory=hessabs.adversarial_gradient,
         arguments={"attack": attack(), "max_fraction": 0.5},
-        static=("attack", "max_fraction"),
+        static=("attack", "max_fraction", "axis_name"),
     ),
     "scale_by_batch_size": Case(
         make=hessabs.scale_by_batch_size,
         extra=lambda batch: {"lr_scale": jnp.float32(2.0)},
         factory=hessabs.scale_by_batch_size,
+    ),
+    "adaptive_batch_size": Case(
+        make=lambda: hessabs.adaptive_batch_size(rule()),
+        extra=lambda batch: {"eigenvalue": jnp.float32(1.0)},
+        factory=hessabs.adaptive_batch_size,
+        arguments={"controller": rule()},
+        static=("controller",),
+    ),
+    "adaptive_batch_size_measured": Case(
+        make=lambda: hessabs.adaptive_batch_size(measured_rule()),
+        extra=lambda batch: {"eigenvalue": jnp.float32(1.0)},
+        factory=hessabs.adaptive_batch_size,
+        arguments={"controller": measured_rule()},
+        static=("controller",),
+    ),
+    "self_measuring_batch_size": Case(
+        make=functools.partial(
+            hessabs.self_measuring_batch_size, measured_rule(), key=jax.random.key(0), max_iters=3
+        ),
+        extra=lambda batch: {"loss_fn": loss_fn, "batch": batch},
+        outside_masks=True,
+        factory=hessabs.self_measuring_batch_size,
+        arguments={"controller": measured_rule(), "key": jax.random.key(0), "max_iters": 3},
+        static=("controller", "key", "max_iters", "rtol", "axis_name"),
+    ),
+    "accumulate": Case(
+        make=lambda: hessabs.accumulate(optax.scale(2.0), num_micro_batches=2),
+        extra=lambda batch: {"weight": jnp.float32(16.0)},
+        factory=hessabs.accumulate,
+        arguments={"inner": optax.scale(2.0), "num_micro_batches": 2},
+        static=("inner", "num_micro_batches", "micro_batch_size", "statistics"),
+    ),
+    "by_samples": Case(
+        make=lambda: hessabs.by_samples(schedule, 16, flip_sign=False),
+        extra=lambda batch: {"batch_size": jnp.int32(16)},
+        factory=hessabs.by_samples,
+        arguments={"schedule": schedule, "examples_per_step": 16, "flip_sign": False},
+        static=("schedule", "examples_per_step", "flip_sign"),
     ),
 }
 

@@ -1,0 +1,129 @@
+"""Curvature and the choice of the batch: how the spectrum varies over mini-batches, and a top eigenvalue
+without bias.
+
+The largest eigenvalue of a small batch is biased upwards: its eigenvector is fitted to that batch. Measured
+along the eigenvector of one batch, the curvature of another, independent one has no such bias.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hessabs import trees
+from hessabs.curvature import loops
+from hessabs.curvature.eigsh import eigsh
+from hessabs.curvature.operators import hessian, hvp
+from hessabs.curvature.power import power_iteration
+from hessabs.typing import Batch, LossFn, Params
+
+
+class BatchSpectra(NamedTuple):
+    """The top of the spectrum of each batch."""
+
+    eigenvalues: np.ndarray  # shape (batches, k), float64, descending
+    residuals: np.ndarray  # shape (batches, k), float64, relative
+    converged: np.ndarray  # shape (batches, k), bool
+    num_matvecs: np.ndarray  # shape (batches,), int64
+    num_examples: np.ndarray  # shape (batches,), int64
+
+
+def batch_spectra(
+    loss_fn: LossFn,
+    params: Params,
+    batches: Iterable[Batch],
+    v0: Params,
+    k: int = 1,
+    *,
+    linearize: bool = True,
+    **options: Any,
+) -> BatchSpectra:
+    """Find the k largest Hessian eigenvalues of every mini-batch, of an epoch say.
+
+    Each batch starts from the sum of the eigenvectors of the one before; batches of one shape compile once.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
+      params: A pytree of floating-point arrays.
+      batches: Read once.
+      v0: Start vector for the first batch, like ``params``.
+      k: Number of eigenvalues.
+      linearize: As in ``hessian``.
+      **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
+
+    Returns:
+      A ``BatchSpectra``.
+
+    Raises:
+      ValueError: If there is no batch, or as ``eigsh``.
+
+    Example:
+      >>> loss = lambda w, x: jnp.mean((x * w) ** 2)
+      >>> batch_spectra(loss, jnp.ones(1), [jnp.ones((4, 1)), 2 * jnp.ones((4, 1))], jnp.ones(1)).eigenvalues
+      array([[2.],
+             [8.]])
+    """
+    results, sizes, start = [], [], v0
+    for batch in batches:
+        operator = hessian(loss_fn, params, batch, linearize=linearize)
+        result = eigsh(operator, start, k, **options)
+        if np.isfinite(result.eigenvalues).all():
+            start = jax.tree.map(lambda x: x.sum(0), result.eigenvectors)
+        results.append((result.eigenvalues, result.residuals, result.converged, result.num_matvecs))
+        sizes.append(jax.tree.leaves(batch)[0].shape[0])
+    if not results:
+        raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
+    values, residuals, converged, num_matvecs = (np.array(x) for x in zip(*results, strict=True))
+    return BatchSpectra(values, residuals, converged, num_matvecs, np.array(sizes))
+
+
+class DebiasedEigenvalue(NamedTuple):
+    """A top eigenvalue measured on one batch along the eigenvector of another."""
+
+    eigenvalue: jax.Array  # shape (): v' H_b v, without the upward bias
+    biased: jax.Array  # shape (): v' H_a v, the eigenvalue of batch a
+    eigenvector: Params  # like v0: v, of batch a
+    residual: jax.Array  # shape (): of (biased, v), relative
+
+
+def debiased_eigenvalue(
+    loss_fn: LossFn,
+    params: Params,
+    batch_a: Batch,
+    batch_b: Batch,
+    v0: Params,
+    *,
+    max_iters: int = 20,
+    rtol: float = 1e-2,
+    loop: loops.Loop | None = None,
+) -> DebiasedEigenvalue:
+    """Measure the dominant curvature: the direction from one batch, the curvature from another.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
+      params: A pytree of floating-point arrays.
+      batch_a: Gives the eigenvector, by ``power_iteration``.
+      batch_b: Gives the curvature along it; independent of ``batch_a``.
+      v0: Start vector, like ``params``.
+      max_iters: As in ``power_iteration``.
+      rtol: As in ``power_iteration``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+
+    Returns:
+      A ``DebiasedEigenvalue``.
+
+    Raises:
+      ValueError: As ``power_iteration``.
+
+    Example:
+      >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)
+      >>> a, b = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [0.0, 1.0]])
+      >>> result = debiased_eigenvalue(loss, jnp.ones(2), a, b, jnp.ones(2))
+      >>> round(float(result.biased), 2), round(float(result.eigenvalue), 2)
+      (4.0, 1.0)
+    """
+    operator = hessian(loss_fn, params, batch_a, linearize=loops.choose(loop, params, batch_a, v0) == "host")
+    top = power_iteration(operator, v0, max_iters=max_iters, rtol=rtol, loop=loop)
+    across = trees.vdot(top.eigenvector, hvp(loss_fn, params, batch_b, top.eigenvector))
+    return DebiasedEigenvalue(across, top.eigenvalue, top.eigenvector, top.residual)

@@ -1,0 +1,89 @@
+"""The Lanczos process: a symmetric operator as a tridiagonal matrix on a Krylov space."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs import trees
+from hessabs.curvature import krylov, loops
+from hessabs.typing import MatVec, Params
+
+
+class LanczosResult(NamedTuple):
+    """``A Q = Q T + r e'``: T has the two diagonals, e is the last unit vector.
+
+    Where the space was exhausted early, the rest of every field is zero.
+    """
+
+    basis: Params  # like v0 with a leading axis of num_iters: orthonormal vectors
+    diagonal: jax.Array  # shape (num_iters,), at least float32
+    off_diagonal: jax.Array  # shape (num_iters - 1,), at least float32, not negative
+    remainder: Params  # like v0, at least float32: r
+    num_iters: jax.Array  # shape (), int32: products computed
+    finite: jax.Array  # shape (), bool: False when a product was not finite, at which the process ended
+
+
+def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | None = None) -> LanczosResult:
+    """Tridiagonalise a symmetric operator on the Krylov space of a vector, with full re-orthogonalisation.
+
+    Memory is that of ``num_iters + 1`` vectors in at least float32; what is compiled does not depend on
+    ``num_iters`` on the host. The process ends early when the space is exhausted (a zero or low-rank operator,
+    the zero vector), with finite results.
+
+    Args:
+      matvec: The operator, from a pytree to a pytree of the same structure; see ``power_iteration``.
+      v0: Start vector, a pytree of floating-point arrays of any norm.
+      num_iters: Number of products, from 1 to the dimension.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+
+    Returns:
+      A ``LanczosResult``.
+
+    Raises:
+      ValueError: If ``num_iters`` lies outside [1, dimension], or the product has another structure than
+        ``v0``.
+
+    Example:
+      >>> result = lanczos(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.ones(3), 3)
+      >>> tridiagonal = np.diag(result.diagonal) + np.diag(result.off_diagonal, 1) +
+      np.diag(result.off_diagonal, -1)
+      >>> np.linalg.eigvalsh(tridiagonal).round(3)
+      array([1., 2., 4.], dtype=float32)
+
+    References:
+      Golub and Van Loan (2013), "Matrix computations", section 10.1. Differs from the textbook: full
+      re-orthogonalisation, twice.
+    """
+    chosen = loops.choose(loop, matvec, v0)
+    flat, shape = trees.ravel(v0)
+    check_dimension("num_iters", num_iters, flat.size)
+    xp = np if chosen == "host" else jnp
+    state = krylov.start(xp.asarray(flat)[None], num_iters + 1, xp)
+    state = krylov.expand(matvec, shape, state, num_iters, chosen)
+    basis, projected = state.basis, state.projected
+    off = xp.diagonal(projected, -1)
+    return LanczosResult(
+        trees.unravel(jnp.asarray(basis[:num_iters]), shape),
+        jnp.asarray(xp.diagonal(projected)[:num_iters], flat.dtype),
+        jnp.asarray(off[: num_iters - 1], flat.dtype),
+        trees.unravel(jnp.asarray(off[num_iters - 1] * basis[num_iters], flat.dtype), shape),
+        jnp.asarray(state.num_matvecs, jnp.int32),
+        jnp.asarray(state.finite),
+    )
+
+
+def check_dimension(name: str, number: int, dimension: int) -> None:
+    """Raise unless a number of vectors fits the dimension.
+
+    Args:
+      name: What the number is called.
+      number: The number.
+      dimension: The size of the operator.
+
+    Raises:
+      ValueError: With both.
+    """
+    if not 1 <= number <= dimension:
+        raise ValueError(f"`{name}` must lie in [1, {dimension}], the dimension of the operator, got {number}.")

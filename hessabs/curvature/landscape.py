@@ -1,0 +1,127 @@
+"""The loss around the params: along a line, or on a plane."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs import trees
+from hessabs.typing import Batch, LossFn, Params
+
+
+class Landscape(NamedTuple):
+    """Losses on a grid."""
+
+    coordinates: tuple[np.ndarray, ...]  # one array of shape (n_i,) a direction
+    values: np.ndarray  # shape (n_1,) or (n_1, n_2), float64: NaN where not evaluated yet
+
+
+def landscape(
+    loss_fn: LossFn,
+    params: Params,
+    batches: Iterable[Batch],
+    directions: Sequence[Params],
+    coordinates: Sequence[np.ndarray],
+    *,
+    values: np.ndarray | None = None,
+    max_points: int | None = None,
+    on_point: Callable[[Landscape], Any] | None = None,
+) -> Landscape:
+    """Evaluate ``loss(params + t_1 d_1 + t_2 d_2)`` on a grid, as a mean over all batches.
+
+    Points that ``values`` has are not evaluated again: a run that was interrupted goes on from the values it
+    had, which ``on_point`` may keep. A NaN loss is kept as infinity, so that it is not taken for a missing one.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
+      params: A pytree of floating-point arrays.
+      batches: An iterable that starts anew at each point, weighted by batch size; ``[batch]`` for one.
+      directions: One or two pytrees like ``params``: eigenvectors, or ``filter_normalized_direction``.
+      coordinates: The grid along each direction, in units of the direction's length.
+      values: Losses that are known, NaN where not, in the shape of the grid.
+      max_points: Evaluate at most so many points in this call.
+      on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
+
+    Returns:
+      A ``Landscape``.
+
+    Raises:
+      ValueError: If a direction does not look like ``params``, the numbers of directions and coordinates are
+        not both one or both two, ``values`` has another shape than the grid, or there is no batch.
+
+    Example:
+      >>> loss = lambda w, x: jnp.mean((x * w) ** 2)
+      >>> landscape(loss, jnp.zeros(()), [jnp.ones(2)], [jnp.ones(())], [np.array([-1.0, 0.0, 2.0])]).values
+      array([1., 0., 4.])
+    """
+    if len(directions) != len(coordinates) or len(directions) not in (1, 2):
+        raise ValueError(
+            "`directions` and `coordinates` must both have one or two entries, got "
+            f"{len(directions)} and {len(coordinates)}."
+        )
+    trees.check_floating(params, "params")
+    for direction in directions:
+        trees.check_like(direction, params, "a direction", "params")
+    grid = tuple(np.asarray(c, np.float64) for c in coordinates)
+    shape = tuple(len(c) for c in grid)
+    values = np.full(shape, np.nan) if values is None else np.array(values, np.float64)
+    if values.shape != shape:
+        raise ValueError(f"`values` must have the shape of the grid, {shape}, got {values.shape}.")
+    loss = trees.as_partial(loss_fn)
+    missing = np.argwhere(np.isnan(values))[:max_points]
+    for index in map(tuple, missing):
+        steps = [float(c[i]) for c, i in zip(grid, index, strict=True)]
+        total, seen = 0.0, 0
+        for batch in batches:
+            count = jax.tree.leaves(batch)[0].shape[0]
+            total += count * float(_jitted_loss(loss, params, batch, tuple(directions), steps))
+            seen += count
+        if seen == 0:
+            raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
+        values[index] = np.inf if np.isnan(total) else total / seen
+        if on_point is not None:
+            on_point(Landscape(grid, values))
+    return Landscape(grid, values)
+
+
+def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
+    """Draw a random direction with the scale of the params, filter by filter.
+
+    Every filter (all entries that share the last index, as in flax kernels) gets the norm it has in ``params``;
+    leaves with fewer than two axes (biases, normalisation) get zeros.
+
+    Args:
+      key: A random key.
+      params: A pytree of floating-point arrays.
+
+    Returns:
+      A pytree like ``params``.
+
+    Example:
+      >>> direction = filter_normalized_direction(jax.random.key(0), {"w": 3 * jnp.eye(2), "b": jnp.ones(2)})
+      >>> jnp.linalg.norm(direction["w"], axis=0).round(3), direction["b"]
+      (Array([3., 3.], dtype=float32), Array([0., 0.], dtype=float32))
+
+    References:
+      Li et al. (2018), arXiv:1712.09913.
+    """
+
+    def scale(noise: jax.Array, param: jax.Array) -> jax.Array:
+        if param.ndim < 2:
+            return jnp.zeros_like(param)
+        axes = tuple(range(param.ndim - 1))
+        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes)) for x in (param, noise)]
+        return (noise * norms[0] * trees.safe_inverse(norms[1])).astype(param.dtype)
+
+    return jax.tree.map(scale, trees.normal_like(key, params), params)
+
+
+@jax.jit
+def _jitted_loss(
+    loss_fn: LossFn, params: Params, batch: Batch, directions: tuple[Params, ...], steps: list[jax.Array]
+) -> jax.Array:
+    for direction, step in zip(directions, steps, strict=True):
+        params = jax.tree.map(lambda p, d, step=step: p + (step * d).astype(p.dtype), params, direction)
+    return loss_fn(params, batch)

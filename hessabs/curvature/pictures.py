@@ -1,0 +1,77 @@
+"""Pictures of spectra and landscapes. The only file here that needs matplotlib."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hessabs.curvature.density import SpectralDensity, evaluate_density
+from hessabs.curvature.landscape import Landscape
+
+
+def draw_landscape(landscape: Landscape, path: str | Path, *, title: str = "") -> None:
+    """Draw the loss along a line, or its contours on a plane, into an image file.
+
+    Args:
+      landscape: From ``hessabs.curvature.landscape``; points not evaluated stay empty.
+      path: The file to write; its suffix says the format.
+      title: Above the picture.
+    """
+    figure, axes = _figure(title)
+    finite = np.ma.masked_invalid(landscape.values)
+    if finite.ndim == 1:
+        axes.plot(landscape.coordinates[0], finite, marker=".")
+        axes.set(xlabel="step along the first direction", ylabel="loss")
+    else:
+        contours = axes.contourf(*landscape.coordinates, finite.T, levels=30)
+        figure.colorbar(contours, ax=axes, label="loss")
+        axes.set(xlabel="step along the first direction", ylabel="step along the second direction")
+    figure.savefig(path)
+
+
+def draw_density(
+    density: SpectralDensity, path: str | Path, *, width: float | None = None, title: str = ""
+) -> None:
+    """Draw a spectral density on a logarithmic axis, with a band of one standard error, into an image file.
+
+    Args:
+      density: From ``hessabs.curvature.spectral_density``.
+      path: The file to write; its suffix says the format.
+      width: As in ``evaluate_density``; None for a hundredth of the range of the nodes.
+      title: Above the picture.
+    """
+    low, high = float(np.nanmin(density.nodes)), float(np.nanmax(density.nodes))
+    width = width or max((high - low) / 100, 1e-12)
+    grid = np.linspace(low - 5 * width, high + 5 * width, 1000)
+    curve, error = evaluate_density(density, grid, width)
+    figure, axes = _figure(title)
+    axes.semilogy(grid, curve)
+    if np.isfinite(error).all():
+        axes.fill_between(grid, np.maximum(curve - error, 1e-300), curve + error, alpha=0.3)
+    axes.set(xlabel="eigenvalue", ylabel="density", ylim=(max(curve.max() * 1e-8, 1e-300), None))
+    figure.savefig(path)
+
+
+def draw_spectra(spectra: dict[str, np.ndarray], path: str | Path, *, title: str = "") -> None:
+    """Draw eigenvalues against their number, one line for each name, into an image file.
+
+    Args:
+      spectra: Eigenvalues, descending, by name.
+      path: The file to write; its suffix says the format.
+      title: Above the picture.
+    """
+    figure, axes = _figure(title)
+    for name, values in spectra.items():
+        axes.plot(np.arange(1, len(values) + 1), values, marker=".", label=name)
+    axes.set(xlabel="number", ylabel="eigenvalue", yscale="symlog")
+    axes.legend()
+    figure.savefig(path)
+
+
+def _figure(title: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    return figure, axes

@@ -1,0 +1,231 @@
+"""Stochastic estimates of trace, diagonal and Frobenius norm from products alone, each with its standard error.
+
+Probes are Rademacher vectors (entries +1 and -1): among independent entries they give the smallest variance.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hessabs import trees
+from hessabs.curvature import krylov, loops
+from hessabs.typing import MatVec, Params
+
+
+class Estimate(NamedTuple):
+    """A mean over random probes."""
+
+    value: Any  # what was asked for
+    standard_error: Any  # of the same shape: one standard deviation of `value`
+    num_matvecs: int  # products computed
+
+
+def trace(
+    matvec: MatVec,
+    like: Params,
+    key: jax.Array,
+    *,
+    num_matvecs: int = 60,
+    method: Literal["hutchinson", "hutch++"] = "hutchinson",
+    loop: loops.Loop | None = None,
+) -> Estimate:
+    """Estimate the trace of a symmetric operator.
+
+    Args:
+      matvec: The operator; see ``power_iteration``.
+      like: A pytree of the structure of its vectors.
+      key: A random key.
+      num_matvecs: Number of products: at least 2, and at least 6 for ``"hutch++"``.
+      method: ``"hutchinson"``, or ``"hutch++"``, which spends a third of the products on a basis of the range,
+        takes the trace there exactly and estimates only the rest: better when few eigenvalues dominate. It
+        keeps that many vectors in memory.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+
+    Returns:
+      An ``Estimate`` of scalars; infinite or NaN products show in it.
+
+    Raises:
+      ValueError: If there are too few products or the method is unknown.
+
+    Example:
+      >>> result = trace(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.ones(3), jax.random.key(0),
+      num_matvecs=2)
+      >>> float(result.value), float(result.standard_error)  # exact for diagonal operators
+      (7.0, 0.0)
+
+    References:
+      Hutchinson (1989); Meyer et al. (2021), arXiv:2010.09649, Algorithm 1.
+    """
+    if method == "hutchinson":
+        return _estimate(_quadratic, matvec, like, key, num_matvecs, loop)
+    if method != "hutch++":
+        raise ValueError(f'`method` must be "hutchinson" or "hutch++", got {method!r}.')
+    if num_matvecs < 6:
+        raise ValueError(f"Hutch++ needs `num_matvecs` of at least 6, got {num_matvecs}.")
+    flat, shape = trees.ravel(like)
+    rank = min(num_matvecs // 3, flat.size)
+    chosen = loops.choose(loop, matvec, like, key)
+    xp = np if chosen == "host" else jnp
+    sketch_key, probe_key = jax.random.split(key)
+    state = krylov.start(xp.zeros((0, flat.size), flat.dtype), rank, xp)
+    for sample in jax.random.split(sketch_key, rank):
+        product = krylov.multiply(matvec, shape, trees.ravel(_rademacher(sample, like))[0])
+        state, _ = krylov.append(state, xp.asarray(product), xp)
+    basis = state.basis
+    exact = sum(basis[i] @ xp.asarray(krylov.multiply(matvec, shape, basis[i])) for i in range(rank))
+    samples = []
+    for sample in jax.random.split(probe_key, num_matvecs - 2 * rank):
+        probe = xp.asarray(trees.ravel(_rademacher(sample, like))[0])
+        probe = probe - (basis @ probe) @ basis
+        samples.append(probe @ xp.asarray(krylov.multiply(matvec, shape, probe)))
+    rest = xp.stack(samples)
+    error = xp.std(rest, ddof=1) / math.sqrt(len(samples))
+    return Estimate(jnp.asarray(exact + xp.mean(rest)), jnp.asarray(error), num_matvecs)
+
+
+def diagonal(
+    matvec: MatVec,
+    like: Params,
+    key: jax.Array,
+    *,
+    num_matvecs: int = 60,
+    loop: loops.Loop | None = None,
+) -> Estimate:
+    """Estimate the diagonal of a symmetric operator as the mean of ``z * (A z)``.
+
+    Args:
+      matvec: The operator; see ``power_iteration``.
+      like: A pytree of the structure of its vectors.
+      key: A random key.
+      num_matvecs: Number of products, at least 2.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+
+    Returns:
+      An ``Estimate`` of pytrees like ``like``, in at least float32.
+
+    Raises:
+      ValueError: If there are too few products.
+
+    Example:
+      >>> matvec = lambda v: jnp.array([1.0, 2.0]) * v
+      >>> diagonal(matvec, jnp.ones(2), jax.random.key(0), num_matvecs=2).value
+      Array([1., 2.], dtype=float32)
+
+    References:
+      Bekas, Kokiopoulou and Saad (2007), "An estimator for the diagonal of a matrix".
+    """
+    return _estimate(_elementwise, matvec, like, key, num_matvecs, loop)
+
+
+def frobenius_norm(
+    matvec: MatVec,
+    like: Params,
+    key: jax.Array,
+    *,
+    num_matvecs: int = 60,
+    loop: loops.Loop | None = None,
+) -> Estimate:
+    """Estimate the Frobenius norm of an operator, from ``E ||A z||^2 = ||A||_F^2``.
+
+    Args:
+      matvec: The operator; see ``power_iteration``.
+      like: A pytree of the structure of its vectors.
+      key: A random key.
+      num_matvecs: Number of products, at least 2.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+
+    Returns:
+      An ``Estimate`` of scalars; the standard error is that of the square, to first order.
+
+    Raises:
+      ValueError: If there are too few products.
+
+    Example:
+      >>> matvec = lambda v: jnp.array([3.0, 4.0]) * v
+      >>> float(frobenius_norm(matvec, jnp.ones(2), jax.random.key(0), num_matvecs=2).value)
+      5.0
+    """
+    square = _estimate(_square, matvec, like, key, num_matvecs, loop)
+    norm = jnp.sqrt(square.value)
+    return Estimate(norm, square.standard_error * trees.safe_inverse(2 * norm), num_matvecs)
+
+
+class _Moments(NamedTuple):
+    mean: Any
+    squares: Any  # sum of squared deviations from the mean
+    number: jax.Array
+
+
+def _estimate(
+    statistic: Callable[[Any, Any], Any],
+    matvec: MatVec,
+    like: Params,
+    key: jax.Array,
+    num_matvecs: int,
+    loop: loops.Loop | None,
+) -> Estimate:
+    if num_matvecs < 2:
+        raise ValueError(f"`num_matvecs` must be at least 2, for a standard error, got {num_matvecs}.")
+    trees.check_floating(like, "like")
+    keys = jax.random.split(key, num_matvecs)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(statistic, like, like))
+    moments = _Moments(zero, zero, jnp.zeros((), jnp.int32))
+    name = trees.Static(statistic)
+    if loops.choose(loop, matvec, like, key) == "host":
+        compiled = loops.is_compiled(matvec)
+        for one in keys:
+            if compiled:
+                moments = _jitted_sample(name, matvec, like, one, moments)
+            else:
+                probe = _jitted_rademacher(one, like)
+                moments = _jitted_update(name, probe, matvec(probe), moments)
+    else:
+        moments = jax.lax.fori_loop(
+            0, num_matvecs, lambda i, moments: _sample(name, matvec, like, keys[i], moments), moments
+        )
+    scale = num_matvecs * (num_matvecs - 1)
+    error = jax.tree.map(lambda s: jnp.sqrt(s / scale), moments.squares)
+    return Estimate(moments.mean, error, num_matvecs)
+
+
+def _sample(name: trees.Static, matvec: MatVec, like: Params, key: jax.Array, moments: _Moments) -> _Moments:
+    probe = _rademacher(key, like)
+    return _update(name, probe, matvec(probe), moments)
+
+
+def _update(name: trees.Static, probe: Params, product: Params, moments: _Moments) -> _Moments:
+    trees.check_like(product, probe, "matvec(like)", "like")
+    sample, count = name.value(probe, product), moments.number + 1
+    # Welford's update: no difference of large sums.
+    mean = jax.tree.map(lambda m, s: m + (s - m) / count, moments.mean, sample)
+    squares = jax.tree.map(
+        lambda q, s, old, new: q + (s - old) * (s - new), moments.squares, sample, moments.mean, mean
+    )
+    return _Moments(mean, squares, count)
+
+
+def _rademacher(key: jax.Array, like: Params) -> Params:
+    return optax.tree.random_like(key, like, jax.random.rademacher)
+
+
+_jitted_sample = jax.jit(_sample)
+_jitted_update = jax.jit(_update)
+_jitted_rademacher = jax.jit(_rademacher)
+
+
+def _quadratic(probe: Params, product: Params) -> jax.Array:
+    return trees.vdot(probe, product)
+
+
+def _elementwise(probe: Params, product: Params) -> Params:
+    return jax.tree.map(lambda z, w: z.astype(jnp.promote_types(z.dtype, jnp.float32)) * w, probe, product)
+
+
+def _square(probe: Params, product: Params) -> jax.Array:
+    del probe
+    return trees.vdot(product, product)

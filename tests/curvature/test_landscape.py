@@ -1,0 +1,115 @@
+"""Landscapes against the loss itself, interrupted and continued; pictures are written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessabs import curvature
+
+
+def test_values_are_the_losses_along_the_directions(make_problem, random_like):
+    problem = make_problem("mlp")
+    directions = [random_like(problem.params, i) for i in (1, 2)]
+    grid = [np.array([-1.0, 0.0, 0.5]), np.array([0.0, 2.0])]
+    batches = [jax.tree.map(lambda x, s=s: x[s], problem.batch) for s in (slice(0, 7), slice(7, 12))]
+    result = curvature.landscape(problem.loss_fn, problem.params, batches, directions, grid)
+    for i, s in enumerate(grid[0]):
+        for j, t in enumerate(grid[1]):
+            moved = jax.tree.map(lambda p, a, b, s=s, t=t: p + s * a + t * b, problem.params, *directions)
+            np.testing.assert_allclose(result.values[i, j], problem.loss_fn(moved, problem.batch), rtol=1e-5)
+
+
+def test_second_difference_is_the_eigenvalue(x64, make_problem):
+    problem = make_problem("mlp", jnp.float64)
+    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)
+    top = curvature.eigsh(operator, problem.params, 1, rtol=1e-8)
+    direction = jax.tree.map(lambda x: x[0], top.eigenvectors)
+    line = curvature.landscape(
+        problem.loss_fn, problem.params, [problem.batch], [direction], [np.array([-1e-3, 0, 1e-3])]
+    )
+    np.testing.assert_allclose(np.diff(line.values, 2) / 1e-6, top.eigenvalues, rtol=1e-4)
+
+
+def test_interrupted_grid_goes_on(make_problem, random_like):
+    problem = make_problem("mlp")
+    evaluated = []
+
+    class Batches:
+        def __iter__(self):
+            evaluated.append(1)
+            yield problem.batch
+
+    run = lambda **options: curvature.landscape(  # noqa: E731
+        problem.loss_fn,
+        problem.params,
+        Batches(),
+        [random_like(problem.params)],
+        [np.linspace(-1, 1, 7)],
+        **options,
+    )
+    whole = run()
+    assert len(evaluated) == 7
+    saved = []
+
+    def interrupt(landscape):
+        saved.append(landscape.values.copy())
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(on_point=interrupt)
+    assert np.isnan(saved[-1]).sum() == 4
+    part = run(values=saved[-1], max_points=2)
+    assert np.isnan(part.values).sum() == 2
+    np.testing.assert_array_equal(run(values=part.values).values, whole.values)
+    assert len(evaluated) == 7 + 3 + 2 + 2
+
+
+def test_loss_that_is_nan_is_not_evaluated_again():
+    result = curvature.landscape(
+        lambda w, x: jnp.sqrt(w), jnp.ones(()), [jnp.ones(1)], [jnp.ones(())], [np.array([-2.0])]
+    )
+    np.testing.assert_array_equal(result.values, [np.inf])
+
+
+def test_random_direction_has_the_norm_of_every_filter():
+    params = {
+        "conv": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 2, 4))), "bias": jnp.ones(4)}
+    }
+    direction = curvature.filter_normalized_direction(jax.random.key(0), params)
+    norms = [np.linalg.norm(x["conv"]["kernel"], axis=2) for x in (params, direction)]
+    norms = [np.sqrt((n**2).sum((0, 1))) for n in norms]
+    np.testing.assert_allclose(*norms, rtol=1e-5)
+    np.testing.assert_array_equal(direction["conv"]["bias"], 0)
+    zero = curvature.filter_normalized_direction(jax.random.key(0), {"w": jnp.zeros((2, 2))})
+    np.testing.assert_array_equal(zero["w"], 0)
+
+
+def test_bad_input_is_refused():
+    w, grid = jnp.ones(2), np.zeros(3)
+    loss = lambda w, x: jnp.sum(w)  # noqa: E731
+    with pytest.raises(ValueError, match="must both have one or two entries, got 1 and 2"):
+        curvature.landscape(loss, w, [w], [w], [grid, grid])
+    with pytest.raises(ValueError, match=r"must have the shape of the grid, \(3,\), got \(4,\)"):
+        curvature.landscape(loss, w, [w], [w], [grid], values=np.zeros(4))
+    with pytest.raises(ValueError, match="`a direction` must have the structure of `params`"):
+        curvature.landscape(loss, w, [w], [jnp.ones(3)], [grid])
+    with pytest.raises(ValueError, match="The data set is empty"):
+        curvature.landscape(loss, w, [], [w], [grid])
+
+
+def test_pictures_are_written(tmp_path, matrix_operator):
+    pytest.importorskip("matplotlib")
+    problem = matrix_operator(np.linspace(-1, 3, 20))
+    density = curvature.spectral_density(
+        problem.matvec, problem.v0, jax.random.key(0), num_probes=2, num_iters=8
+    )
+    curvature.draw_density(density, tmp_path / "density.png")
+    grid = np.linspace(-1, 1, 4)
+    curvature.draw_landscape(curvature.Landscape((grid,), grid**2), tmp_path / "line.png")
+    plane = curvature.Landscape((grid, grid[:3]), np.add.outer(grid**2, grid[:3]))
+    curvature.draw_landscape(plane, tmp_path / "plane.png")
+    curvature.draw_spectra({"training": grid[::-1], "test": grid[::-1] / 2}, tmp_path / "spectra.png")
+    for name in ("density", "line", "plane", "spectra"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,151 @@
+"""The rule inside an optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hessabs
+from hessabs.batch_size import GradientStatistics, Observation, gradient_statistics
+from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
+
+
+def follow(controller, eigenvalues):
+    """The controller called by hand after updates of its own batch size."""
+    state, samples, seen = controller.init(), 0, []
+    for eigenvalue in eigenvalues:
+        scale = float(state.lr_scale)
+        samples += int(state.batch_size)
+        if samples >= int(state.observe_at):
+            state = controller.update(Observation(samples, eigenvalue), state)
+        seen.append((scale, int(state.batch_size)))
+    return seen
+
+
+def test_it_is_the_controller_called_by_hand():
+    rule = hessabs.batch_size.hessian_adaptive(
+        4, 32, measure_every=8, patience=3, lr_decay_at=(100,), lr_decay=0.5
+    )
+    eigenvalues = [9.0, 8.0, 7.0, 4.0, 4.0, 2.0, 1.9, 1.9, 1.9, 1.9, 1.0]
+    tx = hessabs.adaptive_batch_size(rule)
+    state, seen = tx.init(jnp.ones(())), []
+    for eigenvalue in eigenvalues:
+        updates, state = tx.update(jnp.ones(()), state, eigenvalue=eigenvalue)
+        seen.append((float(updates), int(optax.tree.get(state, "batch_size"))))
+    assert seen == follow(rule, eigenvalues)
+    assert seen[-1][1] == 32
+
+
+def test_growth_holds_from_the_next_update_on():
+    tx = hessabs.adaptive_batch_size(hessabs.batch_size.timer(4, 16, every=8))
+    state, scales = tx.init(jnp.ones(())), []
+    for _ in range(4):
+        updates, state = tx.update(jnp.ones(()), state)
+        scales.append(float(updates))
+    # 4, 8: grown to 8 examples; 16: grown to 16.
+    assert scales == [1.0, 1.0, 2.0, 4.0]
+    assert int(optax.tree.get(state, "samples")) == 4 + 4 + 8 + 16
+
+
+def test_a_measurement_that_is_not_given_is_asked_for_again():
+    rule = hessabs.batch_size.hessian_adaptive(4, 16, measure_every=4, patience=2)
+    tx = hessabs.adaptive_batch_size(rule)
+    state = tx.init(jnp.ones(()))
+    for _ in range(5):
+        _, state = tx.update(jnp.ones(()), state)
+        assert bool(optax.tree.get(state, "measure"))
+        assert int(optax.tree.get(state, "observe_at")) <= int(optax.tree.get(state, "samples")) + 4
+    assert int(optax.tree.get(state, "since_growth")) == 0
+    _, state = tx.update(jnp.ones(()), state, eigenvalue=8.0)
+    _, state = tx.update(jnp.ones(()), state, eigenvalue=4.0)
+    assert int(optax.tree.get(state, "batch_size")) == 8
+
+
+def test_an_observation_brings_its_own_count():
+    rule = hessabs.batch_size.hessian_adaptive(4, 16, measure_every=1000)
+    tx = hessabs.adaptive_batch_size(rule)
+    state = tx.init(jnp.ones(()))
+    for samples, eigenvalue in ((1000, 8.0), (2000, 4.0)):
+        _, state = tx.update(jnp.ones(()), state, observation=Observation(samples, eigenvalue))
+    assert (int(state.samples), int(state.controller.batch_size)) == (2000, 8)
+
+
+def test_gradient_statistics_reach_the_rule():
+    tx = hessabs.adaptive_batch_size(hessabs.batch_size.norm_test(4, 64, measure_every=4))
+    noisy = GradientStatistics(2, 2, 9.0, 1.0)  # 2 * 2 * 8 / 1
+    _, state = tx.update(jnp.ones(()), tx.init(jnp.ones(())), gradient_statistics=noisy)
+    assert int(optax.tree.get(state, "batch_size")) == 32
+
+
+def test_accumulation_follows_the_rule_and_feeds_it():
+    # What norm_test decides from a stream of micro-batches is what it decides from the stacked gradients.
+    rule = hessabs.batch_size.norm_test(4, 64, measure_every=4, tolerance=0.5)
+    tx = hessabs.accumulate(
+        optax.chain(optax.trace(0.9), hessabs.adaptive_batch_size(rule)), micro_batch_size=2, statistics=True
+    )
+    params = make_params()
+    gradients = [gradient(params, make_batch(2, seed=seed)) for seed in range(2)]
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for g in gradients:
+        assert not bool(state.updated)
+        _, state = update(g, state, params)
+    assert bool(state.updated)
+    stacked = gradient_statistics(jax.tree.map(lambda *x: jnp.stack(x), *gradients), 2)
+    want = rule.update(Observation(4, gradient=stacked), rule.init())
+    assert int(optax.tree.get(state, "batch_size")) == int(want.batch_size) > 4
+    for _ in range(int(want.batch_size) // 2):
+        assert int(state.inner_state[1].samples) == 4
+        _, state = update(gradients[0], state, params)
+    assert bool(state.updated)
+    assert int(state.inner_state[1].samples) == 4 + int(want.batch_size)
+
+
+def test_it_measures_by_itself_what_power_iteration_measures():
+    rule = hessabs.batch_size.hessian_adaptive(16, 64, measure_every=32)
+    tx = hessabs.self_measuring_batch_size(rule, key=jax.random.key(3), max_iters=200, rtol=1e-4)
+    params, batch = make_params(), make_batch()
+    update = jax.jit(lambda state: tx.update(params, state, params, loss_fn=loss_fn, batch=batch))
+    _, state = update(tx.init(params))
+    assert float(optax.tree.get(state, "reference")) == 0.0  # not yet due
+    _, state = update(state)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    dense = jax.hessian(lambda x: loss_fn(unravel(x), batch))(flat)
+    want = max(np.linalg.eigvalsh(dense), key=abs)
+    np.testing.assert_allclose(optax.tree.get(state, "reference"), want, rtol=1e-3)
+    before = state.eigenvector
+    _, state = update(state)
+    np.testing.assert_array_equal(state.eigenvector["w"], before["w"])  # nothing was measured in between
+
+
+def test_a_loss_that_is_not_finite_spoils_no_later_measurement():
+    rule = hessabs.batch_size.stability_limited(16, 64, lr=0.01, measure_every=16)
+    tx = hessabs.self_measuring_batch_size(rule, key=jax.random.key(3))
+    params = make_params()
+    bad = jax.tree.map(lambda x: x * jnp.nan, make_batch())
+    _, state = tx.update(params, tx.init(params), params, loss_fn=loss_fn, batch=bad)
+    assert int(optax.tree.get(state, "batch_size")) == 16
+    assert np.isfinite(state.eigenvector["w"]).all()
+    _, state = tx.update(params, state, params, loss_fn=loss_fn, batch=make_batch())
+    assert int(optax.tree.get(state, "batch_size")) == 64
+
+
+def test_refusals():
+    rule = hessabs.batch_size.norm_test(4, 64, measure_every=4)
+    with pytest.raises(ValueError, match="a rule that measures 'gradient'; use adaptive_batch_size"):
+        hessabs.self_measuring_batch_size(rule, key=jax.random.key(0))
+    rule = hessabs.batch_size.constant(4)
+    with pytest.raises(ValueError, match="`max_iters` must be at least 1, got 0"):
+        hessabs.self_measuring_batch_size(rule, key=jax.random.key(0), max_iters=0)
+    tx = hessabs.self_measuring_batch_size(rule, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="needs params and `loss_fn`"):
+        tx.update(make_params(), tx.init(make_params()))
+
+
+def test_counting_stops_below_never():
+    tx = hessabs.adaptive_batch_size(hessabs.batch_size.constant(2**30))
+    state = tx.init(jnp.ones(()))
+    for _ in range(4):
+        _, state = tx.update(jnp.ones(()), state)
+    assert int(state.samples) == hessabs.batch_size.NEVER - 1
