@@ -1,4 +1,4 @@
-"""What every attack does, whatever it computes: the invariants of the protocol."""
+"""What every attack does, whatever it computes: the invariants of the protocol; most attacks as slow tests."""
 
 import functools
 
