@@ -188,7 +188,9 @@ class Contest:
             size = int(np.prod(shape))
             kernel, begin = rows[:, begin : begin + size], begin + size
             bias, begin = rows[:, begin : begin + shape[-1]], begin + shape[-1]
-            trees.append({"kernel": jnp.asarray(_from_torch(self.name, kernel, shape)), "bias": jnp.asarray(bias)})
+            trees.append(
+                {"kernel": jnp.asarray(_from_torch(self.name, kernel, shape)), "bias": jnp.asarray(bias)}
+            )
         return trees
 
 
