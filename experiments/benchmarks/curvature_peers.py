@@ -188,8 +188,8 @@ class Contest:
             size = int(np.prod(shape))
             kernel, begin = rows[:, begin : begin + size], begin + size
             bias, begin = rows[:, begin : begin + shape[-1]], begin + shape[-1]
-            kernel = jnp.asarray(_from_torch(self.name, kernel, shape))
-            trees.append({"kernel": kernel, "bias": jnp.asarray(bias)})
+            weights = jnp.asarray(_from_torch(self.name, kernel, shape))
+            trees.append({"kernel": weights, "bias": jnp.asarray(bias)})
         return trees
 
 
