@@ -191,8 +191,10 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     jax.block_until_ready(train_state)
     with clock.measure("eval"):
         accuracy = run.accuracy(train_state)
-    with clock.measure("hessian"):
-        tracked = run.track(train_state, state.eigenvector)
+    tracked: dict[str, float] = {}
+    if run.config.track:
+        with clock.measure("hessian"):
+            tracked = run.track(train_state, state.eigenvector)
     seconds = clock.end_epoch()
     decision = state.decision
     record = {
