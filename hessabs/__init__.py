@@ -1,7 +1,7 @@
 """Curvature, adversarial examples and adaptive batch sizes for training in JAX."""
 
 from hessabs import attacks, batch_size, curvature
-from hessabs.curvature import hessian, hvp, power_iteration
+from hessabs.curvature import dataset_hessian, eigsh, hessian, hvp, lanczos, power_iteration, spectral_density
 from hessabs.transforms import (
     accumulate,
     adaptive_batch_size,
@@ -19,10 +19,14 @@ __all__ = [
     "batch_size",
     "by_samples",
     "curvature",
+    "dataset_hessian",
+    "eigsh",
     "hessian",
     "hvp",
+    "lanczos",
     "power_iteration",
     "scale_by_batch_size",
     "self_measuring_batch_size",
+    "spectral_density",
 ]
 __version__ = "0.1.0"

@@ -30,7 +30,7 @@ BAD_INPUT = [
     # (flags, what was got, what to do)
     (["--dataset=imagenet_mini"], "'imagenet_mini'", "--dataset digits"),
     (["--model=vgg"], "'vgg'", "mlp, resnet20"),
-    (["--method=sgd"], "'sgd'", "bl, abs, absa"),
+    (["--method=sgd"], "'sgd'", "bl, fb, gg, abs, absa"),
     (["--max_batch_size=64"], "got 64", "at least batch_size=128"),
     (["--max_batch_size=300"], "got 300", "the nearest below is 256"),
     (["--batch_size=2000"], "got 2000", "at most the 1437 training examples"),
@@ -212,8 +212,8 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     old = (workdir / "metrics.jsonl").read_text()
     make = setup_lib.make_step_functions
 
-    def breaking(*args):
-        functions = make(*args)
+    def breaking(*args, **kwargs):
+        functions = make(*args, **kwargs)
         apply, count = functions.apply_update, []
 
         def apply_update(state, lr_scale):

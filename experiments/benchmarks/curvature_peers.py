@@ -1,4 +1,4 @@
-"""The networks of the curvature benchmark, in JAX and in PyTorch, and how each peer finds its top eigenpairs."""
+"""The networks of the curvature benchmark, in JAX and PyTorch, and how each peer finds its top eigenpairs."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -17,7 +17,7 @@ PACKAGES = (
     "matfree",
     "laplax",
 )
-_SHAPES = {
+_SHAPES: dict[str, list[tuple[int, ...]]] = {
     "mlp": [(784, 256), (256, 256), (256, 10)],
     "cnn": [(5, 5, 1, 16), (5, 5, 16, 32), (1568, 10)],
 }
@@ -77,7 +77,7 @@ LOSSES: dict[str, Callable[[Any, Any], jax.Array]] = {"mlp": _mlp, "cnn": _cnn}
 class Contest:
     """One network, one batch, and the peers that are installed.
 
-    A class, since the PyTorch model, the data and the JAX operator belong together; it holds no state of its own.
+    A class, since the PyTorch model, the data and the JAX operator belong together; nothing in it changes.
     """
 
     def __init__(self, name: str, loss_fn: Callable[..., Any], params: Any, batch: Any) -> None:
@@ -96,7 +96,7 @@ class Contest:
         self.torch.autograd.grad(loss, list(self.model.parameters()))
 
     def tools(self, k: int, enough: int) -> dict[str, Callable[[], tuple[np.ndarray, Any]]]:
-        """The peers by name; ``enough`` is a number of Lanczos steps that suffices, for those that cannot tell."""
+        """The peers by name; ``enough`` Lanczos steps suffice, for those that cannot tell."""
         tools = {
             "PyHessian": lambda: self._pyhessian(k),
             "curvlinops + SciPy": lambda: self._curvlinops(k),
@@ -183,12 +183,13 @@ class Contest:
         rows = np.asarray(rows, np.float32)
         if rows.shape[0] > rows.shape[1]:
             rows = rows.T
-        for i, layer in enumerate(self.params):
+        for layer in self.params:
             shape = layer["kernel"].shape
             size = int(np.prod(shape))
             kernel, begin = rows[:, begin : begin + size], begin + size
             bias, begin = rows[:, begin : begin + shape[-1]], begin + shape[-1]
-            trees.append({"kernel": jnp.asarray(_from_torch(self.name, kernel, shape)), "bias": jnp.asarray(bias)})
+            weights = jnp.asarray(_from_torch(self.name, kernel, shape))
+            trees.append({"kernel": weights, "bias": jnp.asarray(bias)})
         return trees
 
 
@@ -216,7 +217,7 @@ def _torch_model(name: str, params: Any) -> Any:
             layers += [nn.Conv2d(shape[2], shape[3], 5, padding=2), nn.ReLU(), nn.AvgPool2d(2)]
         model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(*shapes[-1]))
     with torch.no_grad():
-        for i, (layer, like) in enumerate(zip([m for m in model if hasattr(m, "weight")], params, strict=True)):
+        for layer, like in zip([m for m in model if hasattr(m, "weight")], params, strict=True):
             layer.weight.copy_(torch.tensor(_to_torch(name, np.asarray(like["kernel"]))))
             layer.bias.copy_(torch.tensor(np.asarray(like["bias"])))
     return model.eval()

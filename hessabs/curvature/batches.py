@@ -59,8 +59,10 @@ def batch_spectra(
       ValueError: If there is no batch, or as ``eigsh``.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x * w) ** 2)
-      >>> batch_spectra(loss, jnp.ones(1), [jnp.ones((4, 1)), 2 * jnp.ones((4, 1))], jnp.ones(1)).eigenvalues
+      >>> batches = [jnp.ones((4, 1)), 2 * jnp.ones((4, 1))]
+      >>> batch_spectra(loss, jnp.ones(1), batches, jnp.ones(1)).eigenvalues.round(3)
       array([[2.],
              [8.]])
     """
@@ -117,9 +119,10 @@ def debiased_eigenvalue(
       ValueError: As ``power_iteration``.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2)
       >>> a, b = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[2.0, 0.0], [0.0, 1.0]])
-      >>> result = debiased_eigenvalue(loss, jnp.ones(2), a, b, jnp.ones(2))
+      >>> result = debiased_eigenvalue(loss, jnp.ones(2), a, b, jnp.ones(2), rtol=1e-4)
       >>> round(float(result.biased), 2), round(float(result.eigenvalue), 2)
       (4.0, 1.0)
     """

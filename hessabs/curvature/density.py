@@ -53,6 +53,7 @@ def spectral_density(
       ValueError: If a number is out of range.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> matvec = lambda v: jnp.array([1.0, 2.0, 4.0]) * v
       >>> density = spectral_density(matvec, jnp.ones(3), jax.random.key(0), num_probes=2, num_iters=3)
       >>> density.nodes.round(3)

@@ -36,6 +36,7 @@ def input_hessian(
       ValueError: If the batch has no such inputs or they are no floating-point array.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(jnp.sum(w * batch["image"] ** 2, axis=1))
       >>> operator = input_hessian(loss, jnp.array([1.0, 3.0]), {"image": jnp.zeros((2, 2))})
       >>> operator(jnp.ones((2, 2)))

@@ -47,9 +47,8 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
 
     Example:
       >>> result = lanczos(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.ones(3), 3)
-      >>> tridiagonal = np.diag(result.diagonal) + np.diag(result.off_diagonal, 1) +
-      np.diag(result.off_diagonal, -1)
-      >>> np.linalg.eigvalsh(tridiagonal).round(3)
+      >>> lower = np.diag(result.off_diagonal, -1)
+      >>> np.linalg.eigvalsh(np.diag(result.diagonal) + lower + lower.T).round(3)
       array([1., 2., 4.], dtype=float32)
 
     References:

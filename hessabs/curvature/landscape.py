@@ -101,8 +101,8 @@ def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
 
     Example:
       >>> direction = filter_normalized_direction(jax.random.key(0), {"w": 3 * jnp.eye(2), "b": jnp.ones(2)})
-      >>> jnp.linalg.norm(direction["w"], axis=0).round(3), direction["b"]
-      (Array([3., 3.], dtype=float32), Array([0., 0.], dtype=float32))
+      >>> np.linalg.norm(direction["w"], axis=0).round(3), direction["b"]
+      (array([3., 3.], dtype=float32), Array([0., 0.], dtype=float32))
 
     References:
       Li et al. (2018), arXiv:1712.09913.

@@ -53,8 +53,8 @@ def trace(
       ValueError: If there are too few products or the method is unknown.
 
     Example:
-      >>> result = trace(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.ones(3), jax.random.key(0),
-      num_matvecs=2)
+      >>> matvec = lambda v: jnp.array([1.0, 2.0, 4.0]) * v
+      >>> result = trace(matvec, jnp.ones(3), jax.random.key(0), num_matvecs=2)
       >>> float(result.value), float(result.standard_error)  # exact for diagonal operators
       (7.0, 0.0)
 

@@ -4,10 +4,11 @@ import math
 import types
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from hessabs.batch_size.methods import METHODS
 from hessabs.models import MODELS
 
-METHODS = ("bl", "abs", "absa")
-"""Names of the batch-size rules that the command line knows."""
+GRADIENT_METHODS = ("gns", "norm_test")
+"""Methods that compare the gradients of the micro-batches of an update, so they need two at least."""
 
 
 class Config(NamedTuple):
@@ -20,20 +21,22 @@ class Config(NamedTuple):
     model: Annotated[str, f"network: {', '.join(sorted(MODELS))}"] = "mlp"
     method: Annotated[
         str,
-        "bl: one batch size; abs: grow it where the top Hessian eigenvalue falls; "
-        "absa: abs with adversarial examples",
+        "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
+        "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
+        "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
+        "timer: the patience of abs alone",
     ] = "absa"
     epochs: Annotated[int, "passes over the training set"] = 90
     batch_size: Annotated[int, "examples per update at the start"] = 128
     max_batch_size: Annotated[
         int | None,
-        "most examples per update (abs, absa), a multiple of batch_size; "
+        "most examples per update, a multiple of batch_size; fb: always; "
         "default: 128 times batch_size, or as many times as fit the data set",
     ] = None
     micro_batch_size: Annotated[
         int | None,
         "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
-        "default: batch_size, or 128 where that divides it",
+        "default: batch_size, or 128 where that divides it; gns, norm_test: half of batch_size at most",
     ] = None
     lr: Annotated[float, "learning rate of the first batch size; it grows with the batch"] = 0.1
     lr_decay_epochs: Annotated[
@@ -46,10 +49,16 @@ class Config(NamedTuple):
         None
     )
     eigenvalue_decrease: Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"] = 2.0
-    growth_factor: Annotated[float, "growth of the batch (beta)"] = 2.0
+    growth_factor: Annotated[float | None, "growth of the batch (beta); default: 2, gg: 1 / lr_decay"] = None
     patience: Annotated[
-        int, "measurements without growth after which the batch grows anyway (kappa); 0 for never"
+        int,
+        "measurements (timer: epochs) without growth after which the batch grows anyway (kappa); 0 for never",
     ] = 10
+    warmup_epochs: Annotated[int, "epochs of warm-up (fb)"] = 5
+    cycle_epochs: Annotated[int, "epochs in a cycle (cyclical)"] = 10
+    threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 2.0
+    noise_scale: Annotated[float, "batch size in gradient noise scales (gns)"] = 1.0
+    tolerance: Annotated[float, "tolerance of the test (norm_test)"] = 1.0
     adversarial_fraction: Annotated[
         float | None,
         "fraction of each micro-batch replaced by adversarial examples (gamma); default: 0.2 for absa, else 0",
@@ -149,8 +158,13 @@ def check(config: Config) -> None:
     for name in ("weight_decay", "epsilon", "fgsm_epsilon", "hessian_rtol"):
         value = getattr(config, name)
         _require(value >= 0 and math.isfinite(value), name, "be at least 0 and finite", config)
-    for name in ("eigenvalue_decrease", "growth_factor"):
-        _require(1 < getattr(config, name) < math.inf, name, "be above 1", config)
+    _require(1 < config.eigenvalue_decrease < math.inf, "eigenvalue_decrease", "be above 1", config)
+    growth = config.growth_factor
+    _require(growth is None or 1 < growth < math.inf, "growth_factor", "be above 1", config)
+    for name in ("warmup_epochs", "cycle_epochs"):
+        _require(getattr(config, name) >= 1, name, "be at least 1", config)
+    for name in ("threshold", "noise_scale", "tolerance"):
+        _require(0 < getattr(config, name) < math.inf, name, "be positive and finite", config)
     _require(1 <= config.fraction_decrease < math.inf, "fraction_decrease", "be at least 1", config)
     _require(config.patience >= 0, "patience", "be at least 0", config)
     _require(config.seed >= 0, "seed", "be at least 0", config)
@@ -179,6 +193,11 @@ def check(config: Config) -> None:
     micro = config.micro_batch_size
     if micro is not None and config.batch_size % micro:
         raise ValueError(f"`micro_batch_size` must divide batch_size={config.batch_size}, got {micro}.")
+    if config.method in GRADIENT_METHODS and (config.batch_size == 1 or micro == config.batch_size):
+        raise ValueError(
+            f"`micro_batch_size` must be below batch_size={config.batch_size} for {config.method}, which "
+            f"compares micro-batches, got {micro or 1}."
+        )
 
 
 def resolve(config: Config, num_examples: int) -> Config:
@@ -189,7 +208,7 @@ def resolve(config: Config, num_examples: int) -> Config:
       num_examples: Examples in the training set.
 
     Returns:
-      The config with nothing left to decide.
+      The config with nothing left to decide (but for the growth of gg).
 
     Raises:
       ValueError: As ``check``, and if a batch is larger than the training set.
@@ -217,11 +236,15 @@ def resolve(config: Config, num_examples: int) -> Config:
     micro = config.micro_batch_size
     if micro is None:
         micro = 128 if config.batch_size % 128 == 0 else config.batch_size
+        if config.method in GRADIENT_METHODS and micro == config.batch_size:
+            micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
     per_epoch = num_examples // micro * micro
     fraction = config.adversarial_fraction
     return config._replace(
         max_batch_size=largest,
         micro_batch_size=micro,
+        # How much gg grows by is the rule's to say: the inverse of the decay that it replaces.
+        growth_factor=(2.0 if config.growth_factor is None and config.method != "gg" else config.growth_factor),
         measure_every=config.measure_every or (num_examples if config.keep_remainder else per_epoch),
         adversarial_fraction=(0.2 if config.method == "absa" else 0.0) if fraction is None else fraction,
         adversarial_epochs=(

@@ -44,6 +44,7 @@ class LoopState(NamedTuple):
     position: Position  # of the stream
     eigenvector: Params  # of the last measurement, where the next one starts
     measured: tuple[float, float]  # (eigenvalue, residual) last measured in this epoch, else nan
+    last_eigenvalue: float | None  # of the last measurement, for the progress bar
 
 
 class Result(NamedTuple):
@@ -140,6 +141,7 @@ def start(run: Run) -> LoopState:
         position=Position(0, 0),
         eigenvector=optax.tree.random_like(key, run.state.params, jax.random.normal),
         measured=(float("nan"), float("nan")),
+        last_eigenvalue=None,
     )
 
 
@@ -165,18 +167,25 @@ def _observe(
 ) -> LoopState:
     observation = Observation(state.samples)
     if run.controller.measures == "eigenvalue":
-        observation = observation._replace(eigenvalue=float("nan"))
-    if state.controller.measure:
-        jax.block_until_ready(state.train)
-        with clock.measure("hessian"):
-            result: PowerIterationResult = run.measure(state.train, state.eigenvector)
-            eigenvalue, residual = jax.device_get((result.eigenvalue, result.residual))
-        observation = observation._replace(eigenvalue=float(eigenvalue))
-        # A vector that is not finite would spoil every later measurement.
-        eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
-        state = state._replace(eigenvector=eigenvector, measured=(float(eigenvalue), float(residual)))
+        eigenvalue = float("nan")
+        if state.controller.measure:
+            state, eigenvalue = _measure(run, state, clock)
+        observation = observation._replace(eigenvalue=eigenvalue)
+    elif run.controller.measures == "gradient":
+        observation = observation._replace(gradient=jax.device_get(state.train.statistics))
     controller = jax.device_get(update_controller(observation, state.controller))
     return state._replace(controller=controller)
+
+
+def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float]:
+    jax.block_until_ready(state.train)
+    with clock.measure("hessian"):
+        result: PowerIterationResult = run.measure(state.train, state.eigenvector)
+        eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
+    # A vector that is not finite would spoil every later measurement.
+    eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
+    measured = (eigenvalue, residual)
+    return state._replace(eigenvector=eigenvector, measured=measured, last_eigenvalue=eigenvalue), eigenvalue
 
 
 def _decide(controller: ControllerState) -> Decision:
@@ -191,8 +200,10 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     jax.block_until_ready(train_state)
     with clock.measure("eval"):
         accuracy = run.accuracy(train_state)
-    with clock.measure("hessian"):
-        tracked = run.track(train_state, state.eigenvector)
+    tracked: dict[str, float] = {}
+    if run.config.track:
+        with clock.measure("hessian"):
+            tracked = run.track(train_state, state.eigenvector)
     seconds = clock.end_epoch()
     decision = state.decision
     record = {
@@ -227,7 +238,7 @@ def _show(run: Run, state: LoopState, progress: Progress) -> None:
         loss=float(loss / weight) if weight > 0 else None,
         batch=state.decision.batch_size,
         lr=_learning_rate(run, state.decision),
-        eigenvalue=float(state.controller.rule.reference) if run.config.method != "bl" else None,
+        eigenvalue=state.last_eigenvalue,
     )
 
 

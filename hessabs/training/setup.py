@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hessabs import attacks, batch_size, models
-from hessabs.batch_size import Controller
+from hessabs import attacks, models
+from hessabs.batch_size import Controller, methods
 from hessabs.data import Dataset, epoch_order, eval_batches, load
 from hessabs.training import config as config_lib
 from hessabs.training.config import Config
@@ -72,6 +72,7 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     model = models.create(config.model, dataset.num_classes)
     params, model_state = init_model(model, config, dataset)
     optimizer = make_optimizer(config)
+    controller = make_controller(config, epoch_examples(config, num_examples))
     fraction = config.adversarial_fraction or 0.0
     order = epoch_order(config.seed, _HESSIAN_DRAW, num_examples)[: config.hessian_batch_size]
     hessian_batch = {
@@ -88,8 +89,14 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     return Run(
         config=config,
         dataset=dataset,
-        controller=make_controller(config, epoch_examples(config, num_examples)),
-        functions=make_step_functions(model, optimizer, attacks.fgsm(config.epsilon), fraction),
+        controller=controller,
+        functions=make_step_functions(
+            model,
+            optimizer,
+            attacks.fgsm(config.epsilon),
+            fraction,
+            gradient_statistics=controller.measures == "gradient",
+        ),
         state=init_state(params, model_state, optimizer),
         accuracy=make_accuracy(model, test),
         fgsm_accuracy=make_accuracy(model, test, attacks.fgsm(config.fgsm_epsilon)),
@@ -123,24 +130,8 @@ def make_controller(config: Config, per_epoch: int) -> Controller:
     Returns:
       A ``Controller``.
     """
-    decay: dict[str, Any] = {
-        "lr_decay_at": tuple(epoch * per_epoch for epoch in config.lr_decay_epochs),
-        "lr_decay": config.lr_decay,
-        "adversarial_fraction": config.adversarial_fraction,
-        "adversarial_until": (config.adversarial_epochs or 0) * per_epoch,
-    }
-    if config.method == "bl":
-        return batch_size.constant(config.batch_size, **decay)
-    return batch_size.hessian_adaptive(
-        config.batch_size,
-        config.max_batch_size or config.batch_size,
-        measure_every=config.measure_every or per_epoch,
-        eigenvalue_decrease=config.eigenvalue_decrease,
-        growth_factor=config.growth_factor,
-        patience=config.patience or None,
-        fraction_decrease=config.fraction_decrease,
-        **decay,
-    )
+    shared = {name: getattr(config, name) for name in methods.Settings._fields if name in config._fields}
+    return methods.make_controller(methods.Settings(**shared, num_examples=per_epoch, remainder="keep"))
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hessabs.batch_size import GradientStatistics
 from hessabs.typing import Params
 
 
@@ -19,6 +20,9 @@ class TrainState(NamedTuple):
     weight: jax.Array  # shape (), float32: examples in `gradient`
     loss: jax.Array  # shape (), float32: sum of the losses since `read_loss`, each times its weight
     loss_weight: jax.Array  # shape (), float32: examples in `loss`
+    square: jax.Array  # shape (), float32: sum of the squared norms of the micro-batches, if asked for
+    parts: jax.Array  # shape (), int32: micro-batches in `gradient`
+    statistics: GradientStatistics  # of the last update, if asked for
     updates: jax.Array  # shape (), int32: updates made
     nonfinite_update: jax.Array  # shape (), int32: the first update with a loss that is not finite, or 0
 
@@ -44,6 +48,11 @@ def init_state(
         weight=jnp.zeros((), jnp.float32),
         loss=jnp.zeros((), jnp.float32),
         loss_weight=jnp.zeros((), jnp.float32),
+        square=jnp.zeros((), jnp.float32),
+        parts=jnp.zeros((), jnp.int32),
+        statistics=GradientStatistics(
+            jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
+        ),
         updates=jnp.zeros((), jnp.int32),
         nonfinite_update=jnp.zeros((), jnp.int32),
     )

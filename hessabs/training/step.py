@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks import replace_fraction
+from hessabs.batch_size import GradientStatistics
 from hessabs.training.state import TrainState
 from hessabs.typing import Attack, LossFn, Params
 
@@ -38,6 +39,8 @@ def make_step_functions(
     optimizer: optax.GradientTransformationExtraArgs,
     attack: Attack,
     max_fraction: float,
+    *,
+    gradient_statistics: bool = False,
 ) -> StepFunctions:
     """Compile-ready functions for a network, an optimiser and an attack.
 
@@ -46,6 +49,9 @@ def make_step_functions(
       optimizer: The optax chain; its update gets ``lr_scale`` as an extra argument.
       attack: The attack on the head of each micro-batch.
       max_fraction: The largest adversarial fraction of the run.
+      gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update, for the
+        rules that read it. It takes a norm per micro-batch and no further pass; a partial last micro-batch
+        counts as a whole one there.
 
     Returns:
       ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;
@@ -64,6 +70,8 @@ def make_step_functions(
             model_state=model_state,
             gradient=jax.tree.map(lambda total, g: total + weight * g, state.gradient, gradient),
             weight=state.weight + weight,
+            square=state.square + trees.vdot(gradient, gradient) if gradient_statistics else state.square,
+            parts=state.parts + 1,
             loss=state.loss + weight * loss,
             loss_weight=state.loss_weight + weight,
             nonfinite_update=jnp.where(bad, state.updates + 1, state.nonfinite_update),
@@ -82,12 +90,24 @@ def make_step_functions(
     def apply_update(state: TrainState, lr_scale: Any) -> TrainState:
         scale = trees.safe_inverse(state.weight)
         gradient = jax.tree.map(lambda g, p: (scale * g).astype(p.dtype), state.gradient, state.params)
+        statistics = state.statistics
+        if gradient_statistics:
+            parts = state.parts.astype(jnp.float32)
+            statistics = GradientStatistics(
+                part_size=jnp.round(state.weight / parts).astype(jnp.int32),
+                num_parts=state.parts,
+                mean_square=state.square / parts,
+                square_mean=trees.vdot(gradient, gradient).astype(jnp.float32),
+            )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, lr_scale=lr_scale)
         return state._replace(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             gradient=optax.tree.zeros_like(state.gradient),
             weight=jnp.zeros_like(state.weight),
+            square=jnp.zeros_like(state.square),
+            parts=jnp.zeros_like(state.parts),
+            statistics=statistics,
             updates=state.updates + 1,
         )
 

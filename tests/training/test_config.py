@@ -13,7 +13,7 @@ from hessabs.training.setup import epoch_examples, make_controller
 NAN, INF = math.nan, math.inf
 
 REFUSED = [
-    ("method", "sgd", r"`method` must be one of bl, abs, absa, got 'sgd'"),
+    ("method", "sgd", r"`method` must be one of bl, fb, gg, abs, absa, .*, got 'sgd'"),
     ("model", "vgg", r"`model` must be one of mlp, resnet20, got 'vgg'"),
     *[
         (name, 0, rf"`{name}` must be at least 1, got 0")
@@ -81,7 +81,11 @@ def test_accepts(config):
 
 def test_defaults_of_the_paper():
     config = Config()
-    assert (config.eigenvalue_decrease, config.growth_factor, config.patience) == (2.0, 2.0, 10)
+    assert (config.eigenvalue_decrease, resolve(config, 60_000).growth_factor, config.patience) == (
+        2.0,
+        2.0,
+        10,
+    )
     assert (config.epsilon, config.fraction_decrease) == (0.005, 2.0)
     assert (config.lr, config.lr_decay_epochs, config.lr_decay, config.momentum) == (
         0.1,
@@ -115,6 +119,7 @@ def test_resolve_sizes(batch_size, n, micro, largest):
 def test_resolve_keeps_what_was_said():
     said = Config(
         max_batch_size=256,
+        growth_factor=3.0,
         micro_batch_size=32,
         measure_every=7,
         adversarial_fraction=0.0,
