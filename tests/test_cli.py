@@ -214,15 +214,15 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
 
     def breaking(*args, **kwargs):
         functions = make(*args, **kwargs)
-        apply, count = functions.apply_update, []
+        count = []
 
-        def apply_update(state, lr_scale):
-            state = apply(state, lr_scale)
+        def update(state, batch, lr_scale):
+            state = functions.update(state, batch, lr_scale)
             count.append(1)
             bad = len(count) == 30
             return state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params)) if bad else state
 
-        return functions._replace(apply_update=apply_update)
+        return functions._replace(update=update)
 
     monkeypatch.setattr(setup_lib, "make_step_functions", breaking)
     flags = ["--method=bl", "--seed=1", "--overwrite"]

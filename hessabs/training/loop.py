@@ -146,17 +146,25 @@ def start(run: Run) -> LoopState:
 
 
 def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
-    decision, functions = state.decision, run.functions
-    if decision.adversarial_fraction > 0:
-        train_state = functions.accumulate_adversarial(state.train, batch, decision.adversarial_fraction)
-    else:
-        train_state = functions.accumulate(state.train, batch)
+    functions, train_state = run.functions, state.train
+    batch_size, lr_scale, fraction = state.decision
     accumulated = state.accumulated + 1
-    if accumulated * run.micro_batch_size >= decision.batch_size:
-        train_state = functions.apply_update(train_state, decision.lr_scale)
+    if batch_size == run.micro_batch_size:
         accumulated = 0
-    samples = state.samples + int(batch["weight"].sum())
-    return state._replace(train=train_state, accumulated=accumulated, samples=samples)
+        if fraction > 0:
+            train_state = functions.update_adversarial(train_state, batch, fraction, lr_scale)
+        else:
+            train_state = functions.update(train_state, batch, lr_scale)
+    else:
+        if fraction > 0:
+            train_state = functions.accumulate_adversarial(train_state, batch, fraction)
+        else:
+            train_state = functions.accumulate(train_state, batch)
+        if accumulated * run.micro_batch_size >= batch_size:
+            train_state = functions.apply_update(train_state, lr_scale)
+            accumulated = 0
+    count = int(batch["weight"].sum()) if run.config.keep_remainder else run.micro_batch_size
+    return state._replace(train=train_state, accumulated=accumulated, samples=state.samples + count)
 
 
 def _observe(

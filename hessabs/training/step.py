@@ -1,9 +1,10 @@
 """The jitted functions of a training step, each compiled once whatever the batch size does.
 
-A batch of B examples is k = B / micro_batch_size calls of ``accumulate`` and one of ``apply_update``. k is a
-number on the host, the learning rate and the adversarial fraction are traced: growth compiles nothing. The
-calls come from a Python loop and not from ``lax.scan``, for convolution gradients inside a loop are 20 to 50
-times slower on the CPU (see ``hessabs.curvature.loops``).
+A batch of B examples is k = B / micro_batch_size calls of ``accumulate`` and one of ``apply_update``; where k
+is 1, it is one call of ``update``, which touches no accumulator. k is a number on the host, the learning rate
+and the adversarial fraction are traced: growth compiles nothing. The calls come from a Python loop and not from
+``lax.scan``, for convolution gradients inside a loop are 20 to 50 times slower on the CPU (see
+``hessabs.curvature.loops``).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,9 +29,11 @@ class StepFunctions(NamedTuple):
     accumulate: Callable[[TrainState, Any], TrainState]
     accumulate_adversarial: Callable[[TrainState, Any, Any], TrainState]
     apply_update: Callable[[TrainState, Any], TrainState]
+    update: Callable[[TrainState, Any, Any], TrainState]
+    update_adversarial: Callable[[TrainState, Any, Any, Any], TrainState]
 
     def compilations(self) -> dict[str, int]:
-        """Count how often each function has been compiled in this run."""
+        """Count how often each function has been compiled in this run: once, or not at all."""
         return {name: function._cache_size() for name, function in self._asdict().items()}
 
 
@@ -56,36 +59,50 @@ def make_step_functions(
     Returns:
       ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;
       ``accumulate_adversarial(state, batch, fraction)`` replaces a fraction of it first, with the network in
-      evaluation mode; ``apply_update(state, lr_scale)`` makes the update of what was accumulated. Batches are
-      as ``hessabs.data`` yields them: image uint8 or float32 (n, height, width, channels), label int32 (n,),
-      weight float32 (n,).
+      evaluation mode; ``apply_update(state, lr_scale)`` makes the update of what was accumulated;
+      ``update(state, batch, lr_scale)`` and ``update_adversarial(state, batch, fraction, lr_scale)`` make that
+      of a single micro-batch. Batches are as ``hessabs.data`` yields them: image uint8 or float32 (n, height,
+      width, channels), label int32 (n,), weight float32 (n,).
     """
 
-    def add_gradient(state: TrainState, batch: Any) -> TrainState:
+    def differentiate(state: TrainState, batch: Any) -> tuple[TrainState, Params, jax.Array]:
         gradient_fn = jax.value_and_grad(training_loss, argnums=2, has_aux=True)
         (loss, model_state), gradient = gradient_fn(model, state.model_state, state.params, batch)
         weight = jnp.sum(batch["weight"])
         bad = ~jnp.isfinite(loss) & (state.nonfinite_update == 0)
-        return state._replace(
+        state = state._replace(
             model_state=model_state,
+            loss=state.loss + weight * loss,
+            loss_weight=state.loss_weight + weight,
+            nonfinite_update=jnp.where(bad, state.updates + 1, state.nonfinite_update),
+        )
+        return state, gradient, weight
+
+    def add_gradient(state: TrainState, batch: Any) -> TrainState:
+        state, gradient, weight = differentiate(state, batch)
+        return state._replace(
             gradient=jax.tree.map(lambda total, g: total + weight * g, state.gradient, gradient),
             weight=state.weight + weight,
             square=state.square + trees.vdot(gradient, gradient) if gradient_statistics else state.square,
             parts=state.parts + 1,
-            loss=state.loss + weight * loss,
-            loss_weight=state.loss_weight + weight,
-            nonfinite_update=jnp.where(bad, state.updates + 1, state.nonfinite_update),
+        )
+
+    def descend(state: TrainState, gradient: Params, lr_scale: Any) -> TrainState:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, lr_scale=lr_scale)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1)
+
+    def mix(state: TrainState, batch: Any, fraction: Any) -> Any:
+        loss_fn = evaluation_loss(model, state.model_state)
+        return replace_fraction(
+            attack, loss_fn, state.params, scale_images(batch), fraction, max_fraction=max_fraction
         )
 
     def accumulate(state: TrainState, batch: Any) -> TrainState:
         return add_gradient(state, scale_images(batch))
 
     def accumulate_adversarial(state: TrainState, batch: Any, fraction: Any) -> TrainState:
-        loss_fn = evaluation_loss(model, state.model_state)
-        mixed = replace_fraction(
-            attack, loss_fn, state.params, scale_images(batch), fraction, max_fraction=max_fraction
-        )
-        return add_gradient(state, mixed)
+        return add_gradient(state, mix(state, batch, fraction))
 
     def apply_update(state: TrainState, lr_scale: Any) -> TrainState:
         scale = trees.safe_inverse(state.weight)
@@ -99,20 +116,27 @@ def make_step_functions(
                 mean_square=state.square / parts,
                 square_mean=trees.vdot(gradient, gradient).astype(jnp.float32),
             )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, lr_scale=lr_scale)
-        return state._replace(
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
+        return descend(state, gradient, lr_scale)._replace(
             gradient=optax.tree.zeros_like(state.gradient),
             weight=jnp.zeros_like(state.weight),
             square=jnp.zeros_like(state.square),
             parts=jnp.zeros_like(state.parts),
             statistics=statistics,
-            updates=state.updates + 1,
         )
 
+    def update(state: TrainState, batch: Any, lr_scale: Any) -> TrainState:
+        state, gradient, _ = differentiate(state, scale_images(batch))
+        return descend(state, gradient, lr_scale)
+
+    def update_adversarial(state: TrainState, batch: Any, fraction: Any, lr_scale: Any) -> TrainState:
+        state, gradient, _ = differentiate(state, mix(state, batch, fraction))
+        return descend(state, gradient, lr_scale)
+
     return StepFunctions(
-        *(jax.jit(f, donate_argnums=0) for f in (accumulate, accumulate_adversarial, apply_update))
+        *(
+            jax.jit(function, donate_argnums=0)
+            for function in (accumulate, accumulate_adversarial, apply_update, update, update_adversarial)
+        )
     )
 
 

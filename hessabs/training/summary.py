@@ -42,7 +42,7 @@ def summarize(
         "final_batch_size": records[-1]["batch_size"],
         "eigenvalue": float(curvature.eigenvalue),
         "eigenvalue_residual": float(curvature.residual),
-        "compilations": run.functions.compilations(),
+        "compilations": {name: count for name, count in run.functions.compilations().items() if count},
         "seconds": seconds,
         "seconds_hessian": sum(record["seconds_hessian"] for record in records),
         "versions": {

@@ -69,10 +69,16 @@ class _Counted:
         self.spy, self.name, self.function = spy, name, function
 
     def __call__(self, state, *arguments):
-        # The batch's weights are what matters of it: the rest is (fraction) or (lr_scale).
-        is_update = self.name == "apply_update"
-        extra = arguments if is_update else arguments[1:]
-        self.spy.calls.append((self.name, extra[0] if extra else None))
+        # The batch's weights are what matters of it: the rest is (fraction) or (lr_scale). An update of one
+        # micro-batch is noted as its two halves.
+        is_update = "update" in self.name
+        *fraction, lr_scale = arguments if is_update else (*arguments, None)
+        fraction = fraction[1:] if self.name != "apply_update" else []
+        if self.name != "apply_update":
+            half = self.name.replace("update", "accumulate")
+            self.spy.calls.append((half, fraction[0] if fraction else None))
+        if is_update:
+            self.spy.calls.append(("apply_update", lr_scale))
         state = self.function(state, *arguments)
         self.spy.updates += is_update
         if is_update and self.spy.updates == self.spy.break_after:

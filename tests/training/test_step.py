@@ -276,8 +276,27 @@ def test_one_compilation_each_whatever_changes(model):
         for part in batches(k * MICRO, seed=1):
             state = functions.accumulate_adversarial(state, part, fraction)
         state = functions.apply_update(state, lr_scale)
+        state = functions.update(state, batches(MICRO)[0], lr_scale)
+        state = functions.update_adversarial(state, batches(MICRO, seed=1)[0], fraction, lr_scale)
         _, state = read_loss(state)
     assert functions.compilations() == dict.fromkeys(functions._fields, 1)
+
+
+@pytest.mark.parametrize("model", [mlp(CLASSES, (7,)), Normed()], ids=["mlp", "batch_norm"])
+@pytest.mark.parametrize("fraction", [(), (0.25,)], ids=["clean", "adversarial"])
+def test_an_update_of_one_micro_batch_is_accumulated_and_applied(model, fraction):
+    functions, init = make(model)
+    [batch] = batches(MICRO)
+    name = "_adversarial" if fraction else ""
+    whole = getattr(functions, "update" + name)(init(), batch, *fraction, 1.5)
+    halves = getattr(functions, "accumulate" + name)(init(), batch, *fraction)
+    halves = functions.apply_update(halves, 1.5)
+    unchanged = init()
+    assert any(
+        np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (whole.params, unchanged.params)), strict=True)
+    )
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(halves), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["accumulate", "accumulate_adversarial"])
