@@ -54,6 +54,7 @@ def test_eigenpairs_are_those_of_the_dense_torch_hessian(problem, x64):
     np.testing.assert_allclose(pairs.eigenvalues, np.concatenate([values[::-1][:3], values[:2][::-1]]), **SAME)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")  # how PyHessian differentiates twice
 def test_top_eigenvalue_is_that_of_pyhessian(problem):
     pyhessian = pytest.importorskip("pyhessian", reason="the extra `peers` is not installed")
     params, batch = problem
