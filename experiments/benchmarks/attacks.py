@@ -83,7 +83,8 @@ def measure(name: str, model: nn.Module, dataset: data.Dataset) -> list[str]:
     label = dataset.test["label"][:IMAGES]
     tensors = torch.tensor(image.transpose(0, 3, 1, 2).copy()), torch.tensor(label, dtype=torch.long)
     batch = {"image": jnp.asarray(image), "label": jnp.asarray(label, jnp.int32)}
-    loss_fn = losses.cross_entropy(model.apply)
+    logits_fn: Any = model.apply
+    loss_fn = losses.cross_entropy(logits_fn)
     clean = ~np.asarray(losses.per_example(loss_fn, params, batch, "image")[1])
     with torch.no_grad():
         theirs = (network(tensors[0]).argmax(1) == tensors[1]).numpy()
@@ -139,9 +140,11 @@ def train(model: nn.Module, dataset: data.Dataset) -> Any:
     image = dataset.train["image"].astype(np.float32) / 255
     params, optimizer = model.init(jax.random.key(0), image[:1]), optax.adam(1e-3)
 
+    logits_fn: Any = model.apply
+
     @jax.jit
     def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
-        loss_fn = losses.cross_entropy(model.apply)
+        loss_fn = losses.cross_entropy(logits_fn)
         updates, state = optimizer.update(jax.grad(loss_fn)(params, {"image": x, "label": y}), state)
         return optax.apply_updates(params, updates), state
 
@@ -155,7 +158,7 @@ def to_torch(name: str, variables: Any) -> torch.nn.Module:
     """Make the same network in PyTorch."""
     params = variables["params"]
 
-    def dense(key: str, rows: Sequence[int] | None = None) -> torch.nn.Linear:
+    def dense(key: str, rows: np.ndarray | None = None) -> torch.nn.Linear:
         kernel = np.array(params[key]["kernel"])
         kernel = kernel if rows is None else kernel[rows]
         layer = torch.nn.Linear(*kernel.shape)
