@@ -11,6 +11,15 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
 PARAMS = "params"
+DERIVED = (  # what `hessabs spectrum` makes of a run
+    "spectrum.json",
+    "spectrum.csv",
+    "spectrum.png",
+    "density.png",
+    "landscape.json",
+    "line.png",
+    "plane.png",
+)
 
 
 def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
@@ -33,13 +42,13 @@ def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def start_workdir(workdir: pathlib.Path) -> None:
-    """Make the folder of a run and remove what an earlier run wrote there.
+    """Make the folder of a run and remove what an earlier run wrote there, and what was made of it.
 
     Args:
       workdir: The folder; parents are made too.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, SUMMARY, CURVES):
+    for name in (METRICS, SUMMARY, CURVES, *DERIVED):
         (workdir / name).unlink(missing_ok=True)
     if (workdir / PARAMS).exists():
         shutil.rmtree(workdir / PARAMS)
