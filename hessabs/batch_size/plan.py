@@ -168,6 +168,7 @@ def steady(controller: Controller) -> Observe:
 
 
 def told_eigenvalue(samples: int, eigenvalue: float) -> Observation:
+    """Return the observation of an eigenvalue after a count of examples, in the dtypes of a training run."""
     return Observation(np.int32(samples), np.float32(eigenvalue))
 
 
@@ -176,6 +177,7 @@ def _silent(samples: int, count: int) -> Observation:
 
 
 def told_gradient(samples: int, mean_square: float, inner_square: float) -> Observation:
+    """Return the observation of two parts of 2^20 examples whose mean gradient has norm 1."""
     statistics = GradientStatistics(
         np.int32(1 << 20), np.int32(2), np.float32(mean_square), np.float32(1), np.float32(inner_square)
     )
