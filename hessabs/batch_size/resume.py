@@ -12,7 +12,7 @@ def restore(controller: Controller, state: Any) -> ControllerState:
     """Check that a saved state belongs to a rule, and make it one of its states.
 
     What is compared is the structure, the dtypes and the batch size. Two rules that remember the same things
-    and start at the same batch size (``constant`` and ``timer``) are not told apart: whoever saves a state saves
+    and start at the same batch size (``constant``, ``timer``) are not told apart: whoever saves a state saves
     the settings of its rule too, and compares them.
 
     Args:
