@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -232,3 +234,12 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     assert len(lines) == 1
     assert lines[0] not in old
     assert os.listdir(workdir) == ["metrics.jsonl"]
+
+
+def test_ends_quietly_when_its_reader_has_gone():
+    command = [sys.executable, "-m", "hessabs.cli", "train", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 0

@@ -15,7 +15,7 @@ from hessabs.batch_size.eigenvalues import mean_and_error
 from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
-from hessabs.batch_size.plan import Plan, PlannedEpoch, plan
+from hessabs.batch_size.planner import Plan, PlannedEpoch, plan
 from hessabs.batch_size.resume import restore
 from hessabs.batch_size.schedules import constant, linear_scaling
 from hessabs.batch_size.stability import stability_limited

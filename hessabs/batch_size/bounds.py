@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from hessabs.batch_size.controller import Controller, Observation
-from hessabs.batch_size.plan import Observe, Plan, Remainder, plan, steady, told_eigenvalue, told_gradient
+from hessabs.batch_size.planner import Observe, Plan, Remainder, plan, steady, told_eigenvalue, told_gradient
 
 
 class Bounds(NamedTuple):

@@ -8,7 +8,7 @@ from hessabs.batch_size.cyclical import cyclical
 from hessabs.batch_size.growth import batch_growth, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
-from hessabs.batch_size.plan import epoch_examples
+from hessabs.batch_size.planner import epoch_examples
 from hessabs.batch_size.schedules import constant, linear_scaling
 from hessabs.batch_size.stability import stability_limited
 

@@ -23,7 +23,7 @@ from hessabs.batch_size import (
     timer,
     training_seconds,
 )
-from hessabs.batch_size.plan import epoch_examples
+from hessabs.batch_size.planner import epoch_examples
 from tests.batch_size.slides import SETTINGS, UPDATES
 
 B0 = 128

@@ -1,0 +1,112 @@
+"""Flags from configs: one field, one flag; what cannot be used ends in one line."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+_KINDS = {"comma separated list of strings": "N,N,...", "bool": "true|false"}
+
+
+def config_flags(config_type: Any) -> flags.FlagValues:
+    """Define a flag for each field of a config, apart from absl's global flags.
+
+    Args:
+      config_type: A NamedTuple whose fields are ``Annotated`` with their help.
+
+    Returns:
+      Flags that are not parsed yet.
+    """
+    from hessabs.training.config import field_help, field_types
+
+    values = flags.FlagValues()
+    helps, types = field_help(config_type), field_types(config_type)
+    for name, default in config_type._field_defaults.items():
+        if types[name] is bool:
+            flags.DEFINE_bool(name, default, helps[name], flag_values=values)
+        elif types[name] is int:
+            flags.DEFINE_integer(name, default, helps[name], flag_values=values)
+        elif types[name] is float:
+            flags.DEFINE_float(name, default, helps[name], flag_values=values)
+        elif types[name] is tuple:
+            flags.DEFINE_list(name, [str(item) for item in default], helps[name], flag_values=values)
+        else:
+            flags.DEFINE_string(name, default, helps[name], flag_values=values)
+    return values
+
+
+def read_config(config_type: Any, values: flags.FlagValues) -> Any:
+    """Read a config from parsed flags.
+
+    Args:
+      config_type: A NamedTuple whose fields are flags.
+      values: The flags, parsed.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: If a list of epochs is none.
+    """
+    fields: dict[str, Any] = {name: values[name].value for name in config_type._fields}
+    try:
+        decays = tuple(int(epoch) for epoch in fields["lr_decay_epochs"] if epoch.strip())
+    except ValueError:
+        raise ValueError(
+            f"`lr_decay_epochs` must be whole numbers separated by commas, got "
+            f"{','.join(fields['lr_decay_epochs'])!r}."
+        ) from None
+    return config_type(**{**fields, "lr_decay_epochs": decays})
+
+
+def parse(values: flags.FlagValues, command: str, argv: Sequence[str]) -> bool:
+    """Parse flags, or print them for --help.
+
+    Args:
+      values: The flags that are defined.
+      command: The name of the command.
+      argv: What was typed after it.
+
+    Returns:
+      True for --help, and then there is nothing more to do.
+
+    Raises:
+      ValueError: For an argument that is no flag.
+    """
+    if {"-h", "--help", "-help"} & set(argv):
+        print(f"usage: hessabs {command} [--flag=value ...]\n")
+        for name in values:
+            flag = values[name]
+            kind = _KINDS.get(flag.flag_type(), flag.flag_type())
+            default = "" if flag.default is None else f" (default: {_as_typed(flag.default)})"
+            print(f"  --{name}={kind}\n      {flag.help}{default}")
+        return True
+    rest = values([command, *argv])[1:]
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; every setting is a flag, --name=value.")
+    return False
+
+
+def _as_typed(default: Any) -> str:
+    if isinstance(default, list):
+        return ",".join(default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def refuse(error: object) -> int:
+    """Say in one line on standard error what cannot be used.
+
+    Args:
+      error: What was wrong, what was got and what to do.
+
+    Returns:
+      The exit status, 2.
+
+    Raises:
+      BrokenPipeError: If that is what the error is.
+    """
+    if isinstance(error, BrokenPipeError):  # an OSError like those of files, but the reader's doing
+        raise error
+    print("hessabs: " + " ".join(str(error).split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,65 @@
+"""The command line: ``hessabs COMMAND``, a file of this package for each command.
+
+Every flag of a command is a field of its config, so that a script, a test and a shell say the same thing.
+Input that cannot be used ends in one line on standard error and exit status 2.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from hessabs.cli.flags import refuse
+
+COMMANDS = {
+    "train": "train a network with a batch size that follows the curvature",
+    "plan": "batch size, learning rate and updates by epoch, without training",
+    "spectrum": "the Hessian eigenvalues of a network that was trained",
+}
+"""Each command by name; the module ``hessabs.cli.NAME`` holds its ``main(argv) -> exit status``."""
+
+
+def run() -> None:
+    """Run the command line of this process and exit."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `| head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command.
+
+    Args:
+      argv: The command and its flags, without the name of the program.
+
+    Returns:
+      The exit status: 0, or 2 for input that cannot be used.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        return refuse(f"unknown command {argv[0]!r}; the commands are: {', '.join(COMMANDS)}.")
+    # Imported when it is asked for: `hessabs --help` needs neither JAX nor a network.
+    status: int = importlib.import_module(f"hessabs.cli.{argv[0]}").main(argv[1:])
+    return status
+
+
+def usage() -> str:
+    """Say which commands there are."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}s}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hessabs COMMAND [--flag=value ...]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`hessabs COMMAND --help` lists the flags of a command.",
+        ]
+    )

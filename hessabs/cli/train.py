@@ -1,0 +1,47 @@
+"""``hessabs train``: train a network with a batch size that follows the curvature."""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from hessabs.cli.flags import config_flags, parse, read_config, refuse
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+      argv: Its flags.
+
+    Returns:
+      The exit status: 0, or 2 for input that cannot be used.
+    """
+    from hessabs.training import metrics
+    from hessabs.training.config import Config
+    from hessabs.training.loop import train
+    from hessabs.training.report import table
+    from hessabs.training.setup import set_up
+
+    values = config_flags(Config)
+    flags.DEFINE_string(
+        "workdir", None, "folder for metrics.jsonl, summary.json, curves.png and the params", flag_values=values
+    )
+    flags.DEFINE_bool("overwrite", False, "lose the run that workdir already holds", flag_values=values)
+    try:
+        if parse(values, "train", argv):
+            return 0
+        if values.workdir is None:
+            raise ValueError("`workdir` is required: name the folder for the results with --workdir.")
+        workdir = pathlib.Path(values.workdir)
+        metrics.check_workdir(workdir, overwrite=values.overwrite)
+        run = set_up(read_config(Config, values))
+    except (flags.Error, ValueError, OSError, ImportError) as error:
+        return refuse(error)
+    try:
+        summary = train(run, workdir).summary
+    except (FloatingPointError, OSError) as error:
+        return refuse(error)
+    print(table({summary["method"]: summary}))
+    print(f"curves: {workdir / metrics.CURVES}")
+    return 0
