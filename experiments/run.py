@@ -1,16 +1,20 @@
-"""Run the grid of a config, and build its table and picture from what has finished.
+"""Run the grid of a config, and build its table and pictures from what has finished.
 
-    python experiments/run.py CONFIG [--data_dir DIR] [--smoke] [--report_only]
+    python experiments/run.py CONFIG [--data_dir DIR] [--jobs N] [--only LABEL,...] [--smoke] [--report_only]
 
-CONFIG is a file of experiments/configs. Each run has a folder of experiments/results/CONFIG; one that holds a
-summary is finished and skipped, so an interrupted grid continues where it stopped (the run that was cut off
-starts anew). With --smoke, two epochs of the first seed, in a folder of their own.
+CONFIG is a file of experiments/configs, or the path of another. Each run has a folder of
+experiments/results/CONFIG; one that holds a summary is finished and skipped, so an interrupted grid
+continues where it stopped (the run that was cut off starts anew). Several processes may work on one grid,
+here (--jobs) or started by hand: each run is locked by the one that is at it. Runs of another commit are
+kept and reported apart; --fresh moves them aside and runs anew. With --smoke, two epochs of the first seed,
+in a folder of their own.
 """
 
-import importlib
-import json
+import collections
+import fnmatch
+import os
 import pathlib
-import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,102 +24,82 @@ from absl import app, flags, logging
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
-from experiments import provenance  # noqa: E402
-
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
+_JOBS = flags.DEFINE_integer("jobs", 1, "processes, each single-threaded if there are several", lower_bound=1)
+_ONLY = flags.DEFINE_list("only", [], "run only these labels; * stands for anything")
 _SMOKE = flags.DEFINE_bool("smoke", False, "two epochs of the first seed")
-_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "run nothing, build the table and the picture")
-
-COLUMNS = (
-    ("test_accuracy", "test %", "{:.2f}"),
-    ("fgsm_accuracy", "FGSM %", "{:.2f}"),
-    ("updates", "updates", "{:,.0f}"),
-    ("final_batch_size", "final batch", "{:,.0f}"),
-    ("eigenvalue", "top eigenvalue", "{:.2f}"),
-)
+_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "run nothing, build the table and the pictures")
+_FRESH = flags.DEFINE_bool("fresh", False, "move runs of other commits aside, to LABEL@COMMIT, and run anew")
+_RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "folder of all results")
 
 
 def main(argv: Sequence[str]) -> None:
     """Run a config given by name."""
     logging.set_verbosity(logging.WARNING)
-    if len(argv) != 2 or not (ROOT / "configs" / f"{argv[1]}.py").exists():
-        known = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-        sys.exit(f"experiments/run.py: name one of {', '.join(known)}, got {argv[1:]}.")
-    config = importlib.import_module(f"experiments.configs.{argv[1]}")
-    results = ROOT / "results" / (argv[1] + ("_smoke" if _SMOKE.value else ""))
+    from experiments import grid, report
+
+    try:
+        this = grid.load(grid.find(argv[1:]))
+    except ValueError as error:
+        sys.exit(f"experiments/run.py: {error}")
+    results = pathlib.Path(_RESULTS.value) / (this.name + ("_smoke" if _SMOKE.value else ""))
+    if _SMOKE.value:
+        first = next(iter(this.runs.values())).seed
+        this = this._replace(
+            runs={name: run._replace(epochs=2) for name, run in this.runs.items() if run.seed == first}
+        )
     if not _REPORT_ONLY.value:
-        for name, settings in config.RUNS.items():
-            if not _SMOKE.value:
-                run_one(results / name, settings, argv[1])
-            elif settings.seed == 0:
-                run_one(results / name, settings._replace(epochs=2), argv[1])
-    report(results, argv[1], (config.__doc__ or "").strip().splitlines()[0])
+        wanted = [name for name in this.runs if _is_wanted(name.rpartition("/")[0])]
+        _look_at_other_commits(results, wanted)
+        if _JOBS.value > 1:
+            _share()
+        else:
+            _work({name: this.runs[name] for name in wanted}, results, this.name)
+    if "HESSABS_GRID_WORKER" not in os.environ:
+        print(report.write(results, this))
 
 
-def run_one(workdir: pathlib.Path, settings: Any, config_name: str) -> None:
-    """Train one run of the grid, unless it has finished already."""
-    from hessabs.training import set_up, train
+def _is_wanted(label: str) -> bool:
+    return not _ONLY.value or any(fnmatch.fnmatch(label, pattern) for pattern in _ONLY.value)
 
-    if (workdir / "summary.json").exists():
-        return
-    print(f"{workdir.relative_to(ROOT)}", flush=True)
-    # The commit of the code that starts, not of one that lands while it runs.
-    origin = {
-        "command": f"python experiments/run.py {config_name}",
-        "commit": provenance.commit(),
-        "hardware": provenance.hardware(),
+
+def _look_at_other_commits(results: pathlib.Path, names: Sequence[str]) -> None:
+    from experiments import provenance, work
+
+    here = provenance.commit()
+    others: collections.Counter[str] = collections.Counter()
+    for name in names:
+        summary = work.finished(results / name)
+        if summary is not None and summary["commit"] != here:
+            others[summary["commit"]] += 1
+            if _FRESH.value:
+                work.move_aside(results, name, summary["commit"])
+    for commit, count in others.items():
+        what = "moved aside" if _FRESH.value else "kept, not run again, reported apart (--fresh runs them anew)"
+        print(f"{count} finished runs are of commit {commit[:8]}, not {here[:8]}: {what}", flush=True)
+
+
+def _share() -> None:
+    environment = {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        **os.environ,
+        "HESSABS_GRID_WORKER": "1",
     }
-    train(set_up(settings._replace(data_dir=_DATA_DIR.value)), workdir)
-    summary = json.loads((workdir / "summary.json").read_text())
-    # Where the data lay says nothing about the result.
-    summary = {**{key: value for key, value in summary.items() if key != "data_dir"}, **origin}
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    command = [sys.executable, *sys.argv, "--jobs=1", "--nofresh"]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(_JOBS.value)]
+    failed = sum(worker.wait() != 0 for worker in workers)
+    if failed:
+        sys.exit(f"experiments/run.py: {failed} of {len(workers)} processes failed; run again to continue.")
 
 
-def report(results: pathlib.Path, name: str, title: str) -> None:
-    """Write README.md (mean and spread over seeds) and curves.png beside the runs that have finished."""
-    from hessabs.training.curves import draw_curves
-    from hessabs.training.metrics import read_lines
+def _work(runs: dict[str, Any], results: pathlib.Path, config_name: str) -> None:
+    from experiments import work
 
-    groups: dict[str, list[dict[str, Any]]] = {}
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(results.glob("*/*/summary.json")):
-        groups.setdefault(path.parent.parent.name, []).append(json.loads(path.read_text()))
-        curves.setdefault(path.parent.parent.name, read_lines(path.parent / "metrics.jsonl"))
-    order = sorted(groups, key=lambda label: (-groups[label][0]["updates"], label))
-    lines = [f"# {title}", "", f"`python experiments/run.py {name}`; mean ± standard deviation over seeds.", ""]
-    lines += table(order, groups)
-    summaries = [summary for group in groups.values() for summary in group]
-    for field in ("hardware", "commit"):
-        lines += ["", f"{field}: " + ", ".join(sorted({summary[field] for summary in summaries}))]
-    lines += [
-        "",
-        "versions: " + json.dumps(summaries[0]["versions"]),
-        "",
-        "![curves](curves.png)",
-        "",
-        f"Curves: seed {summaries[0]['seed']}.",
-        "",
-    ]
-    (results / "README.md").write_text("\n".join(lines))
-    draw_curves(results / "curves.png", {label: curves[label] for label in order})
-    print("\n".join(lines))
-
-
-def table(order: Sequence[str], groups: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Lay groups of summaries out as a Markdown table."""
-    lines = ["| run | seeds | " + " | ".join(title for _, title, _ in COLUMNS) + " |"]
-    lines += ["|---" * (len(COLUMNS) + 2) + "|"]
-    for label in order:
-        cells = [label, ", ".join(str(summary["seed"]) for summary in groups[label])]
-        for field, _, form in COLUMNS:
-            values = [float(summary[field]) for summary in groups[label]]
-            cell = form.format(statistics.mean(values))
-            if len(values) > 1 and statistics.stdev(values) > 0:
-                cell += " ± " + form.format(statistics.stdev(values))
-            cells.append(cell)
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    source = work.origin(f"python experiments/run.py {config_name}")
+    for name, config in runs.items():
+        summary = work.do(results / name, config, source, _DATA_DIR.value)
+        if summary is not None:
+            print(work.line(name, summary), flush=True)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,9 @@ class Config(NamedTuple):
     hessian_iters: Annotated[int, "most Hessian-vector products per measurement"] = 10
     hessian_rtol: Annotated[float, "relative residual at which a measurement is good enough"] = 1e-2
     fgsm_epsilon: Annotated[
-        float, "size of the FGSM perturbation that tests the trained network, in pixel values of [0, 1]"
+        float, "size of the FGSM and PGD perturbations that test the trained network, in pixel values of [0, 1]"
     ] = 0.02
+    pgd_steps: Annotated[int, "steps of the PGD attack that tests the trained network; 0 for no such test"] = 0
     keep_remainder: Annotated[
         bool,
         "train on an epoch's incomplete last micro-batch too, with exact weights (the paper skips it)",
@@ -166,8 +167,8 @@ def check(config: Config) -> None:
     for name in ("threshold", "noise_scale", "tolerance"):
         _require(0 < getattr(config, name) < math.inf, name, "be positive and finite", config)
     _require(1 <= config.fraction_decrease < math.inf, "fraction_decrease", "be at least 1", config)
-    _require(config.patience >= 0, "patience", "be at least 0", config)
-    _require(config.seed >= 0, "seed", "be at least 0", config)
+    for name in ("patience", "pgd_steps", "seed"):
+        _require(getattr(config, name) >= 0, name, "be at least 0", config)
     fraction = config.adversarial_fraction
     _require(fraction is None or 0 <= fraction <= 1, "adversarial_fraction", "lie in [0, 1]", config)
     until = config.adversarial_epochs

@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from hessabs import curvature
+from hessabs import curvature, trees
+from hessabs.attacks import losses
 from hessabs.training.state import TrainState
 from hessabs.training.step import evaluation_loss, scale_images
 from hessabs.typing import Attack, Params
@@ -17,35 +19,51 @@ Accuracy = Callable[[TrainState], float]
 """``accuracy(state) -> percent of the examples classified rightly``."""
 
 
-def make_accuracy(model: nn.Module, batches: Sequence[Any], attack: Attack | None = None) -> Accuracy:
+def make_accuracy(
+    model: nn.Module, batches: Sequence[Any], attack: Attack | None = None, key: jax.Array | None = None
+) -> Accuracy:
     """Make a function that evaluates the network on fixed batches, in evaluation mode.
 
     Args:
       model: A flax module called as ``(x, train)``.
       batches: Batches of one shape, image, label and weight (0 marks padding); they are kept on the device.
       attack: An attack on the images first, or None.
+      key: Random key of an attack of many steps with random starts, the same at every call. Such an attack
+        drives its own steps and stops where an image has fallen; one without a key is compiled into the
+        evaluation.
 
     Returns:
       ``accuracy(state) -> percent``.
     """
+    driven = attack is not None and key is not None
 
     @jax.jit
     def count(params: Params, model_state: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         batch = scale_images(batch)
-        if attack is not None:
+        if attack is not None and not driven:
             batch = attack(evaluation_loss(model, model_state), params, batch)
-        logits: Any = model.apply({"params": params, **model_state}, batch["image"], train=False)
+        logits = _logits(trees.Static(model), model_state, params, batch["image"])
         right = jnp.argmax(logits, axis=-1) == batch["label"]
         return jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])
 
     on_device = [jax.device_put(batch) for batch in batches]
 
     def accuracy(state: TrainState) -> float:
-        counts = [count(state.params, state.model_state, batch) for batch in on_device]
+        counts = []
+        for number, batch in enumerate(on_device):
+            if attack is not None and key is not None:
+                loss_fn = losses.cross_entropy(Partial(_logits, trees.Static(model), state.model_state))
+                batch = attack(loss_fn, state.params, scale_images(batch), jax.random.fold_in(key, number))
+            counts.append(count(state.params, state.model_state, batch))
         right, total = np.sum(jax.device_get(counts), axis=0)
         return 100.0 * float(right) / float(total)
 
     return accuracy
+
+
+def _logits(model: trees.Static, model_state: Any, params: Params, images: jax.Array) -> jax.Array:
+    logits: jax.Array = model.value.apply({"params": params, **model_state}, images, train=False)
+    return logits
 
 
 Measure = Callable[[TrainState, Params], curvature.PowerIterationResult]

@@ -34,6 +34,7 @@ class Run(NamedTuple):
     state: TrainState
     accuracy: Accuracy  # on the test set
     fgsm_accuracy: Accuracy  # on the test set under FGSM of size fgsm_epsilon
+    pgd_accuracy: Accuracy | None  # the same under PGD of pgd_steps steps, if there are any
     measure: Measure  # the top eigenvalue during training
     measure_final: Measure  # the same on the same images, with more products if it needs them
     track: Track  # what is measured at the end of every epoch
@@ -100,6 +101,13 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         state=init_state(params, model_state, optimizer),
         accuracy=make_accuracy(model, test),
         fgsm_accuracy=make_accuracy(model, test, attacks.fgsm(config.fgsm_epsilon)),
+        pgd_accuracy=(
+            make_accuracy(
+                model, test, attacks.pgd(config.fgsm_epsilon, steps=config.pgd_steps), jax.random.key(0)
+            )
+            if config.pgd_steps
+            else None
+        ),
         measure=make_measure(model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol),
         measure_final=measure_final,
         track=make_track(parse(config.track), model, dataset, hessian_batch, measure_final),

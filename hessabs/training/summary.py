@@ -39,6 +39,7 @@ def summarize(
         "samples": records[-1]["samples"],
         "test_accuracy": records[-1]["test_accuracy"],
         "fgsm_accuracy": run.fgsm_accuracy(state),
+        **({} if run.pgd_accuracy is None else {"pgd_accuracy": run.pgd_accuracy(state)}),
         "final_batch_size": records[-1]["batch_size"],
         "eigenvalue": float(curvature.eigenvalue),
         "eigenvalue_residual": float(curvature.residual),

@@ -1,0 +1,116 @@
+"""What a config of experiments/configs says, checked: the runs of a grid by name.
+
+A config is a Python file with a docstring and three names: ``BASE`` (the settings that all runs share),
+``GRID`` (the name of a run to the settings of its own) and ``SEEDS``. Settings are the flags of
+``hessabs train``.
+"""
+
+import difflib
+import importlib.util
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hessabs.training import Config
+from hessabs.training.config import check
+
+CONFIGS = pathlib.Path(__file__).parent / "configs"
+NAMES = ("BASE", "GRID", "SEEDS")
+
+
+class Grid(NamedTuple):
+    """The runs of a config."""
+
+    name: str
+    title: str  # the first line of the docstring
+    runs: dict[str, Config]  # "LABEL/seedN" to its settings, all of a seed before the next
+
+
+def find(arguments: Sequence[str]) -> pathlib.Path:
+    """Find the config that a command line names.
+
+    Args:
+      arguments: One: the name of a file of experiments/configs without its suffix, or a path.
+
+    Returns:
+      The file.
+
+    Raises:
+      ValueError: If there is no such file, or not one argument.
+    """
+    known = sorted(path.stem for path in CONFIGS.glob("*.py"))
+    if len(arguments) == 1 and arguments[0] in known:
+        return CONFIGS / f"{arguments[0]}.py"
+    if len(arguments) == 1 and arguments[0].endswith(".py") and pathlib.Path(arguments[0]).is_file():
+        return pathlib.Path(arguments[0])
+    raise ValueError(
+        f"name one config, a path or one of {', '.join(known)}; got {' '.join(arguments) or 'none'}."
+    )
+
+
+def load(path: pathlib.Path) -> Grid:
+    """Read a config.
+
+    Args:
+      path: Its file.
+
+    Returns:
+      The grid.
+
+    Raises:
+      ValueError: If it lacks a name or has one that is not known, a setting is not known or out of its range.
+    """
+    spec = importlib.util.spec_from_file_location(f"experiments.configs.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    names = [name for name in vars(module) if name.isupper() and not name.startswith("_")]
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"{path.name} has the unknown name {name!r}{_hint(name, NAMES)}")
+    for name in NAMES:
+        if name not in names:
+            raise ValueError(f"{path.name} must define {name}.")
+    seeds = tuple(module.SEEDS)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{path.name}: SEEDS must be one or more different seeds, got {seeds}.")
+    title = (module.__doc__ or path.stem).strip().splitlines()[0]
+    return Grid(
+        path.stem,
+        title,
+        {
+            f"{label}/seed{seed}": settings(f"{path.name}, {label!r}", {**module.BASE, **own, "seed": seed})
+            for seed in seeds
+            for label, own in module.GRID.items()
+        },
+    )
+
+
+def settings(where: str, values: Mapping[str, Any]) -> Config:
+    """Make the settings of a run.
+
+    Args:
+      where: What a complaint names.
+      values: Settings by name.
+
+    Returns:
+      The settings, checked as far as they can be without the data.
+
+    Raises:
+      ValueError: If a setting is not known or out of its range.
+    """
+    for name in values:
+        if name not in Config._fields:
+            raise ValueError(f"{where} has the unknown setting {name!r}{_hint(name, Config._fields)}")
+    config = Config(**values)
+    try:
+        check(config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return config
+
+
+def _hint(name: str, candidates: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, candidates, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(candidates)}."

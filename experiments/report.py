@@ -1,0 +1,80 @@
+"""What a grid comes to: tables over seeds, a line for each run, and the pictures, beside the runs."""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+
+from experiments.grid import Grid
+from hessabs.training import metrics
+from hessabs.training.curves import draw_curves
+from hessabs.training.results import COLUMNS, Column, Finished, Group, find, group, markdown, table, write_csv
+
+SHOWN = (*COLUMNS[:-1], Column("seconds_cpu", "CPU seconds", "{:.0f}"))
+_RUN_FIELDS = ("label", "seed", "commit", "diverged", *(column.field for column in SHOWN), "seconds")
+
+
+def write(results: pathlib.Path, grid: Grid) -> str:
+    """Write README.md, table.csv, runs.csv and curves.png of the runs that have finished.
+
+    Args:
+      results: The folder of the grid.
+      grid: Its config; runs that it does not name come last.
+
+    Returns:
+      The text of README.md, or a line that says that no run has finished.
+    """
+    try:
+        runs = find(results)
+    except FileNotFoundError as error:
+        return str(error)
+    order = {label: i for i, label in enumerate(dict.fromkeys(name.rpartition("/")[0] for name in grid.runs))}
+    runs.sort(key=lambda run: (order.get(run.label, len(order)), run.label, run.summary["seed"]))
+    groups = group(runs)
+    lines = [
+        f"# {grid.title}",
+        "",
+        f"`python experiments/run.py {grid.name}`; mean ± standard deviation over seeds, accuracies on the",
+        "test set; a network that diverged counts with the accuracy of chance.",
+        "",
+        *markdown(table(groups, SHOWN)),
+        "",
+        *_origins(runs),
+    ]
+    missing = len(grid.runs.keys() - {f"{run.label}/seed{run.summary['seed']}" for run in runs})
+    if missing:
+        lines += ["", f"{missing} of the {len(grid.runs)} runs of the grid are missing."]
+    lines += ["", "![curves](curves.png)", "", f"Curves: seed {runs[0].summary['seed']}.", ""]
+    text = "\n".join(lines)
+    (results / "README.md").write_text(text)
+    write_csv(results / "table.csv", groups, SHOWN)
+    _write_runs(results / "runs.csv", runs)
+    draw_curves(results / "curves.png", _curves(groups))
+    return text
+
+
+def _origins(runs: Sequence[Finished]) -> list[str]:
+    commits: dict[str, list[str]] = {}
+    for run in runs:
+        commits.setdefault(run.commit, []).append(run.label)
+    lines = [f"hardware: {', '.join(sorted({run.summary['hardware'] for run in runs}))}", ""]
+    for commit, labels in commits.items():
+        which = "" if len(commits) == 1 else f": {', '.join(dict.fromkeys(labels))}"
+        lines += [f"commit {commit}{which}", ""]
+    versions = runs[0].summary.get("versions") or {}
+    return [*lines, "versions: " + ", ".join(f"{name} {number}" for name, number in versions.items())]
+
+
+def _write_runs(path: pathlib.Path, runs: Sequence[Finished]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _RUN_FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for run in runs:
+            writer.writerow({**run.summary, "label": run.label})
+
+
+def _curves(groups: Sequence[Group]) -> dict[str, list[dict[str, object]]]:
+    return {
+        g.name: metrics.read_lines(g.runs[0].folder / metrics.METRICS)
+        for g in groups
+        if (g.runs[0].folder / metrics.METRICS).exists()
+    }

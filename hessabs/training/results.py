@@ -1,0 +1,183 @@
+"""Finished runs of a folder, and their mean and spread over seeds."""
+
+import csv
+import json
+import math
+import pathlib
+import re
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hessabs.training import metrics
+
+_SEED = re.compile(r"seed\d+")
+
+
+class Finished(NamedTuple):
+    """A run that has finished."""
+
+    label: str  # its folder below the root, without a last part seedN
+    commit: str  # of the code that made it; "" if that was not recorded
+    summary: dict[str, Any]
+    folder: pathlib.Path
+
+
+class Column(NamedTuple):
+    """A number of a summary and how it is shown."""
+
+    field: str
+    title: str
+    form: str
+
+
+COLUMNS = (
+    Column("test_accuracy", "test %", "{:.2f}"),
+    Column("fgsm_accuracy", "FGSM %", "{:.2f}"),
+    Column("pgd_accuracy", "PGD %", "{:.2f}"),
+    Column("updates", "updates", "{:,.0f}"),
+    Column("final_batch_size", "final batch", "{:,.0f}"),
+    Column("eigenvalue", "top eigenvalue", "{:.3g}"),
+    Column("seconds", "seconds", "{:.0f}"),
+)
+"""What a table shows of a run."""
+
+
+class Group(NamedTuple):
+    """The runs of one label and commit, one for each seed."""
+
+    name: str  # the label, and the commit where there are several of the label
+    runs: list[Finished]
+
+    def values(self, field: str) -> list[float]:
+        """List the numbers of a field that the runs have; what is not finite counts as missing."""
+        numbers = [run.summary.get(field) for run in self.runs]
+        return [float(x) for x in numbers if isinstance(x, (int, float)) and math.isfinite(x)]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [run.summary.get("seed", 0) for run in self.runs]
+
+    @property
+    def diverged(self) -> int:
+        """How many of the runs diverged."""
+        return sum("diverged" in run.summary for run in self.runs)
+
+
+def find(root: pathlib.Path) -> list[Finished]:
+    """Find every finished run in a folder and below it.
+
+    Args:
+      root: A folder of a run, or one that holds such folders at any depth.
+
+    Returns:
+      The runs, by path. A summary that cannot be read raises.
+
+    Raises:
+      FileNotFoundError: If there is none.
+      ValueError: If a summary is no JSON object.
+    """
+    runs = []
+    for path in sorted(root.rglob(metrics.SUMMARY)):
+        try:
+            summary = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(summary, dict):
+            raise ValueError(f"{path} must hold an object, got {type(summary).__name__}.")
+        parts = path.parent.relative_to(root).parts
+        if parts and _SEED.fullmatch(parts[-1]):
+            parts = parts[:-1]
+        label = "/".join(parts) or root.absolute().name
+        runs.append(Finished(label, str(summary.get("commit", "")), summary, path.parent))
+    if not runs:
+        raise FileNotFoundError(f"{root} holds no finished run ({metrics.SUMMARY}): train one there first.")
+    return runs
+
+
+def group(runs: Sequence[Finished]) -> list[Group]:
+    """Put the runs of one label and one commit together.
+
+    Runs of different commits are never averaged: where a label has several, each is a group of its own.
+
+    Args:
+      runs: Finished runs.
+
+    Returns:
+      The groups, in the order of their first runs.
+
+    Example:
+      >>> def run(seed, commit):
+      ...     return Finished("bl", commit, {"seed": seed, "updates": 10 + seed}, pathlib.Path())
+      >>> groups = group([run(0, "1" * 40), run(1, "1" * 40), run(2, "2" * 40)])
+      >>> [(g.name, g.seeds, g.values("updates")) for g in groups]
+      [('bl @ 11111111', [0, 1], [10.0, 11.0]), ('bl @ 22222222', [2], [12.0])]
+    """
+    gathered: dict[tuple[str, str], list[Finished]] = {}
+    for run in runs:
+        gathered.setdefault((run.label, run.commit), []).append(run)
+    labels = [label for label, _ in gathered]
+    return [
+        Group(label if labels.count(label) == 1 else f"{label} @ {commit[:8] or 'no commit'}", members)
+        for (label, commit), members in gathered.items()
+    ]
+
+
+def cell(values: Sequence[float], form: str) -> str:
+    """Write mean ± standard deviation, the latter where it is not zero.
+
+    Example:
+      >>> cell([90.0, 91.0], "{:.1f}"), cell([5.0, 5.0], "{:.0f}"), cell([], "{:.0f}")
+      ('90.5 ± 0.7', '5', '-')
+    """
+    if not values:
+        return "-"
+    text = form.format(statistics.mean(values))
+    spread = form.format(statistics.stdev(values)) if len(values) > 1 else "0"
+    return text + (f" ± {spread}" if float(spread.replace(",", "")) > 0 else "")
+
+
+def table(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[list[str]]:
+    """Lay groups out as rows of text, the titles first; a column that no run has is left out.
+
+    Args:
+      groups: What ``group`` made.
+      columns: The columns.
+
+    Returns:
+      Rows of cells: name, seeds, then the columns. How many runs diverged stands beside the seeds.
+    """
+    shown = [column for column in columns if any(g.values(column.field) for g in groups)]
+    rows = [["run", "seeds", *(column.title for column in shown)]]
+    for g in groups:
+        seeds = ", ".join(map(str, g.seeds)) + (f" ({g.diverged} diverged)" if g.diverged else "")
+        rows.append([g.name, seeds, *(cell(g.values(column.field), column.form) for column in shown)])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write rows as the lines of a table in Markdown, the first row as its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
+
+
+def write_csv(path: pathlib.Path, groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> None:
+    """Write mean and standard deviation of each group, a line each, unrounded; empty where there is none.
+
+    Args:
+      path: The file.
+      groups: What ``group`` made.
+      columns: The columns.
+    """
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        pairs = [name for column in columns for name in (column.field, f"{column.field}_std")]
+        writer.writerow(["run", "commit", "runs", "diverged", *pairs])
+        for g in groups:
+            numbers: list[float | str] = []
+            for column in columns:
+                values = g.values(column.field)
+                numbers.append(statistics.mean(values) if values else "")
+                numbers.append(statistics.stdev(values) if len(values) > 1 else "")
+            writer.writerow([g.name, g.runs[0].commit, len(g.runs), g.diverged, *numbers])
