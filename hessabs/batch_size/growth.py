@@ -59,7 +59,8 @@ def batch_growth(
       lr_coupling: How the learning rate follows the batch besides: ``"none"`` (the paper), ``"sqrt"`` or
         ``"linear"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
+        which leaves it alone.
       adversarial_until: Examples after which the fraction is 0; None for never.
 
     Returns:
@@ -125,7 +126,8 @@ def fixed_growth(
       growth_factor: Growth of the batch, above 1. The batch stays a multiple of ``initial``.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
+        which leaves it alone.
       adversarial_until: Examples after which the fraction is 0; None for never.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].
@@ -185,7 +187,8 @@ def timer(
       growth_factor: Growth of the batch, above 1. The batch stays a multiple of ``initial``.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
+        which leaves it alone.
       adversarial_until: Examples after which the fraction is 0; None for never.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].
@@ -229,9 +232,8 @@ def _table(
     points = tuple(grow_at)
     fractions = [options.fraction]
     for before, after in itertools.pairwise(factors):
-        shrunk = (
-            0.0 if after == options.maximum // options.initial else fractions[-1] / options.fraction_decrease
-        )
+        ends = options.fraction_decrease > 1 and after == options.maximum // options.initial
+        shrunk = 0.0 if ends else fractions[-1] / options.fraction_decrease
         fractions.append(shrunk if after > before else fractions[-1])
 
     def decide(samples: jax.Array) -> ControllerState:

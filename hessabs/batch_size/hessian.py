@@ -75,7 +75,8 @@ def hessian_adaptive(
       lr_coupling: How the learning rate follows the batch: ``"linear"`` (the paper), ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples (gamma): 0 is ABS, 0.2
         the ABSA of the paper. (The size epsilon of the perturbation belongs to the attack.)
-      fraction_decrease: Divides the fraction at each growth (omega), at least 1.
+      fraction_decrease: Divides the fraction at each growth (omega), at least 1; it is 0 at the maximum, except
+        with 1, which leaves it alone.
       adversarial_until: Examples after which the fraction is 0 (tau); None for never. In the paper, half of
         the training.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
@@ -178,7 +179,8 @@ def hessian_adaptive(
         grown = jnp.minimum(rounded if published else grow_by(factor, growth_factor), maximum // initial)
         batch_size = jnp.where(grow, grown * initial, state.batch_size)
         fraction = state.adversarial_fraction * jnp.where(grow, 1 / fraction_decrease, 1.0)
-        fraction = jnp.where(grow & (batch_size >= maximum), 0.0, fraction)
+        if fraction_decrease > 1:
+            fraction = jnp.where(grow & (batch_size >= maximum), 0.0, fraction)
         memory = _Memory(
             reference=jnp.where(fell | first, eigenvalue, memory.reference),
             reference_error=jnp.where(fell | first, error, memory.reference_error),

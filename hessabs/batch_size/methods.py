@@ -5,14 +5,14 @@ from typing import Annotated, Any, NamedTuple
 from hessabs.batch_size.bounds import Bounds, growth_bounds
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
-from hessabs.batch_size.growth import batch_growth, timer
+from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import epoch_examples
 from hessabs.batch_size.schedules import constant, linear_scaling
 from hessabs.batch_size.stability import stability_limited
 
-METHODS = ("bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer")
+METHODS = ("bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed")
 
 
 class Settings(NamedTuple):
@@ -23,7 +23,7 @@ class Settings(NamedTuple):
         "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
         "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
         "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
-        "timer: the patience of abs alone",
+        "timer: the patience of abs alone; fixed: at grow_epochs",
     ] = "absa"
     num_examples: Annotated[int | None, "examples in the training set"] = None
     epochs: Annotated[int, "passes over the training set"] = 90
@@ -38,6 +38,12 @@ class Settings(NamedTuple):
     ] = (30, 60, 80)
     lr_decay: Annotated[float, "factor of each decay, in (0, 1]"] = 0.2
     growth_factor: Annotated[float | None, "growth of the batch; default: 2, gg: 1 / lr_decay"] = None
+    grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated (fixed)"] = ()
+    lr_coupling: Annotated[
+        str | None,
+        "how the learning rate follows the batch: linear, sqrt or none; default: none for gg and cyclical, "
+        "else linear; bl has one batch",
+    ] = None
     warmup_epochs: Annotated[int, "epochs of warm-up (fb)"] = 5
     cycle_epochs: Annotated[int, "epochs in a cycle (cyclical)"] = 10
     measure_every: Annotated[int | None, "examples between measurements; default: an epoch"] = None
@@ -51,7 +57,7 @@ class Settings(NamedTuple):
     adversarial_fraction: Annotated[
         float | None, "fraction replaced by adversarial examples; default: 0.2 for absa, else 0"
     ] = None
-    fraction_decrease: Annotated[float, "divides that fraction when the batch grows"] = 2.0
+    fraction_decrease: Annotated[float, "divides that fraction when the batch grows; 1 to keep it"] = 2.0
     adversarial_epochs: Annotated[
         int | None, "epochs after which adversarial examples end; default: half of the epochs"
     ] = None
@@ -115,6 +121,8 @@ def make_controller(settings: Settings) -> Controller:
         raise ValueError(f"`patience` must be at least 0, got {s.patience}.")
     if s.method == "timer" and s.patience == 0:
         raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
+    if s.method == "fixed" and not s.grow_epochs:
+        raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
     until = s.epochs // 2 if s.adversarial_epochs is None else s.adversarial_epochs
     fraction = s.adversarial_fraction
     shared: dict[str, Any] = {
@@ -123,6 +131,8 @@ def make_controller(settings: Settings) -> Controller:
         "adversarial_fraction": (0.2 if s.method == "absa" else 0.0) if fraction is None else fraction,
         "adversarial_until": until * epoch,
     }
+    if s.lr_coupling is not None and s.method != "bl":
+        shared["lr_coupling"] = s.lr_coupling
     growing = {**shared, "fraction_decrease": s.fraction_decrease}
     factor = 2.0 if s.growth_factor is None else s.growth_factor
     every = epoch if s.measure_every is None else s.measure_every
@@ -139,6 +149,9 @@ def make_controller(settings: Settings) -> Controller:
             return cyclical(initial, maximum, cycle=cycle, growth_factor=factor, **shared)
         case "timer":
             return timer(initial, maximum, every=s.patience * epoch, growth_factor=factor, **growing)
+        case "fixed":
+            points = [point * epoch for point in s.grow_epochs]
+            return fixed_growth(initial, maximum, grow_at=points, growth_factor=factor, **growing)
         case "gns":
             return gradient_noise_scale(
                 initial, maximum, measure_every=every, scale=s.noise_scale, growth_factor=factor, **growing

@@ -79,7 +79,8 @@ def gradient_noise_scale(
       growth_factor: The most that the batch grows by at once, above 1.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
+        which leaves it alone.
       adversarial_until: Examples after which the fraction is 0; None for never.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].
@@ -159,7 +160,8 @@ def norm_test(
       tolerance: eta of the norm test, theta of the inner-product test, above 0.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum.
+      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
+        which leaves it alone.
       adversarial_until: Examples after which the fraction is 0; None for never.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].

@@ -84,7 +84,12 @@ class Options(NamedTuple):
         return factor if self.coupling == "linear" else jnp.sqrt(factor)
 
     def shrunk(self, state: ControllerState, batch_size: jax.Array) -> jax.Array:
-        """Return the adversarial fraction after growth to a batch: divided once, and 0 at the maximum."""
+        """Return the adversarial fraction after growth to a batch: divided once, and 0 at the maximum.
+
+        With ``fraction_decrease`` 1 growth leaves it alone, at the maximum too.
+        """
+        if self.fraction_decrease == 1:
+            return state.adversarial_fraction
         fraction = state.adversarial_fraction * (1 / self.fraction_decrease)
         fraction = jnp.where(batch_size >= self.maximum, 0.0, fraction)
         return jnp.where(batch_size > state.batch_size, fraction, state.adversarial_fraction)

@@ -59,7 +59,7 @@ def stability_limited(
         then goes to the maximum as soon as the rate is stable).
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
       fraction_decrease: Divides the fraction at each growth, at least 1, however many factors it takes at once;
-        the fraction is 0 at the maximum.
+        the fraction is 0 at the maximum, except with 1, which leaves it alone.
       adversarial_until: Examples after which the fraction is 0; None for never.
       lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
       lr_decay: Factor of each decay, in (0, 1].

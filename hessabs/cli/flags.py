@@ -50,14 +50,15 @@ def read_config(config_type: Any, values: flags.FlagValues) -> Any:
       ValueError: If a list of epochs is none.
     """
     fields: dict[str, Any] = {name: values[name].value for name in config_type._fields}
-    try:
-        decays = tuple(int(epoch) for epoch in fields["lr_decay_epochs"] if epoch.strip())
-    except ValueError:
-        raise ValueError(
-            f"`lr_decay_epochs` must be whole numbers separated by commas, got "
-            f"{','.join(fields['lr_decay_epochs'])!r}."
-        ) from None
-    return config_type(**{**fields, "lr_decay_epochs": decays})
+    for name, value in fields.items():
+        if isinstance(value, list):
+            try:
+                fields[name] = tuple(int(epoch) for epoch in value if epoch.strip())
+            except ValueError:
+                raise ValueError(
+                    f"`{name}` must be whole numbers separated by commas, got {','.join(value)!r}."
+                ) from None
+    return config_type(**fields)
 
 
 def parse(values: flags.FlagValues, command: str, argv: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """Data: where the examples come from, and in which order a training run sees them."""
 
 from hessabs.data.sources import Dataset, DatasetNotFoundError, load
+from hessabs.data.split import hold_out
 from hessabs.data.stream import (
     Position,
     epoch_order,
@@ -15,6 +16,7 @@ __all__ = [
     "Position",
     "epoch_order",
     "eval_batches",
+    "hold_out",
     "load",
     "micro_batches",
     "micro_batches_per_epoch",

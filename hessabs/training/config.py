@@ -5,10 +5,15 @@ import types
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from hessabs.batch_size.methods import METHODS
+from hessabs.batch_size.options import Coupling
 from hessabs.models import MODELS
 
 GRADIENT_METHODS = ("gns", "norm_test")
 """Methods that compare the gradients of the micro-batches of an update, so they need two at least."""
+
+
+UNCOUPLED_METHODS = ("bl", "gg", "cyclical")
+"""Methods whose learning rate does not follow the batch unless ``lr_coupling`` says so."""
 
 
 class Config(NamedTuple):
@@ -24,7 +29,7 @@ class Config(NamedTuple):
         "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
         "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
         "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
-        "timer: the patience of abs alone",
+        "timer: the patience of abs alone; fixed: at grow_epochs",
     ] = "absa"
     epochs: Annotated[int, "passes over the training set"] = 90
     batch_size: Annotated[int, "examples per update at the start"] = 128
@@ -54,6 +59,12 @@ class Config(NamedTuple):
         int,
         "measurements (timer: epochs) without growth after which the batch grows anyway (kappa); 0 for never",
     ] = 10
+    grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated (fixed)"] = ()
+    lr_coupling: Annotated[
+        str | None,
+        "how the learning rate follows the batch: linear, sqrt or none; default: none for gg and cyclical, "
+        "else linear; bl has one batch",
+    ] = None
     warmup_epochs: Annotated[int, "epochs of warm-up (fb)"] = 5
     cycle_epochs: Annotated[int, "epochs in a cycle (cyclical)"] = 10
     threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 2.0
@@ -63,7 +74,9 @@ class Config(NamedTuple):
         float | None,
         "fraction of each micro-batch replaced by adversarial examples (gamma); default: 0.2 for absa, else 0",
     ] = None
-    fraction_decrease: Annotated[float, "divides the adversarial fraction when the batch grows (omega)"] = 2.0
+    fraction_decrease: Annotated[
+        float, "divides the adversarial fraction when the batch grows (omega); 1 to keep it"
+    ] = 2.0
     adversarial_epochs: Annotated[
         int | None, "epochs after which adversarial examples end (tau); default: half of the epochs"
     ] = None
@@ -79,6 +92,9 @@ class Config(NamedTuple):
         float, "size of the FGSM and PGD perturbations that test the trained network, in pixel values of [0, 1]"
     ] = 0.02
     pgd_steps: Annotated[int, "steps of the PGD attack that tests the trained network; 0 for no such test"] = 0
+    validation_examples: Annotated[
+        int, "training images, the same for every seed, that are held out and only evaluated at the end"
+    ] = 0
     keep_remainder: Annotated[
         bool,
         "train on an epoch's incomplete last micro-batch too, with exact weights (the paper skips it)",
@@ -167,18 +183,20 @@ def check(config: Config) -> None:
     for name in ("threshold", "noise_scale", "tolerance"):
         _require(0 < getattr(config, name) < math.inf, name, "be positive and finite", config)
     _require(1 <= config.fraction_decrease < math.inf, "fraction_decrease", "be at least 1", config)
-    for name in ("patience", "pgd_steps", "seed"):
+    for name in ("patience", "pgd_steps", "validation_examples", "seed"):
         _require(getattr(config, name) >= 0, name, "be at least 0", config)
     fraction = config.adversarial_fraction
     _require(fraction is None or 0 <= fraction <= 1, "adversarial_fraction", "lie in [0, 1]", config)
     until = config.adversarial_epochs
     _require(until is None or until >= 0, "adversarial_epochs", "be at least 0", config)
-    decays = config.lr_decay_epochs
+    for name in ("lr_decay_epochs", "grow_epochs"):
+        epochs = getattr(config, name)
+        ascending = all(epoch > 0 for epoch in epochs) and list(epochs) == sorted(set(epochs))
+        _require(ascending, name, "be positive epochs in ascending order", config)
+    if config.method == "fixed" and not config.grow_epochs:
+        raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
     _require(
-        all(epoch > 0 for epoch in decays) and list(decays) == sorted(set(decays)),
-        "lr_decay_epochs",
-        "be positive epochs in ascending order",
-        config,
+        config.lr_coupling in (None, *get_args(Coupling)), "lr_coupling", "be linear, sqrt or none", config
     )
     largest = config.max_batch_size
     if config.method != "bl" and largest is not None:
@@ -246,6 +264,7 @@ def resolve(config: Config, num_examples: int) -> Config:
         micro_batch_size=micro,
         # How much gg grows by is the rule's to say: the inverse of the decay that it replaces.
         growth_factor=(2.0 if config.growth_factor is None and config.method != "gg" else config.growth_factor),
+        lr_coupling=config.lr_coupling or ("none" if config.method in UNCOUPLED_METHODS else "linear"),
         measure_every=config.measure_every or (num_examples if config.keep_remainder else per_epoch),
         adversarial_fraction=(0.2 if config.method == "absa" else 0.0) if fraction is None else fraction,
         adversarial_epochs=(

@@ -10,7 +10,7 @@ import optax
 
 from hessabs import attacks, models
 from hessabs.batch_size import Controller, methods
-from hessabs.data import Dataset, epoch_order, eval_batches, load
+from hessabs.data import Dataset, epoch_order, eval_batches, hold_out, load
 from hessabs.training import config as config_lib
 from hessabs.training.config import Config
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
@@ -33,8 +33,7 @@ class Run(NamedTuple):
     functions: StepFunctions
     state: TrainState
     accuracy: Accuracy  # on the test set
-    fgsm_accuracy: Accuracy  # on the test set under FGSM of size fgsm_epsilon
-    pgd_accuracy: Accuracy | None  # the same under PGD of pgd_steps steps, if there are any
+    final: dict[str, Accuracy]  # what is evaluated at the end, by its name in the summary
     measure: Measure  # the top eigenvalue during training
     measure_final: Measure  # the same on the same images, with more products if it needs them
     track: Track  # what is measured at the end of every epoch
@@ -68,6 +67,7 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     parse(config.track)
     if dataset is None:
         dataset = load(config.dataset, data_dir=config.data_dir)
+    dataset, held_out = hold_out(dataset, config.validation_examples)
     num_examples = len(dataset.train["label"])
     config = config_lib.resolve(config, num_examples)
     model = models.create(config.model, dataset.num_classes)
@@ -86,7 +86,7 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         max_iters=max(config.hessian_iters, _FINAL_HESSIAN_ITERS),
         rtol=config.hessian_rtol,
     )
-    test = list(eval_batches(dataset.test, min(_EVAL_BATCH, len(dataset.test["label"]))))
+    test = _whole(dataset.test)
     return Run(
         config=config,
         dataset=dataset,
@@ -100,18 +100,33 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         ),
         state=init_state(params, model_state, optimizer),
         accuracy=make_accuracy(model, test),
-        fgsm_accuracy=make_accuracy(model, test, attacks.fgsm(config.fgsm_epsilon)),
-        pgd_accuracy=(
-            make_accuracy(
-                model, test, attacks.pgd(config.fgsm_epsilon, steps=config.pgd_steps), jax.random.key(0)
-            )
-            if config.pgd_steps
-            else None
-        ),
+        final=_final_accuracies(model, config, test, held_out),
         measure=make_measure(model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol),
         measure_final=measure_final,
         track=make_track(parse(config.track), model, dataset, hessian_batch, measure_final),
     )
+
+
+def _whole(split: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    return list(eval_batches(split, min(_EVAL_BATCH, len(split["label"]))))
+
+
+def _final_accuracies(
+    model: nn.Module, config: Config, test: list[Any], held_out: dict[str, np.ndarray]
+) -> dict[str, Accuracy]:
+    fgsm = attacks.fgsm(config.fgsm_epsilon)
+    result = {"fgsm_accuracy": make_accuracy(model, test, fgsm)}
+    sets = {"": test}
+    if config.validation_examples:
+        validation = _whole(held_out)
+        result["validation_accuracy"] = make_accuracy(model, validation)
+        result["validation_fgsm_accuracy"] = make_accuracy(model, validation, fgsm)
+        sets["validation_"] = validation
+    if config.pgd_steps:
+        pgd, key = attacks.pgd(config.fgsm_epsilon, steps=config.pgd_steps), jax.random.key(0)
+        for prefix, batches in sets.items():
+            result[f"{prefix}pgd_accuracy"] = make_accuracy(model, batches, pgd, key)
+    return result
 
 
 def epoch_examples(config: Config, num_examples: int) -> int:

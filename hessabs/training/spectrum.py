@@ -111,7 +111,9 @@ def _load(workdir: pathlib.Path, options: Options) -> _Trained:
         raise FileNotFoundError(f"{workdir} holds no finished run ({metrics.SUMMARY}): train one there first.")
     fields = json.loads(summary.read_text())
     config = Config(**{name: fields[name] for name in Config._fields if name in fields})
-    run = set_up(config._replace(lr_decay_epochs=tuple(config.lr_decay_epochs)))
+    run = set_up(
+        config._replace(lr_decay_epochs=tuple(config.lr_decay_epochs), grow_epochs=tuple(config.grow_epochs))
+    )
     params, model_state = checkpoint.load_params(workdir, run.state.params, run.state.model_state)
     loss = evaluation_loss(models.create(config.model, run.dataset.num_classes), model_state)
     sets = {

@@ -85,3 +85,17 @@ def test_bad_parameters(make, options, message):
     needed = {batch_growth: {"lr_decay_at": (5,)}, fixed_growth: {"grow_at": (5,)}, timer: {"every": 5}}[make]
     with pytest.raises(ValueError, match=message):
         make(**{"initial": 2, "maximum": 8, **needed, **options})
+
+
+@pytest.mark.parametrize("decrease", [1.0, 2.0])
+@pytest.mark.parametrize("make", ["fixed", "eigenvalue", "gg"])
+def test_a_fraction_that_does_not_decrease_is_kept_at_the_maximum(make, decrease):
+    options = {"adversarial_fraction": 0.2, "fraction_decrease": decrease}
+    rule = {
+        "fixed": lambda: fixed_growth(1, 2, grow_at=(10,), **options),
+        "eigenvalue": lambda: hessian_adaptive(1, 2, measure_every=10, patience=1, **options),
+        "gg": lambda: batch_growth(1, 2, lr_decay_at=(10,), lr_decay=0.5, **options),
+    }[make]()
+    state = rule.update(Observation(10, 3.0), rule.init())
+    assert int(state.batch_size) == 2
+    assert float(state.adversarial_fraction) == pytest.approx(0.2 if decrease == 1 else 0.0)

@@ -18,6 +18,7 @@ def run(capsys, *flags):
 def test_every_method_has_a_rule_and_a_plan(method):
     settings = Settings(method=method, num_examples=1280, epochs=12, batch_size=64, max_batch_size=256)
     settings = settings._replace(lr_decay_epochs=(4, 8), patience=3, cycle_epochs=4, warmup_epochs=2)
+    settings = settings._replace(grow_epochs=(2, 3))
     bounds = make_plans(settings)
     assert len(bounds.most.epochs) == 12
     measured = method in ("abs", "absa", "gns", "norm_test", "stability")
@@ -79,6 +80,8 @@ def test_times_can_be_measured_here(capsys):
         (["--num_examples=1000", "--method=sgd"], "`method` must be one of bl, fb, gg"),
         (["--num_examples=1000", "--patience=-1"], "`patience` must be at least 0, got -1"),
         (["--num_examples=1000", "--method=timer", "--patience=0"], "`patience` must be at least 1 epoch"),
+        (["--num_examples=1000", "--method=fixed"], "`grow_epochs` must name the epochs after which"),
+        (["--num_examples=1000", "--method=abs", "--lr_coupling=log"], "`lr_coupling` must be one of"),
         (["--num_examples=1000", "--remainder=lose"], "`remainder` must be one of"),
         (["--num_examples=1000", "--t_comp=-1"], "`compute` must be at least 0 seconds, got -1.0"),
         (["--num_examples=1000", "--lr_decay_epochs=3,x"], "whole numbers separated by commas, got '3,x'"),
@@ -107,3 +110,14 @@ def test_examples_of_an_epoch_follow_the_slides():
     assert per_epoch(Settings(method="bl", num_examples=50_000)) == 50_000
     assert per_epoch(Settings(method="gg", num_examples=50_000)) == 49_920
     assert per_epoch(Settings(method="gg", num_examples=50_000, remainder="keep")) == 50_000
+
+
+def test_a_fixed_schedule_and_its_coupling():
+    base = Settings(
+        method="fixed", num_examples=1280, epochs=6, batch_size=64, max_batch_size=256, grow_epochs=(2, 3)
+    )
+    for coupling, scales in ((None, [1, 1, 2, 4, 4, 4]), ("sqrt", [1, 1, 2**0.5, 2, 2, 2]), ("none", [1] * 6)):
+        rows = make_plans(base._replace(lr_coupling=coupling, lr_decay_epochs=())).most.epochs
+        # A row of the plan is the end of an epoch: the growth of its last example is the next one's.
+        assert [row.batch_size for row in rows] == [64, 64, 128, 256, 256, 256]
+        assert [float(row.lr_scale) for row in rows] == pytest.approx(scales)

@@ -11,7 +11,7 @@ from experiments.grid import Grid
 from hessabs.training import Config
 from hessabs.training.metrics import read_lines
 
-CONFIG = Config(dataset="digits", method="bl", epochs=1, batch_size=128, pgd_steps=2)
+CONFIG = Config(dataset="digits", method="bl", epochs=1, batch_size=128, pgd_steps=2, validation_examples=200)
 SOURCE = {"command": "test", "commit": "c" * 40, "hardware": "none"}
 
 
@@ -31,6 +31,10 @@ def test_a_run_leaves_a_whole_summary(folder):
     assert "data_dir" not in summary
     assert 0 < summary["pgd_accuracy"] <= summary["test_accuracy"]
     assert summary["pgd_accuracy"] <= summary["fgsm_accuracy"] + 0.5  # the stronger attack
+    assert 0 < summary["validation_pgd_accuracy"] <= summary["validation_accuracy"]
+    assert (summary["test_accuracy"] * 3.6) % 1 == pytest.approx(0, abs=1e-6)  # of 360 images
+    assert (summary["validation_accuracy"] * 2) % 1 == 0  # of 200
+    assert summary["samples"] == (1437 - 200) // 128 * 128
     assert summary["seconds_cpu"] > 0
     assert len(read_lines(folder / "bl_128/seed0/metrics.jsonl")) == 1
 

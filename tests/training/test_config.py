@@ -43,14 +43,15 @@ REFUSED = [
     *[("fraction_decrease", v, rf"`fraction_decrease` must be at least 1, got {v}") for v in (0.5, NAN, INF)],
     *[
         (name, -1, rf"`{name}` must be at least 0, got -1")
-        for name in ("patience", "seed", "adversarial_epochs")
+        for name in ("patience", "seed", "adversarial_epochs", "pgd_steps", "validation_examples")
     ],
     *[
         ("adversarial_fraction", v, rf"`adversarial_fraction` must lie in \[0, 1\], got {v}")
         for v in (-0.1, 1.1, NAN)
     ],
     *[
-        ("lr_decay_epochs", v, r"`lr_decay_epochs` must be positive epochs in ascending order, got \(")
+        (name, v, rf"`{name}` must be positive epochs in ascending order, got \(")
+        for name in ("lr_decay_epochs", "grow_epochs")
         for v in ((60, 30), (30, 30), (0, 30), (-1,))
     ],
     ("max_batch_size", 64, r"`max_batch_size` must be at least batch_size=128, got 64"),
