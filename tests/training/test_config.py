@@ -121,6 +121,7 @@ def test_resolve_keeps_what_was_said():
     said = Config(
         max_batch_size=256,
         growth_factor=3.0,
+        lr_coupling="sqrt",
         micro_batch_size=32,
         measure_every=7,
         adversarial_fraction=0.0,
