@@ -61,31 +61,37 @@ def read_config(config_type: Any, values: flags.FlagValues) -> Any:
     return config_type(**fields)
 
 
-def parse(values: flags.FlagValues, command: str, argv: Sequence[str]) -> bool:
+def parse(
+    values: flags.FlagValues, command: str, argv: Sequence[str], rest: list[str] | None = None, names: str = ""
+) -> bool:
     """Parse flags, or print them for --help.
 
     Args:
       values: The flags that are defined.
       command: The name of the command.
       argv: What was typed after it.
+      rest: Gets the arguments that are no flags; None if the command takes none.
+      names: What those are called in the usage.
 
     Returns:
       True for --help, and then there is nothing more to do.
 
     Raises:
-      ValueError: For an argument that is no flag.
+      ValueError: For an argument that is no flag, if the command takes none.
     """
     if {"-h", "--help", "-help"} & set(argv):
-        print(f"usage: hessabs {command} [--flag=value ...]\n")
+        print(f"usage: hessabs {command} {names + ' ' if names else ''}[--flag=value ...]\n")
         for name in values:
             flag = values[name]
             kind = _KINDS.get(flag.flag_type(), flag.flag_type())
             default = "" if flag.default is None else f" (default: {_as_typed(flag.default)})"
             print(f"  --{name}={kind}\n      {flag.help}{default}")
         return True
-    rest = values([command, *argv])[1:]
-    if rest:
-        raise ValueError(f"unexpected argument {rest[0]!r}; every setting is a flag, --name=value.")
+    arguments = values([command, *argv])[1:]
+    if rest is not None:
+        rest += arguments
+    elif arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; every setting is a flag, --name=value.")
     return False
 
 

@@ -14,6 +14,7 @@ from hessabs.cli.flags import refuse
 COMMANDS = {
     "train": "train a network with a batch size that follows the curvature",
     "plan": "batch size, learning rate and updates by epoch, without training",
+    "report": "one HTML page of all the runs in a folder",
     "spectrum": "the Hessian eigenvalues of a network that was trained",
 }
 """Each command by name; the module ``hessabs.cli.NAME`` holds its ``main(argv) -> exit status``."""

@@ -1,7 +1,7 @@
 """The picture of a run: batch size, learning rate, eigenvalue and accuracy by epoch, as in the slides."""
 
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 PANELS = (
     ("batch_size", "batch size", "log"),
@@ -11,11 +11,11 @@ PANELS = (
 )
 
 
-def draw_curves(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
+def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Draw four panels against epochs.
 
     Args:
-      path: The PNG file to write.
+      path: The PNG file to write, by its path or open.
       runs: Name of a run to its records of ``metrics.jsonl``; several runs share the panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
