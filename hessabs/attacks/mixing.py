@@ -36,6 +36,7 @@ def replace_fraction(
     key: jax.Array | None = None,
     *,
     max_fraction: float = 1.0,
+    part_size: int | None = None,
 ) -> Any:
     """Replace the first examples of a batch by adversarial ones; labels and batch size stay.
 
@@ -52,12 +53,15 @@ def replace_fraction(
       fraction: Fraction of the batch to replace, in [0, max_fraction].
       key: Random key for the attack, if it needs one.
       max_fraction: The largest fraction there will be, a Python float in [0, 1].
+      part_size: Examples in a part, a divisor of the batch, if the batch is several micro-batches one behind
+        the other: the first examples of each part are then replaced, all in one call of the attack, so that
+        the examples that are attacked do not depend on how many micro-batches are handled at once.
 
     Returns:
       A batch of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: If ``max_fraction`` lies outside [0, 1].
+      ValueError: If ``max_fraction`` lies outside [0, 1], or ``part_size`` does not divide the batch.
 
     Example:
       >>> import hessabs
@@ -71,12 +75,26 @@ def replace_fraction(
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1.
     """
     num_examples = jax.tree.leaves(batch)[0].shape[0]
-    attacked, clean = attacked_head(
-        attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
-    )
-    del clean
-    size = jax.tree.leaves(attacked)[0].shape[0]
-    return jax.tree.map(lambda head, x: jnp.concatenate([head, x[size:]]), attacked, batch)
+    if part_size is None or part_size == num_examples:
+        attacked, _ = attacked_head(
+            attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
+        )
+        size = jax.tree.leaves(attacked)[0].shape[0]
+        return jax.tree.map(lambda head, x: jnp.concatenate([head, x[size:]]), attacked, batch)
+    if part_size < 1 or num_examples % part_size:
+        raise ValueError(f"`part_size` must divide the batch of {num_examples} examples, got {part_size}.")
+    parts = num_examples // part_size
+    size = _head_size(max_fraction, part_size)
+    split = jax.tree.map(lambda x: x.reshape(parts, part_size, *x.shape[1:]), batch)
+    heads = jax.tree.map(lambda x: x[:, :size].reshape(parts * size, *x.shape[2:]), split)
+    places = jnp.tile(jnp.arange(size), parts)
+    attacked = _replace(attack, loss_fn, params, heads, places < num_replaced(fraction, part_size), key)
+
+    def join(head: jax.Array, x: jax.Array, original: jax.Array) -> jax.Array:
+        head = head.reshape(parts, size, *head.shape[1:])
+        return jnp.concatenate([head, x[:, size:]], axis=1).reshape(original.shape)
+
+    return jax.tree.map(join, attacked, split, batch)
 
 
 def attacked_head(
@@ -105,18 +123,24 @@ def attacked_head(
     Raises:
       ValueError: If ``max_fraction`` lies outside [0, 1].
     """
+    size = _head_size(max_fraction, jax.tree.leaves(batch)[0].shape[0])
+    clean = jax.tree.map(lambda x: x[:size], batch)
+    return _replace(attack, loss_fn, params, clean, jnp.arange(size) < num_examples, key), clean
+
+
+def _head_size(max_fraction: float, num_examples: int) -> int:
     if not 0 <= max_fraction <= 1:
         raise ValueError(f"`max_fraction` must lie in [0, 1], got {max_fraction}.")
-    leaves = jax.tree.leaves(batch)
-    size = math.floor(max_fraction * leaves[0].shape[0] + 1e-4)
-    clean = jax.tree.map(lambda x: x[:size], batch)
-    if size == 0:
-        return clean, clean
-    perturbed = attack(loss_fn, params, clean, key)
-    chosen = jnp.arange(size) < num_examples
+    return math.floor(max_fraction * num_examples + 1e-4)
+
+
+def _replace(
+    attack: Attack, loss_fn: LossFn, params: Params, clean: Any, chosen: jax.Array, key: jax.Array | None
+) -> Any:
+    if chosen.size == 0:
+        return clean
 
     def select(adversarial: jax.Array, original: jax.Array) -> jax.Array:
-        shape = (size,) + (1,) * (original.ndim - 1)
-        return jnp.where(chosen.reshape(shape), adversarial, original)
+        return jnp.where(chosen.reshape(-1, *(1,) * (original.ndim - 1)), adversarial, original)
 
-    return jax.tree.map(select, perturbed, clean), clean
+    return jax.tree.map(select, attack(loss_fn, params, clean, key), clean)

@@ -4,20 +4,24 @@ from hessabs.data.sources import Dataset, DatasetNotFoundError, load
 from hessabs.data.split import hold_out
 from hessabs.data.stream import (
     Position,
+    Reader,
     epoch_order,
     eval_batches,
     micro_batches,
     micro_batches_per_epoch,
+    reader,
 )
 
 __all__ = [
     "Dataset",
     "DatasetNotFoundError",
     "Position",
+    "Reader",
     "epoch_order",
     "eval_batches",
     "hold_out",
     "load",
     "micro_batches",
     "micro_batches_per_epoch",
+    "reader",
 ]

@@ -11,6 +11,8 @@ from hessabs.models import MODELS
 GRADIENT_METHODS = ("gns", "norm_test")
 """Methods that compare the gradients of the micro-batches of an update, so they need two at least."""
 
+MICRO_BATCH = ("fixed", "auto")
+
 
 UNCOUPLED_METHODS = ("bl", "gg", "cyclical")
 """Methods whose learning rate does not follow the batch unless ``lr_coupling`` says so."""
@@ -42,6 +44,17 @@ class Config(NamedTuple):
         int | None,
         "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
         "default: batch_size, or 128 where that divides it; gns, norm_test: half of batch_size at most",
+    ] = None
+    micro_batch: Annotated[
+        str,
+        "fixed: a device always handles micro_batch_size examples at once (ghost batch norm); auto: it takes "
+        "1, 2, 4, ... micro-batches as one while the batch grows, up to max_micro_batch_size, and batch norm "
+        "sees them as one",
+    ] = "fixed"
+    max_micro_batch_size: Annotated[
+        int | None,
+        "micro_batch=auto: most examples at once, micro_batch_size times a power of two; default: what fits "
+        "the device's memory",
     ] = None
     lr: Annotated[float, "learning rate of the first batch size; it grows with the batch"] = 0.1
     lr_decay_epochs: Annotated[
@@ -212,6 +225,17 @@ def check(config: Config) -> None:
     micro = config.micro_batch_size
     if micro is not None and config.batch_size % micro:
         raise ValueError(f"`micro_batch_size` must divide batch_size={config.batch_size}, got {micro}.")
+    if config.micro_batch not in MICRO_BATCH:
+        raise ValueError(f"`micro_batch` must be one of {', '.join(MICRO_BATCH)}, got {config.micro_batch!r}.")
+    if config.micro_batch == "auto" and config.method in GRADIENT_METHODS:
+        raise ValueError(
+            f"`micro_batch` must be fixed for {config.method}, which compares equal micro-batches, got auto."
+        )
+    if config.max_micro_batch_size is not None and config.micro_batch == "fixed":
+        raise ValueError(
+            f"`max_micro_batch_size` is a bound for --micro_batch=auto, got {config.max_micro_batch_size} with "
+            "fixed; pass --micro_batch=auto, or leave it out."
+        )
     if config.method in GRADIENT_METHODS and (config.batch_size == 1 or micro == config.batch_size):
         raise ValueError(
             f"`micro_batch_size` must be below batch_size={config.batch_size} for {config.method}, which "
@@ -257,6 +281,11 @@ def resolve(config: Config, num_examples: int) -> Config:
         micro = 128 if config.batch_size % 128 == 0 else config.batch_size
         if config.method in GRADIENT_METHODS and micro == config.batch_size:
             micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+    most_at_once = config.max_micro_batch_size
+    if most_at_once is not None and (most_at_once % micro or (most_at_once // micro).bit_count() != 1):
+        raise ValueError(
+            f"`max_micro_batch_size` must be micro_batch_size={micro} times a power of two, got {most_at_once}."
+        )
     per_epoch = num_examples // micro * micro
     fraction = config.adversarial_fraction
     return config._replace(

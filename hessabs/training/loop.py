@@ -12,10 +12,11 @@ import optax
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
-from hessabs.data import Position, micro_batches
+from hessabs.data import Position, reader
 from hessabs.training import checkpoint, metrics
 from hessabs.training.clock import Clock
 from hessabs.training.curves import draw_curves
+from hessabs.training.micro_batch import AtOnce, make_at_once
 from hessabs.training.progress import Progress
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState, read_loss
@@ -80,9 +81,9 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
         metrics.start_workdir(workdir)
     config = run.config
     state = start(run)
-    stream = micro_batches(
+    read = reader(
         run.dataset.train,
-        config.micro_batch_size or config.batch_size,
+        run.micro_batch_size,
         seed=config.seed,
         position=state.position,
         keep_remainder=config.keep_remainder,
@@ -90,10 +91,11 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
     update_controller = jax.jit(run.controller.update)
     records: list[dict[str, Any]] = []
     clock, checked = Clock(), time.perf_counter()
-    with Progress(config.epochs * run.epoch_examples) as progress:
+    with Progress(config.epochs * run.epoch_examples) as progress, make_at_once(run, state.train) as at_once:
         while state.position.epoch < config.epochs:
+            count = _take_at_once(run, state, at_once)
             with clock.measure("data"):
-                batch, position = next(stream)
+                batch, position = read(count)
             state = _train_on(run, state, batch)._replace(position=position)
             if state.samples >= state.controller.observe_at:
                 state = _observe(run, state, update_controller, clock)
@@ -145,10 +147,22 @@ def start(run: Run) -> LoopState:
     )
 
 
+def _take_at_once(run: Run, state: LoopState, at_once: AtOnce) -> int:
+    # Never beyond the update, the epoch, or the next measurement: what a rule decides does not depend on it.
+    size, batch_size = run.micro_batch_size, state.decision.batch_size
+    most = -(-batch_size // size) - state.accumulated
+    if run.controller.measures != "nothing":
+        most = min(most, max(1, -(-(int(state.controller.observe_at) - state.samples) // size)))
+    if state.accumulated == 0:
+        at_once.prepare(run.largest_next(batch_size) // size)
+    return at_once.choose(min(most, run.epoch_micro_batches - state.position.index))
+
+
 def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
     functions, train_state = run.functions, state.train
     batch_size, lr_scale, fraction = state.decision
-    accumulated = state.accumulated + 1
+    num_examples = len(batch["weight"])
+    accumulated = state.accumulated + num_examples // run.micro_batch_size
     if batch_size == run.micro_batch_size:
         accumulated = 0
         if fraction > 0:
@@ -163,8 +177,9 @@ def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopS
         if accumulated * run.micro_batch_size >= batch_size:
             train_state = functions.apply_update(train_state, lr_scale)
             accumulated = 0
-    count = int(batch["weight"].sum()) if run.config.keep_remainder else run.micro_batch_size
-    return state._replace(train=train_state, accumulated=accumulated, samples=state.samples + count)
+    if run.config.keep_remainder:
+        num_examples = int(batch["weight"].sum())
+    return state._replace(train=train_state, accumulated=accumulated, samples=state.samples + num_examples)
 
 
 def _observe(

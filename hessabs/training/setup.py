@@ -1,5 +1,6 @@
 """From a config to everything a loop needs; every complaint about the input comes from here."""
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,6 +48,16 @@ class Run(NamedTuple):
     def epoch_examples(self) -> int:
         """Examples trained on in an epoch."""
         return epoch_examples(self.config, len(self.dataset.train["label"]))
+
+    @property
+    def epoch_micro_batches(self) -> int:
+        """Micro-batches of an epoch."""
+        return -(-self.epoch_examples // self.micro_batch_size)
+
+    def largest_next(self, batch_size: int) -> int:
+        """Bound the batch size that the rule may decide for after this one."""
+        growth = self.config.growth_factor or 1 / self.config.lr_decay
+        return min(max(batch_size, self.config.max_batch_size or 0), math.ceil(batch_size * growth))
 
 
 def set_up(config: Config, dataset: Dataset | None = None) -> Run:
@@ -97,6 +108,7 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
             attacks.fgsm(config.epsilon),
             fraction,
             gradient_statistics=controller.measures == "gradient",
+            micro_batch_size=config.micro_batch_size,
         ),
         state=init_state(params, model_state, optimizer),
         accuracy=make_accuracy(model, test),

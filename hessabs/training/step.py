@@ -44,6 +44,7 @@ def make_step_functions(
     max_fraction: float,
     *,
     gradient_statistics: bool = False,
+    micro_batch_size: int | None = None,
 ) -> StepFunctions:
     """Compile-ready functions for a network, an optimiser and an attack.
 
@@ -55,6 +56,8 @@ def make_step_functions(
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update, for the
         rules that read it. It takes a norm per micro-batch and no further pass; a partial last micro-batch
         counts as a whole one there.
+      micro_batch_size: Examples of a micro-batch, for batches of several of them one behind the other: the
+        adversarial fraction is then that of each.
 
     Returns:
       ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;
@@ -95,7 +98,13 @@ def make_step_functions(
     def mix(state: TrainState, batch: Any, fraction: Any) -> Any:
         loss_fn = evaluation_loss(model, state.model_state)
         return replace_fraction(
-            attack, loss_fn, state.params, scale_images(batch), fraction, max_fraction=max_fraction
+            attack,
+            loss_fn,
+            state.params,
+            scale_images(batch),
+            fraction,
+            max_fraction=max_fraction,
+            part_size=micro_batch_size,
         )
 
     def accumulate(state: TrainState, batch: Any) -> TrainState:

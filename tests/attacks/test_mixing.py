@@ -146,3 +146,32 @@ def test_attacked_head_returns_both_sides():
 def test_refuses_max_fraction(max_fraction):
     with pytest.raises(ValueError, match=rf"`max_fraction` must lie in \[0, 1\], got {max_fraction}"):
         replace_fraction(mark, loss, 1.0, make_batch(4), 0.5, max_fraction=max_fraction)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("part_size", [1, 4, 6, 12])
+def test_the_first_of_each_part(part_size, fraction):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.normal(size=(12, 3)), jnp.float32),
+        "label": jnp.arange(12, dtype=jnp.int32),
+    }
+    calls = []
+
+    def attack(loss_fn, params, batch, key=None):
+        calls.append(1)
+        return {**batch, "image": batch["image"] * params + 1}
+
+    def mix(batch, **options):
+        return replace_fraction(attack, loss, 2.0, batch, fraction, max_fraction=0.5, **options)
+
+    parts = [mix(jax.tree.map(lambda x, i=i: x[i : i + part_size], batch)) for i in range(0, 12, part_size)]
+    calls.clear()
+    got = mix(batch, part_size=part_size)
+    assert len(calls) == (part_size > 1)
+    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
+
+
+def test_a_part_that_does_not_divide():
+    with pytest.raises(ValueError, match="divide the batch of 12 examples, got 5"):
+        replace_fraction(mark, loss, 1.0, make_batch(12), 0.5, part_size=5)

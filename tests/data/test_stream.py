@@ -11,6 +11,7 @@ from hessabs.data import (
     eval_batches,
     micro_batches,
     micro_batches_per_epoch,
+    reader,
 )
 
 
@@ -164,3 +165,29 @@ def test_eval_batches_errors():
         eval_batches(arrays(10), 0)
     with pytest.raises(ValueError, match=r"at least one example"):
         eval_batches(arrays(0), 1)
+
+
+@pytest.mark.parametrize("keep_remainder", [False, True])
+def test_reading_several_at_once_changes_neither_order_nor_position(keep_remainder):
+    options = {"seed": 7, "keep_remainder": keep_remainder}
+    per_epoch = micro_batches_per_epoch(23, 3, keep_remainder)
+    singles = take(micro_batches(arrays(23), 3, **options), 2 * per_epoch)
+    rng, position, at = np.random.default_rng(0), Position(0, 0), 0
+    read = reader(arrays(23), 3, **options)
+    while at < 2 * per_epoch:
+        count = int(rng.integers(1, per_epoch - position.index + 1))
+        again, _ = reader(arrays(23), 3, position=position, **options)(count)
+        batch, position = read(count)
+        for name in batch:
+            want = np.concatenate([single[name] for single, _ in singles[at : at + count]])
+            np.testing.assert_array_equal(batch[name], want)
+            np.testing.assert_array_equal(again[name], want)
+        at += count
+        assert position == singles[at - 1][1]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_reading_beyond_an_epoch(count):
+    read = reader(arrays(10), 3, seed=0, position=Position(4, 1))
+    with pytest.raises(ValueError, match=rf"lie in \[1, micro-batches left in the epoch=2\], got {count}"):
+        read(count)
