@@ -258,8 +258,8 @@ def test_files_are_complete(absa):
         "epsilon": 0.05,
         "lr_decay_epochs": [3, 5],
     }
-    # Decided by the data: nothing but the folder of the data is left open.
-    assert [name for name in Config._fields if written[name] is None] == ["data_dir"]
+    # Decided by the data: nothing but the folder of the data, and what fits the memory, is left open.
+    assert [name for name in Config._fields if written[name] is None] == ["data_dir", "max_micro_batch_size"]
 
 
 def test_training_learns(absa):
