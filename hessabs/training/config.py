@@ -7,12 +7,10 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 from hessabs.batch_size.methods import METHODS
 from hessabs.batch_size.options import Coupling
 from hessabs.models import MODELS
+from hessabs.training import machine
 
 GRADIENT_METHODS = ("gns", "norm_test")
 """Methods that compare the gradients of the micro-batches of an update, so they need two at least."""
-
-MICRO_BATCH = ("fixed", "auto")
-
 
 UNCOUPLED_METHODS = ("bl", "gg", "cyclical")
 """Methods whose learning rate does not follow the batch unless ``lr_coupling`` says so."""
@@ -225,17 +223,7 @@ def check(config: Config) -> None:
     micro = config.micro_batch_size
     if micro is not None and config.batch_size % micro:
         raise ValueError(f"`micro_batch_size` must divide batch_size={config.batch_size}, got {micro}.")
-    if config.micro_batch not in MICRO_BATCH:
-        raise ValueError(f"`micro_batch` must be one of {', '.join(MICRO_BATCH)}, got {config.micro_batch!r}.")
-    if config.micro_batch == "auto" and config.method in GRADIENT_METHODS:
-        raise ValueError(
-            f"`micro_batch` must be fixed for {config.method}, which compares equal micro-batches, got auto."
-        )
-    if config.max_micro_batch_size is not None and config.micro_batch == "fixed":
-        raise ValueError(
-            f"`max_micro_batch_size` is a bound for --micro_batch=auto, got {config.max_micro_batch_size} with "
-            "fixed; pass --micro_batch=auto, or leave it out."
-        )
+    machine.check(config, fixed=config.method in GRADIENT_METHODS)
     if config.method in GRADIENT_METHODS and (config.batch_size == 1 or micro == config.batch_size):
         raise ValueError(
             f"`micro_batch_size` must be below batch_size={config.batch_size} for {config.method}, which "
@@ -281,11 +269,7 @@ def resolve(config: Config, num_examples: int) -> Config:
         micro = 128 if config.batch_size % 128 == 0 else config.batch_size
         if config.method in GRADIENT_METHODS and micro == config.batch_size:
             micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
-    most_at_once = config.max_micro_batch_size
-    if most_at_once is not None and (most_at_once % micro or (most_at_once // micro).bit_count() != 1):
-        raise ValueError(
-            f"`max_micro_batch_size` must be micro_batch_size={micro} times a power of two, got {most_at_once}."
-        )
+    machine.check_sizes(config, micro)
     per_epoch = num_examples // micro * micro
     fraction = config.adversarial_fraction
     return config._replace(
