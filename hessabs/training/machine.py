@@ -45,5 +45,6 @@ def check_sizes(config: "Config", micro_batch_size: int) -> None:
     most = config.max_micro_batch_size
     if most is not None and (most % micro_batch_size or (most // micro_batch_size).bit_count() != 1):
         raise ValueError(
-            f"`max_micro_batch_size` must be micro_batch_size={micro_batch_size} times a power of two, got {most}."
+            f"`max_micro_batch_size` must be micro_batch_size={micro_batch_size} times a power of two, "
+            f"got {most}."
         )
