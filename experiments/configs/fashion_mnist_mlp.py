@@ -7,7 +7,14 @@ grow and every method is BL (ABSA with adversarial examples besides: see the con
 """
 
 SEEDS = (0, 1, 2)
-BASE = {"dataset": "fashion_mnist", "model": "mlp", "epochs": 90, "epsilon": 0.02, "pgd_steps": 20}
+BASE = {
+    "dataset": "fashion_mnist",
+    "model": "mlp",
+    "epochs": 90,
+    "epsilon": 0.02,
+    "pgd_steps": 20,
+    "micro_batch": "auto",
+}
 
 _COLUMNS = (640, 3200, 5120, 10240, 16000)
 
