@@ -1,6 +1,7 @@
 """Run the grid of a config, and build its table and pictures from what has finished.
 
-    python experiments/run.py CONFIG [--data_dir DIR] [--jobs N] [--only LABEL,...] [--smoke] [--report_only]
+    python experiments/run.py CONFIG [--data_dir DIR] [--jobs N] [--only LABEL,...] [--seeds N,...]
+        [--smoke] [--report_only]
 
 CONFIG is a file of experiments/configs, or the path of another. Each run has a folder of
 experiments/results/CONFIG; one that holds a summary is finished and skipped, so an interrupted grid
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT.parent))
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
 _JOBS = flags.DEFINE_integer("jobs", 1, "processes, each single-threaded if there are several", lower_bound=1)
 _ONLY = flags.DEFINE_list("only", [], "run only these labels; * stands for anything")
+_SEEDS = flags.DEFINE_list("seeds", [], "run only these seeds")
 _SMOKE = flags.DEFINE_bool("smoke", False, "two epochs of the first seed")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "run nothing, build the table and the pictures")
 _FRESH = flags.DEFINE_bool("fresh", False, "move runs of other commits aside, to LABEL@COMMIT, and run anew")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
             runs={name: run._replace(epochs=2) for name, run in this.runs.items() if run.seed == first}
         )
     if not _REPORT_ONLY.value:
-        wanted = [name for name in this.runs if _is_wanted(name.rpartition("/")[0])]
+        wanted = [name for name in this.runs if _is_wanted(*name.rsplit("/seed", 1))]
         _look_at_other_commits(results, wanted)
         if _JOBS.value > 1:
             _share()
@@ -59,8 +61,9 @@ def main(argv: Sequence[str]) -> None:
         print(report.write(results, this))
 
 
-def _is_wanted(label: str) -> bool:
-    return not _ONLY.value or any(fnmatch.fnmatch(label, pattern) for pattern in _ONLY.value)
+def _is_wanted(label: str, seed: str) -> bool:
+    wanted = not _ONLY.value or any(fnmatch.fnmatch(label, pattern) for pattern in _ONLY.value)
+    return wanted and (not _SEEDS.value or seed in _SEEDS.value)
 
 
 def _look_at_other_commits(results: pathlib.Path, names: Sequence[str]) -> None:
