@@ -79,7 +79,7 @@ def measure_seconds(settings: Settings, dataset: str, data_dir: str | None, mode
     """
     from hessabs.data import micro_batches
     from hessabs.training.config import Config
-    from hessabs.training.loop import start
+    from hessabs.training.loop_state import start
     from hessabs.training.setup import set_up
 
     size = settings.micro_batch_size or settings.batch_size

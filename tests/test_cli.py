@@ -48,6 +48,10 @@ BAD_INPUT = [
     (["--lr_decay_epochs=30,x"], "'30,x'", "whole numbers separated by commas"),
     (["--epochs=many"], "many", "epochs"),
     (["--epochs=0"], "got 0", "at least 1"),
+    (["--checkpoint_every=10"], "'10'", "updates, samples, min, epochs"),
+    (["--keep_checkpoints=0"], "got 0", "at least 1"),
+    (["--on_nan=pray"], "'pray'", "stop, rewind"),
+    (["--resume", "--overwrite"], "--overwrite loses it", "pass one of them"),
     (["--no_such_flag=1"], "no_such_flag", "Unknown command line flag"),
     (["stray"], "'stray'", "--name=value"),
 ]

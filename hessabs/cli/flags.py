@@ -9,11 +9,11 @@ from absl import flags
 _KINDS = {"comma separated list of strings": "N,N,...", "bool": "true|false"}
 
 
-def config_flags(config_type: Any) -> flags.FlagValues:
-    """Define a flag for each field of a config, apart from absl's global flags.
+def config_flags(*config_types: Any) -> flags.FlagValues:
+    """Define a flag for each field of some configs, apart from absl's global flags.
 
     Args:
-      config_type: A NamedTuple whose fields are ``Annotated`` with their help.
+      *config_types: NamedTuples whose fields are ``Annotated`` with their help.
 
     Returns:
       Flags that are not parsed yet.
@@ -21,8 +21,9 @@ def config_flags(config_type: Any) -> flags.FlagValues:
     from hessabs.training.config import field_help, field_types
 
     values = flags.FlagValues()
-    helps, types = field_help(config_type), field_types(config_type)
-    for name, default in config_type._field_defaults.items():
+    helps = {name: text for each in config_types for name, text in field_help(each).items()}
+    types = {name: kind for each in config_types for name, kind in field_types(each).items()}
+    for name, default in ((n, d) for each in config_types for n, d in each._field_defaults.items()):
         if types[name] is bool:
             flags.DEFINE_bool(name, default, helps[name], flag_values=values)
         elif types[name] is int:

@@ -15,15 +15,17 @@ def main(argv: Sequence[str]) -> int:
       argv: Its flags.
 
     Returns:
-      The exit status: 0, or 2 for input that cannot be used.
+      The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
+      SIGTERM) when the run is saved.
     """
-    from hessabs.training import metrics
+    from hessabs.training import durability, metrics
     from hessabs.training.config import Config
+    from hessabs.training.interruption import Interrupted
     from hessabs.training.loop import train
     from hessabs.training.report import table
     from hessabs.training.setup import set_up
 
-    values = config_flags(Config)
+    values = config_flags(Config, durability.Durability)
     flags.DEFINE_string(
         "workdir", None, "folder for metrics.jsonl, summary.json, curves.png and the params", flag_values=values
     )
@@ -34,14 +36,23 @@ def main(argv: Sequence[str]) -> int:
         if values.workdir is None:
             raise ValueError("`workdir` is required: name the folder for the results with --workdir.")
         workdir = pathlib.Path(values.workdir)
-        metrics.check_workdir(workdir, overwrite=values.overwrite)
+        options = read_config(durability.Durability, values)
+        durability.check(options)
+        if options.resume and values.overwrite:
+            raise ValueError(
+                "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
+            )
+        metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
         run = set_up(read_config(Config, values))
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
-        summary = train(run, workdir).summary
-    except (FloatingPointError, OSError) as error:
+        summary = train(run, workdir, options).summary
+    except (FloatingPointError, ValueError, OSError) as error:
         return refuse(error)
+    except Interrupted as error:
+        refuse(error)
+        return 128 + error.signum
     print(table({summary["method"]: summary}))
     print(f"curves: {workdir / metrics.CURVES}")
     return 0

@@ -2,11 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 
 class Clock:
     """Seconds by name, each epoch anew. A class, against the house rule: it is one thing that changes.
+
+    Args:
+      seconds: What ``save`` returned in another process, to go on from there.
 
     Example:
       >>> clock = Clock()
@@ -16,9 +19,13 @@ class Clock:
       ['data', 'eval', 'hessian', 'step']
     """
 
-    def __init__(self) -> None:
-        self._seconds = {"data": 0.0, "eval": 0.0, "hessian": 0.0}
-        self._epoch_start = time.perf_counter()
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self._seconds = {name: (seconds or {}).get(name, 0.0) for name in ("data", "eval", "hessian")}
+        self._epoch_start = time.perf_counter() - (seconds or {}).get("epoch", 0.0)
+
+    def save(self) -> dict[str, float]:
+        """Return the seconds of this epoch so far, by name, "epoch" being all of them."""
+        return {**self._seconds, "epoch": time.perf_counter() - self._epoch_start}
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:

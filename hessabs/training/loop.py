@@ -6,46 +6,27 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
-from hessabs.data import Position, reader
+from hessabs.data import reader
 from hessabs.training import checkpoint, metrics
 from hessabs.training.clock import Clock
 from hessabs.training.curves import draw_curves
+from hessabs.training.durability import Durability
+from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
+from hessabs.training.loop_state import LoopState, begin_drop, decide
 from hessabs.training.micro_batch import AtOnce, make_at_once
 from hessabs.training.progress import Progress
+from hessabs.training.session import Session
 from hessabs.training.setup import Run
-from hessabs.training.state import TrainState, read_loss
+from hessabs.training.snapshot import Snapshot
+from hessabs.training.state import read_loss
 from hessabs.training.summary import summarize
 from hessabs.typing import Params
 
 _SECONDS_BETWEEN_CHECKS = 0.5
-
-
-class Decision(NamedTuple):
-    """What a controller decided, as numbers of the host; it holds for a whole update."""
-
-    batch_size: int
-    lr_scale: float
-    adversarial_fraction: float
-
-
-class LoopState(NamedTuple):
-    """All that the rest of a run depends on."""
-
-    train: TrainState
-    controller: ControllerState  # on the host
-    decision: Decision  # of the update that is being accumulated
-    accumulated: int  # micro-batches in train.gradient
-    samples: int  # examples trained on
-    position: Position  # of the stream
-    eigenvector: Params  # of the last measurement, where the next one starts
-    measured: tuple[float, float]  # (eigenvalue, residual) last measured in this epoch, else nan
-    last_eigenvalue: float | None  # of the last measurement, for the progress bar
 
 
 class Result(NamedTuple):
@@ -57,7 +38,7 @@ class Result(NamedTuple):
     records: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
-def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
+def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability | None = None) -> Result:
     """Train a network.
 
     A batch of B examples is accumulated from B / micro_batch_size micro-batches. The controller's decision is
@@ -67,20 +48,44 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
 
     Args:
       run: What ``set_up`` made. Its state is used up.
-      workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params;
-        None writes nothing.
+      workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params, locked
+        against other runs; None writes nothing.
+      durability: How the run is saved in ``workdir``, and whether it goes on from what was saved there; None
+        saves nothing on the way.
 
     Returns:
-      A ``Result``: trained params, summary, records.
+      A ``Result``: trained params, summary, records. Where a run in ``workdir`` that is to go on has finished,
+      what it left.
 
     Raises:
       FloatingPointError: If the loss is not finite, naming the update. What was written stays.
+      BlockingIOError: If another process runs in ``workdir``.
+      ValueError: If what was saved in ``workdir`` is another run, or damaged beyond use.
+      Interrupted: After SIGTERM or Ctrl-C, with ``durability`` alone, when the run is saved.
     """
-    started = time.perf_counter()
-    if workdir is not None:
-        metrics.start_workdir(workdir)
-    config = run.config
-    state = start(run)
+    with Session(run, workdir, durability) as session:
+        summary = session.finished()
+        if workdir is not None and summary is not None:
+            saved = checkpoint.load_params(workdir, run.state.params, run.state.model_state)
+            return Result(*saved, summary, metrics.read_lines(workdir / metrics.METRICS))
+        snapshot = session.begin()
+        while True:
+            try:
+                state, records = _train(run, session, snapshot)
+                break
+            except NonFiniteError as error:
+                snapshot = session.rewind(error)
+        final = run.measure_final(state.train, state.eigenvector)
+        summary = summarize(run, state.train, records, final, session.seconds())
+        if workdir is not None:
+            checkpoint.save_params(workdir, state.train.params, state.train.model_state)
+            draw_curves(workdir / metrics.CURVES, {run.config.method: records})
+            metrics.write_json(workdir / metrics.SUMMARY, summary)
+    return Result(state.train.params, state.train.model_state, summary, records)
+
+
+def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:
+    config, state, records = run.config, snapshot.state, list(snapshot.records)
     read = reader(
         run.dataset.train,
         run.micro_batch_size,
@@ -89,65 +94,36 @@ def train(run: Run, workdir: pathlib.Path | None = None) -> Result:
         keep_remainder=config.keep_remainder,
     )
     update_controller = jax.jit(run.controller.update)
-    records: list[dict[str, Any]] = []
-    clock, checked = Clock(), time.perf_counter()
-    with Progress(config.epochs * run.epoch_examples) as progress, make_at_once(run, state.train) as at_once:
+    clock, checked = Clock(snapshot.clock), time.perf_counter()
+    total = config.epochs * run.epoch_examples
+    with Progress(total, state.samples) as progress, make_at_once(run, state.train) as at_once:
         while state.position.epoch < config.epochs:
+            state = begin_drop(run, state)
             count = _take_at_once(run, state, at_once)
             with clock.measure("data"):
                 batch, position = read(count)
-            state = _train_on(run, state, batch)._replace(position=position)
+            state = (_drop if state.dropping else _train_on)(run, state, batch)._replace(position=position)
             if state.samples >= state.controller.observe_at:
                 state = _observe(run, state, update_controller, clock)
             if time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
                 _show(run, state, progress)
+                session.check()
                 checked = time.perf_counter()
             if position.index == 0:
                 record, state = _end_epoch(run, state, clock)
                 records.append(record)
-                if workdir is not None:
-                    metrics.append_line(workdir / metrics.METRICS, record)
+                session.append(record)
                 _show(run, state, progress)
             if state.accumulated == 0:
-                state = state._replace(decision=_decide(state.controller))
-    if not jnp.isfinite(optax.tree.norm(state.train.params)):
-        raise FloatingPointError(
-            f"The params are not finite after the last update, {int(state.train.updates)}; lower --lr."
-        )
-    final = run.measure_final(state.train, state.eigenvector)
-    summary = summarize(run, state.train, records, final, time.perf_counter() - started)
-    if workdir is not None:
-        checkpoint.save_params(workdir, state.train.params, state.train.model_state)
-        draw_curves(workdir / metrics.CURVES, {config.method: records})
-        metrics.write_json(workdir / metrics.SUMMARY, summary)
-    return Result(state.train.params, state.train.model_state, summary, records)
-
-
-def start(run: Run) -> LoopState:
-    """Make the state of a run before its first micro-batch.
-
-    Args:
-      run: What ``set_up`` made.
-
-    Returns:
-      A ``LoopState``.
-    """
-    key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
-    controller = jax.device_get(run.controller.init())
-    return LoopState(
-        train=run.state,
-        controller=controller,
-        decision=_decide(controller),
-        accumulated=0,
-        samples=0,
-        position=Position(0, 0),
-        eigenvector=optax.tree.random_like(key, run.state.params, jax.random.normal),
-        measured=(float("nan"), float("nan")),
-        last_eigenvalue=None,
-    )
+                state = state._replace(decision=decide(state.controller))
+            session.between_steps(Snapshot(state, records, clock.save()))
+    check_params(state)
+    return state, records
 
 
 def _take_at_once(run: Run, state: LoopState, at_once: AtOnce) -> int:
+    if state.dropping:
+        return 1
     # Never beyond the update, the epoch, or the next measurement: what a rule decides does not depend on it.
     size, batch_size = run.micro_batch_size, state.decision.batch_size
     most = -(-batch_size // size) - state.accumulated
@@ -161,8 +137,7 @@ def _take_at_once(run: Run, state: LoopState, at_once: AtOnce) -> int:
 def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
     functions, train_state = run.functions, state.train
     batch_size, lr_scale, fraction = state.decision
-    num_examples = len(batch["weight"])
-    accumulated = state.accumulated + num_examples // run.micro_batch_size
+    accumulated = state.accumulated + len(batch["weight"]) // run.micro_batch_size
     if batch_size == run.micro_batch_size:
         accumulated = 0
         if fraction > 0:
@@ -177,9 +152,21 @@ def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopS
         if accumulated * run.micro_batch_size >= batch_size:
             train_state = functions.apply_update(train_state, lr_scale)
             accumulated = 0
-    if run.config.keep_remainder:
-        num_examples = int(batch["weight"].sum())
-    return state._replace(train=train_state, accumulated=accumulated, samples=state.samples + num_examples)
+    return state._replace(
+        train=train_state,
+        accumulated=accumulated,
+        updates=state.updates + (accumulated == 0),
+        samples=state.samples + _count(run, batch),
+    )
+
+
+def _drop(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
+    # Its examples count: the rules go by examples, and the epochs would drift away from them.
+    return state._replace(dropping=state.dropping - 1, samples=state.samples + _count(run, batch))
+
+
+def _count(run: Run, batch: dict[str, np.ndarray]) -> int:
+    return int(batch["weight"].sum()) if run.config.keep_remainder else len(batch["weight"])
 
 
 def _observe(
@@ -211,14 +198,8 @@ def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float
     return state._replace(eigenvector=eigenvector, measured=measured, last_eigenvalue=eigenvalue), eigenvalue
 
 
-def _decide(controller: ControllerState) -> Decision:
-    return Decision(
-        int(controller.batch_size), float(controller.lr_scale), float(controller.adversarial_fraction)
-    )
-
-
 def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any], LoopState]:
-    _check_finite(run, state)
+    check_loss(run, state)
     loss, train_state = read_loss(state.train)
     jax.block_until_ready(train_state)
     with clock.measure("eval"):
@@ -234,7 +215,7 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
         "updates": int(train_state.updates),
         "samples": state.samples,
         "batch_size": decision.batch_size,
-        "lr": _learning_rate(run, decision),
+        "lr": learning_rate(run, decision),
         "adversarial_fraction": decision.adversarial_fraction,
         "train_loss": loss,
         "test_accuracy": accuracy,
@@ -246,13 +227,8 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))
 
 
-def _learning_rate(run: Run, decision: Decision) -> float:
-    # A scale is a float32: more digits than it has would only look exact.
-    return float(f"{run.config.lr * decision.lr_scale:.7g}")
-
-
 def _show(run: Run, state: LoopState, progress: Progress) -> None:
-    _check_finite(run, state)
+    check_loss(run, state)
     loss, weight = jax.device_get((state.train.loss, state.train.loss_weight))
     progress.show(
         state.samples,
@@ -260,18 +236,6 @@ def _show(run: Run, state: LoopState, progress: Progress) -> None:
         updates=int(state.train.updates),
         loss=float(loss / weight) if weight > 0 else None,
         batch=state.decision.batch_size,
-        lr=_learning_rate(run, state.decision),
+        lr=learning_rate(run, state.decision),
         eigenvalue=state.last_eigenvalue,
     )
-
-
-def _check_finite(run: Run, state: LoopState) -> None:
-    update = int(state.train.nonfinite_update)
-    if update:
-        # At the end of an epoch the position is already that of the next one.
-        epoch = state.position.epoch + (state.position.index > 0)
-        raise FloatingPointError(
-            f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
-            f"{state.decision.batch_size}, learning rate {_learning_rate(run, state.decision):g}); "
-            "lower --lr, or the largest batch size."
-        )

@@ -5,12 +5,15 @@ import math
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
 PARAMS = "params"
+CHECKPOINTS = "checkpoints"
+EVENTS = "events.jsonl"
 DERIVED = (  # what `hessabs spectrum` makes of a run
     "spectrum.json",
     "spectrum.csv",
@@ -35,9 +38,10 @@ def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise NotADirectoryError(f"`workdir` must be a folder, but {workdir} is a file.")
-    if not overwrite and any((workdir / name).exists() for name in (METRICS, SUMMARY)):
+    if not overwrite and any((workdir / name).exists() for name in (METRICS, SUMMARY, CHECKPOINTS)):
         raise FileExistsError(
-            f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite to lose it."
+            f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite to lose it, or "
+            "--resume to go on with it."
         )
 
 
@@ -48,10 +52,25 @@ def start_workdir(workdir: pathlib.Path) -> None:
       workdir: The folder; parents are made too.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, SUMMARY, CURVES, *DERIVED):
+    for name in (METRICS, SUMMARY, CURVES, EVENTS, *DERIVED):
         (workdir / name).unlink(missing_ok=True)
-    if (workdir / PARAMS).exists():
-        shutil.rmtree(workdir / PARAMS)
+    for name in (PARAMS, CHECKPOINTS):
+        if (workdir / name).exists():
+            shutil.rmtree(workdir / name)
+
+
+def refuse_links(workdir: pathlib.Path) -> None:
+    """Refuse a folder with links in it: what is written through one lands outside.
+
+    Args:
+      workdir: The folder of a run that is to go on; it may come from somebody else.
+
+    Raises:
+      ValueError: If a file or folder in it is a symbolic link, naming it.
+    """
+    for path in workdir.rglob("*"):
+        if path.is_symlink():
+            raise ValueError(f"`workdir` {workdir} must hold no links to go on with, got {path}; remove it.")
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -62,9 +81,19 @@ def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
       record: Its fields; numbers that are not finite become null.
     """
     with path.open("a") as file:
-        file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        file.write(_line(record))
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_lines(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a file of JSON lines, whole or not at all.
+
+    Args:
+      path: The file; the bytes are those of appending the records one by one.
+      records: Their fields; numbers that are not finite become null.
+    """
+    _write(path, "".join(map(_line, records)))
 
 
 def write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -74,9 +103,7 @@ def write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
       path: The file.
       record: Its fields; numbers that are not finite become null.
     """
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    _write(path, json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -89,6 +116,19 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
       Its records.
     """
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(_plain(record), allow_nan=False) + "\n"
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,65 @@
+"""Whether a run that is to go on is the run that was saved."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hessabs.training.config import Config
+from hessabs.training.setup import Run
+
+_MAY_DIFFER = ("data_dir",)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Say what a run is: its settings and its data.
+
+    Args:
+      run: What ``set_up`` made.
+
+    Returns:
+      A dictionary that JSON can hold.
+    """
+    labels = np.ascontiguousarray(run.dataset.train["label"])
+    return {
+        "config": {name: _plain(value) for name, value in run.config._asdict().items()},
+        "data": {"training examples": len(labels), "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16]},
+    }
+
+
+def refuse_contradictions(saved: Mapping[str, Any], run: Run) -> None:
+    """Compare what was saved with a run that is to go on.
+
+    All settings must be equal but ``data_dir``: what lies there is compared instead. A setting that was not
+    saved, by an older version, counts as its default.
+
+    Args:
+      saved: What ``describe`` returned when the run was saved; without "data", that is not compared.
+      run: The run that is to go on.
+
+    Raises:
+      ValueError: If a setting contradicts what was saved, showing both values of each that does.
+    """
+    now = describe(run)
+    old = {**{name: _plain(value) for name, value in Config._field_defaults.items()}, **dict(saved["config"])}
+    wrong = [
+        f"--{name} is {_shown(old.get(name))} in the checkpoint and {_shown(value)} now"
+        for name, value in now["config"].items()
+        if name not in _MAY_DIFFER and old.get(name) != value
+    ]
+    wrong += [
+        f"the data's {name} are {saved['data'].get(name)} in the checkpoint and {value} now"
+        for name, value in now["data"].items()
+        if "data" in saved and saved["data"].get(name) != value
+    ]
+    if wrong:
+        raise ValueError(f"This is not the run that was saved: {'; '.join(wrong)}. Pass what it began with.")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

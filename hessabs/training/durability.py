@@ -1,0 +1,91 @@
+"""What a run does so that it cannot be lost: one field, one flag of ``hessabs train``."""
+
+import re
+from typing import Annotated, NamedTuple
+
+ON_NAN = ("stop", "rewind")
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?)(updates|samples|min|epochs)")
+
+
+class Durability(NamedTuple):
+    """How a run is saved, and what it does with what was saved."""
+
+    resume: Annotated[
+        bool,
+        "go on where workdir's last good checkpoint is; starts anew where there is none, and says so where the "
+        "run has finished: a job script may always pass it",
+    ] = False
+    checkpoint_every: Annotated[
+        str, "time between checkpoints: a number and one of updates, samples, min, epochs, such as 100updates"
+    ] = "10min"
+    keep_checkpoints: Annotated[
+        int,
+        "latest checkpoints to keep, and with them the one of the best test accuracy among those at the end of "
+        "an epoch",
+    ] = 2
+    on_nan: Annotated[
+        str,
+        "a loss or params that are not finite: stop, or rewind to the last checkpoint and drop the batch of "
+        "that update (noted in events.jsonl; the run stops at the sixth time)",
+    ] = "stop"
+
+
+class Marks(NamedTuple):
+    """How far a run is, in each of the units that a period may have."""
+
+    updates: float
+    samples: float
+    min: float  # of this process
+    epochs: float
+
+
+class Period(NamedTuple):
+    """A distance between two checkpoints."""
+
+    number: float
+    unit: str  # a field of Marks
+
+    def has_passed(self, now: Marks, last: Marks) -> bool:
+        """Say whether the next checkpoint is due."""
+        return getattr(now, self.unit) - getattr(last, self.unit) >= self.number
+
+
+def parse_period(text: str) -> Period:
+    """Read a period such as ``100updates``, ``50000samples``, ``10min`` or ``1epochs``.
+
+    Args:
+      text: A positive number and a unit.
+
+    Returns:
+      The period.
+
+    Raises:
+      ValueError: If the text is no such period.
+
+    Example:
+      >>> parse_period("50000samples")
+      Period(number=50000.0, unit='samples')
+    """
+    match = _PERIOD.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(
+            "`checkpoint_every` must be a positive number and one of updates, samples, min, epochs, such as "
+            f"100updates or 10min, got {text!r}."
+        )
+    return Period(float(match[1]), match[2])
+
+
+def check(durability: Durability) -> None:
+    """Check the fields.
+
+    Args:
+      durability: The settings.
+
+    Raises:
+      ValueError: In one line, what was got and what to do.
+    """
+    parse_period(durability.checkpoint_every)
+    if durability.keep_checkpoints < 1:
+        raise ValueError(f"`keep_checkpoints` must be at least 1, got {durability.keep_checkpoints}.")
+    if durability.on_nan not in ON_NAN:
+        raise ValueError(f"`on_nan` must be one of {', '.join(ON_NAN)}, got {durability.on_nan!r}.")
