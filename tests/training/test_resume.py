@@ -154,7 +154,7 @@ def test_all_checkpoints_damaged(base, tmp_path):
         train(break_at(again(base), 24), tmp_path, OFTEN)
     for path in (tmp_path / "checkpoints").glob("*/record/manifest.json"):
         path.write_text("{}")
-    with pytest.raises(DamagedError, match="None of the checkpoints .* can be used; pass --overwrite"):
+    with pytest.raises(DamagedError, match=r"None of the checkpoints .* can be used; pass --overwrite"):
         train(again(base), tmp_path, RESUME)
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 2
 
