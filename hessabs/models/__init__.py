@@ -2,12 +2,20 @@
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from hessabs.models.c1 import C1, c1, c1_small
 from hessabs.models.mlp import MLP, mlp
 from hessabs.models.resnet import ResNet, resnet20
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet20": resnet20}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "c1": c1,
+    "c1_small": c1_small,
+    "mlp": mlp,
+    "resnet20": resnet20,
+}
 """The networks by name; each factory takes ``num_classes`` and ``dtype``."""
 
 
@@ -33,4 +41,23 @@ def create(name: str, num_classes: int) -> nn.Module:
     return MODELS[name](num_classes=num_classes)
 
 
-__all__ = ["MLP", "MODELS", "ResNet", "create", "mlp", "resnet20"]
+def num_params(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Count the parameters of a network without computing anything.
+
+    Args:
+        model: A network of this package.
+        image_shape: (height, width, channels) of its images.
+
+    Returns:
+        The number of parameters, statistics of batch norm not among them.
+
+    Example:
+        >>> num_params(mlp(), (28, 28, 1))
+        269322
+    """
+    image = jnp.zeros((1, *image_shape))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+__all__ = ["C1", "MLP", "MODELS", "ResNet", "c1", "c1_small", "create", "mlp", "num_params", "resnet20"]

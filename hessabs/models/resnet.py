@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs.models import layers
+
 
 class ResNet(nn.Module):
     """Three stages of basic blocks behind a 3x3 stem; see ``resnet20``."""
@@ -23,13 +25,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits (N, num_classes) of images ``x`` (N, H, W, C)."""
-        if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                "`x` must be floating point of shape (N, H, W, C) with pixels in [0, 1], "
-                f"got {x.dtype} of shape {x.shape}."
-            )
-        conv = functools.partial(_conv, dtype=self.dtype)
-        norm = functools.partial(_norm, train=train, dtype=self.dtype)
+        layers.check_images(x)
+        conv = functools.partial(layers.conv, kernel_init=layers.HE_FAN_OUT, dtype=self.dtype)
+        norm = functools.partial(layers.batch_norm, train=train, dtype=self.dtype)
         x = nn.relu(norm(conv(x, self.widths[0], 3)))
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks_per_stage):
@@ -40,8 +38,7 @@ class ResNet(nn.Module):
                     x = norm(conv(x, width, 1, stride))
                 x = nn.relu(x + y)
         x = jnp.mean(x, axis=(1, 2))
-        x = nn.Dense(self.num_classes, dtype=self.dtype)(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return layers.as_logits(layers.dense(x, self.num_classes, dtype=self.dtype))
 
 
 def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
@@ -49,7 +46,7 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
 
     With 10 classes and 32x32x3 images it has 272,474 parameters; whatever is left of the image is
     averaged before the last layer, so 28x28x1 and 8x8x1 work too. Convolutions have no bias and
-    start He normal by fan-out; the last layer starts as flax's default (LeCun normal, zero bias).
+    start He normal by fan-out, the last layer as PyTorch's default.
 
     Batch norm has momentum 0.9 and epsilon 1e-5. In training it takes the statistics of the
     micro-batch it is given, whatever batch the gradient is accumulated to (ghost batch norm). The
@@ -74,25 +71,5 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
         >>> sorted(variables), sum(p.size for p in jax.tree.leaves(variables["params"]))
         (['batch_stats', 'params'], 272474)
     """
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+    layers.check_classes(num_classes)
     return ResNet(num_classes=num_classes, dtype=dtype)
-
-
-def _conv(x: jax.Array, width: int, kernel: int, stride: int = 1, *, dtype: Dtype | None) -> jax.Array:
-    return nn.Conv(
-        width,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,  # "SAME" would shift the windows of a strided convolution
-        use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        dtype=dtype,
-    )(x)
-
-
-def _norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
-    # Statistics and normalisation in float32 at least; only the result is rounded to `dtype`.
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)(
-        x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    )

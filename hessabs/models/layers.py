@@ -1,0 +1,181 @@
+"""Layers of the convolutional networks: PyTorch's initialisation, and max pooling that is fast everywhere."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""PyTorch's default for a kernel: uniform in plus or minus 1 / sqrt(fan_in)."""
+
+HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""Normal with variance 2 / fan_out (He et al. 2015, arXiv:1502.01852)."""
+
+
+def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
+    """Make PyTorch's default initialiser of a bias: uniform in plus or minus 1 / sqrt(fan_in).
+
+    Args:
+        fan_in: The inputs that each output of the layer sums over.
+
+    Returns:
+        ``init(key, shape, dtype) -> array``.
+    """
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    x: jax.Array,
+    width: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    *,
+    dtype: Dtype | None,
+    padding: int | tuple[int, int] | None = None,
+    use_bias: bool = False,
+    kernel_init: Callable[..., jax.Array] = TORCH_KERNEL,
+) -> jax.Array:
+    """Convolve inside a compact module; biases start as PyTorch's.
+
+    Args:
+        x: Shape (N, H, W, C).
+        width: The channels of the result.
+        kernel: The size of the window, one number or (height, width).
+        stride: The stride in both directions.
+        dtype: The dtype of the computation; None for that of ``x``.
+        padding: Zeros on each side, one number or (height, width); half of the kernel by default.
+            ("SAME" would shift the windows of a strided convolution.)
+        use_bias: Whether to add a bias.
+        kernel_init: How the kernel starts.
+
+    Returns:
+        Shape (N, H', W', width).
+    """
+    height, across = (kernel, kernel) if isinstance(kernel, int) else kernel
+    if padding is None:
+        padding = (height // 2, across // 2)
+    above, left = (padding, padding) if isinstance(padding, int) else padding
+    return nn.Conv(
+        width,
+        (height, across),
+        strides=stride,
+        padding=[(above, above), (left, left)],
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        bias_init=torch_bias(height * across * x.shape[-1]),
+        dtype=dtype,
+    )(x)
+
+
+def dense(
+    x: jax.Array,
+    width: int,
+    *,
+    dtype: Dtype | None,
+    bias_init: Callable[..., jax.Array] | None = None,
+) -> jax.Array:
+    """Apply a fully connected layer inside a compact module; it starts as PyTorch's.
+
+    Args:
+        x: Shape (N, features).
+        width: The features of the result.
+        dtype: The dtype of the computation; None for that of ``x``.
+        bias_init: How the bias starts; PyTorch's default if None.
+
+    Returns:
+        Shape (N, width).
+    """
+    bias_init = bias_init or torch_bias(x.shape[-1])
+    return nn.Dense(width, kernel_init=TORCH_KERNEL, bias_init=bias_init, dtype=dtype)(x)
+
+
+def batch_norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
+    """Normalise by the batch inside a compact module: momentum 0.9 (PyTorch's 0.1), epsilon 1e-5.
+
+    Statistics and normalisation are float32 at least; only the result is rounded to ``dtype``. The
+    running variance is the biased one, as flax has it; PyTorch's is unbiased.
+
+    Args:
+        x: Shape (N, ..., C).
+        train: Whether to take the statistics of ``x`` and update the running ones with them.
+        dtype: The dtype of the result; None for that of ``x``, float32 at least.
+
+    Returns:
+        The shape of ``x``.
+    """
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)(
+        x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    )
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """Take the maximum of each window, as ``nn.max_pool`` does, with a gradient that is fast on the CPU.
+
+    The gradient of XLA's windowed maximum is a scatter that the CPU backend runs as a scalar loop (about
+    times slower, see ``experiments/benchmarks/convolution.md``). On the CPU the maximum is therefore
+    folded over shifted slices, across and then down, which gives the same value, and the same gradient
+    to the last bit: of equal entries the first in row-major order gets it.
+
+    Args:
+        x: Shape (N, H, W, C).
+        window: The side of the window.
+        stride: The stride in both directions.
+        padding: Entries of minus infinity on each side.
+
+    Returns:
+        Shape (N, H', W', C).
+    """
+    if jax.default_backend() != "cpu":
+        sides = [(padding, padding)] * 2
+        return nn.max_pool(x, (window, window), strides=(stride, stride), padding=sides)
+    pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    x = jnp.pad(x, pad, constant_values=-jnp.inf)
+    return _fold_max(_fold_max(x, window, stride, axis=2), window, stride, axis=1)
+
+
+def _fold_max(x: jax.Array, window: int, stride: int, axis: int) -> jax.Array:
+    reach = x.shape[axis] - window + 1  # starts of windows lie below this
+    parts = [jax.lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(window)]
+    return functools.reduce(lambda best, other: jnp.where(best >= other, best, other), parts)
+
+
+def check_images(x: jax.Array) -> None:
+    """Refuse what is no batch of float images.
+
+    Args:
+        x: What a network was called with.
+
+    Raises:
+        ValueError: ``x`` is not floating point (N, H, W, C).
+    """
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            "`x` must be floating point of shape (N, H, W, C) with pixels in [0, 1], "
+            f"got {x.dtype} of shape {x.shape}."
+        )
+
+
+def as_logits(x: jax.Array) -> jax.Array:
+    """Return ``x`` in float32 at least, whatever the computation was in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_classes(num_classes: int) -> None:
+    """Refuse a number of classes below 1.
+
+    Args:
+        num_classes: What a factory was given.
+
+    Raises:
+        ValueError: It is below 1.
+    """
+    if num_classes < 1:
+        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
