@@ -14,7 +14,7 @@ from hessabs import cli
 from hessabs.data import Dataset
 from hessabs.training import Config
 from hessabs.training import setup as setup_lib
-from hessabs.training.config import field_help
+from hessabs.training.fields import field_help
 
 SMALL = [
     "--dataset=digits",
@@ -147,7 +147,7 @@ def test_train_help_lists_every_setting_with_its_default(capsys):
     status, out, err = run(capsys, "train", "--help")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    for name, text in field_help().items():
+    for name, text in field_help(Config).items():
         [at] = [i for i, line in enumerate(lines) if line.startswith(f"  --{name}=")]
         assert text in lines[at + 1]
         default = Config._field_defaults[name]

@@ -25,9 +25,9 @@ from experiments import provenance
 from hessabs import models
 from hessabs.data import Dataset, micro_batches
 from hessabs.training import Config, setup, train
+from hessabs.training.losses import scale_images, training_loss
 from hessabs.training.setup import Run
 from hessabs.training.state import init_state
-from hessabs.training.step import scale_images, training_loss
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "pairs of timed epochs")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder with Fashion-MNIST as TFDS prepares it")

@@ -18,7 +18,7 @@ def config_flags(*config_types: Any) -> flags.FlagValues:
     Returns:
       Flags that are not parsed yet.
     """
-    from hessabs.training.config import field_help, field_types
+    from hessabs.training.fields import field_help, field_types
 
     values = flags.FlagValues()
     helps = {name: text for each in config_types for name, text in field_help(each).items()}

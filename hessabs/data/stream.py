@@ -93,6 +93,7 @@ def micro_batches(
     seed: int,
     position: Position = _START,
     keep_remainder: bool = False,
+    replays: int = 1,
 ) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
     """Stream shuffled micro-batches without end, each with the position after it.
 
@@ -107,6 +108,8 @@ def micro_batches(
         seed: The seed of the run, at least 0.
         position: Where to start.
         keep_remainder: Keep an incomplete last micro-batch.
+        replays: How many times in a row each micro-batch comes. An epoch of the position keeps its
+            number of micro-batches, so the order of the examples moves on ``replays`` times slower.
 
     Returns:
         An endless iterator over ``(batch, position after it)``; ``batch`` has the names of
@@ -114,9 +117,9 @@ def micro_batches(
         (size,).
 
     Raises:
-        ValueError: ``size`` is below 1 or above N, ``position`` or ``seed`` is out of range, or the
-            arrays differ in N or hold the name ``"weight"``. Raised at the call, not at the first
-            batch.
+        ValueError: ``size`` is below 1 or above N, ``position``, ``seed`` or ``replays`` is out of
+            range, or the arrays differ in N or hold the name ``"weight"``. Raised at the call, not at
+            the first batch.
 
     Example:
         >>> arrays = {"label": np.arange(5)}
@@ -129,7 +132,7 @@ def micro_batches(
         >>> bool((second["label"] == again["label"]).all())
         True
     """
-    read = reader(arrays, size, seed=seed, position=position, keep_remainder=keep_remainder)
+    read = reader(arrays, size, seed=seed, position=position, keep_remainder=keep_remainder, replays=replays)
     return iter(lambda: read(1), None)  # read(1) is never None: without end
 
 
@@ -140,6 +143,7 @@ def reader(
     seed: int,
     position: Position = _START,
     keep_remainder: bool = False,
+    replays: int = 1,
 ) -> Reader:
     """Read the stream of ``micro_batches`` in steps of one or several micro-batches.
 
@@ -152,6 +156,7 @@ def reader(
         seed: As for ``micro_batches``.
         position: As for ``micro_batches``.
         keep_remainder: As for ``micro_batches``.
+        replays: As for ``micro_batches``; above 1, one micro-batch is read at once.
 
     Returns:
         ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples. It raises
@@ -175,17 +180,23 @@ def reader(
         )
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
-    here, order = Position(epoch, index), epoch_order(seed, epoch, num_examples)
+    if replays < 1:
+        raise ValueError(f"`replays` must be at least 1, got {replays}.")
+    here, known, order = Position(epoch, index), -1, np.zeros(0, np.int64)
 
     def read(count: int) -> tuple[dict[str, np.ndarray], Position]:
-        nonlocal here, order
+        nonlocal here, known, order
         left = per_epoch - here.index
+        if replays > 1 and count > 1:
+            raise ValueError(f"`count` must be 1 with replays={replays}, got {count}.")
         if not 1 <= count <= left:
             raise ValueError(f"`count` must lie in [1, micro-batches left in the epoch={left}], got {count}.")
-        if here.index == 0 and here.epoch != epoch:
-            order = epoch_order(seed, here.epoch, num_examples)
-        batch = _batch(arrays, order, here.index * size, count * size)
-        here = Position(here.epoch + 1, 0) if count == left else Position(here.epoch, here.index + count)
+        source, place = divmod((here.epoch * per_epoch + here.index) // replays, per_epoch)
+        if source != known:
+            order, known = epoch_order(seed, source, num_examples), source
+        batch = _batch(arrays, order, place * size, count * size)
+        is_last = here.index + count == per_epoch
+        here = Position(here.epoch + 1, 0) if is_last else Position(here.epoch, here.index + count)
         return batch, here
 
     return read

@@ -1,13 +1,12 @@
 """Everything that a training run is told: one field, one flag of ``hessabs train``."""
 
 import math
-import types
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, NamedTuple, get_args
 
 from hessabs.batch_size.methods import METHODS
 from hessabs.batch_size.options import Coupling
 from hessabs.models import MODELS
-from hessabs.training import machine
+from hessabs.training import machine, robust
 
 GRADIENT_METHODS = ("gns", "norm_test")
 """Methods that compare the gradients of the micro-batches of an update, so they need two at least."""
@@ -81,9 +80,27 @@ class Config(NamedTuple):
     threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 2.0
     noise_scale: Annotated[float, "batch size in gradient noise scales (gns)"] = 1.0
     tolerance: Annotated[float, "tolerance of the test (norm_test)"] = 1.0
+    robust: Annotated[
+        str | None,
+        "none; absa: a fraction of each micro-batch is attacked; pgd: all of it; trades: clean loss and "
+        "divergence nearby; free: replays; sam: worst params nearby; default: absa for method absa, else none",
+    ] = None
+    attack: Annotated[
+        str | None,
+        "inner attack of robust absa, pgd, trades: fgsm, l2grad, bim, mi_fgsm, pgd, apgd, fhsm, l2hess; "
+        "default: fgsm for absa, else pgd",
+    ] = None
+    attack_steps: Annotated[int, "gradient steps (fhsm, l2hess: Hessian products) of the inner attack"] = 10
+    attack_step_size: Annotated[
+        float | None, "step of bim, mi_fgsm, pgd and of robust free; default: their own, free: epsilon"
+    ] = None
+    trades_beta: Annotated[float, "weight of the divergence (trades)"] = 6.0
+    free_replays: Annotated[
+        int, "passes over each micro-batch in a row (free); an epoch sees so many times fewer images"
+    ] = 4
+    sam_rho: Annotated[float, "L2 norm of the step to the worst params (sam)"] = 0.05
     adversarial_fraction: Annotated[
-        float | None,
-        "fraction of each micro-batch replaced by adversarial examples (gamma); default: 0.2 for absa, else 0",
+        float | None, "part of each micro-batch that absa attacks (gamma); default: 0.2 for robust absa, else 0"
     ] = None
     fraction_decrease: Annotated[
         float, "divides the adversarial fraction when the batch grows (omega); 1 to keep it"
@@ -92,7 +109,9 @@ class Config(NamedTuple):
         int | None, "epochs after which adversarial examples end (tau); default: half of the epochs"
     ] = None
     epsilon: Annotated[
-        float, "size of the adversarial perturbation in training, in pixel values of [0, 1], l-infinity"
+        float,
+        "size of the adversarial perturbation in training, in pixel values of [0, 1], l-infinity; "
+        "l2grad, l2hess: l2 norm of the whole image",
     ] = 0.005
     hessian_batch_size: Annotated[
         int, "training images, drawn once, on which the eigenvalue is measured; fewer if the set is smaller"
@@ -116,44 +135,6 @@ class Config(NamedTuple):
         "last_layer_eigenvalue; empty for none",
     ] = ""
     seed: Annotated[int, "seed of the initial params and of the order of the data"] = 0
-
-
-def field_types(config_type: Any = Config) -> dict[str, type]:
-    """List the value type of each field of a config: str, int, float, bool or tuple.
-
-    Args:
-      config_type: A NamedTuple whose fields are ``Annotated``.
-
-    Returns:
-      Field name to type, in the order of the fields; ``X | None`` counts as X.
-
-    Example:
-      >>> field_types()["max_batch_size"]
-      <class 'int'>
-    """
-    result = {}
-    for name, hint in get_type_hints(config_type).items():
-        if isinstance(hint, types.UnionType):
-            hint = next(option for option in get_args(hint) if option is not type(None))
-        result[name] = get_origin(hint) or hint
-    return result
-
-
-def field_help(config_type: Any = Config) -> dict[str, str]:
-    """List the description of each field of a config.
-
-    Args:
-      config_type: A NamedTuple whose fields are ``Annotated``.
-
-    Returns:
-      Field name to description.
-
-    Example:
-      >>> field_help()["lr_decay"]
-      'factor of each decay, in (0, 1]'
-    """
-    hints = get_type_hints(config_type, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items()}
 
 
 def check(config: Config) -> None:
@@ -206,6 +187,7 @@ def check(config: Config) -> None:
         _require(ascending, name, "be positive epochs in ascending order", config)
     if config.method == "fixed" and not config.grow_epochs:
         raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
+    robust.check(config)
     _require(
         config.lr_coupling in (None, *get_args(Coupling)), "lr_coupling", "be linear, sqrt or none", config
     )
@@ -239,7 +221,7 @@ def resolve(config: Config, num_examples: int) -> Config:
       num_examples: Examples in the training set.
 
     Returns:
-      The config with nothing left to decide (but for the growth of gg).
+      The config with nothing left to decide (but for what an attack or gg decides itself).
 
     Raises:
       ValueError: As ``check``, and if a batch is larger than the training set.
@@ -271,15 +253,13 @@ def resolve(config: Config, num_examples: int) -> Config:
             micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
     machine.check_sizes(config, micro)
     per_epoch = num_examples // micro * micro
-    fraction = config.adversarial_fraction
-    return config._replace(
+    return robust.resolve(config)._replace(
         max_batch_size=largest,
         micro_batch_size=micro,
         # How much gg grows by is the rule's to say: the inverse of the decay that it replaces.
         growth_factor=(2.0 if config.growth_factor is None and config.method != "gg" else config.growth_factor),
         lr_coupling=config.lr_coupling or ("none" if config.method in UNCOUPLED_METHODS else "linear"),
         measure_every=config.measure_every or (num_examples if config.keep_remainder else per_epoch),
-        adversarial_fraction=(0.2 if config.method == "absa" else 0.0) if fraction is None else fraction,
         adversarial_epochs=(
             config.epochs // 2 if config.adversarial_epochs is None else config.adversarial_epochs
         ),

@@ -7,12 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from hessabs import curvature, trees
+from hessabs import curvature
 from hessabs.attacks import losses
+from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
 from hessabs.training.state import TrainState
-from hessabs.training.step import evaluation_loss, scale_images
 from hessabs.typing import Attack, Params
 
 Accuracy = Callable[[TrainState], float]
@@ -42,7 +41,7 @@ def make_accuracy(
         batch = scale_images(batch)
         if attack is not None and not driven:
             batch = attack(evaluation_loss(model, model_state), params, batch)
-        logits = _logits(trees.Static(model), model_state, params, batch["image"])
+        logits = evaluation_logits(model, model_state)(params, batch["image"])
         right = jnp.argmax(logits, axis=-1) == batch["label"]
         return jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])
 
@@ -52,18 +51,13 @@ def make_accuracy(
         counts = []
         for number, batch in enumerate(on_device):
             if attack is not None and key is not None:
-                loss_fn = losses.cross_entropy(Partial(_logits, trees.Static(model), state.model_state))
+                loss_fn = losses.cross_entropy(evaluation_logits(model, state.model_state))
                 batch = attack(loss_fn, state.params, scale_images(batch), jax.random.fold_in(key, number))
             counts.append(count(state.params, state.model_state, batch))
         right, total = np.sum(jax.device_get(counts), axis=0)
         return 100.0 * float(right) / float(total)
 
     return accuracy
-
-
-def _logits(model: trees.Static, model_state: Any, params: Params, images: jax.Array) -> jax.Array:
-    logits: jax.Array = model.value.apply({"params": params, **model_state}, images, train=False)
-    return logits
 
 
 Measure = Callable[[TrainState, Params], curvature.PowerIterationResult]

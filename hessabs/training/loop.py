@@ -92,6 +92,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
         seed=config.seed,
         position=state.position,
         keep_remainder=config.keep_remainder,
+        replays=config.free_replays if config.robust == "free" else 1,
     )
     update_controller = jax.jit(run.controller.update)
     clock, checked = Clock(snapshot.clock), time.perf_counter()
@@ -115,7 +116,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                 session.append(record)
                 _show(run, state, progress)
             if state.accumulated == 0:
-                state = state._replace(decision=decide(state.controller))
+                state = state._replace(decision=decide(run, state.controller))
             session.between_steps(Snapshot(state, records, clock.save()))
     check_params(state)
     return state, records
@@ -134,10 +135,13 @@ def _take_at_once(run: Run, state: LoopState, at_once: AtOnce) -> int:
     return at_once.choose(min(most, run.epoch_micro_batches - state.position.index))
 
 
-def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
+def _train_on(run: Run, state: LoopState, batch: dict[str, Any]) -> LoopState:
     functions, train_state = run.functions, state.train
     batch_size, lr_scale, fraction = state.decision
     accumulated = state.accumulated + len(batch["weight"]) // run.micro_batch_size
+    count = _count(run, batch)
+    if fraction > 0:
+        batch = functions.perturb(train_state, batch, fraction)
     if batch_size == run.micro_batch_size:
         accumulated = 0
         if fraction > 0:
@@ -156,7 +160,7 @@ def _train_on(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopS
         train=train_state,
         accumulated=accumulated,
         updates=state.updates + (accumulated == 0),
-        samples=state.samples + _count(run, batch),
+        samples=state.samples + count,
     )
 
 

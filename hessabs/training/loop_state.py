@@ -59,7 +59,7 @@ def start(run: Run) -> LoopState:
     return LoopState(
         train=run.state,
         controller=controller,
-        decision=decide(controller),
+        decision=decide(run, controller),
         accumulated=0,
         updates=0,
         samples=0,
@@ -72,18 +72,20 @@ def start(run: Run) -> LoopState:
     )
 
 
-def decide(controller: ControllerState) -> Decision:
+def decide(run: Run, controller: ControllerState) -> Decision:
     """Read the decision of a controller.
 
     Args:
-      controller: Its state.
+      run: The run; a robust objective may fix the adversarial fraction.
+      controller: The state of its controller.
 
     Returns:
       A ``Decision``.
     """
-    return Decision(
-        int(controller.batch_size), float(controller.lr_scale), float(controller.adversarial_fraction)
-    )
+    fraction = run.objective.fraction
+    if fraction is None:
+        fraction = float(controller.adversarial_fraction)
+    return Decision(int(controller.batch_size), float(controller.lr_scale), fraction)
 
 
 def begin_drop(run: Run, state: LoopState) -> LoopState:

@@ -26,19 +26,20 @@ class AtOnce:
     """How much a device handles at once. A class, against the house rule: it owns a thread.
 
     Args:
-      programs: By name, a jitted function of ``(state, batch, *rest)`` and its ``rest``, Python numbers as the
-        loop passes them.
+      programs: By name, a jitted function of ``(state, batch, *rest)``, one micro-batch as it is called with
+        it, and its ``rest``, Python numbers as the loop passes them.
       state: The state that it will be called with.
-      batch: One micro-batch.
       limit: Most micro-batches at once, a power of two, or None: as many as fit ``memory_budget``.
     """
 
     def __init__(
-        self, programs: Mapping[str, tuple[Any, tuple[Any, ...]]], state: Any, batch: Any, limit: int | None
+        self, programs: Mapping[str, tuple[Any, Any, tuple[Any, ...]]], state: Any, limit: int | None
     ) -> None:
-        self._programs = dict(programs)
+        self._programs = {
+            name: (function, jax.tree.map(_abstract, batch), rest)
+            for name, (function, batch, rest) in programs.items()
+        }
         self._state = jax.tree.map(_abstract, state)
-        self._batch = jax.tree.map(_abstract, batch)
         self._limit = limit
         self._budget = memory_budget()
         self._pool = ThreadPoolExecutor(1, "hessabs-compile")
@@ -85,8 +86,8 @@ class AtOnce:
         return size if self._limit is None else min(size, self._limit)
 
     def _compile(self, name: str, size: int) -> int:
-        function, rest = self._programs[name]
-        batch = jax.tree.map(lambda x: x.update(shape=(size * x.shape[0], *x.shape[1:])), self._batch)
+        function, batch, rest = self._programs[name]
+        batch = jax.tree.map(lambda x: x.update(shape=(size * x.shape[0], *x.shape[1:])), batch)
         try:
             # A later call of the jitted function finds this program: JAX keeps what it has lowered.
             memory = function.lower(self._state, batch, *rest).compile().memory_analysis()
@@ -117,11 +118,18 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
     if config.micro_batch == "auto":
         most = config.max_micro_batch_size
         limit = None if most is None else most // run.micro_batch_size
-    programs: dict[str, Any] = {"accumulate": (functions.accumulate, ())}
-    if config.adversarial_fraction:
-        programs["accumulate_adversarial"] = (functions.accumulate_adversarial, (config.adversarial_fraction,))
+    if limit == 1:
+        return AtOnce({}, state, limit)
     batch, _ = reader(run.dataset.train, run.micro_batch_size, seed=config.seed)(1)
-    return AtOnce(programs, state, batch, limit)
+    programs: dict[str, Any] = {}
+    fraction = run.objective.fraction
+    if fraction is None:  # the rule may end the adversarial examples
+        programs["accumulate"] = (functions.accumulate, batch, ())
+        fraction = config.adversarial_fraction
+    if fraction:
+        attacked = functions.perturb(state, batch, fraction)
+        programs["accumulate_adversarial"] = (functions.accumulate_adversarial, attacked, (fraction,))
+    return AtOnce(programs, state, limit)
 
 
 def memory_budget() -> int:

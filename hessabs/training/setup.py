@@ -15,6 +15,7 @@ from hessabs.data import Dataset, epoch_order, eval_batches, hold_out, load
 from hessabs.training import config as config_lib
 from hessabs.training.config import Config
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
+from hessabs.training.robust import Objective, make_objective
 from hessabs.training.state import TrainState, init_state
 from hessabs.training.step import StepFunctions, make_step_functions
 from hessabs.training.track import Track, make_track, parse
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     config: Config  # resolved
     dataset: Dataset
     controller: Controller
+    objective: Objective
     functions: StepFunctions
     state: TrainState
     accuracy: Accuracy  # on the test set
@@ -85,7 +87,8 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     params, model_state = init_model(model, config, dataset)
     optimizer = make_optimizer(config)
     controller = make_controller(config, epoch_examples(config, num_examples))
-    fraction = config.adversarial_fraction or 0.0
+    objective = make_objective(config)
+    image_shape = (config.micro_batch_size or config.batch_size, *dataset.train["image"].shape[1:])
     order = epoch_order(config.seed, _HESSIAN_DRAW, num_examples)[: config.hessian_batch_size]
     hessian_batch = {
         **{name: array[order] for name, array in dataset.train.items()},
@@ -102,15 +105,15 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         config=config,
         dataset=dataset,
         controller=controller,
+        objective=objective,
         functions=make_step_functions(
             model,
             optimizer,
-            attacks.fgsm(config.epsilon),
-            fraction,
+            objective,
+            seed=config.seed,
             gradient_statistics=controller.measures == "gradient",
-            micro_batch_size=config.micro_batch_size,
         ),
-        state=init_state(params, model_state, optimizer),
+        state=init_state(params, model_state, optimizer, objective.init(image_shape)),
         accuracy=make_accuracy(model, test),
         final=_final_accuracies(model, config, test, held_out),
         measure=make_measure(model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol),

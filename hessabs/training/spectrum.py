@@ -17,9 +17,9 @@ from jax.tree_util import Partial
 from hessabs import curvature, models, trees
 from hessabs.training import checkpoint, metrics
 from hessabs.training.config import Config
+from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.progress import Progress
 from hessabs.training.setup import set_up
-from hessabs.training.step import evaluation_loss, scale_images
 from hessabs.training.track import last_layer
 from hessabs.typing import LossFn, Params
 

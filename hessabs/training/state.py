@@ -25,10 +25,11 @@ class TrainState(NamedTuple):
     statistics: GradientStatistics  # of the last update, if asked for
     updates: jax.Array  # shape (), int32: updates made
     nonfinite_update: jax.Array  # shape (), int32: the first update with a loss that is not finite, or 0
+    memory: Any  # what the robust objective carries, a pytree of arrays; () where it carries nothing
 
 
 def init_state(
-    params: Params, model_state: Any, optimizer: optax.GradientTransformationExtraArgs
+    params: Params, model_state: Any, optimizer: optax.GradientTransformationExtraArgs, memory: Any = ()
 ) -> TrainState:
     """Make the state before the first update.
 
@@ -36,6 +37,7 @@ def init_state(
       params: Initial params.
       model_state: Other collections of the network, {} without any.
       optimizer: The optax chain.
+      memory: What the robust objective carries at first.
 
     Returns:
       A ``TrainState`` that shares no buffer between its fields, so that it may be donated.
@@ -55,6 +57,7 @@ def init_state(
         ),
         updates=jnp.zeros((), jnp.int32),
         nonfinite_update=jnp.zeros((), jnp.int32),
+        memory=memory,
     )
 
 

@@ -7,82 +7,108 @@ and the adversarial fraction are traced: growth compiles nothing. The calls come
 ``hessabs.curvature.loops``).
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import replace_fraction
 from hessabs.batch_size import GradientStatistics
+from hessabs.training.losses import scale_images
+from hessabs.training.robust import Objective
 from hessabs.training.state import TrainState
-from hessabs.typing import Attack, LossFn, Params
+from hessabs.typing import Params
+
+_PLAIN = Objective()
+_KEYS = 2  # folded into the seed; the params take the seed itself, the first eigenvector 1
 
 
 class StepFunctions(NamedTuple):
-    """The jitted functions of one run. Each donates its state: keep only the one it returns."""
+    """The functions of one run; all but ``perturb`` are jitted and donate their state: keep the new one."""
 
     accumulate: Callable[[TrainState, Any], TrainState]
     accumulate_adversarial: Callable[[TrainState, Any, Any], TrainState]
     apply_update: Callable[[TrainState, Any], TrainState]
     update: Callable[[TrainState, Any, Any], TrainState]
     update_adversarial: Callable[[TrainState, Any, Any, Any], TrainState]
+    perturb: Callable[[TrainState, Any, Any], Any]
 
     def compilations(self) -> dict[str, int]:
-        """Count how often each function has been compiled in this run: once, or not at all."""
-        return {name: function._cache_size() for name, function in self._asdict().items()}
+        """Count how often each jitted function has been compiled in this run: once, or not at all."""
+        functions = self._asdict()
+        del functions["perturb"]
+        return {name: function._cache_size() for name, function in functions.items()}
 
 
 def make_step_functions(
     model: nn.Module,
     optimizer: optax.GradientTransformationExtraArgs,
-    attack: Attack,
-    max_fraction: float,
+    objective: Objective = _PLAIN,
     *,
+    seed: int = 0,
     gradient_statistics: bool = False,
-    micro_batch_size: int | None = None,
 ) -> StepFunctions:
-    """Compile-ready functions for a network, an optimiser and an attack.
+    """Compile-ready functions for a network, an optimiser and a robust objective.
 
     Args:
       model: A flax module called as ``(x, train)``.
       optimizer: The optax chain; its update gets ``lr_scale`` as an extra argument.
-      attack: The attack on the head of each micro-batch.
-      max_fraction: The largest adversarial fraction of the run.
+      objective: What the functions named ``_adversarial`` differentiate; the others train plainly.
+      seed: Seed of the objective's random keys, one for each micro-batch.
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update, for the
         rules that read it. It takes a norm per micro-batch and no further pass; a partial last micro-batch
         counts as a whole one there.
-      micro_batch_size: Examples of a micro-batch, for batches of several of them one behind the other: the
-        adversarial fraction is then that of each.
 
     Returns:
       ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;
-      ``accumulate_adversarial(state, batch, fraction)`` replaces a fraction of it first, with the network in
-      evaluation mode; ``apply_update(state, lr_scale)`` makes the update of what was accumulated;
+      ``accumulate_adversarial(state, batch, fraction)`` adds that of the objective, for a fraction of it;
+      ``apply_update(state, lr_scale)`` makes the update of what was accumulated;
       ``update(state, batch, lr_scale)`` and ``update_adversarial(state, batch, fraction, lr_scale)`` make that
-      of a single micro-batch. Batches are as ``hessabs.data`` yields them: image uint8 or float32 (n, height,
-      width, channels), label int32 (n,), weight float32 (n,).
+      of a single micro-batch. A batch for a function named ``_adversarial`` goes through
+      ``perturb(state, batch, fraction) -> batch`` first: it runs attacks whose loop Python drives, and returns
+      the batch as it is where there is none. Batches are as ``hessabs.data`` yields them: image uint8 or
+      float32 (n, height, width, channels), label int32 (n,), weight float32 (n,).
     """
+    root = jax.random.fold_in(jax.random.key(seed), _KEYS)
+    scale_on_device = jax.jit(scale_images)
 
-    def differentiate(state: TrainState, batch: Any) -> tuple[TrainState, Params, jax.Array]:
-        gradient_fn = jax.value_and_grad(training_loss, argnums=2, has_aux=True)
-        (loss, model_state), gradient = gradient_fn(model, state.model_state, state.params, batch)
+    def attack(state: TrainState, batch: Any, fraction: Any) -> Any:
+        assert objective.perturb is not None
+        key = jax.random.fold_in(jax.random.fold_in(root, state.updates), state.parts)
+        return objective.perturb(model, state.params, state.model_state, batch, fraction, key)
+
+    def perturb(state: TrainState, batch: Any, fraction: Any) -> Any:
+        if objective.perturb is None or not objective.driven_by_python:
+            return batch
+        return attack(state, scale_on_device(batch), fraction)
+
+    def prepare(state: TrainState, batch: Any, fraction: Any) -> Any:
+        batch = scale_images(batch)
+        if objective.perturb is None or objective.driven_by_python:
+            return batch
+        return attack(state, batch, fraction)
+
+    def differentiate(
+        state: TrainState, batch: Any, objective: Objective
+    ) -> tuple[TrainState, Params, jax.Array]:
+        here = objective.gradient(model, state.params, state.model_state, batch, state.memory)
         weight = jnp.sum(batch["weight"])
-        bad = ~jnp.isfinite(loss) & (state.nonfinite_update == 0)
+        bad = ~jnp.isfinite(here.loss) & (state.nonfinite_update == 0)
         state = state._replace(
-            model_state=model_state,
-            loss=state.loss + weight * loss,
+            model_state=here.model_state,
+            memory=here.memory,
+            loss=state.loss + weight * here.loss,
             loss_weight=state.loss_weight + weight,
             nonfinite_update=jnp.where(bad, state.updates + 1, state.nonfinite_update),
         )
-        return state, gradient, weight
+        return state, here.gradient, weight
 
-    def add_gradient(state: TrainState, batch: Any) -> TrainState:
-        state, gradient, weight = differentiate(state, batch)
+    def add_gradient(state: TrainState, batch: Any, objective: Objective) -> TrainState:
+        state, gradient, weight = differentiate(state, batch, objective)
         return state._replace(
             gradient=jax.tree.map(lambda total, g: total + weight * g, state.gradient, gradient),
             weight=state.weight + weight,
@@ -95,23 +121,11 @@ def make_step_functions(
         params = optax.apply_updates(state.params, updates)
         return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1)
 
-    def mix(state: TrainState, batch: Any, fraction: Any) -> Any:
-        loss_fn = evaluation_loss(model, state.model_state)
-        return replace_fraction(
-            attack,
-            loss_fn,
-            state.params,
-            scale_images(batch),
-            fraction,
-            max_fraction=max_fraction,
-            part_size=micro_batch_size,
-        )
-
     def accumulate(state: TrainState, batch: Any) -> TrainState:
-        return add_gradient(state, scale_images(batch))
+        return add_gradient(state, scale_images(batch), _PLAIN)
 
     def accumulate_adversarial(state: TrainState, batch: Any, fraction: Any) -> TrainState:
-        return add_gradient(state, mix(state, batch, fraction))
+        return add_gradient(state, prepare(state, batch, fraction), objective)
 
     def apply_update(state: TrainState, lr_scale: Any) -> TrainState:
         scale = trees.safe_inverse(state.weight)
@@ -134,81 +148,19 @@ def make_step_functions(
         )
 
     def update(state: TrainState, batch: Any, lr_scale: Any) -> TrainState:
-        state, gradient, _ = differentiate(state, scale_images(batch))
+        state, gradient, _ = differentiate(state, scale_images(batch), _PLAIN)
         return descend(state, gradient, lr_scale)
 
     def update_adversarial(state: TrainState, batch: Any, fraction: Any, lr_scale: Any) -> TrainState:
-        state, gradient, _ = differentiate(state, mix(state, batch, fraction))
+        state, gradient, _ = differentiate(state, prepare(state, batch, fraction), objective)
         return descend(state, gradient, lr_scale)
 
+    jit = functools.partial(jax.jit, donate_argnums=0)
     return StepFunctions(
-        *(
-            jax.jit(function, donate_argnums=0)
-            for function in (accumulate, accumulate_adversarial, apply_update, update, update_adversarial)
-        )
+        accumulate=jit(accumulate),
+        accumulate_adversarial=jit(accumulate_adversarial),
+        apply_update=jit(apply_update),
+        update=jit(update),
+        update_adversarial=jit(update_adversarial),
+        perturb=perturb,
     )
-
-
-def scale_images(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn images of uint8 into float32 in [0, 1], on the device; float images stay.
-
-    Args:
-      batch: A batch with the key "image".
-
-    Returns:
-      The batch with a float image.
-    """
-    image = batch["image"]
-    if image.dtype == jnp.uint8:
-        image = image.astype(jnp.float32) / 255
-    return {**batch, "image": image}
-
-
-def training_loss(model: nn.Module, model_state: Any, params: Params, batch: Any) -> tuple[jax.Array, Any]:
-    """Weighted mean cross-entropy in training mode: batch norm uses and updates its statistics.
-
-    Args:
-      model: A flax module called as ``(x, train)``.
-      model_state: Its collections beside the params.
-      params: Its params.
-      batch: image float32, label int32, weight float32, with one leading axis.
-
-    Returns:
-      (the loss in nats, the new model state).
-    """
-    logits, new_state = model.apply(
-        {"params": params, **model_state}, batch["image"], train=True, mutable=list(model_state)
-    )
-    return cross_entropy(logits, batch), new_state
-
-
-def evaluation_loss(model: nn.Module, model_state: Any) -> LossFn:
-    """Make the loss of the network in evaluation mode, for curvature and attacks.
-
-    Args:
-      model: A flax module called as ``(x, train)``.
-      model_state: Its collections beside the params.
-
-    Returns:
-      ``loss_fn(params, batch) -> scalar`` in nats, a pytree: new values of the model state compile nothing.
-    """
-    return Partial(_evaluation_loss, trees.Static(model), model_state)
-
-
-def _evaluation_loss(model: trees.Static, model_state: Any, params: Params, batch: Any) -> jax.Array:
-    logits = model.value.apply({"params": params, **model_state}, batch["image"], train=False)
-    return cross_entropy(logits, batch)
-
-
-def cross_entropy(logits: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
-    """Mean cross-entropy over the examples of a batch, by weight.
-
-    Args:
-      logits: Shape (n, classes).
-      batch: label int32 (n,), weight float32 (n,).
-
-    Returns:
-      The loss in nats, a float32 scalar; 0 when all weights are 0.
-    """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
-    return jnp.sum(losses * batch["weight"]) * trees.safe_inverse(jnp.sum(batch["weight"]))

@@ -11,8 +11,8 @@ import numpy as np
 from hessabs import curvature, trees
 from hessabs.data import Dataset, eval_batches
 from hessabs.training.evaluate import Measure
+from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.state import TrainState
-from hessabs.training.step import evaluation_loss, scale_images
 from hessabs.typing import Params
 
 TRACKED = ("eigenvalue", "gradient_norm", "last_layer_eigenvalue")

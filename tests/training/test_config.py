@@ -7,7 +7,8 @@ import pytest
 
 from hessabs.batch_size import Observation
 from hessabs.training import Config
-from hessabs.training.config import check, field_help, field_types, resolve
+from hessabs.training.config import check, resolve
+from hessabs.training.fields import field_help, field_types
 from hessabs.training.setup import epoch_examples, make_controller
 
 NAN, INF = math.nan, math.inf
@@ -104,8 +105,9 @@ def test_resolve_defaults_by_method(method, fraction):
     assert config.max_batch_size == (128 if method == "bl" else 128 * 128)
     assert config.micro_batch_size == 128
     assert config.measure_every == 468 * 128
-    left_open = [name for name, value in config._asdict().items() if value is None]
-    assert left_open == ["data_dir", "max_micro_batch_size"]
+    assert (config.robust, config.attack) == (("absa", "fgsm") if method == "absa" else ("none", None))
+    unset = {name for name, value in config._asdict().items() if value is None} - {"attack"}
+    assert unset == {"data_dir", "max_micro_batch_size", "attack_step_size"}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,7 @@ def test_resolve_keeps_what_was_said():
         lr_coupling="sqrt",
         micro_batch_size=32,
         measure_every=7,
+        robust="none",
         adversarial_fraction=0.0,
         adversarial_epochs=0,
         hessian_batch_size=9,
@@ -183,9 +186,9 @@ def test_patience_zero_is_never(patience, size):
 
 
 def test_every_field_has_a_type_and_a_description():
-    assert list(field_types()) == list(field_help()) == list(Config._fields)
-    assert set(field_types().values()) == {str, int, float, bool, tuple}
-    for name, text in field_help().items():
+    assert list(field_types(Config)) == list(field_help(Config)) == list(Config._fields)
+    assert set(field_types(Config).values()) == {str, int, float, bool, tuple}
+    for name, text in field_help(Config).items():
         assert len(text) > 10, name
     for name, default in Config._field_defaults.items():
-        assert default is None or type(default) is field_types()[name], name
+        assert default is None or type(default) is field_types(Config)[name], name

@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs import attacks, models
+from hessabs import models
 from hessabs.batch_size import gradient_statistics, methods
 from hessabs.data import Dataset, micro_batches
 from hessabs.training import Config, set_up, train
 from hessabs.training.config import resolve
+from hessabs.training.losses import scale_images, training_loss
 from hessabs.training.setup import make_optimizer
 from hessabs.training.state import init_state
-from hessabs.training.step import make_step_functions, scale_images, training_loss
+from hessabs.training.step import make_step_functions
 
 SIZE = 16
 CONFIG = Config(
@@ -70,7 +71,7 @@ def test_statistics_are_those_of_the_micro_batches(images):
     config = resolve(CONFIG._replace(method="gns"), 136)
     model, optimizer = models.mlp(hidden=(8,)), make_optimizer(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]
-    functions = make_step_functions(model, optimizer, attacks.fgsm(0.0), 0.0, gradient_statistics=True)
+    functions = make_step_functions(model, optimizer, gradient_statistics=True)
     state = init_state(jax.tree.map(jnp.copy, params), {}, optimizer)
     stream, gradients = micro_batches(images.train, 8, seed=0), []
     for _ in range(3):

@@ -120,7 +120,7 @@ def doubled(state, batch):
 @pytest.mark.parametrize(("limit", "budget", "want"), [(4, 2**40, 4), (None, 2**40, 64), (None, 0, 1)])
 def test_limits(monkeypatch, limit, budget, want):
     monkeypatch.setattr(micro_batch_lib, "memory_budget", lambda: budget)
-    with AtOnce({"f": (jax.jit(doubled), ())}, jnp.zeros(()), np.ones(3, np.float32), limit) as at_once:
+    with AtOnce({"f": (jax.jit(doubled), np.ones(3, np.float32), ())}, jnp.zeros(()), limit) as at_once:
         assert at_once.choose(100) == want
 
 
@@ -129,7 +129,7 @@ def test_the_memory_of_the_program_is_the_limit(monkeypatch):
     fits = function.lower(jnp.zeros(()), np.ones(8 * 1000, np.float32)).compile().memory_analysis()
     budget = fits.argument_size_in_bytes + fits.output_size_in_bytes + fits.temp_size_in_bytes
     monkeypatch.setattr(micro_batch_lib, "memory_budget", lambda: budget)
-    with AtOnce({"f": (function, ())}, jnp.zeros(()), np.ones(1000, np.float32), None) as at_once:
+    with AtOnce({"f": (function, np.ones(1000, np.float32), ())}, jnp.zeros(()), None) as at_once:
         assert at_once.choose(64) == 8
 
 
@@ -142,7 +142,7 @@ def test_an_error_of_the_compiler_is_not_taken_for_a_lack_of_memory():
         raise RuntimeError("the network itself")
 
     with (
-        AtOnce({"f": (jax.jit(broken), ())}, jnp.zeros(()), np.ones(3, np.float32), None) as at_once,
+        AtOnce({"f": (jax.jit(broken), np.ones(3, np.float32), ())}, jnp.zeros(()), None) as at_once,
         pytest.raises(RuntimeError, match="the network itself"),
     ):
         at_once.choose(2)

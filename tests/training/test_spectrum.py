@@ -11,8 +11,8 @@ from hessabs import cli, models
 from hessabs.data import load
 from hessabs.training import checkpoint
 from hessabs.training.config import Config
+from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.setup import set_up
-from hessabs.training.step import evaluation_loss, scale_images
 from hessabs.training.track import last_layer, parse
 
 
