@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs.attacks import fgsm
 from hessabs.data import Dataset, load
 from hessabs.models import mlp
 from hessabs.training import Config, set_up, train
 from hessabs.training import micro_batch as micro_batch_lib
 from hessabs.training.config import check, resolve
 from hessabs.training.micro_batch import AtOnce, make_at_once, memory_budget
+from hessabs.training.robust import make_inner, mixing
 from hessabs.training.setup import init_model, make_controller, make_optimizer
 from hessabs.training.state import init_state
 from hessabs.training.step import make_step_functions
@@ -88,9 +88,8 @@ def test_compilations_are_logarithmic_and_bits_the_same_twice():
 
 def test_programs_are_compiled_before_they_are_called():
     # Functions of this test's own: nothing that another test has compiled is called here.
-    functions = make_step_functions(
-        mlp(10, (9,)), make_optimizer(CONFIG), fgsm(0.1), 0.25, micro_batch_size=MICRO
-    )
+    objective = mixing(make_inner("fgsm", 0.1), 0.25, MICRO)
+    functions = make_step_functions(mlp(10, (9,)), make_optimizer(CONFIG), objective)
     params, _ = init_model(mlp(10, (9,)), CONFIG, data())
     config = base().config._replace(max_micro_batch_size=4 * MICRO)
     run = base()._replace(config=config, functions=functions)
