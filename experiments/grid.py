@@ -2,7 +2,7 @@
 
 A config is a Python file with a docstring and three names: ``BASE`` (the settings that all runs share),
 ``GRID`` (the name of a run to the settings of its own) and ``SEEDS``. Settings are the flags of
-``hessabs train``.
+``hessabs train``. ``SLIDES`` says which table of the slides it is: data set, network, training examples.
 """
 
 import difflib
@@ -15,7 +15,8 @@ from hessabs.training import Config
 from hessabs.training.config import check
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
-NAMES = ("BASE", "GRID", "SEEDS")
+NEEDED = ("BASE", "GRID", "SEEDS")
+NAMES = (*NEEDED, "SLIDES")
 
 
 class Grid(NamedTuple):
@@ -24,6 +25,7 @@ class Grid(NamedTuple):
     name: str
     title: str  # the first line of the docstring
     runs: dict[str, Config]  # "LABEL/seedN" to its settings, all of a seed before the next
+    slides: tuple[str, str, int] | None = None  # (data set, network, training examples) of a table of the slides
 
 
 def find(arguments: Sequence[str]) -> pathlib.Path:
@@ -69,7 +71,7 @@ def load(path: pathlib.Path) -> Grid:
     for name in names:
         if name not in NAMES:
             raise ValueError(f"{path.name} has the unknown name {name!r}{_hint(name, NAMES)}")
-    for name in NAMES:
+    for name in NEEDED:
         if name not in names:
             raise ValueError(f"{path.name} must define {name}.")
     seeds = tuple(module.SEEDS)
@@ -84,6 +86,7 @@ def load(path: pathlib.Path) -> Grid:
             for seed in seeds
             for label, own in module.GRID.items()
         },
+        getattr(module, "SLIDES", None),
     )
 
 
