@@ -25,7 +25,9 @@ class Grid(NamedTuple):
     name: str
     title: str  # the first line of the docstring
     runs: dict[str, Config]  # "LABEL/seedN" to its settings, all of a seed before the next
-    slides: tuple[str, str, int] | None = None  # (data set, network, training examples) of a table of the slides
+    slides: tuple[str, str, int] | None = (
+        None  # (data set, network, training examples) of a table of the slides
+    )
 
 
 def find(arguments: Sequence[str]) -> pathlib.Path:

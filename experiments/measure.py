@@ -2,9 +2,10 @@
 
     python experiments/measure.py fashion_mnist_mlp LABEL,LABEL,... [--data_dir DIR] [--num_examples 10000]
 
-For one seed of each run: the top 20 Hessian eigenvalues on training and on test images, those of the last layer's
-block and of single images, and the loss on both sets along the first eigenvector. They go to curvature.json in
-the folder of the run; experiments/pictures.py draws them. A run that has one is skipped.
+For one seed of each run: the top 20 Hessian eigenvalues on training and on test images, those of the last
+layer's block and of single images, and the loss on both sets along the first eigenvector. They go to
+curvature.json in the folder of the run; experiments/pictures.py draws them. A run that has one is
+skipped.
 """
 
 import pathlib
@@ -23,13 +24,15 @@ from experiments import work  # noqa: E402
 from hessabs import curvature, models, trees  # noqa: E402
 from hessabs.data import Dataset, eval_batches  # noqa: E402
 from hessabs.training import Config, checkpoint, metrics  # noqa: E402
+from hessabs.training.losses import evaluation_loss, scale_images  # noqa: E402
 from hessabs.training.setup import init_model  # noqa: E402
-from hessabs.training.step import evaluation_loss, scale_images  # noqa: E402
 from hessabs.training.track import last_layer  # noqa: E402
 
 OUTPUT = "curvature.json"
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 10_000, "images of each set, the first ones", lower_bound=1)
+_NUM_EXAMPLES = flags.DEFINE_integer(
+    "num_examples", 10_000, "images of each set, the first ones", lower_bound=1
+)
 _RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "folder of all results")
 _SEED = flags.DEFINE_integer("seed", 0, "the seed of the runs")
 
@@ -52,7 +55,9 @@ def main(argv: Sequence[str]) -> None:
             print(f"{label}: {folder / OUTPUT}", flush=True)
 
 
-def measure(folder: pathlib.Path, summary: dict[str, Any], dataset: Dataset, num_examples: int) -> dict[str, Any]:
+def measure(
+    folder: pathlib.Path, summary: dict[str, Any], dataset: Dataset, num_examples: int
+) -> dict[str, Any]:
     """Measure one trained network.
 
     Args:
@@ -70,7 +75,8 @@ def measure(folder: pathlib.Path, summary: dict[str, Any], dataset: Dataset, num
     loss_fn = evaluation_loss(model, model_state)
     start = trees.normal_like(jax.random.key(0), params)
     sets = {
-        name: _batches(split, num_examples) for name, split in (("train", dataset.train), ("test", dataset.test))
+        name: _batches(split, num_examples)
+        for name, split in (("train", dataset.train), ("test", dataset.test))
     }
     record: dict[str, Any] = {"num_examples": num_examples, "line_at": _LINE.tolist(), "residual": 0.0}
 

@@ -106,12 +106,17 @@ def write(planned: list[Planned], out: pathlib.Path = OUT) -> None:
     lines = [
         "# The tables of the slides, planned",
         "",
-        "`python experiments/planned.py`; updates as the slides count them (BL and FB with the remainder of an",
-        "epoch, the others without). ABS and ABSA measure, so theirs are bounds: growth as early and as late as",
-        "the settings of the config allow. These runs need more than the machine at hand: nothing was trained.",
+        "`python experiments/planned.py`; updates as the slides count them (BL and FB with the remainder of",
+        "an epoch, the others without). ABS and ABSA measure, so theirs are bounds: growth as early and as late",
+        "as the settings of the config allow. The runs need a GPU: nothing was trained.",
     ]
     for config in dict.fromkeys(row.config for row in planned):
-        lines += ["", f"## {config}", "", "| largest batch | method | slides: test % | slides: updates | planned | |"]
+        lines += [
+            "",
+            f"## {config}",
+            "",
+            "| largest batch | method | slides: test % | slides: updates | planned | |",
+        ]
         lines.append("|---" * 6 + "|")
         lines += [_line(row) for row in planned if row.config == config]
     (out / "README.md").write_text("\n".join([*lines, ""]))

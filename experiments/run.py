@@ -5,10 +5,10 @@
 
 CONFIG is a file of experiments/configs, or the path of another. Each run has a folder of
 experiments/results/CONFIG; one that holds a summary is finished and skipped, so an interrupted grid
-continues where it stopped (the run that was cut off starts anew). Several processes may work on one grid,
-here (--jobs) or started by hand: each run is locked by the one that is at it. Runs of another commit are
-kept and reported apart; --fresh moves them aside and runs anew. With --smoke, two epochs of the first seed,
-in a folder of their own.
+continues where it stopped, a run that was cut off at its last checkpoint. Several processes may work on one
+grid, here (--jobs) or started by hand: each run is locked by the one that is at it. Runs of another commit
+are kept and reported apart; --fresh moves them aside and runs anew. With --smoke, two epochs of the first
+seed, in a folder of their own.
 """
 
 import collections

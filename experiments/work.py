@@ -1,7 +1,8 @@
 """One run of a grid: locked while it is at work, never done twice, and whole or not there at all.
 
 Any number of processes may work on one grid. Each run has a folder; one that holds a summary is finished. A
-process that dies gives its lock back, and the run that it was at starts anew.
+process that dies gives its lock back, and the run that it was at goes on from its last checkpoint, if it is the
+same commit that goes on; else it starts anew.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import fcntl
 import functools
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +18,11 @@ from typing import Any
 from experiments import provenance
 from hessabs import data
 from hessabs.training import Config, metrics, set_up, train
+from hessabs.training.durability import Durability
 
 LOCK = "run.lock"
+CHECKPOINT_EVERY = "5min"
+STARTED = "started.json"  # by what, until the run is finished
 
 load = functools.cache(data.load)  # decoding takes longer than an epoch of the MLP
 
@@ -67,17 +72,29 @@ def do(
         if not mine or finished(folder) is not None:
             return None
         dataset = load(config.dataset, data_dir=data_dir)
+        resumed = _goes_on(folder, source)
+        metrics.write_json(folder / STARTED, source)
         started, busy = time.perf_counter(), time.process_time()
         run = set_up(config, dataset)
         try:
-            summary = train(run, folder).summary
+            options = Durability(resume=resumed, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=1)
+            summary = train(run, folder, options).summary
         except FloatingPointError as error:
             summary = _diverged(folder, run.config, str(error), dataset.num_classes)
             summary["seconds"] = time.perf_counter() - started
-        summary |= {"seconds_cpu": time.process_time() - busy, **source}
+        if not resumed:  # the time of an earlier process is not known
+            summary["seconds_cpu"] = time.process_time() - busy
+        summary = {**summary, **source}
         summary.pop("data_dir", None)
         metrics.write_json(folder / metrics.SUMMARY, summary)
+        shutil.rmtree(folder / metrics.CHECKPOINTS, ignore_errors=True)
+        (folder / STARTED).unlink()
         return summary
+
+
+def _goes_on(folder: pathlib.Path, source: dict[str, str]) -> bool:
+    path = folder / STARTED
+    return path.exists() and json.loads(path.read_text())["commit"] == source["commit"]
 
 
 def _diverged(folder: pathlib.Path, config: Config, reason: str, num_classes: int) -> dict[str, Any]:
@@ -119,6 +136,5 @@ def line(name: str, summary: dict[str, Any]) -> str:
         return f"{name}: diverged; {summary['diverged']}"
     return (
         f"{name}: {summary['test_accuracy']:.2f} % right, {summary['fgsm_accuracy']:.2f} % under FGSM, "
-        f"{summary['updates']:,} updates, top eigenvalue {summary['eigenvalue']:.2f}, "
-        f"{summary['seconds_cpu']:.0f} s of CPU"
+        f"{summary['updates']:,} updates, eigenvalue {summary['eigenvalue']:.2f}, {summary['seconds']:.0f} s"
     )

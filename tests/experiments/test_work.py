@@ -10,6 +10,7 @@ from experiments import report, work
 from experiments.grid import Grid
 from hessabs.training import Config
 from hessabs.training.metrics import read_lines
+from hessabs.training.session import Session
 
 CONFIG = Config(dataset="digits", method="bl", epochs=1, batch_size=128, pgd_steps=2, validation_examples=200)
 SOURCE = {"command": "test", "commit": "c" * 40, "hardware": "none"}
@@ -67,15 +68,50 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path):
         assert mine
 
 
-def test_a_run_that_was_cut_off_starts_anew(folder, tmp_path):
+def test_a_run_that_was_cut_off_by_another_commit_starts_anew(folder, tmp_path):
     # It has written its metrics, and a summary that does not say where it comes from.
     cut = tmp_path / "bl_128/seed0"
     cut.mkdir(parents=True)
     (cut / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     (cut / "summary.json").write_text('{"test_accuracy": 1.0}')
+    (cut / work.STARTED).write_text(json.dumps({**SOURCE, "commit": "d" * 40}))
     summary = work.do(cut, CONFIG, SOURCE, None)
     assert summary["test_accuracy"] == work.finished(folder / "bl_128/seed0")["test_accuracy"]
     assert len(read_lines(cut / "metrics.jsonl")) == 1
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_end(tmp_path):
+    config = CONFIG._replace(epochs=3, pgd_steps=0)
+    whole = work.do(tmp_path / "whole", config, SOURCE, None)
+    cut = tmp_path / "cut"
+
+    class CutOff(Exception):
+        pass
+
+    def break_off(record):
+        if record["epoch"] == 2:
+            raise CutOff
+
+    with pytest.MonkeyPatch.context() as patch:
+        append = Session.append
+        patch.setattr(Session, "append", lambda self, record: (append(self, record), break_off(record)))
+        patch.setattr(work, "CHECKPOINT_EVERY", "1epochs")
+        with pytest.raises(CutOff):
+            work.do(cut, config, SOURCE, None)
+    assert work.finished(cut) is None
+    resumed = work.do(cut, config, SOURCE, None)
+    for name in ("updates", "samples", "test_accuracy", "fgsm_accuracy", "eigenvalue"):
+        assert resumed[name] == whole[name], name
+    assert [line["epoch"] for line in read_lines(cut / "metrics.jsonl")] == [1, 2, 3]
+    assert "seconds_cpu" in whole
+    assert "seconds_cpu" not in resumed  # that of the first process is not known
+    assert sorted(p.name for p in cut.iterdir()) == [
+        "curves.png",
+        "metrics.jsonl",
+        "params",
+        "run.lock",
+        "summary.json",
+    ]
 
 
 def test_runs_of_another_commit_move_aside(tmp_path):
