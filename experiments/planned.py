@@ -107,8 +107,8 @@ def write(planned: list[Planned], out: pathlib.Path = OUT) -> None:
         "# The tables of the slides, planned",
         "",
         "`python experiments/planned.py`; updates as the slides count them (BL and FB with the remainder of",
-        "an epoch, the others without). ABS and ABSA measure, so theirs are bounds: growth as early and as late",
-        "as the settings of the config allow. The runs need a GPU: nothing was trained.",
+        "an epoch, the others without). ABS and ABSA measure, so theirs are bounds: growth as early and as",
+        "late as the settings of the config allow. The runs need a GPU: nothing was trained.",
     ]
     for config in dict.fromkeys(row.config for row in planned):
         lines += [
