@@ -6,15 +6,28 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hessabs.models.alexnet import AlexNet, adaptive_average_pool, alexnet, alexnet_svhn
 from hessabs.models.c1 import C1, c1, c1_small
+from hessabs.models.c2 import C2, c2
 from hessabs.models.mlp import MLP, mlp
-from hessabs.models.resnet import ResNet, resnet20
+from hessabs.models.resnet import ResNet, resnet18_cifar, resnet20
+from hessabs.models.resnet_imagenet import resnet18, resnet50_tiny
+from hessabs.models.squeezenext import SqueezeNext, squeezenext23
+from hessabs.models.wide_resnet import WideResNet, wide_resnet16_4
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": alexnet,
+    "alexnet_svhn": alexnet_svhn,
     "c1": c1,
     "c1_small": c1_small,
+    "c2": c2,
     "mlp": mlp,
+    "resnet18": resnet18,
+    "resnet18_cifar": resnet18_cifar,
     "resnet20": resnet20,
+    "resnet50_tiny": resnet50_tiny,
+    "squeezenext23": squeezenext23,
+    "wide_resnet16_4": wide_resnet16_4,
 }
 """The networks by name; each factory takes ``num_classes`` and ``dtype``."""
 
@@ -60,4 +73,28 @@ def num_params(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-__all__ = ["C1", "MLP", "MODELS", "ResNet", "c1", "c1_small", "create", "mlp", "num_params", "resnet20"]
+__all__ = [
+    "C1",
+    "C2",
+    "MLP",
+    "MODELS",
+    "AlexNet",
+    "ResNet",
+    "SqueezeNext",
+    "WideResNet",
+    "adaptive_average_pool",
+    "alexnet",
+    "alexnet_svhn",
+    "c1",
+    "c1_small",
+    "c2",
+    "create",
+    "mlp",
+    "num_params",
+    "resnet18",
+    "resnet18_cifar",
+    "resnet20",
+    "resnet50_tiny",
+    "squeezenext23",
+    "wide_resnet16_4",
+]

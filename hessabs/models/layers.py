@@ -116,6 +116,29 @@ def batch_norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
     )
 
 
+class Dropout(nn.Module):
+    """Drop entries in training; what is dropped follows from a key in the collection ``dropout``.
+
+    Differs from ``nn.Dropout``, which is handed a key by whoever calls the network: the key is drawn
+    with the params and every call in training leaves the next one, as batch norm does with its
+    statistics. So a run depends on its seed alone, and goes on from a checkpoint to the same bits.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Return ``x`` with a fraction ``rate`` of it 0 and the rest divided by ``1 - rate``."""
+        state = self.variable("dropout", "key", lambda: jax.random.key_data(self.make_rng("params")))
+        if not train:
+            return x
+        now, later = jax.random.split(jax.random.wrap_key_data(state.value))
+        if self.is_mutable_collection("dropout"):
+            state.value = jax.random.key_data(later)
+        kept = jax.random.bernoulli(now, 1 - self.rate, x.shape)
+        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+
+
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """Take the maximum of each window, as ``nn.max_pool`` does, with a gradient that is fast on the CPU.
 
@@ -147,19 +170,24 @@ def _fold_max(x: jax.Array, window: int, stride: int, axis: int) -> jax.Array:
     return functools.reduce(lambda best, other: jnp.where(best >= other, best, other), parts)
 
 
-def check_images(x: jax.Array) -> None:
+def check_images(x: jax.Array, smallest: int = 1) -> None:
     """Refuse what is no batch of float images.
 
     Args:
         x: What a network was called with.
+        smallest: The least height and width that the network can take.
 
     Raises:
-        ValueError: ``x`` is not floating point (N, H, W, C).
+        ValueError: ``x`` is not floating point (N, H, W, C), or its images are too small.
     """
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             "`x` must be floating point of shape (N, H, W, C) with pixels in [0, 1], "
             f"got {x.dtype} of shape {x.shape}."
+        )
+    if min(x.shape[1:3]) < smallest:
+        raise ValueError(
+            f"`x` must hold images of {smallest}x{smallest} at least for this network, got shape {x.shape}."
         )
 
 

@@ -1,10 +1,12 @@
-"""The 6n+2 residual network for small images (He et al. 2015, arXiv:1512.03385, section 4.2).
+"""Residual networks for small images (He et al. 2015, arXiv:1512.03385, section 4.2) and their module.
 
 Differs from the paper: where the shape changes the shortcut is a 1x1 convolution with batch norm,
 not padding with zeros, as in the networks behind the published batch-size experiments.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +17,38 @@ from hessabs.models import layers
 
 
 class ResNet(nn.Module):
-    """Three stages of basic blocks behind a 3x3 stem; see ``resnet20``."""
+    """Stages of basic or bottleneck blocks behind a stem; see ``resnet20``."""
 
     num_classes: int
-    blocks_per_stage: int = 3
+    blocks: tuple[int, ...] = (3, 3, 3)
     widths: tuple[int, ...] = (16, 32, 64)
+    block: Literal["basic", "bottleneck"] = "basic"
+    stem: Literal["3x3", "7x7"] = "3x3"  # 7x7: stride 2, then 3x3 max pooling of stride 2
+    kernel_init: Callable[..., jax.Array] = layers.HE_FAN_OUT
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Return the logits (N, num_classes) of images ``x`` (N, H, W, C)."""
         layers.check_images(x)
-        conv = functools.partial(layers.conv, kernel_init=layers.HE_FAN_OUT, dtype=self.dtype)
+        conv = functools.partial(layers.conv, kernel_init=self.kernel_init, dtype=self.dtype)
         norm = functools.partial(layers.batch_norm, train=train, dtype=self.dtype)
-        x = nn.relu(norm(conv(x, self.widths[0], 3)))
-        for stage, width in enumerate(self.widths):
-            for block in range(self.blocks_per_stage):
+        if self.stem == "3x3":
+            x = nn.relu(norm(conv(x, self.widths[0], 3)))
+        else:
+            x = layers.max_pool(nn.relu(norm(conv(x, self.widths[0], 7, 2))), 3, 2, padding=1)
+        for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
+            for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                y = nn.relu(norm(conv(x, width, 3, stride)))
-                y = norm(conv(y, width, 3))
+                if self.block == "basic":
+                    y = nn.relu(norm(conv(x, width, 3, stride)))
+                    y = norm(conv(y, width, 3))
+                else:
+                    y = nn.relu(norm(conv(x, width, 1)))
+                    y = nn.relu(norm(conv(y, width, 3, stride)))
+                    y = norm(conv(y, 4 * width, 1))
                 if y.shape != x.shape:
-                    x = norm(conv(x, width, 1, stride))
+                    x = norm(conv(x, y.shape[-1], 1, stride))
                 x = nn.relu(x + y)
         x = jnp.mean(x, axis=(1, 2))
         return layers.as_logits(layers.dense(x, self.num_classes, dtype=self.dtype))
@@ -73,3 +86,34 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
     """
     layers.check_classes(num_classes)
     return ResNet(num_classes=num_classes, dtype=dtype)
+
+
+def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
+    """Create the 18-layer residual network with a 3x3 stem, of widths 64, 128, 256 and 512.
+
+    With 10 classes and 32x32x3 images it has 11,173,962 parameters. All layers start as PyTorch's
+    default, as in the definition that is in common use for CIFAR.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``resnet20``.
+
+    Returns:
+        As ``resnet20``.
+
+    Raises:
+        ValueError: ``num_classes`` is below 1.
+
+    Example:
+        >>> from hessabs.models import num_params
+        >>> num_params(resnet18_cifar(), (32, 32, 3))
+        11173962
+    """
+    layers.check_classes(num_classes)
+    return ResNet(
+        num_classes=num_classes,
+        blocks=(2, 2, 2, 2),
+        widths=(64, 128, 256, 512),
+        kernel_init=layers.TORCH_KERNEL,
+        dtype=dtype,
+    )

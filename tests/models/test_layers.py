@@ -59,3 +59,25 @@ def test_default_initialisation_is_pytorchs():
             # Of n uniform draws the largest is below a fraction f of the bound with chance f ** n.
             assert float(jnp.abs(leaf).max()) > bound * 1e-6 ** (1 / leaf.size)
             assert abs(float(leaf.std()) / bound * 3**0.5 - 1) < 5 / leaf.size**0.5
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return layers.Dropout(0.25)(x, train)
+
+
+def test_dropout_follows_from_its_state():
+    x = jnp.arange(1.0, 401.0)
+    state = Dropped().init(jax.random.key(0), x)
+    step = jax.jit(lambda state: Dropped().apply(state, x, train=True, mutable=["dropout"]))
+    first, after = step(state)
+    second, _ = step(after)
+    np.testing.assert_array_equal(step(state)[0], first)
+    assert not np.array_equal(first, second)
+    kept = np.asarray(first) != 0
+    np.testing.assert_allclose(first, np.where(kept, x / 0.75, 0), rtol=1e-6)
+    assert abs(kept.mean() - 0.75) < 5 * (0.75 * 0.25 / 400) ** 0.5
+    np.testing.assert_array_equal(Dropped().apply(state, x), x)
+    other = Dropped().init(jax.random.key(1), x)
+    assert not np.array_equal(step(other)[0], first)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs.models import MODELS, ResNet, c1, c1_small, create, mlp, num_params, resnet20
+from hessabs import models
+from hessabs.models import MODELS, ResNet, create, mlp, num_params, resnet20
 
 
 def init(model, shape):
@@ -15,7 +16,7 @@ def init(model, shape):
     return jax.jit(model.init)(jax.random.key(0), x), x
 
 
-SMALL = ResNet(num_classes=10, blocks_per_stage=1)  # as resnet20, and quicker to compile
+SMALL = ResNet(num_classes=10, blocks=(1, 1, 1))  # as resnet20, and quicker to compile
 
 
 @pytest.mark.parametrize(
@@ -23,9 +24,17 @@ SMALL = ResNet(num_classes=10, blocks_per_stage=1)  # as resnet20, and quicker t
     [
         (mlp(), (28, 28, 1), 269_322),
         (mlp(3, hidden=()), (8, 8, 1), 64 * 3 + 3),
-        (c1(), (32, 32, 3), 1_756_682),
-        (c1(20), (32, 32, 3), 1_756_682 + 10 * 193),
-        (c1_small(), (28, 28, 1), 83_978),
+        (models.c1(), (32, 32, 3), 1_756_682),
+        (models.c1(20), (32, 32, 3), 1_756_682 + 10 * 193),
+        (models.c1_small(), (28, 28, 1), 83_978),
+        (models.c2(), (32, 32, 3), 1_148_746),
+        (models.resnet18_cifar(), (32, 32, 3), 11_173_962),
+        (models.wide_resnet16_4(), (32, 32, 3), 2_748_890),
+        (models.squeezenext23(), (32, 32, 3), 588_666),
+        (models.alexnet_svhn(), (32, 32, 3), 2_472_266),
+        (models.alexnet(1000), (224, 224, 3), 61_100_840),
+        (models.resnet50_tiny(200), (64, 64, 3), 23_917_832),
+        (models.resnet18(1000), (224, 224, 3), 11_689_512),
         (resnet20(), (32, 32, 3), 272_474),
         (resnet20(100), (32, 32, 3), 272_474 + 65 * 90),
         (resnet20(), (28, 28, 1), 272_474 - 2 * 9 * 16),
@@ -35,7 +44,7 @@ def test_parameter_counts(model, shape, expected):
     assert num_params(model, shape) == expected
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", ["c1_small", "mlp", "resnet20"])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_forward_in_each_dtype(name, dtype):
     model = MODELS[name](num_classes=7, dtype=dtype)
@@ -165,11 +174,17 @@ def test_resnet_refuses_flat_images():
 
 
 def test_create_names_the_known_models():
-    with pytest.raises(ValueError, match=r"must be one of .*mlp, resnet20.*, got 'vgg'"):
+    with pytest.raises(ValueError, match=r"must be one of alexnet, .*mlp, .*got 'vgg'"):
         create("vgg", 10)
 
 
-@pytest.mark.parametrize("make", [lambda: mlp(0), lambda: resnet20(0), lambda: mlp(10, (4, 0))])
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_svhn", "c2"])
+def test_images_that_are_too_small(name):
+    with pytest.raises(ValueError, match=r"at least for this network, got shape \(1, 8, 8, 3\)"):
+        jax.eval_shape(create(name, 10).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize("make", [*MODELS.values(), lambda num_classes: mlp(10, (4, num_classes))])
 def test_sizes_below_one(make):
     with pytest.raises(ValueError, match=r"must be at least 1, got"):
-        make()
+        make(num_classes=0)

@@ -1,0 +1,72 @@
+"""Every network trains a step, has a Hessian and an attack, in float32 and bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hessabs import attacks, curvature, models
+from hessabs.training.losses import evaluation_loss, training_loss
+
+QUICK = {"c1_small": (16, 16, 1), "mlp": (8, 8, 1)}
+LONG = {
+    "alexnet": (64, 64, 3),
+    "alexnet_svhn": (32, 32, 3),
+    "c1": (16, 16, 3),
+    "c2": (20, 20, 3),
+    "resnet18": (32, 32, 3),
+    "resnet18_cifar": (8, 8, 3),
+    "resnet20": (8, 8, 3),
+    "resnet50_tiny": (32, 32, 3),
+    "squeezenext23": (8, 8, 3),
+    "wide_resnet16_4": (8, 8, 3),
+}
+CASES = [*QUICK.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG.items())]
+
+
+def test_no_network_is_left_out():
+    assert {*QUICK, *LONG} == set(models.MODELS)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_step_hessian_and_attack(name, shape, dtype):
+    model = models.MODELS[name](num_classes=5, dtype=dtype)
+    batch = {
+        "image": jax.random.uniform(jax.random.key(1), (4, *shape)),
+        "label": jnp.arange(4),
+        "weight": jnp.ones(4),
+    }
+    state = dict(jax.jit(model.init)(jax.random.key(0), batch["image"]))
+    params = state.pop("params")
+
+    @jax.jit
+    def step(params, state, batch):
+        loss, gradient = jax.value_and_grad(lambda p: training_loss(model, state, p, batch)[0])(params)
+        size = optax.tree.norm(gradient)
+        # A step whose first-order change is 0.01 nats.
+        moved = jax.tree.map(lambda p, g: p - 0.01 / size**2 * g, params, gradient)
+        return loss, training_loss(model, state, moved, batch)[0], size
+
+    loss, after, size = step(params, state, batch)
+    assert 0 < float(size) < np.inf
+    if dtype is None:
+        # The network is piecewise smooth: what the gradient promises is kept in part at least.
+        assert float(loss) - 0.02 < float(after) < float(loss)
+    else:
+        assert np.isfinite(after)
+
+    @jax.jit
+    def second(params, state, batch):
+        loss_fn = evaluation_loss(model, state)
+        product = curvature.hvp(loss_fn, params, batch, jax.tree.map(jnp.ones_like, params))
+        attacked = attacks.fgsm(0.1)(loss_fn, params, batch)
+        return optax.tree.norm(product), loss_fn(params, batch), loss_fn(params, attacked), attacked["image"]
+
+    product, clean, attacked_loss, images = second(params, state, batch)
+    assert 0 < float(product) < np.inf
+    assert np.isfinite(attacked_loss)
+    assert float(jnp.abs(images - batch["image"]).max()) == pytest.approx(0.1, abs=1e-6)
+    if dtype is None:
+        assert float(attacked_loss) > float(clean)
