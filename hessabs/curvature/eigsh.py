@@ -2,7 +2,7 @@
 
 The Krylov process runs until its basis is full or the wanted pairs are there; then the best Ritz vectors and
 the directions not yet multiplied are kept and the process goes on. The small projected problem is solved on the
-host in float64. Memory is fixed by ``num_vectors``.
+host in float64. Memory is fixed by ``num_vectors``: restarts save memory and cost products.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,9 @@ from hessabs.curvature.lanczos import check_dimension
 from hessabs.typing import MatVec, Params
 
 Which = Literal["LA", "SA", "LM", "BE"]
-_CHECK_EVERY = 4  # products between two looks at the projected problem
+_FIRST_LOOK = 4  # products before the first look at the projected problem
+_LOOKS = 16  # the next look comes after a 16th more products: a look costs less than they do
+_BASIS_BYTES = 2**30  # of a basis, unless the smallest good one is larger
 _LOOK_AGAIN = 20  # products after a new direction before pairs that had converged are believed
 
 
@@ -60,10 +62,12 @@ def eigsh(
       which: ``"LA"`` largest (descending), ``"SA"`` smallest (ascending), ``"LM"`` largest in magnitude
         (descending by magnitude), ``"BE"`` half from each end (descending; one more from the top if k is odd).
       rtol: Largest relative residual of a converged pair.
-      max_matvecs: Largest number of products; None for ``10 * num_vectors``.
+      max_matvecs: Largest number of products; None for ``10 * max(2 k + 20, 40)``.
       block_size: Number of start vectors; more than one and every leaf of ``v0`` has a leading axis of that
         size.
-      num_vectors: Rows of the basis besides the block; None for ``max(2 k + 20, 40)``, at most the dimension.
+      num_vectors: Rows of the basis besides the block, at most the dimension: beyond it the process restarts.
+        None for ``10 k + 100`` as far as they fit 1 GiB, and at least ``max(2 k + 20, 40)``. On the host memory
+        is taken as rows are built.
       state: ``result.state`` of a call that ended early, with the same operator; ``v0`` then only gives the
         structure. The run goes on as if it had not been interrupted.
       loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``. The projected problem is solved
@@ -95,8 +99,8 @@ def eigsh(
     size = vectors.shape[1]
     check_dimension("k", k, size)
     check_dimension("block_size", block_size, size)
-    num_vectors = _num_vectors(num_vectors, k, block_size, size)
-    max_matvecs = 10 * num_vectors if max_matvecs is None else max_matvecs
+    num_vectors = _num_vectors(num_vectors, k, block_size, vectors)
+    max_matvecs = 10 * max(2 * k + 20, 40) if max_matvecs is None else max_matvecs
     if which not in ("LA", "SA", "LM", "BE"):
         raise ValueError(f'`which` must be "LA", "SA", "LM" or "BE", got {which!r}.')
     if not rtol >= 0:
@@ -107,29 +111,40 @@ def eigsh(
     if loop == "device":
         matvec = trees.as_partial(matvec)
     rows = num_vectors + block_size
-    state = krylov.start(xp.asarray(vectors), rows, xp) if state is None else _restore(state, (rows, size), xp)
-    known = np.array([])  # the wanted eigenvalues when the space was last exhausted
+    resumed = state is not None
+    if state is None:
+        state = krylov.start(xp.asarray(vectors), rows, xp)._replace(known=np.full(k, np.nan))
+    else:
+        state = _restore(state, (rows, size), k, xp)
     while True:
-        state = krylov.expand(matvec, shape, state, _goal(state, num_vectors, max_matvecs), loop)
+        goal = min(
+            _next_look(int(state.multiplied) + (not resumed), k),
+            int(state.multiplied) + max_matvecs - int(state.num_matvecs),
+            num_vectors,
+        )
+        state, resumed = krylov.expand(matvec, shape, state, goal, loop), False
         ritz = _solve_projected(state, which, k)
-        exhausted = int(state.built) == int(state.multiplied)
         floor = 10 * float(np.finfo(state.basis.dtype).eps) * ritz.scale
         converged = ritz.residuals <= np.maximum(rtol * np.abs(ritz.values), floor)
+        # Directions that the start vectors do not contain may hide eigenvalues. When the space is exhausted, or
+        # for the first time only rounding leads on, one more look must find none.
+        exhausted = int(state.built) == int(state.multiplied)
+        closed = not exhausted and int(state.settled_at) == 0 and ritz.coupling <= 10 * floor
         if exhausted:
-            # Directions that the start vectors do not contain may hide eigenvalues: one more look must find
-            # none.
-            seen = known.shape == ritz.values.shape and bool(np.all(np.abs(known - ritz.values) <= floor))
-            known = ritz.values
+            seen = len(ritz.values) == k and bool(np.all(np.abs(state.known - ritz.values) <= floor))
         else:
-            seen = int(state.num_matvecs) >= int(state.settled_at)
+            seen = not closed and int(state.num_matvecs) >= int(state.settled_at)
         found = len(ritz.values) == k and bool(converged.all()) and seen
         spent = int(state.num_matvecs) >= max_matvecs or int(state.multiplied) == size
         if found or spent or not bool(state.finite):
             return _result(state, shape, ritz, converged, k, xp)
         if int(state.multiplied) >= num_vectors:
             state = _restart(state, which, k, num_vectors, xp)
+        if closed:
+            state = state._replace(settled_at=int(state.num_matvecs) + _LOOK_AGAIN)
         if exhausted:
-            state = _add_direction(state, xp)
+            known = np.append(ritz.values, np.full(k - len(ritz.values), np.nan))
+            state = _add_direction(state._replace(known=known), xp)
             if int(state.built) == int(state.multiplied):  # nothing is left of the space but rounding
                 return _result(state, shape, ritz, converged, k, xp)
 
@@ -139,20 +154,22 @@ class _Ritz(NamedTuple):
     coefficients: np.ndarray  # shape (multiplied, number found): of the Ritz vectors in the basis
     residuals: np.ndarray  # shape (number found,): absolute
     scale: float  # the largest magnitude of a Ritz value
+    coupling: float  # how much of the products of multiplied rows lies in rows that are not
 
 
 def _solve_projected(state: krylov.KrylovState, which: Which, number: int) -> _Ritz:
     count = int(state.multiplied)
     columns = np.asarray(state.projected, np.float64)[:, :count]
     if count == 0 or not np.isfinite(columns).all():
-        return _Ritz(np.array([]), np.zeros((count, 0)), np.array([]), 0.0)
+        return _Ritz(np.array([]), np.zeros((count, 0)), np.array([]), 0.0, 0.0)
     square = columns[:count]
     values, vectors = np.linalg.eigh((square + square.T) / 2)
     wanted = _select(values, which, number)
     coefficients = vectors[:, wanted]
     error = columns @ coefficients
     error[:count] -= coefficients * values[wanted]
-    return _Ritz(values[wanted], coefficients, np.linalg.norm(error, axis=0), float(np.abs(values).max()))
+    residuals, coupling = np.linalg.norm(error, axis=0), float(np.linalg.norm(columns[count:]))
+    return _Ritz(values[wanted], coefficients, residuals, float(np.abs(values).max()), coupling)
 
 
 def _select(values: np.ndarray, which: Which, number: int) -> np.ndarray:
@@ -165,11 +182,12 @@ def _select(values: np.ndarray, which: Which, number: int) -> np.ndarray:
     return order[:number]
 
 
-def _goal(state: krylov.KrylovState, num_vectors: int, max_matvecs: int) -> int:
-    # Looks at the projected problem come after the same numbers of products, wherever a run was interrupted.
-    done = int(state.num_matvecs)
-    more = min(_CHECK_EVERY - done % _CHECK_EVERY, max_matvecs - done)
-    return min(int(state.multiplied) + more, num_vectors)
+def _next_look(multiplied: int, k: int) -> int:
+    # Looks come at the same numbers of rows, wherever a run was interrupted.
+    look = max(k + 1, _FIRST_LOOK)
+    while look < multiplied:
+        look += 1 + look // _LOOKS
+    return look
 
 
 def _restart(state: krylov.KrylovState, which: Which, k: int, num_vectors: int, xp: Any) -> krylov.KrylovState:
@@ -213,24 +231,27 @@ def _start_vectors(v0: Params, block_size: int) -> tuple[jax.Array, trees.Static
     return jnp.stack([flat for flat, _ in rows]), rows[0][1]
 
 
-def _num_vectors(num_vectors: int | None, k: int, block_size: int, size: int) -> int:
-    least = min(k + max(block_size, 2), size)
+def _num_vectors(num_vectors: int | None, k: int, block_size: int, vectors: jax.Array) -> int:
+    size = vectors.shape[1]
     if num_vectors is None:
-        return min(max(2 * k + 20, 40, k + 2 * block_size), size)
+        fitting = min(10 * k + 100, _BASIS_BYTES // vectors[0].nbytes)
+        return min(max(2 * k + 20, 40, k + 2 * block_size, fitting), size)
+    least = min(k + max(block_size, 2), size)
     if not least <= num_vectors <= size:
         raise ValueError(f"`num_vectors` must lie in [{least}, {size}] for k={k}, got {num_vectors}.")
     return num_vectors
 
 
-def _restore(state: krylov.KrylovState, shape: tuple[int, int], xp: Any) -> krylov.KrylovState:
-    if tuple(state.basis.shape) != shape:
+def _restore(state: krylov.KrylovState, shape: tuple[int, int], k: int, xp: Any) -> krylov.KrylovState:
+    if tuple(state.basis.shape) != shape or np.shape(state.known) != (k,):
         raise ValueError(
-            f"`state` has a basis of shape {tuple(state.basis.shape)}, but this call needs {shape} "
-            "(num_vectors + block_size, size of v0); use the arguments of the call that saved it."
+            f"`state` has a basis of shape {tuple(state.basis.shape)} for k={np.size(state.known)}, but this "
+            f"call needs {shape} (num_vectors + block_size, size of v0) for k={k}; use the arguments of the "
+            "call that saved it."
         )
     numbers = {name: int(getattr(state, name)) for name in ("multiplied", "built", "num_matvecs", "settled_at")}
     arrays = {name: xp.array(getattr(state, name)) for name in ("basis", "projected")}
-    return state._replace(**arrays, **numbers, finite=bool(state.finite))
+    return state._replace(**arrays, **numbers, finite=bool(state.finite), known=np.array(state.known))
 
 
 def _result(

@@ -21,6 +21,8 @@ from hessabs import trees
 from hessabs.curvature import loops
 from hessabs.typing import MatVec
 
+_BLOCK_ROWS = 16  # rows that are read at once on a device
+
 
 class KrylovState(NamedTuple):
     """A basis and the operator projected on it; what an interrupted run needs to go on.
@@ -35,6 +37,7 @@ class KrylovState(NamedTuple):
     finite: Any  # bool: False when a product was not finite; the process has then ended
     num_matvecs: Any  # int: products computed, over all restarts
     settled_at: Any  # int: products before which `eigsh` does not believe what it found
+    known: Any  # shape (k,): what `eigsh` had found when the space was last exhausted; NaN before
 
 
 def start(vectors: Any, num_rows: int, xp: Any) -> KrylovState:
@@ -50,7 +53,7 @@ def start(vectors: Any, num_rows: int, xp: Any) -> KrylovState:
     """
     basis = xp.zeros((num_rows, vectors.shape[1]), vectors.dtype)
     projected = xp.zeros((num_rows, num_rows), np.float64 if xp is np else vectors.dtype)
-    state = KrylovState(basis, projected, 0, 0, True, 0, 0)
+    state = KrylovState(basis, projected, 0, 0, True, 0, 0, np.zeros(0))
     for vector in vectors:
         state, _ = append(state, vector / xp.maximum(xp.max(xp.abs(vector)), 1e-37), xp)
     return state
@@ -96,13 +99,26 @@ def _append_host(state: KrylovState, vector: np.ndarray, first: int) -> tuple[Kr
 
 
 def _append_device(state: KrylovState, vector: jax.Array) -> tuple[KrylovState, jax.Array]:
-    coefficients = jnp.zeros(state.basis.shape[0], state.basis.dtype)
+    num_rows, size = state.basis.shape
+    coefficients = jnp.zeros(num_rows, state.basis.dtype)
     before = jnp.sqrt(vector @ vector)
-    # Once would leave rounding errors of the size of what was removed; twice is enough (Parlett, Kahan).
+    height = min(_BLOCK_ROWS, num_rows)
+
+    def project_out(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        coefficients, vector = carry
+        # The last block begins early rather than reach beyond the basis: rows that were read find nothing more.
+        begin = jnp.minimum(i * height, num_rows - height)
+        block = jax.lax.dynamic_slice(state.basis, (begin, 0), (height, size))
+        part = block @ vector
+        old = jax.lax.dynamic_slice(coefficients, (begin,), (height,))
+        coefficients = jax.lax.dynamic_update_slice(coefficients, old + part, (begin,))
+        return coefficients, vector - part @ block
+
+    # Once would leave rounding errors of the size of what was removed; twice is enough (Parlett, Kahan). Only
+    # blocks with rows that were built are read.
+    num_blocks = (state.built + height - 1) // height
     for _ in range(2):
-        part = state.basis @ vector
-        vector = vector - part @ state.basis
-        coefficients = coefficients + part
+        coefficients, vector = jax.lax.fori_loop(0, num_blocks, project_out, (coefficients, vector))
     norm = jnp.sqrt(vector @ vector)
     room = state.built < min(state.basis.shape)
     keep = (norm > 10 * jnp.finfo(state.basis.dtype).eps * before) & room

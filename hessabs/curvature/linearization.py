@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
 from hessabs import collectives, trees
+from hessabs.curvature.convolutions import inner_jaxprs, split_kernel_gradients
 from hessabs.typing import Batch, MatVec, Params
 
 Linearize = bool | Literal["auto"]
@@ -147,18 +148,13 @@ def _stage(make_map: Callable[..., MatVec], source: Source) -> ClosedJaxpr:
             "A custom_vjp in the loss or the model has no forward mode (its forward or backward pass calls it "
             f"again). Use {source.maps.value.instead}, or give the function a jax.custom_jvp rule."
         )
-    return closed
+    return split_kernel_gradients(closed) if jax.default_backend() == "cpu" else closed
 
 
 def _holds(jaxpr: Jaxpr, primitive: str) -> bool:
-    inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
     return any(eqn.primitive.name == primitive for eqn in jaxpr.eqns) or any(
-        _holds(getattr(x, "jaxpr", x), primitive) for x in inner if _is_jaxpr(x)
+        _holds(inner, primitive) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)
     )
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return isinstance(x, (Jaxpr, ClosedJaxpr))
 
 
 def _examples_within(source: Source, memory_budget: int) -> int:

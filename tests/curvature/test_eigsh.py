@@ -1,5 +1,7 @@
 """Eigenpairs against SciPy, dense matrices and known spectra; residuals against the operator itself."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,37 @@ def test_interrupted_run_goes_on_to_the_same_bits(matrix_operator, stop, loop):
     np.testing.assert_array_equal(rest.eigenvalues, whole.eigenvalues)
     for a, b in zip(jax.tree.leaves(rest.eigenvectors), jax.tree.leaves(whole.eigenvectors), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_every_interruption_of_an_exhausted_space_goes_on_to_the_same_bits(loop):
+    # Three distinct eigenvalues: the space is exhausted again and again, and each time one must look again.
+    values = jnp.asarray(np.repeat([3.0, 2.0, 1.0], 20))
+    v0 = jnp.asarray(np.r_[np.ones(20), np.zeros(40)])
+
+    def run(max_matvecs, state=None):
+        return curvature.eigsh(lambda v: values * v, v0, 2, max_matvecs=max_matvecs, state=state, loop=loop)
+
+    whole = run(100)
+    np.testing.assert_allclose(whole.eigenvalues, [3, 3], rtol=1e-5)
+    for stop in range(2, whole.num_matvecs):
+        saved = jax.tree.map(np.asarray, run(stop).state)
+        rest = run(100, saved)
+        assert rest.num_matvecs == whole.num_matvecs
+        for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_basis_grows_with_what_is_asked_for_within_memory(monkeypatch, matrix_operator):
+    problem = matrix_operator(np.linspace(0, 1, 600))
+
+    def rows(k):
+        result = curvature.eigsh(problem.matvec, problem.v0, k, max_matvecs=k)
+        return result.state.basis.shape[0] - 1
+
+    assert [rows(1), rows(20), rows(60)] == [110, 300, 600]
+    monkeypatch.setattr(importlib.import_module("hessabs.curvature.eigsh"), "_BASIS_BYTES", 70 * 600 * 4)
+    assert [rows(1), rows(20), rows(60)] == [70, 70, 140]
 
 
 def test_warm_start_from_earlier_eigenvectors(matrix_operator):

@@ -1,0 +1,89 @@
+"""Kernel gradients cut along the batch: the same numbers, and nothing else is touched."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessabs import curvature
+from hessabs.curvature.convolutions import split_kernel_gradients
+
+OPTIONS = {
+    "same": {"window_strides": (1, 1), "padding": "SAME"},
+    "valid": {"window_strides": (1, 1), "padding": "VALID"},
+    "strided": {"window_strides": (2, 2), "padding": "SAME"},
+    "dilated": {"window_strides": (1, 1), "padding": "SAME", "rhs_dilation": (2, 2)},
+}
+LAYOUTS = (("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"))
+
+
+def _case(option, layout, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"NHWC": (70, 9, 8, 2), "NCHW": (70, 2, 9, 8)}, {"HWIO": (3, 3, 2, 4), "OIHW": (4, 2, 3, 3)}
+    images, kernel = (
+        jnp.asarray(rng.normal(size=s[n]), jnp.float32) for s, n in zip(shapes, layout[:2], strict=True)
+    )
+
+    def loss(kernel, images):
+        features = jax.lax.conv_general_dilated(images, kernel, dimension_numbers=layout, **OPTIONS[option])
+        return jnp.mean(jnp.tanh(features) ** 2)
+
+    return loss, kernel, images
+
+
+def _convolutions(program):
+    return str(program).count("= conv_general_dilated")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout[0])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_gradient_in_parts_is_the_gradient(option, layout):
+    loss, kernel, images = _case(option, layout)
+    program = jax.make_jaxpr(jax.grad(loss))(kernel, images)
+    split = split_kernel_gradients(program, examples=32)
+    assert _convolutions(split) == _convolutions(program) + 2  # 70 = 32 + 32 + 6
+    (want,), (got,) = (jax.jit(jax.extend.core.jaxpr_as_fun(p))(kernel, images) for p in (program, split))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_only_long_sums_are_cut():
+    loss, kernel, images = _case("same", LAYOUTS[0])
+    program = jax.make_jaxpr(jax.grad(loss))(kernel, images)
+    assert split_kernel_gradients(program, examples=70) is program
+    forward = jax.make_jaxpr(lambda x, k: jax.lax.conv(x, k, (1, 1), "SAME"))(
+        jnp.ones((2, 100, 8, 8)), jnp.ones((3, 100, 3, 3))
+    )
+    assert split_kernel_gradients(forward, examples=32) is forward  # a hundred channels are no batch
+
+
+def test_inside_loops_branches_and_calls():
+    loss, kernel, images = _case("same", LAYOUTS[0])
+
+    def descend(kernel, images):
+        def step(kernel, rate):
+            gradient = jax.jit(jax.grad(jax.checkpoint(loss)))
+            kernel = jax.lax.cond(rate > 0, lambda k: k - rate * gradient(k, images), lambda k: k, kernel)
+            return kernel, loss(kernel, images)
+
+        return jax.lax.scan(step, kernel, jnp.array([0.5, 0.0, 0.25]))
+
+    program = jax.make_jaxpr(descend)(kernel, images)
+    split = split_kernel_gradients(program, examples=32)
+    assert _convolutions(split) == _convolutions(program) + 2
+    want, got = (jax.jit(jax.extend.core.jaxpr_as_fun(p))(kernel, images) for p in (program, split))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("linearize", [True, False])
+def test_the_hessian_of_a_large_batch(make_problem, random_like, linearize):
+    problem = make_problem("conv", num_examples=150)
+    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
+    vector = random_like(problem.params)
+    gradient = jax.grad(lambda p: problem.loss_fn(p, problem.batch))
+    want = jax.jvp(gradient, (problem.params,), (vector,))[1]
+    for a, b in zip(jax.tree.leaves(operator(vector)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    if jax.default_backend() == "cpu":
+        plain = jax.make_jaxpr(lambda v: jax.jvp(gradient, (problem.params,), (v,))[1])(vector)
+        assert _convolutions(jax.make_jaxpr(operator)(vector)) > _convolutions(plain) - linearize
