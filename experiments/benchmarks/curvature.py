@@ -1,14 +1,16 @@
 """Speed of the curvature tools, and the peers on the same weights and batch.
 
-    python experiments/benchmarks/curvature.py --images DIR [--rounds 7]
+    python experiments/benchmarks/curvature.py --images DIR [--rounds 7] [--parts product,dataset,step,mlp-5]
 
-DIR holds train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (Fashion-MNIST). Writes curvature.md beside
-this file. Everything is timed in turn in one process, medians of the rounds, after one run that compiles. Needs
-the peers: torch (CPU), pyhessian, hessian-eigenthings, curvlinops-for-pytorch, scipy, matfree, laplax.
+DIR holds train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (Fashion-MNIST). Each part (``mlp-5``: the
+top 5 pairs of the MLP) replaces its results in curvature.json beside this file and draws curvature.md anew:
+parts may be measured one by one. Tools are timed in turn, medians of the rounds, after one run that compiles; in the
+contests each in a process of its own, which sleeps while another runs, so that the thread pools of XLA, PyTorch
+and OpenBLAS do not take the processor from each other. Needs the peers: torch (CPU), pyhessian,
+hessian-eigenthings, curvlinops-for-pytorch, scipy, matfree, laplax.
 """
 
-import functools
-import gzip
+import json
 import pathlib
 import statistics
 import sys
@@ -17,39 +19,63 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
+from experiments.benchmarks import curvature_contest as contest
 from experiments.benchmarks import curvature_peers as peers
-from hessabs import curvature, models, trees
+from experiments.benchmarks.curvature_problem import load, problem
+from hessabs import curvature, trees
 from hessabs.curvature import krylov
 
 _IMAGES = flags.DEFINE_string("images", None, "folder of Fashion-MNIST's idx archives", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "timed runs of each")
-_RTOL = 1e-3
+_PARTS = flags.DEFINE_list("parts", None, "parts to measure; None for all")
+_HERE = pathlib.Path(__file__).parent
+CONTESTS = tuple(f"{name}-{k}" for name in ("mlp", "cnn") for k in (1, 5, 20))
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and write the tables."""
+    """Measure the parts and write the tables."""
     del argv
-    data = load(pathlib.Path(_IMAGES.value))
+    folder = pathlib.Path(_IMAGES.value)
+    data = load(folder)
+    sections = {"product": product_costs, "dataset": data_set_product, "step": lanczos_step}
+    chosen = _PARTS.value or [*sections, *CONTESTS]
+    for part in chosen:
+        if part not in (*sections, *CONTESTS):
+            raise SystemExit(f"--parts must name some of {', '.join((*sections, *CONTESTS))}, got {part}.")
+    kept = _HERE / "curvature.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    for part in chosen:
+        if part in sections:
+            lines = [line for some in sections[part](data) for line in some]
+        else:
+            lines = contest.table(folder, part, _ROUNDS.value)
+        what = f"`--parts {part} --rounds {_ROUNDS.value}`, commit {provenance.commit()[:12]}"
+        results[part] = {"lines": lines, "what": what}
+        print("\n".join(lines), flush=True)
+        kept.write_text(json.dumps(results, indent=1) + "\n")
+        (_HERE / "curvature.md").write_text(page(results, [*sections, *CONTESTS]))
+
+
+def page(results: dict[str, Any], order: Sequence[str]) -> str:
+    """Draw the page of all results."""
     versions = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
     lines = [
         "# Speed of the curvature tools",
         "",
-        f"`python experiments/benchmarks/curvature.py --rounds {_ROUNDS.value}`; {provenance.hardware()}; "
-        f"jax {jax.__version__}; {versions}; commit {provenance.commit()}",
+        f"`python experiments/benchmarks/curvature.py --images DIR`; {provenance.hardware()}; jax "
+        f"{jax.__version__}; {versions}",
         "",
     ]
-    for section in (product_costs, data_set_product, lanczos_step, eigenpairs):
-        for part in section(data):
-            lines += part
-            print("\n".join(part), flush=True)
-            (pathlib.Path(__file__).parent / "curvature.md").write_text("\n".join(lines).rstrip() + "\n")
+    for part in order:
+        if part in results:
+            lines += [*results[part]["lines"], results[part]["what"] + ".", ""]
+    return "\n".join(lines)
 
 
 def product_costs(data: dict[str, np.ndarray]) -> Iterator[list[str]]:
@@ -162,113 +188,6 @@ def lanczos_step(data: dict[str, np.ndarray]) -> Iterator[list[str]]:
         f"the time of an iteration (product {1e3 * median(products):.1f} ms).",
         "",
     ]
-
-
-def eigenpairs(data: dict[str, np.ndarray]) -> Iterator[list[str]]:
-    """Top eigenpairs against the peers, on the same weights and batch of 512 images."""
-    yield ["## Top eigenpairs to a relative residual of 1e-3 (512 images)", ""]
-    for name in ("mlp", "cnn"):
-        loss_fn, params, batch = problem(name, data, 512)
-        judge = jax.jit(curvature.hessian(loss_fn, params, batch))
-        contest = peers.Contest(name, loss_fn, params, batch)
-        gradient = functools.partial(jax.jit(jax.grad(loss_fn)), params, batch)
-        pair = in_turn({"jax": gradient, "torch": contest.torch_gradient})
-        yield [
-            f"**{name}**, {sum(x.size for x in jax.tree.leaves(params)):,} params. A gradient: XLA "
-            f"{1e3 * median(pair['jax']):.1f} ms, PyTorch {1e3 * median(pair['torch']):.1f} ms, ratio "
-            f"{median(pair['jax']) / median(pair['torch']):.2f}.",
-            "",
-            "| top | tool | seconds | of ours | products | largest residual | reached | compile, s |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for k in (1, 5, 20):
-            yield contest_lines(contest, k, loss_fn, params, batch, judge)
-        yield [""]
-
-
-def contest_lines(
-    contest: peers.Contest, k: int, loss_fn: Any, params: Any, batch: Any, judge: Callable[[Any], Any]
-) -> list[str]:
-    """Run every tool on one problem, in turn."""
-    v0 = trees.normal_like(jax.random.key(0), params)
-    products = {}
-
-    def ours() -> tuple[np.ndarray, Any]:
-        operator = curvature.hessian(loss_fn, params, batch, linearize=True)
-        result = curvature.eigsh(operator, v0, k, rtol=_RTOL)
-        products["hessabs"] = result.num_matvecs
-        return result.eigenvalues, result.eigenvectors
-
-    started = time.perf_counter()
-    ours()
-    first = {"hessabs": time.perf_counter() - started}
-    tools = {"hessabs": ours, **contest.tools(k, products["hessabs"])}
-    for tool, run in tools.items():
-        if tool.startswith(("matfree", "laplax")):  # PyTorch compiles nothing
-            started = time.perf_counter()
-            run()
-            first[tool] = time.perf_counter() - started
-    times: dict[str, list[float]] = {tool: [] for tool in tools}
-    answers = {}
-    for _ in range(_ROUNDS.value):
-        for tool, run in tools.items():
-            if times[tool] and times[tool][0] > 2:
-                continue  # slow ones once
-            time.sleep(0.05)  # the thread pool of the one before goes to sleep
-            started = time.perf_counter()
-            answers[tool] = run()
-            times[tool].append(time.perf_counter() - started)
-    rows = []
-    for tool, (values, vectors) in answers.items():
-        worst = max(residual(judge, values[i], jax.tree.map(lambda x, i=i: x[i], vectors)) for i in range(k))
-        seconds = median(times[tool])
-        note = f"{seconds:.3f}" + (" (one run)" if len(times[tool]) == 1 < _ROUNDS.value else "")
-        rows.append(
-            f"| {k} | {tool} | {note} | {seconds / median(times['hessabs']):.1f} | {products.get(tool, '')} "
-            f"| {worst:.1e} | {'yes' if worst <= _RTOL * 1.01 else 'no'} "
-            f"| {max(first.get(tool, 0) - seconds, 0):.1f} |"
-        )
-    return rows
-
-
-def residual(judge: Callable[[Any], Any], value: float, vector: Any) -> float:
-    """The relative residual of one pair, in float64 but for the product."""
-    flat = np.asarray(trees.ravel(vector)[0], np.float64)
-    product = np.asarray(trees.ravel(judge(vector))[0], np.float64)
-    return float(np.linalg.norm(product - value * flat) / np.linalg.norm(flat) / abs(value))
-
-
-def problem(name: str, data: dict[str, np.ndarray], size: int) -> tuple[Any, Any, Any]:
-    """A network after 200 steps of training, and a batch of images."""
-    if name == "resnet20":
-        rng = np.random.default_rng(0)
-        batch = {
-            "image": jnp.asarray(rng.uniform(size=(size, 32, 32, 3)), jnp.float32),
-            "label": jnp.asarray(rng.integers(10, size=size), jnp.int32),
-        }
-        module = models.create("resnet20", 10)
-        variables = module.init(jax.random.key(0), batch["image"][:1])
-
-        def loss_of(statistics: Any, params: Any, batch: Any) -> jax.Array:
-            logits: Any = module.apply({"params": params, **statistics}, batch["image"], train=False)
-            return peers.cross_entropy(logits, batch["label"])
-
-        params = variables.pop("params")
-        return jax.tree_util.Partial(loss_of, variables), params, batch
-    loss_fn = peers.LOSSES[name]
-    params = peers.init(name, jax.random.key(0))
-    step = jax.jit(lambda p, b: jax.tree.map(lambda x, g: x - 0.1 * g, p, jax.grad(loss_fn)(p, b)))
-    for i in range(200):
-        params = step(params, {n: jnp.asarray(x[i * 128 : (i + 1) * 128]) for n, x in data.items()})
-    return loss_fn, params, {n: jnp.asarray(x[-size:]) for n, x in data.items()}
-
-
-def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read Fashion-MNIST's idx archives: images float32 in [0, 1] of shape (n, 28, 28, 1), labels int32."""
-    images = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
-    image = np.frombuffer(images, np.uint8).reshape(-1, 28, 28, 1)
-    return {"image": image.astype(np.float32) / 255, "label": np.frombuffer(labels, np.uint8).astype(np.int32)}
 
 
 def in_turn(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:

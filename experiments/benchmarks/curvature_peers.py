@@ -1,4 +1,4 @@
-"""The networks of the curvature benchmark, in JAX and PyTorch, and how each peer finds its top eigenpairs."""
+"""How each peer finds the top eigenpairs of the networks of the curvature benchmark, rebuilt in PyTorch."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -17,10 +17,6 @@ PACKAGES = (
     "matfree",
     "laplax",
 )
-_SHAPES: dict[str, list[tuple[int, ...]]] = {
-    "mlp": [(784, 256), (256, 256), (256, 10)],
-    "cnn": [(5, 5, 1, 16), (5, 5, 16, 32), (1568, 10)],
-}
 
 
 def versions() -> dict[str, str]:
@@ -34,44 +30,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def init(name: str, key: jax.Array) -> list[dict[str, jax.Array]]:
-    """Params of a network, He-normal kernels and zero biases."""
-    keys = jax.random.split(key, len(_SHAPES[name]))
-    return [
-        {
-            "kernel": jax.random.normal(k, shape) * np.sqrt(2 / np.prod(shape[:-1])),
-            "bias": jnp.zeros(shape[-1]),
-        }
-        for k, shape in zip(keys, _SHAPES[name], strict=True)
-    ]
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean softmax cross-entropy."""
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
-
-
-def _mlp(params: Any, batch: Any) -> jax.Array:
-    x = batch["image"].reshape(batch["image"].shape[0], -1)
-    for layer in params[:-1]:
-        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-    return cross_entropy(x @ params[-1]["kernel"] + params[-1]["bias"], batch["label"])
-
-
-def _cnn(params: Any, batch: Any) -> jax.Array:
-    x = batch["image"]
-    for layer in params[:-1]:
-        x = jax.lax.conv_general_dilated(
-            x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        x = jax.nn.relu(x + layer["bias"])
-        n, h, w, c = x.shape
-        x = x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
-    x = x.reshape(x.shape[0], -1)
-    return cross_entropy(x @ params[-1]["kernel"] + params[-1]["bias"], batch["label"])
-
-
-LOSSES: dict[str, Callable[[Any, Any], jax.Array]] = {"mlp": _mlp, "cnn": _cnn}
+def names(enough: int) -> tuple[str, ...]:
+    """What the peers are called, in the order of ``Contest.tools``."""
+    return (
+        "PyHessian",
+        "curvlinops + SciPy",
+        "hessian-eigenthings, default",
+        f"hessian-eigenthings, max_iter={enough} (told)",
+        f"matfree, {enough} steps (told)",
+        f"laplax, rank {enough} (told)",
+    )
 
 
 class Contest:
@@ -97,16 +65,15 @@ class Contest:
 
     def tools(self, k: int, enough: int) -> dict[str, Callable[[], tuple[np.ndarray, Any]]]:
         """The peers by name; ``enough`` Lanczos steps suffice, for those that cannot tell."""
-        tools = {
-            "PyHessian": lambda: self._pyhessian(k),
-            "curvlinops + SciPy": lambda: self._curvlinops(k),
-            "hessian-eigenthings, default": lambda: self._eigenthings(k, None),
-            f"hessian-eigenthings, max_iter={enough}": lambda: self._eigenthings(k, enough),
-            f"matfree, {enough} steps (told)": self._matfree(k, enough),
-        }
-        if self.name == "mlp" or k < 20:
-            tools[f"laplax, rank {enough} (told)"] = self._laplax(k, enough)
-        return tools
+        runs = (
+            lambda: self._pyhessian(k),
+            lambda: self._curvlinops(k),
+            lambda: self._eigenthings(k, None),
+            lambda: self._eigenthings(k, enough),
+            self._matfree(k, enough),
+            self._laplax(k, enough),
+        )
+        return dict(zip(names(enough), runs, strict=True))
 
     def _pyhessian(self, k: int) -> tuple[np.ndarray, Any]:
         from pyhessian import hessian

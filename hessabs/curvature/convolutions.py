@@ -7,7 +7,7 @@ as eight times 64). The sum over the batch may be cut: it is a sum of this one p
 with its examples.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -42,7 +42,7 @@ def split_kernel_gradients(closed: ClosedJaxpr, *, examples: int = _EXAMPLES) ->
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
     """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls."""
     inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-    return [getattr(x, "jaxpr", x) for x in inner if _is_jaxpr(x)]
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if _is_jaxpr(x)]
 
 
 def _split(eqn: JaxprEqn, examples: int) -> JaxprEqn:
@@ -74,10 +74,11 @@ def _is_long_sum(eqn: JaxprEqn, examples: int) -> bool:
     if eqn.primitive.name != "conv_general_dilated":
         return False
     numbers, params = eqn.params["dimension_numbers"], eqn.params
-    summed, kernel = eqn.invars[0].aval.shape[numbers.lhs_spec[1]], eqn.invars[1].aval.shape
+    images, kernel, out = (atom.aval.shape for atom in (*eqn.invars, *eqn.outvars))  # type: ignore[attr-defined]
+    summed = images[numbers.lhs_spec[1]]
     # What is wider than its result is no kernel of a network but an image in the place of one.
     reach = [kernel[axis] for axis in numbers.rhs_spec[2:]]
-    result = [eqn.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:]]
+    result = [out[axis] for axis in numbers.out_spec[2:]]
     plain = params["feature_group_count"] == params["batch_group_count"] == 1
     return plain and summed > examples and any(r > w for r, w in zip(reach, result, strict=True))
 
@@ -99,5 +100,5 @@ def _split_inside(value: Any, examples: int) -> Any:
     return value
 
 
-def _is_jaxpr(x: Any) -> bool:
+def _is_jaxpr(x: Any) -> TypeGuard[Jaxpr | ClosedJaxpr]:
     return isinstance(x, (Jaxpr, ClosedJaxpr))

@@ -1,8 +1,10 @@
 """The spectrum of a trained run: what ``hessabs spectrum`` computes and writes.
 
 Files in the folder of the run: ``spectrum.json`` (all numbers), ``spectrum.csv`` (a line for each eigenvalue),
-``spectrum.png``, and with the options ``density.png``, ``landscape.json``, ``line.png`` and ``plane.png``. A
-landscape that was interrupted goes on at its next point.
+``spectrum.png``; of a run with ``--track`` ``tracked.png``, full against last-layer eigenvalues by epoch; and
+with the options ``density.png``, ``landscape.json``, ``line.png`` and ``plane.png``. What was interrupted goes
+on where it was: eigenvalues from a saved Krylov state, a density at its next probe, a landscape at its next
+point.
 """
 
 import csv
@@ -20,7 +22,9 @@ from hessabs.training.config import Config
 from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.progress import Progress
 from hessabs.training.setup import set_up
+from hessabs.training.spectrum_state import SpectrumState, fingerprint
 from hessabs.training.track import last_layer
+from hessabs.training.tracked import draw_tracked
 from hessabs.typing import LossFn, Params
 
 SPECTRUM = "spectrum.json"
@@ -38,6 +42,7 @@ class Options(NamedTuple):
     batch_size: Annotated[int, "images in one pass of the network"] = 2000
     rtol: Annotated[float, "relative residual at which an eigenpair is good enough"] = 1e-3
     max_matvecs: Annotated[int, "most Hessian-vector products for the eigenvalues of one matrix"] = 300
+    save_seconds: Annotated[float, "seconds between two saves of a matrix under way"] = 30.0
     seed: Annotated[int, "seed of start vectors, probes and the choice of single images"] = 0
 
 
@@ -64,30 +69,29 @@ def spectrum(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
     """
     _check(options)
     trained = _load(workdir, options)
+    signature = fingerprint(trained.params, trained.sets, {n: getattr(options, n) for n in _NUMBERS})
+    state = SpectrumState(workdir, signature, options.save_seconds)
     start_key, example_key, density_key = jax.random.split(jax.random.key(options.seed), 3)
     start = trees.normal_like(start_key, trained.params)
     rows: list[dict[str, Any]] = []
-    tops = {}
     for name in trained.sets:
-        with Progress(_num_examples(trained, name) * options.max_matvecs) as bar:
-            operator = _data_set_operator(trained, name, bar)
-            tops[name] = curvature.eigsh(operator, start, options.top, **_solver(options))
-        rows += _rows(name, tops[name])
+        rows += _set_rows(state, trained, options, name, start)
         if options.block:
-            block = curvature.restrict(_data_set_operator(trained, name), trained.params, trained.head)
-            block_start, _ = trees.partition(start, trained.head)
-            size = sum(x.size for x in jax.tree.leaves(block_start))
-            result = curvature.eigsh(block, block_start, min(options.top, size), **_solver(options))
-            rows += _rows(f"{name}, last layer", result)
+            rows += _block_rows(state, trained, options, name, start)
     if options.per_example:
-        rows += _single_examples(trained, options, example_key, start)
+        rows += _single_examples(state, trained, options, example_key, start)
     record: dict[str, Any] = {**options._asdict(), "eigenvalues": rows}
     if options.density:
-        record["density"] = _density(trained, options, density_key, workdir)
+        record["density"] = _density(state, trained, density_key, workdir)
     _write(workdir, record, rows)
     if options.landscape:
-        _landscape(trained, tops["training"], workdir)
+        _landscape(state, trained, workdir, signature)
+    state.close()
     return record
+
+
+# What the eigenvalues of a matrix depend on; the other options say which matrices there are.
+_NUMBERS = ("top", "num_examples", "batch_size", "rtol", "max_matvecs", "seed")
 
 
 def _check(options: Options) -> None:
@@ -101,6 +105,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"`max_matvecs` must be at least `top`={options.top}, got {options.max_matvecs}.")
     if not options.rtol > 0:
         raise ValueError(f"`rtol` must be positive, got {options.rtol}.")
+    if not options.save_seconds >= 0:
+        raise ValueError(f"`save_seconds` must not be negative, got {options.save_seconds}.")
     if options.block not in ("", "last"):
         raise ValueError(f'`block` must be "last" or empty, got {options.block!r}.')
 
@@ -136,6 +142,32 @@ def _cut(split: dict[str, np.ndarray], options: Options) -> list[dict[str, np.nd
     ]
 
 
+def _set_rows(
+    state: SpectrumState, trained: _Trained, options: Options, name: str, start: Params
+) -> list[dict[str, Any]]:
+    if name not in state.done or (name == "training" and state.directions(trained.params) is None):
+        with Progress(_num_examples(trained, name) * options.max_matvecs) as bar:
+            operator = _data_set_operator(trained, name, bar)
+            result = state.eigsh(name, operator, start, options.top, **_solver(options))
+        if name == "training":
+            state.keep_directions(jax.tree.map(lambda x: x[:2], result.eigenvectors))
+        state.keep(name, _rows(name, result))
+    return state.done[name]
+
+
+def _block_rows(
+    state: SpectrumState, trained: _Trained, options: Options, name: str, start: Params
+) -> list[dict[str, Any]]:
+    label = f"{name}, last layer"
+    if label not in state.done:
+        block = curvature.restrict(_data_set_operator(trained, name), trained.params, trained.head)
+        block_start, _ = trees.partition(start, trained.head)
+        size = sum(x.size for x in jax.tree.leaves(block_start))
+        result = state.eigsh(label, block, block_start, min(options.top, size), **_solver(options))
+        state.keep(label, _rows(label, result))
+    return state.done[label]
+
+
 def _solver(options: Options) -> dict[str, Any]:
     return {"rtol": options.rtol, "max_matvecs": options.max_matvecs}
 
@@ -165,38 +197,54 @@ def _rows(name: str, result: Any) -> list[dict[str, Any]]:
 
 
 def _single_examples(
-    trained: _Trained, options: Options, key: jax.Array, start: Params
+    state: SpectrumState, trained: _Trained, options: Options, key: jax.Array, start: Params
 ) -> list[dict[str, Any]]:
     order = jax.random.permutation(key, _num_examples(trained, "training"))
     chosen = np.asarray(order)[: options.per_example]
     rows = []
     for index in chosen:
+        label = f"training image {index}"
+        if label in state.done:
+            rows += state.done[label]
+            continue
         batch = trained.sets["training"][index // options.batch_size]
         place = index % options.batch_size
         one = {name: array[place : place + 1] for name, array in batch.items()}
         operator = curvature.hessian(trained.loss_fn, trained.params, one, linearize=True)
-        rows += _rows(
-            f"training image {index}", curvature.eigsh(operator, start, options.top, **_solver(options))
-        )
+        state.keep(label, _rows(label, curvature.eigsh(operator, start, options.top, **_solver(options))))
+        rows += state.done[label]
     return rows
 
 
-def _density(trained: _Trained, options: Options, key: jax.Array, workdir: pathlib.Path) -> dict[str, Any]:
+def _density(state: SpectrumState, trained: _Trained, key: jax.Array, workdir: pathlib.Path) -> dict[str, Any]:
     operator = _data_set_operator(trained, "training")
-    size = sum(x.size for x in jax.tree.leaves(trained.params))
-    density = curvature.spectral_density(operator, trained.params, key, num_probes=4, num_iters=min(60, size))
+    num_iters = min(_DENSITY_ITERS, sum(x.size for x in jax.tree.leaves(trained.params)))
+    probes = []
+    for number, one in enumerate(jax.random.split(key, _DENSITY_PROBES)):
+        label = f"density, probe {number}"
+        if label not in state.done:
+            probe = curvature.spectral_density(operator, trained.params, one, num_probes=1, num_iters=num_iters)
+            state.keep(label, {name: np.asarray(value).tolist() for name, value in probe._asdict().items()})
+        probes.append(state.done[label])
+    whole = {
+        name: np.concatenate([np.array(p[name], float) for p in probes]) for name in probes[0] if name != _COUNT
+    }
+    density = curvature.SpectralDensity(**whole, num_matvecs=sum(p[_COUNT] for p in probes))
     curvature.draw_density(density, workdir / "density.png", title="training set")
     return {name: np.asarray(value).tolist() for name, value in density._asdict().items()}
 
 
-def _landscape(trained: _Trained, top: Any, workdir: pathlib.Path) -> None:
+_COUNT, _DENSITY_PROBES, _DENSITY_ITERS = "num_matvecs", 4, 60
+
+
+def _landscape(state: SpectrumState, trained: _Trained, workdir: pathlib.Path, signature: str) -> None:
     path = workdir / "landscape.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    signature = float(top.eigenvalues[0])
-    if known.get("eigenvalue") != signature:
-        known = {"eigenvalue": signature}
-    count = min(2, len(top.eigenvalues))
-    directions = [jax.tree.map(lambda x, i=i: x[i], top.eigenvectors) for i in range(count)]
+    if known.get("fingerprint") != signature:
+        known = {"fingerprint": signature}
+    vectors: Any = state.directions(trained.params)
+    count = len(jax.tree.leaves(vectors)[0])
+    directions = [jax.tree.map(lambda x, i=i: x[i], vectors) for i in range(count)]
     for name, number, points in (("line", 1, 21), ("plane", 2, 11)):
         if len(directions) < number:
             continue
@@ -228,3 +276,6 @@ def _write(workdir: pathlib.Path, record: dict[str, Any], rows: list[dict[str, A
     names = dict.fromkeys(row["matrix"] for row in rows)
     values = {n: np.array([row["eigenvalue"] for row in rows if row["matrix"] == n]) for n in names}
     curvature.draw_spectra(values, workdir / "spectrum.png", title="largest Hessian eigenvalues")
+    epochs = workdir / metrics.METRICS
+    if epochs.exists():
+        draw_tracked(workdir / "tracked.png", metrics.read_lines(epochs), title="by epoch")

@@ -207,7 +207,7 @@ def test_bad_input_is_refused(matrix_operator):
         run(1, block_size=2)
     saved = run(1, num_vectors=5, max_matvecs=2).state
     with pytest.raises(
-        ValueError, match=r"`state` has a basis of shape \(6, 6\), but this call needs \(7, 6\)"
+        ValueError, match=r"`state` has a basis of shape \(6, 6\) for k=1, but this call needs \(7, 6\)"
     ):
         run(1, num_vectors=6, state=saved)
     with pytest.raises(ValueError, match="cannot be traced"):

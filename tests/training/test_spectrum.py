@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hessabs import cli, models
 from hessabs.data import load
@@ -14,6 +15,7 @@ from hessabs.training.config import Config
 from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.setup import set_up
 from hessabs.training.track import last_layer, parse
+from hessabs.training.tracked import draw_tracked
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +52,33 @@ def test_writes_numbers_and_pictures(workdir, capsys):
     assert all(row["converged"] and row["residual"] <= 1e-3 for row in rows if row["number"] == 1)
     top = {row["matrix"]: row["eigenvalue"] for row in rows if row["number"] == 1}
     assert top["training, last layer"] < top["training"]
-    for name in ("spectrum", "density", "line", "plane"):
+    for name in ("spectrum", "tracked", "density", "line", "plane"):
         assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     line = np.array(json.loads((workdir / "landscape.json").read_text())["line"])
     assert np.diff(line, 2)[9] > 0  # the loss curves upwards along the top eigenvector
 
 
+def test_tracked_curves_are_drawn_as_recorded(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    records = [
+        {"epoch": 1, "eigenvalue": 3.0, "last_layer_eigenvalue": 1.0, "gradient_norm": 0.5},
+        {"epoch": 2, "eigenvalue": None, "last_layer_eigenvalue": 2.0, "gradient_norm": 0.25},
+        {"epoch": 3, "eigenvalue": 4.0, "last_layer_eigenvalue": 3.0, "gradient_norm": 0.125},
+    ]
+    assert draw_tracked(tmp_path / "tracked.png", records)
+    eigenvalues, gradient = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in eigenvalues.lines}
+    assert lines == {"whole network": [[1, 3], [3, 4]], "last layer's block": [[1, 1], [2, 2], [3, 3]]}
+    assert gradient.lines[0].get_ydata().tolist() == [0.5, 0.25, 0.125]
+    assert not draw_tracked(tmp_path / "none.png", [{"epoch": 1, "eigenvalue": None}])
+    assert len(drawn) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--save_seconds=-1"], "`save_seconds` must not be negative, got -1.0"),
         (["--top=0"], "`top` must be at least 1, got 0"),
         (["--block=first"], '`block` must be "last" or empty'),
         (["--max_matvecs=5"], "`max_matvecs` must be at least `top`=20, got 5"),

@@ -1,0 +1,146 @@
+"""The top eigenpairs of one network by every tool, in turn, each tool in a process of its own."""
+
+import dataclasses
+import multiprocessing
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks import curvature_peers as peers
+from experiments.benchmarks.curvature_problem import load, problem
+from hessabs import curvature, trees
+
+OURS = "hessabs"
+_RTOL = 1e-3
+_EXAMPLES = 512
+_SLOW = 2.0  # seconds: what takes longer runs once
+_TOO_SLOW = 20.0  # seconds of the first run: what takes longer is not run again, its compilation included
+
+
+@dataclasses.dataclass
+class _Tool:
+    name: str
+    process: Any
+    pipe: Connection
+    first: float = 0.0
+    times: list[float] = dataclasses.field(default_factory=list)
+    answer: Any = None
+
+    def run(self) -> float:
+        """Let the tool run once; returns its own seconds."""
+        self.pipe.send("run")
+        seconds, self.answer = self.pipe.recv()
+        return seconds
+
+
+def table(folder: pathlib.Path, part: str, rounds: int) -> list[str]:
+    """Run every tool on one problem, in turn.
+
+    Args:
+      folder: Of the images.
+      part: Network and number of pairs, ``"mlp-5"``.
+      rounds: Timed runs of each.
+
+    Returns:
+      The lines of a section.
+    """
+    network, k = part.split("-")[0], int(part.split("-")[1])
+    loss_fn, params, batch = problem(network, load(folder), _EXAMPLES)
+    judge = jax.jit(curvature.hessian(loss_fn, params, batch))
+    ours = _start(folder, part, OURS, 0)
+    ours.first = ours.run()
+    steps = ours.answer[2]
+    tools = [ours, *(_start(folder, part, name, steps) for name in peers.names(steps))]
+    gradients = [_start(folder, part, name, 0) for name in ("gradient, XLA", "gradient, PyTorch")]
+    try:
+        for tool in [*tools[1:], *gradients]:
+            tool.first = tool.run()
+            if tool.first > _TOO_SLOW:
+                tool.times.append(tool.first)
+        for number in range(rounds):
+            for tool in [*tools, *gradients]:
+                if not tool.times or tool.times[0] <= _SLOW:
+                    tool.times.append(tool.run())
+            print(f"{part}: round {number + 1} of {rounds}", flush=True)
+    finally:
+        for tool in [*tools, *gradients]:
+            tool.process.terminate()
+    xla, torch = (1e3 * statistics.median(tool.times) for tool in gradients)
+    return [
+        f"## Top {k} of the {network.upper()}, {_EXAMPLES} images, to a relative residual of 1e-3",
+        "",
+        f"{sum(x.size for x in jax.tree.leaves(params)):,} params. A gradient: XLA {xla:.1f} ms, PyTorch "
+        f"{torch:.1f} ms, ratio {xla / torch:.2f}.",
+        "",
+        "| tool | seconds | of ours | products | largest residual | reached | compile, s |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(tool, ours, k, judge) for tool in tools),
+        "",
+    ]
+
+
+def _row(tool: _Tool, ours: _Tool, k: int, judge: Callable[[Any], Any]) -> str:
+    values, vectors, products = tool.answer
+    worst = max(_residual(judge, values[i], jax.tree.map(lambda x, i=i: x[i], vectors)) for i in range(k))
+    seconds = statistics.median(tool.times)
+    note = f"{seconds:.3f}" + (" (one run)" if len(tool.times) == 1 else "")
+    compiling = "in the run" if tool.first > _TOO_SLOW else f"{max(tool.first - seconds, 0):.1f}"
+    return (
+        f"| {tool.name} | {note} | {seconds / statistics.median(ours.times):.1f} | {products or ''} "
+        f"| {worst:.1e} | {'yes' if worst <= _RTOL * 1.01 else 'no'} | {compiling} |"
+    )
+
+
+def _residual(judge: Callable[[Any], Any], value: float, vector: Any) -> float:
+    # In float64 but for the product.
+    flat = np.asarray(trees.ravel(vector)[0], np.float64)
+    product = np.asarray(trees.ravel(judge(vector))[0], np.float64)
+    return float(np.linalg.norm(product - value * flat) / np.linalg.norm(flat) / abs(value))
+
+
+def _start(folder: pathlib.Path, part: str, name: str, steps: int) -> _Tool:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, folder, part, name, steps), daemon=True)
+    process.start()
+    there.close()
+    here.recv()  # it has built its problem
+    return _Tool(name, process, here)
+
+
+def _serve(pipe: Connection, folder: pathlib.Path, part: str, name: str, steps: int) -> None:
+    network, k = part.split("-")[0], int(part.split("-")[1])
+    loss_fn, params, batch = problem(network, load(folder), _EXAMPLES)
+    run = _make(name, network, k, steps, loss_fn, params, batch)
+    pipe.send("ready")
+    while True:
+        pipe.recv()
+        started = time.perf_counter()
+        answer = run()
+        seconds = time.perf_counter() - started
+        pipe.send((seconds, answer and (*jax.tree.map(np.asarray, tuple(answer[:2])), *answer[2:], None)[:3]))
+
+
+def _make(
+    name: str, network: str, k: int, steps: int, loss_fn: Any, params: Any, batch: Any
+) -> Callable[[], Any]:
+    if name == "gradient, XLA":
+        gradient = jax.jit(jax.grad(loss_fn))
+        return lambda: jax.block_until_ready(gradient(params, batch)) and None
+    if name == OURS:
+        v0 = trees.normal_like(jax.random.key(0), params)
+
+        def ours() -> tuple[np.ndarray, Any, int]:
+            operator = curvature.hessian(loss_fn, params, batch, linearize=True)
+            result = curvature.eigsh(operator, v0, k, rtol=_RTOL)
+            return result.eigenvalues, jax.block_until_ready(result.eigenvectors), result.num_matvecs
+
+        return ours
+    contest = peers.Contest(network, loss_fn, params, batch)
+    return contest.torch_gradient if name == "gradient, PyTorch" else contest.tools(k, steps)[name]
