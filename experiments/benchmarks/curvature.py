@@ -5,8 +5,8 @@
 DIR holds train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (Fashion-MNIST). Each part (``mlp-5``: the
 top 5 pairs of the MLP) replaces its results in curvature.json beside this file and draws curvature.md anew:
 parts may be measured one by one. Tools are timed in turn, medians of the rounds, after one run that compiles;
-in the contests each in a process of its own, which sleeps while another runs, so that the thread pools of XLA, PyTorch
-and OpenBLAS do not take the processor from each other. Needs the peers: torch (CPU), pyhessian,
+in the contests each in a process of its own, which sleeps while another runs, so that the thread pools of
+XLA, PyTorch and OpenBLAS do not take the processor from each other. Needs the peers: torch (CPU), pyhessian,
 hessian-eigenthings, curvlinops-for-pytorch, scipy, matfree, laplax.
 """
 
