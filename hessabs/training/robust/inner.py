@@ -25,7 +25,14 @@ class InnerAttack(NamedTuple):
     driven_by_python: bool  # whether its loop is better driven by Python here
 
 
-def make_inner(name: str, epsilon: float, *, steps: int = 10, step_size: float | None = None) -> InnerAttack:
+def make_inner(
+    name: str,
+    epsilon: float,
+    *,
+    steps: int = 10,
+    step_size: float | None = None,
+    driven_by_python: bool | None = None,
+) -> InnerAttack:
     """Make an attack by its name, to go to the highest loss and not just to the first error.
 
     Args:
@@ -34,9 +41,11 @@ def make_inner(name: str, epsilon: float, *, steps: int = 10, step_size: float |
         and l2hess, L-infinity for the others.
       steps: Gradient steps, or products with the input Hessian (fhsm, l2hess).
       step_size: Length of a step, None for the attack's own choice; only for ``STEP_SIZED``.
+      driven_by_python: Whether Python drives the loop of an iterated attack, where one call of a compiled loop
+        would do; None to choose by the backend, see ``hessabs.curvature.loops``.
 
     Returns:
-      An ``InnerAttack``. On the CPU Python drives an iterated one, see ``hessabs.curvature.loops``.
+      An ``InnerAttack``.
 
     Raises:
       ValueError: If the name is unknown, or a number is out of range.
@@ -56,7 +65,9 @@ def make_inner(name: str, epsilon: float, *, steps: int = 10, step_size: float |
         if name in STEP_SIZED:
             options["step_size"] = step_size
     attack = getattr(attacks, name)(epsilon, **options)
-    return InnerAttack(attack, _with_logits, loops.choose(None) == "host")
+    if driven_by_python is None:
+        driven_by_python = loops.choose(None) == "host"
+    return InnerAttack(attack, _with_logits, driven_by_python)
 
 
 def _with_logits(model: nn.Module, model_state: object) -> LossFn:

@@ -93,11 +93,12 @@ def resolve(config: "Config") -> "Config":
     return config._replace(robust=robust, attack=_attack(config), adversarial_fraction=fraction)
 
 
-def make_objective(config: "Config") -> Objective:
+def make_objective(config: "Config", *, driven_by_python: bool | None = None) -> Objective:
     """Make the objective of a config.
 
     Args:
       config: Resolved settings.
+      driven_by_python: As for ``make_inner``.
 
     Returns:
       An ``Objective``.
@@ -109,7 +110,11 @@ def make_objective(config: "Config") -> Objective:
     if config.attack is None:
         return Objective()
     inner = make_inner(
-        config.attack, config.epsilon, steps=config.attack_steps, step_size=config.attack_step_size
+        config.attack,
+        config.epsilon,
+        steps=config.attack_steps,
+        step_size=config.attack_step_size,
+        driven_by_python=driven_by_python,
     )
     if config.robust == "trades":
         return trades(inner, config.trades_beta)
