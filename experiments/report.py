@@ -4,6 +4,7 @@ import csv
 import pathlib
 from collections.abc import Sequence
 
+from experiments import pictures
 from experiments.grid import Grid
 from hessabs.training import metrics
 from hessabs.training.curves import draw_curves
@@ -43,8 +44,10 @@ def write(results: pathlib.Path, grid: Grid) -> str:
     missing = len(grid.runs.keys() - {f"{run.label}/seed{run.summary['seed']}" for run in runs})
     if missing:
         lines += ["", f"{missing} of the {len(grid.runs)} runs of the grid are missing."]
-    lines += ["", "![curves](curves.png)", "", f"Curves: seed {runs[0].summary['seed']}.", ""]
-    text = "\n".join(lines)
+    drawn = pictures.draw(results, runs)
+    lines += ["", f"Curves and curvature: seed {runs[0].summary['seed']}.", ""]
+    lines += [f"![{name.removesuffix('.png')}]({name})" for name in (*drawn, "curves.png")]
+    text = "\n".join([*lines, ""])
     (results / "README.md").write_text(text)
     write_csv(results / "table.csv", groups, SHOWN)
     _write_runs(results / "runs.csv", runs)
