@@ -2,8 +2,8 @@
 
     python experiments/run.py cifar10_resnet20 --data_dir DIR
 
-No augmentation and no weight decay, pixels in [0, 1], as in the authors' code. Batch norm sees 128 images
-(ghost batch norm). On a GPU; the updates that come out are planned in results/slides.
+For a GPU. No augmentation and no weight decay, pixels in [0, 1], as in the authors' code; batch norm sees 128
+images (ghost batch norm). The updates that must come out are planned in results/slides.
 """
 
 from experiments.slides import runs

@@ -41,13 +41,19 @@ def test_the_committed_plan_covers_every_run():
 
 
 def test_where_the_plan_differs_from_the_slides():
-    # Two misprints and one rounding; see tests/batch_size/test_planner.py, which counts them on its own.
+    # Two misprints, one rounding, and a run of ABS that no patience of ten epochs explains; see
+    # tests/batch_size/test_planner.py, which counts them on its own.
     differs = {
         (row["dataset"], row["method"], row["largest_batch"])
         for row in committed()
         if row["verdict"] == "differs"
     }
-    assert differs <= {("svhn", "bl", 128), ("svhn", "gg", 2048), ("cifar10", "bl", 1024)}
+    assert differs == {
+        ("svhn", "bl", 128),
+        ("svhn", "gg", 2048),
+        ("cifar10", "bl", 1024),
+        ("cifar10", "abs", 16000),
+    }
 
 
 def test_the_committed_plan_is_the_planners(monkeypatch):

@@ -1,0 +1,46 @@
+"""A real update of each config of the slides, on images of the true shape, with a small batch."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import grid, planned
+from hessabs.data import Dataset
+from hessabs.training import set_up
+from hessabs.training.loop_state import start
+
+SHAPES = {
+    "cifar10": ((32, 32, 3), 10),
+    "svhn": ((32, 32, 3), 10),
+    "tiny_imagenet": ((64, 64, 3), 200),
+    "imagenet": ((224, 224, 3), 1000),
+}
+BATCH = 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", planned.configs())
+def test_one_update_with_adversarial_examples(name):
+    this = grid.load(grid.find([name]))
+    shape, num_classes = SHAPES[this.slides[0]]
+    largest = max(run.max_batch_size or 0 for run in this.runs.values() if run.method == "absa")
+    config = this.runs[f"absa_{largest}/seed0"]._replace(
+        batch_size=BATCH, max_batch_size=2 * BATCH, pgd_steps=0
+    )
+    rng = np.random.default_rng(0)
+    arrays = {
+        "image": rng.integers(0, 256, (2 * BATCH, *shape), dtype=np.uint8),
+        "label": rng.integers(0, num_classes, 2 * BATCH).astype(np.int32),
+    }
+    run = set_up(config._replace(adversarial_fraction=0.5), Dataset(name, arrays, arrays, num_classes))
+    before = jax.device_get(run.state.params)
+    batch = {**{key: value[:BATCH] for key, value in arrays.items()}, "weight": np.ones(BATCH, np.float32)}
+    decision = start(run).decision
+    assert (decision.batch_size, decision.adversarial_fraction) == (BATCH, 0.5)
+    state = run.functions.update_adversarial(run.state, batch, decision.adversarial_fraction, decision.lr_scale)
+    after = jax.device_get(state.params)
+    assert int(state.updates) == 1
+    assert int(state.nonfinite_update) == 0
+    moved = float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, after, before)))
+    assert 0 < moved < np.inf
