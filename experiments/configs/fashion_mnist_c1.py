@@ -18,4 +18,9 @@ BASE = {
     "epsilon": 0.02,
     "pgd_steps": 20,
 }
-GRID = runs((1024, 4096, 16384), methods=("absa", "gg", "bl"))
+_KEPT = {"adversarial_fraction": 0.2, "fraction_decrease": 1.0, "adversarial_epochs": 30}
+GRID = {
+    **runs((1024, 4096, 16384), methods=("absa", "gg", "bl")),
+    "stability_kept_16384": {"method": "stability", "max_batch_size": 16384, **_KEPT},
+    "bl_kept_128": {"method": "bl", **_KEPT},
+}

@@ -32,6 +32,8 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
+    Column("validation_accuracy", "validation %", "{:.2f}"),
+    Column("validation_pgd_accuracy", "validation PGD %", "{:.2f}"),
     Column("test_accuracy", "test %", "{:.2f}"),
     Column("fgsm_accuracy", "FGSM %", "{:.2f}"),
     Column("pgd_accuracy", "PGD %", "{:.2f}"),

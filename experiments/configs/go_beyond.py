@@ -1,0 +1,32 @@
+"""A rule without tuning: how large a step is stable enough, chosen on 10,000 images held out from training.
+
+    python experiments/run.py go_beyond --data_dir DIR --jobs 2
+
+The number is the threshold of the rule `stability`, the bound on eigenvalue times learning rate. A fifth
+of each batch is adversarial to the end. ABSA and BL beside it; the validation columns choose, the test
+set reports.
+"""
+
+SEEDS = (0,)
+BASE = {
+    "dataset": "fashion_mnist",
+    "model": "mlp",
+    "epochs": 90,
+    "epsilon": 0.02,
+    "pgd_steps": 20,
+    "max_batch_size": 16000,
+    "adversarial_fraction": 0.2,
+    "validation_examples": 10_000,
+}
+
+_KEPT = {"fraction_decrease": 1.0, "adversarial_epochs": 90}
+
+GRID = {
+    **{
+        f"stability_{threshold}": {"method": "stability", "threshold": threshold, **_KEPT}
+        for threshold in (1.0, 1.5, 2.0)
+    },
+    "stability_2.0_sqrt": {"method": "stability", "threshold": 2.0, "lr_coupling": "sqrt", **_KEPT},
+    "absa": {"method": "absa"},
+    "bl_kept": {"method": "bl", **_KEPT},
+}
