@@ -1,0 +1,150 @@
+"""The time table of the slides, measured here: what a step, its communication and a Hessian measurement take.
+
+    python experiments/overhead.py --data_dir DIR
+
+Like the slides it assumes that a larger batch runs on more devices, so that an update takes as long as
+one of 128 images; then time is counted in updates. Communication is an all-reduce of the gradient between
+two virtual devices of this processor, which shares their memory: no network. Updates and measurements are
+those of the runs of results/fashion_mnist_mlp. Writes results/overhead/README.md.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+ROOT = pathlib.Path(__file__).parent
+sys.path.insert(0, str(ROOT.parent))
+
+from experiments import provenance  # noqa: E402
+from hessabs.batch_size import training_seconds  # noqa: E402
+from hessabs.data import micro_batches  # noqa: E402
+from hessabs.training import Config, metrics, set_up  # noqa: E402
+from hessabs.training.loop_state import start  # noqa: E402
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
+_REPEATS = 50
+_ROWS = (("bl_128", False), ("gg_16000", False), ("abs_16000", False), ("absa_16000", True))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, and write the table."""
+    del argv
+    config = Config(dataset="fashion_mnist", method="absa", epsilon=0.02, data_dir=_DATA_DIR.value)
+    times = measure(config)
+    lines = [
+        "# Time of an update, of its communication and of a Hessian measurement",
+        "",
+        "`python experiments/overhead.py`; Fashion-MNIST, MLP with 269,322 parameters, updates of 128 images,",
+        f"the Hessian on 512 images. Medians of {_REPEATS} repetitions, seconds:",
+        "",
+        "| T_comp | T_comp, a fifth adversarial | T_comm | T_Hess | T_Hess / T_comp |",
+        "|---|---|---|---|---|",
+        f"| {times['compute']:.2e} | {times['adversarial']:.2e} | {times['communicate']:.2e} "
+        f"| {times['hessian']:.2e} | {times['hessian'] / times['compute']:.0f} |",
+        "",
+        "As in the slides, `updates * (T_comp + T_comm) + measurements * T_Hess`, an update taking as long as",
+        "one of 128 images however large it is; ABSA is charged an adversarial step for every update:",
+        "",
+        "| run | updates | measurements | seconds | against BL | of which the Hessian |",
+        "|---|---|---|---|---|---|",
+        *totals(times, ROOT / "results/fashion_mnist_mlp"),
+        "",
+        f"hardware: {provenance.hardware()}",
+        "",
+        f"commit: {provenance.commit()}",
+        "",
+    ]
+    out = ROOT / "results/overhead"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def measure(config: Config) -> dict[str, float]:
+    """Measure the times of a run on this machine.
+
+    Args:
+      config: Its settings.
+
+    Returns:
+      Seconds: ``compute`` and ``adversarial`` of an update, ``communicate``, and ``hessian`` of a measurement.
+    """
+    run = set_up(config)
+    batch, _ = next(micro_batches(run.dataset.train, run.micro_batch_size, seed=0))
+    state = start(run)
+    eigenvector, train_state = state.eigenvector, state.train
+    times = {}
+
+    def update() -> Any:
+        nonlocal train_state
+        train_state = run.functions.update(train_state, batch, np.float32(1.0))
+        return train_state
+
+    def adversarial() -> Any:
+        nonlocal train_state
+        train_state = run.functions.update_adversarial(train_state, batch, np.float32(0.2), np.float32(1.0))
+        return train_state
+
+    times["compute"] = _median(update)
+    times["adversarial"] = _median(adversarial)
+    times["communicate"] = _all_reduce(train_state.params)
+    times["hessian"] = _median(lambda: run.measure(train_state, eigenvector))
+    return times
+
+
+def totals(times: dict[str, float], results: pathlib.Path) -> list[str]:
+    """Write the rows of the runs that have finished."""
+    rows, slowest = [], None
+    for name, is_adversarial in _ROWS:
+        folder = results / name / "seed0"
+        if not (folder / metrics.SUMMARY).exists():
+            continue
+        summary = json.loads((folder / metrics.SUMMARY).read_text())
+        records = metrics.read_lines(folder / metrics.METRICS)
+        count = sum(record["eigenvalue"] is not None for record in records)
+        step = times["adversarial" if is_adversarial else "compute"]
+        seconds = training_seconds(
+            summary["updates"], count, compute=step, communicate=times["communicate"], hessian=times["hessian"]
+        )
+        slowest = slowest or seconds
+        gain, share = slowest / seconds, 100 * count * times["hessian"] / seconds
+        cells = f"{summary['updates']:,} | {count} | {seconds:.1f} | {gain:.2f} x | {share:.1f} %"
+        rows.append(f"| {name} | {cells} |")
+    return rows
+
+
+def _all_reduce(gradient: Any) -> float:
+    devices = np.array(jax.devices()[:2])
+    mesh = jax.sharding.Mesh(devices, ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    parts = jax.tree.map(lambda x: jax.device_put(jnp.stack([x] * len(devices)), split), gradient)
+    reduce = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree), out_shardings=whole)
+    return _median(lambda: reduce(parts))
+
+
+def _median(function: Callable[[], Any]) -> float:
+    for _ in range(3):
+        jax.block_until_ready(function())
+    taken = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+if __name__ == "__main__":
+    app.run(main)
