@@ -8,14 +8,13 @@ curvature.json in the folder of the run; experiments/pictures.py draws them. A r
 skipped.
 """
 
+import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
@@ -29,29 +28,28 @@ from hessabs.training.setup import init_model  # noqa: E402
 from hessabs.training.track import last_layer  # noqa: E402
 
 OUTPUT = "curvature.json"
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
-_NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", 10_000, "images of each set, the first ones", lower_bound=1
-)
-_RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "folder of all results")
-_SEED = flags.DEFINE_integer("seed", 0, "the seed of the runs")
-
 _TOP, _SINGLE, _BATCH = 20, 5, 2000
 _LINE = np.linspace(-0.5, 0.5, 21)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measure the runs that are named."""
-    if len(argv) != 3:
-        sys.exit("experiments/measure.py: name a config and its runs, LABEL,LABEL,...")
-    for label in argv[2].split(","):
-        folder = pathlib.Path(_RESULTS.value) / argv[1] / label / f"seed{_SEED.value}"
+    parser = argparse.ArgumentParser(description="Curvature of the trained networks of a grid.")
+    parser.add_argument("config", help="the grid")
+    parser.add_argument("labels", help="its runs, LABEL,LABEL,...")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
+    parser.add_argument("--num_examples", type=int, default=10_000, help="images of each set, the first ones")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results", help="folder of all results")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the runs")
+    options = parser.parse_args()
+    for label in options.labels.split(","):
+        folder = options.results / options.config / label / f"seed{options.seed}"
         summary = work.finished(folder)
         if summary is None or "diverged" in summary:
             print(f"{label}: no finished run with params, left out", flush=True)
         elif not (folder / OUTPUT).exists():
-            dataset = work.load(summary["dataset"], data_dir=_DATA_DIR.value)
-            metrics.write_json(folder / OUTPUT, measure(folder, summary, dataset, _NUM_EXAMPLES.value))
+            dataset = work.load(summary["dataset"], data_dir=options.data_dir)
+            metrics.write_json(folder / OUTPUT, measure(folder, summary, dataset, options.num_examples))
             print(f"{label}: {folder / OUTPUT}", flush=True)
 
 
@@ -110,4 +108,4 @@ def _batches(split: dict[str, np.ndarray], num_examples: int) -> list[Any]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

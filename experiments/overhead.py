@@ -8,13 +8,14 @@ two virtual devices of this processor, which shares their memory: no network. Up
 those of the runs of results/fashion_mnist_mlp. Writes results/overhead/README.md.
 """
 
+import argparse
 import json
 import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -22,7 +23,6 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
@@ -33,15 +33,16 @@ from hessabs.data import micro_batches  # noqa: E402
 from hessabs.training import Config, metrics, set_up  # noqa: E402
 from hessabs.training.loop_state import start  # noqa: E402
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of prepared TFDS data sets")
 _REPEATS = 50
 _ROWS = (("bl_128", False), ("gg_16000", False), ("abs_16000", False), ("absa_16000", True))
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measure, and write the table."""
-    del argv
-    config = Config(dataset="fashion_mnist", method="absa", epsilon=0.02, data_dir=_DATA_DIR.value)
+    parser = argparse.ArgumentParser(description="The time table of the slides, measured here.")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
+    data_dir = parser.parse_args().data_dir
+    config = Config(dataset="fashion_mnist", method="absa", epsilon=0.02, data_dir=data_dir)
     times = measure(config)
     lines = [
         "# Time of an update, of its communication and of a Hessian measurement",
@@ -147,4 +148,4 @@ def _median(function: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -136,8 +136,8 @@ def _spectra(measured: Mapping[str, Any]) -> Any:
 def _block(measured: Mapping[str, Any]) -> Any:
     figure, (axis,) = _figure()
     for number, (name, record) in enumerate(measured.items()):
-        axis.plot(range(1, 21), record["train"][:20], color=f"C{number}", marker=".", label=name)
-        block = record["last_layer"]
+        whole, block = record["train"], record["last_layer"]
+        axis.plot(range(1, len(whole) + 1), whole, color=f"C{number}", marker=".", label=name)
         axis.plot(range(1, len(block) + 1), block, color=f"C{number}", linestyle=":")
     axis.set(yscale="log", xlabel="number", title="whole Hessian, and dotted the last layer's block")
     axis.legend(fontsize=7)
