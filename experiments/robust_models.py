@@ -13,7 +13,7 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,14 +26,16 @@ sys.path.insert(0, str(ROOT.parent))
 from experiments import grid, provenance, work  # noqa: E402
 from hessabs import attacks, curvature, models, trees  # noqa: E402
 from hessabs.attacks import losses  # noqa: E402
+from hessabs.attacks.norms import Norm  # noqa: E402
 from hessabs.data import Dataset  # noqa: E402
 from hessabs.training import checkpoint, metrics  # noqa: E402
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images  # noqa: E402
 from hessabs.training.setup import init_model  # noqa: E402
+from hessabs.typing import Attack  # noqa: E402
 
 NAME, OUTPUT = "robust_models", "robustness.json"
 LINF, L2 = 0.02, 0.5
-ATTACKS = {
+ATTACKS: dict[Norm, tuple[float, dict[str, Callable[[float], Attack]]]] = {
     "linf": (LINF, {"fgsm": attacks.fgsm, "fgsm_10": attacks.bim, "fhsm": attacks.fhsm, "pgd": attacks.pgd}),
     "l2": (L2, {"l2grad": attacks.l2grad, "l2hess": attacks.l2hess}),
 }
@@ -90,7 +92,7 @@ def measure(
     loss_fn = losses.cross_entropy(evaluation_logits(model, state))
     accuracy: dict[str, float] = {}
     for norm, (epsilon, named) in ATTACKS.items():
-        rows = attacks.evaluate(loss_fn, params, test, named, [epsilon], jax.random.key(0), norm=norm)  # type: ignore[arg-type]
+        rows = attacks.evaluate(loss_fn, params, test, named, [epsilon], jax.random.key(0), norm=norm)
         accuracy |= {row.attack: 100 * row.accuracy for row in rows if row.attack in COLUMNS}
     operator = curvature.hessian(evaluation_loss(model, state), params, train, linearize=True)
     spectrum = curvature.eigsh(operator, trees.normal_like(jax.random.key(0), params), k=_TOP, rtol=1e-2)
@@ -122,9 +124,9 @@ def write(results: pathlib.Path, found: dict[str, list[dict[str, Any]]]) -> None
     lines = [
         "# Robust models under each attack (Fashion-MNIST, MLP)",
         "",
-        f"Accuracy in percent on the first {first['num_examples']:,} test images, mean ± standard deviation over the",
-        f"seeds given; L-infinity attacks (FGSM, FGSM-10, FHSM, PGD of 40 steps) at {LINF}, L2 attacks (L2GRAD,",
-        f"L2HESS) at {L2}. Eigenvalues 1 and 20 of the Hessian on as many training images.",
+        f"Accuracy in percent on the first {first['num_examples']:,} test images, mean ± standard deviation over",
+        f"the seeds given; L-infinity attacks (FGSM, FGSM-10, FHSM, PGD of 40 steps) at {LINF}, L2 attacks",
+        f"(L2GRAD, L2HESS) at {L2}. Eigenvalues 1 and 20 of the Hessian on as many training images.",
         "",
         "| trained with | seeds | " + " | ".join(COLUMNS) + " | eigenvalue 1 | eigenvalue 20 |",
         "|---" * (len(COLUMNS) + 4) + "|",
