@@ -124,7 +124,7 @@ def write(results: pathlib.Path, found: dict[str, list[dict[str, Any]]]) -> None
     lines = [
         "# Robust models under each attack (Fashion-MNIST, MLP)",
         "",
-        f"Accuracy in percent on the first {first['num_examples']:,} test images, mean ± standard deviation over",
+        f"Accuracy in percent on the first {first['num_examples']:,} test images, mean and deviation over",
         f"the seeds given; L-infinity attacks (FGSM, FGSM-10, FHSM, PGD of 40 steps) at {LINF}, L2 attacks",
         f"(L2GRAD, L2HESS) at {L2}. Eigenvalues 1 and 20 of the Hessian on as many training images.",
         "",
