@@ -1,6 +1,9 @@
 """Data: where the examples come from, and in which order a training run sees them."""
 
-from hessabs.data.sources import Dataset, DatasetNotFoundError, load
+from hessabs.data.augment import AUGMENTATIONS, crop_flip
+from hessabs.data.pipeline import encoded_reader
+from hessabs.data.prepared import DatasetNotFoundError
+from hessabs.data.sources import Dataset, check_images, load
 from hessabs.data.split import hold_out
 from hessabs.data.stream import (
     Position,
@@ -13,10 +16,14 @@ from hessabs.data.stream import (
 )
 
 __all__ = [
+    "AUGMENTATIONS",
     "Dataset",
     "DatasetNotFoundError",
     "Position",
     "Reader",
+    "check_images",
+    "crop_flip",
+    "encoded_reader",
     "epoch_order",
     "eval_batches",
     "hold_out",

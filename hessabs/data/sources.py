@@ -6,29 +6,13 @@ without TensorFlow, and nothing is ever downloaded. Everything is decoded at onc
 float32 in [0, 1].
 """
 
-import importlib
-import io
 import os
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-_READ_SIZE = 4096  # records in one call of the reader: bounds the memory that encoded images take
-_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
-_TFDS_NEEDS = (
-    "array_record.python.array_record_module",
-    "importlib_resources",
-    "PIL.Image",
-    "tree",
-)
-
-
-class DatasetNotFoundError(ValueError):
-    """No data set of that name: it is not built in, and not prepared in the data folder."""
+from hessabs.data import encoded, prepared
 
 
 class Dataset(NamedTuple):
@@ -37,7 +21,7 @@ class Dataset(NamedTuple):
     Attributes:
         name: What it was loaded as.
         train: ``{"image": uint8 (N, H, W, C) in 0..255, "label": int32 (N,) in 0..num_classes-1}``.
-        test: The same for the held-out examples.
+        test: The same for the held-out examples. Both may be columns on disk (``hessabs.data.encoded``).
         num_classes: The number of classes.
     """
 
@@ -47,7 +31,14 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, num_test: int | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    num_test: int | None = None,
+    train_split: str = "train",
+    image_size: int | None = None,
+) -> Dataset:
     """Load a data set into memory.
 
     ``"digits"`` is scikit-learn's embedded set: 1,797 images of 8x8x1, scaled to 0..255 by
@@ -58,13 +49,20 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, num_test:
     Any other name is a set that TFDS has prepared in array_record format, read without TensorFlow:
     ``"cifar10"``, ``"fashion_mnist"``, ``"name/config"`` or ``"name:1.2.3"`` (the newest version
     when none is given). Its splits ``train`` and ``test`` are read; ``validation`` stands in for
-    ``test`` where there is no such split. All images must be of one size.
+    ``test`` where there is no such split. All images must be of one size, unless ``image_size`` says
+    to which they are to be brought: then they stay encoded on disk and are decoded when they are
+    used, by worker processes in a training run (see ``hessabs.data.pipeline``).
 
     Args:
         name: The name of the set.
         data_dir: The folder that holds prepared sets. By default the environment variable
             ``TFDS_DATA_DIR``, or else ``~/tensorflow_datasets``, as in TFDS itself.
         num_test: Keep the first ``num_test`` test examples alone; all of them by default.
+
+        train_split: The split to train on, or several joined by ``+``: ``"extra"`` or
+            ``"train+extra"`` of ``"svhn_cropped"``.
+        image_size: The side of the images in use, cropped in the middle; None keeps images as they
+            are, in memory.
 
     Returns:
         A ``Dataset`` of uint8 images (N, H, W, C) in 0..255 and int32 labels (N,).
@@ -83,7 +81,12 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None, num_test:
         >>> digits.train["image"].dtype, digits.train["label"].dtype
         (dtype('uint8'), dtype('int32'))
     """
-    dataset = _load_digits() if name == "digits" else _load_prepared(name, _data_dir(data_dir))
+    if name == "digits":
+        if (train_split, image_size) != ("train", None):
+            raise ValueError("`digits` has one training split and one size: leave train_split and image_size.")
+        dataset = _load_digits()
+    else:
+        dataset = _load_prepared(name, prepared.default_dir(data_dir), train_split, image_size)
     if num_test is None:
         return dataset
     available = len(dataset.test["label"])
@@ -113,174 +116,81 @@ def _load_digits() -> Dataset:
     return Dataset("digits", part(~is_test), part(is_test), 10)
 
 
-def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    # Read the variable now: TFDS itself reads it once, when it is imported.
-    default = os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")
-    return Path(data_dir if data_dir is not None else default).expanduser()
-
-
-def _load_prepared(name: str, data_dir: Path) -> Dataset:
-    folder = _find(name, data_dir)
-    tfds = _import_tfds(name)
-    builder = tfds.builder_from_directory(folder)
-    formats = sorted(f.value for f in builder.info.available_file_formats())
-    if "array_record" not in formats:
+def _load_prepared(name: str, data_dir: Path, train_split: str, image_size: int | None) -> Dataset:
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"`image_size` must be at least 1, got {image_size}.")
+    opened = prepared.open_set(name, prepared.find_set(name, data_dir))
+    held_out = "test" if "test" in opened.splits else "validation"
+    parts = train_split.split("+")
+    missing = [split for split in [*parts, held_out] if split not in opened.splits]
+    if missing or len(set(parts)) < len(parts):
+        wanted = " and ".join(repr(part) for part in parts)
         raise ValueError(
-            f"{name!r} in {folder} is prepared as {', '.join(formats)}, which is not read here: "
-            "prepare it again with `--file_format=array_record`."
+            f"{name!r} needs the splits {wanted} and 'test' (or 'validation'), got {sorted(opened.splits)}."
         )
-    splits = builder.info.splits
-    features = dict(builder.info.features.items())
-    is_image = isinstance(features.get("image"), tfds.features.Image)
-    if not is_image or not isinstance(features.get("label"), tfds.features.ClassLabel):
-        raise ValueError(
-            f"{name!r} is no image classification set: it needs an Image feature 'image' and a "
-            f"ClassLabel feature 'label', got {', '.join(sorted(features))}."
+    if image_size is not None:
+        if len(parts) > 1:
+            raise ValueError(f"With `image_size` one training split is read, got {train_split!r}.")
+        train, test = (encoded.open_columns(opened, split, image_size) for split in (train_split, held_out))
+    else:
+        arrays = [_read(opened, split) for split in parts]
+        if len({part["image"].shape[1:] for part in arrays}) > 1:
+            raise ValueError(f"The splits {train_split!r} of {name!r} hold images of different shapes.")
+        train = (
+            {k: np.concatenate([part[k] for part in arrays]) for k in arrays[0]} if arrays[1:] else arrays[0]
         )
-    if np.dtype(features["image"].np_dtype) != np.uint8:
-        raise ValueError(f"Images of {name!r} must be uint8, got {np.dtype(features['image'].np_dtype)}.")
-    num_classes = features["label"].num_classes
-    held_out = "test" if "test" in splits else "validation"
-    if "train" not in splits or held_out not in splits:
-        raise ValueError(
-            f"{name!r} needs the splits 'train' and 'test' (or 'validation'), got {sorted(splits)}."
-        )
-
-    def part(split: str) -> dict[str, np.ndarray]:
-        source = builder.as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}, file_format="array_record"
-        )
-        shards = list(zip(splits[split].filepaths, splits[split].shard_lengths, strict=True))
-        where = f"{name}/{split}"
-        return _decode(_records(source, shards, where), len(source), features, num_classes, where)
-
-    return Dataset(name, part("train"), part(held_out), num_classes)
+        test = _read(opened, held_out)
+    return Dataset(name, train, test, opened.num_classes)
 
 
-def _import_tfds(name: str) -> Any:
-    """Import TFDS with all that reading needs (it declares and loads some of that only later)."""
-    try:
-        for module in _TFDS_NEEDS:
-            importlib.import_module(module)
-        return importlib.import_module("tensorflow_datasets")
-    except ImportError as e:
-        raise ImportError(
-            f"The data set {name!r} is read with tensorflow_datasets, and {e}: install the extra "
-            "`hessabs[data]`, or use `--dataset digits`."
-        ) from e
+def _read(opened: prepared.Prepared, split: str) -> dict[str, np.ndarray]:
+    source, where = prepared.open_split(opened, split), f"{opened.name}/{split}"
+    records = prepared.read_records(source, opened.splits[split], where)
+    return prepared.decode_all(records, len(source), opened.channels, opened.num_classes, where)
 
 
-def _find(name: str, data_dir: Path) -> Path:
-    """Return the folder of the set, ``data_dir/name[/config]/version``; raise when there is none.
+def check_images(dataset: Dataset) -> Dataset:
+    """Refuse images and labels that no network of this package can be trained on.
 
-    TFDS can look for it too, but imports the code of every set that is named so, and that may
-    import TensorFlow.
+    Args:
+        dataset: A data set of the caller's own.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: Images are not (N, height, width, channels), training and test images differ in
+            shape, there are not as many labels, or a label is out of range.
+
+    Example:
+        >>> image = np.zeros((2, 3, 8, 8), np.uint8)
+        >>> split = {"image": image, "label": np.zeros(2, np.int32)}
+        >>> check_images(Dataset("mine", split, split, 10))
+        Traceback (most recent call last):
+        ...
+        ValueError: Images of mine must be (N, height, width, channels) with 1 to 4 channels last, got
+        (2, 3, 8, 8), which looks like channels first: transpose them with axes (0, 2, 3, 1).
     """
-    match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::([\d.]+))?", name)
-    if match:
-        base, config, version = match.groups()
-        root = data_dir / base / config if config else data_dir / base
-        found = _versions(root, version)
-        if not found and not config:
-            configs = [d for d in _folders(root) if _versions(d, version)]
-            if len(configs) > 1:
-                listed = ", ".join(repr(f"{base}/{d.name}") for d in configs)
-                raise DatasetNotFoundError(
-                    f"Data set {name!r} has several configs in {data_dir}: use one of {listed}."
-                )
-            found = _versions(configs[0], version) if configs else []
-        if found:
-            return found[-1]
-    prepared = [d.name for d in _folders(data_dir) if any(map(_versions, [d, *_folders(d)]))]
-    there = ", ".join(prepared) or ("none" if data_dir.is_dir() else "there is no such folder")
-    raise DatasetNotFoundError(
-        f"No data set {name!r} in {data_dir} (prepared there: {there}). Use `--dataset digits`, "
-        "name the folder of prepared sets with `--data_dir` (or TFDS_DATA_DIR), or prepare it: "
-        "install the extra `hessabs[prepare]` and run "
-        f"`tfds build {name} --file_format=array_record`."
-    )
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-
-
-def _versions(path: Path, version: str | None = None) -> list[Path]:
-    """Return the prepared versions in a folder, oldest first."""
-    found = [
-        (tuple(map(int, match.groups())), p)
-        for p in _folders(path)
-        if (match := _VERSION.fullmatch(p.name)) and (p / "features.json").is_file()
-    ]
-    return [p for _, p in sorted(found) if version in (None, p.name)]
-
-
-def _records(source: Any, shards: list[tuple[Any, int]], where: str) -> Iterator[dict[str, Any]]:
-    """Yield the records in order; an error of the reader becomes one that names the shard."""
-    start = 0
-    for path, length in shards:
-        stop = start + length
-        while start < stop:
-            indices = range(start, min(start + _READ_SIZE, stop))
-            try:
-                records = source.__getitems__(indices)
-            except (IndexError, OSError, RuntimeError, ValueError) as e:
-                what = "is damaged" if Path(path).exists() else "is missing"
-                reason = " ".join(str(e).split())
+    for split in (dataset.train, dataset.test):
+        image, label = split["image"], split["label"]
+        if len(image.shape) != 4 or not 1 <= image.shape[-1] <= 4:
+            first = len(image.shape) == 4 and 1 <= image.shape[1] <= 4
+            hint = ", which looks like channels first: transpose them with axes (0, 2, 3, 1)" if first else ""
+            raise ValueError(
+                f"Images of {dataset.name} must be (N, height, width, channels) with 1 to 4 channels last, "
+                f"got {image.shape}{hint}."
+            )
+        if image.shape[1:] != dataset.train["image"].shape[1:]:
+            raise ValueError(
+                f"Training and test images of {dataset.name} must have one shape, "
+                f"got {dataset.train['image'].shape[1:]} and {image.shape[1:]}."
+            )
+        if len(label) != len(image):
+            raise ValueError(f"{dataset.name} has {len(image)} images and {len(label)} labels.")
+        if isinstance(label, np.ndarray) and len(label):
+            low, high = int(label.min()), int(label.max())
+            if low < 0 or high >= dataset.num_classes:
                 raise ValueError(
-                    f"A shard of {where} {what}: {path} ({length} examples expected; "
-                    f"the reader says: {reason}). Prepare the set again."
-                ) from e
-            yield from records
-            start = indices.stop
-
-
-def _decode(
-    records: Iterator[dict[str, Any]],
-    num_examples: int,
-    features: Any,
-    num_classes: int | None,
-    where: str,
-) -> dict[str, np.ndarray]:
-    """Decode all records into two arrays, allocated when the first image tells its shape."""
-    # One thread: decoding a small image is mostly Python, and a second thread makes it slower.
-    to_array = _image_decoder(features["image"].shape[-1])
-    images = np.empty((0,), np.uint8)
-    labels = np.empty((num_examples,), np.int32)
-    for i, record in enumerate(records):
-        try:
-            image = to_array(record["image"])
-        except OSError as e:
-            raise ValueError(f"Image {i} of {where} cannot be decoded: {e}") from e
-        if i == 0:
-            images = np.empty((num_examples, *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            raise ValueError(
-                f"All images must have one shape: image 0 of {where} is {images.shape[1:]}, "
-                f"image {i} is {image.shape}. Resize them to one size first."
-            )
-        label = record.get("label")
-        if label is None or label < 0 or (num_classes is not None and label >= num_classes):
-            upper = "num_classes-1" if num_classes is None else num_classes - 1
-            got = "no label" if label is None else label
-            raise ValueError(
-                f"Labels must lie in 0..{upper}: example {i} of {where} has {got}. "
-                "A split without labels cannot be used."
-            )
-        images[i] = image
-        labels[i] = label
-    return {"image": images, "label": labels}
-
-
-def _image_decoder(channels: int | None) -> Callable[[bytes], np.ndarray]:
-    from PIL import Image
-
-    mode = _MODES.get(channels) if channels else None
-
-    def to_array(encoded: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(encoded)) as image:
-            target = mode or ("L" if image.mode == "L" else "RGB")
-            pixels = np.asarray(image if image.mode == target else image.convert(target))
-        return pixels if pixels.ndim == 3 else pixels[..., None]
-
-    return to_array
+                    f"Labels of {dataset.name} must lie in 0..{dataset.num_classes - 1}, got {low}..{high}."
+                )
+    return dataset

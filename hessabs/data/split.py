@@ -1,7 +1,10 @@
 """A validation split: training examples set aside for choosing, so that the test set is for reporting alone."""
 
+from typing import Any
+
 import numpy as np
 
+from hessabs.data.encoded import Column
 from hessabs.data.sources import Dataset
 from hessabs.data.stream import epoch_order
 
@@ -35,5 +38,9 @@ def hold_out(dataset: Dataset, number: int) -> tuple[Dataset, dict[str, np.ndarr
         )
     held = np.zeros(available, bool)
     held[epoch_order(0, _HELD_OUT, available)[:number]] = True
-    train = {name: array[~held] for name, array in dataset.train.items()} if number else dataset.train
-    return dataset._replace(train=train), {name: array[held] for name, array in dataset.train.items()}
+    train = {name: _subset(array, ~held) for name, array in dataset.train.items()} if number else dataset.train
+    return dataset._replace(train=train), {name: _subset(array, held) for name, array in dataset.train.items()}
+
+
+def _subset(array: Any, mask: np.ndarray) -> Any:
+    return array.subset(mask) if isinstance(array, Column) else array[mask]

@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from hessabs.data.augment import example_bits, shifts
+
 
 class Position(NamedTuple):
     """Where a stream stands. An epoch has just ended where ``index`` is back at 0.
@@ -144,6 +146,7 @@ def reader(
     position: Position = _START,
     keep_remainder: bool = False,
     replays: int = 1,
+    augmentation: str = "none",
 ) -> Reader:
     """Read the stream of ``micro_batches`` in steps of one or several micro-batches.
 
@@ -157,6 +160,8 @@ def reader(
         position: As for ``micro_batches``.
         keep_remainder: As for ``micro_batches``.
         replays: As for ``micro_batches``; above 1, one micro-batch is read at once.
+        augmentation: ``"crop_flip"`` adds ``"shift"``, int32 (size, 3), to a batch: what
+            ``hessabs.data.augment.crop_flip`` applies. ``"none"`` adds nothing.
 
     Returns:
         ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples. It raises
@@ -172,31 +177,58 @@ def reader(
     """
     num_examples = _num_examples(arrays)
     per_epoch = micro_batches_per_epoch(num_examples, size, keep_remainder)
-    epoch, index = (int(p) for p in position)
-    if epoch < 0 or not 0 <= index < per_epoch:
-        raise ValueError(
-            f"`position` must have epoch >= 0 and index in [0, {per_epoch}), the micro-batches of "
-            f"an epoch ({num_examples} examples, size {size}), got {Position(epoch, index)}."
-        )
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
+    known, order, bits = -1, np.zeros(0, np.int64), np.zeros(0, np.uint64)
+
+    def take(number: int, count: int) -> dict[str, np.ndarray]:
+        nonlocal known, order, bits
+        epoch, place = divmod(number, per_epoch)
+        if epoch != known:
+            order, known = epoch_order(seed, epoch, num_examples), epoch
+            bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else bits
+        batch, picked = _batch(arrays, order, place * size, count * size)
+        return {**batch, "shift": shifts(bits[picked])} if augmentation == "crop_flip" else batch
+
+    return step_through(take, per_epoch, position, replays)
+
+
+def step_through(
+    take: Callable[[int, int], dict[str, np.ndarray]], per_epoch: int, position: Position, replays: int = 1
+) -> Reader:
+    """Make a reader of micro-batches that are taken by their number.
+
+    Args:
+        take: ``take(number, count)`` returns the micro-batches from ``number`` on as one batch; they
+            are counted from the first epoch on, and all lie in one epoch.
+        per_epoch: The number of micro-batches in an epoch.
+        position: Where to start.
+        replays: How many times in a row each micro-batch comes.
+
+    Returns:
+        As ``reader``.
+
+    Raises:
+        ValueError: ``position`` or ``replays`` is out of range.
+    """
+    here = Position(*map(int, position))
+    if here.epoch < 0 or not 0 <= here.index < per_epoch:
+        raise ValueError(
+            f"`position` must have epoch >= 0 and index in [0, {per_epoch}), the micro-batches of an epoch, "
+            f"got {here}."
+        )
     if replays < 1:
         raise ValueError(f"`replays` must be at least 1, got {replays}.")
-    here, known, order = Position(epoch, index), -1, np.zeros(0, np.int64)
 
     def read(count: int) -> tuple[dict[str, np.ndarray], Position]:
-        nonlocal here, known, order
+        nonlocal here
         left = per_epoch - here.index
         if replays > 1 and count > 1:
             raise ValueError(f"`count` must be 1 with replays={replays}, got {count}.")
         if not 1 <= count <= left:
             raise ValueError(f"`count` must lie in [1, micro-batches left in the epoch={left}], got {count}.")
-        source, place = divmod((here.epoch * per_epoch + here.index) // replays, per_epoch)
-        if source != known:
-            order, known = epoch_order(seed, source, num_examples), source
-        batch = _batch(arrays, order, place * size, count * size)
-        is_last = here.index + count == per_epoch
-        here = Position(here.epoch + 1, 0) if is_last else Position(here.epoch, here.index + count)
+        batch = take((here.epoch * per_epoch + here.index) // replays, count)
+        here = Position(here.epoch + 1, 0) if count == left else Position(here.epoch, here.index + count)
         return batch, here
 
     return read
@@ -226,10 +258,12 @@ def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[s
     if num_examples < 1:
         raise ValueError("`arrays` must hold at least one example, got none.")
     order = np.arange(num_examples)
-    return (_batch(arrays, order, start, size) for start in range(0, num_examples, size))
+    return (_batch(arrays, order, start, size)[0] for start in range(0, num_examples, size))
 
 
-def _batch(arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int) -> dict[str, np.ndarray]:
+def _batch(
+    arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     picked = order[start : start + size]
     weight = np.ones(size, np.float32)
     if len(picked) < size:  # past the end: the first examples again, at weight 0
@@ -237,7 +271,7 @@ def _batch(arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size
         picked = order[np.arange(start, start + size) % len(order)]
     # take: twice as fast as indexing, and a short micro-batch of a small network waits for it
     batch = {name: np.take(array, picked, axis=0) for name, array in arrays.items()}
-    return {**batch, "weight": weight}
+    return {**batch, "weight": weight}, picked
 
 
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:

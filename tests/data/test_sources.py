@@ -99,7 +99,7 @@ def test_cifar10_is_decoded_exactly(write, tmp_path, shards):
 
 
 def test_more_examples_than_one_read_takes(write, tmp_path, monkeypatch):
-    monkeypatch.setattr("hessabs.data.sources._READ_SIZE", 4)
+    monkeypatch.setattr("hessabs.data.prepared._READ_SIZE", 4)
     splits = cifar10()
     write(tmp_path, "cifar10", splits, shards=2)
     assert_same(load("cifar10", data_dir=tmp_path).train, splits["train"])
