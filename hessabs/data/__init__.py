@@ -1,6 +1,7 @@
 """Data: where the examples come from, and in which order a training run sees them."""
 
 from hessabs.data.augment import AUGMENTATIONS, crop_flip
+from hessabs.data.encoded import Column
 from hessabs.data.pipeline import encoded_reader
 from hessabs.data.prepared import DatasetNotFoundError
 from hessabs.data.sources import Dataset, check_images, load
@@ -17,6 +18,7 @@ from hessabs.data.stream import (
 
 __all__ = [
     "AUGMENTATIONS",
+    "Column",
     "Dataset",
     "DatasetNotFoundError",
     "Position",

@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple, get_args
 
 from hessabs.batch_size.methods import METHODS
 from hessabs.batch_size.options import Coupling
+from hessabs.data import AUGMENTATIONS
 from hessabs.models import MODELS
 from hessabs.training import machine, robust
 
@@ -22,6 +23,18 @@ class Config(NamedTuple):
         "digits"
     )
     data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: TFDS's own"] = None
+    train_split: Annotated[str, "split to train on, or several joined by +, such as train+extra"] = "train"
+    image_size: Annotated[
+        int | None,
+        "side of the images of a set that does not fit memory: they are decoded when they are used, by grain; "
+        "default: images as they are, in memory",
+    ] = None
+    augment: Annotated[
+        str,
+        f"augmentation of the training images: {', '.join(AUGMENTATIONS)} (with image_size); the same for an "
+        "example of an epoch whatever else changes",
+    ] = "none"
+    data_workers: Annotated[int, "processes that decode images, with image_size; 0: threads of this one"] = 0
     model: Annotated[str, f"network: {', '.join(sorted(MODELS))}"] = "mlp"
     method: Annotated[
         str,
@@ -156,6 +169,11 @@ def check(config: Config) -> None:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {config.method!r}.")
     if config.model not in MODELS:
         raise ValueError(f"`model` must be one of {', '.join(sorted(MODELS))}, got {config.model!r}.")
+    if config.augment not in AUGMENTATIONS:
+        raise ValueError(f"`augment` must be one of {', '.join(AUGMENTATIONS)}, got {config.augment!r}.")
+    if config.augment == "resized_crop" and config.image_size is None:
+        raise ValueError("`augment` resized_crop needs `image_size`, the side of the crops; got none.")
+    _require(config.data_workers >= 0, "data_workers", "be at least 0", config)
     for name in ("epochs", "batch_size", "hessian_batch_size", "hessian_iters"):
         _require(getattr(config, name) >= 1, name, "be at least 1", config)
     for name in ("max_batch_size", "micro_batch_size", "measure_every"):
@@ -214,7 +232,7 @@ def check(config: Config) -> None:
 
 
 def resolve(config: Config, num_examples: int) -> Config:
-    """Check a config and fill its None fields in, all but ``data_dir``.
+    """Check a config and fill its None fields in, all but ``data_dir`` and ``image_size``.
 
     Args:
       config: The settings of a run.

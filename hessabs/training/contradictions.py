@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from hessabs.data import Column
 from hessabs.training.config import Config
 from hessabs.training.setup import Run
 
-_MAY_DIFFER = ("data_dir",)
+_MAY_DIFFER = ("data_dir", "data_workers")
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -21,18 +22,19 @@ def describe(run: Run) -> dict[str, Any]:
     Returns:
       A dictionary that JSON can hold.
     """
-    labels = np.ascontiguousarray(run.dataset.train["label"])
+    labels = run.dataset.train["label"]
+    content = labels.content() if isinstance(labels, Column) else np.ascontiguousarray(labels).tobytes()
     return {
         "config": {name: _plain(value) for name, value in run.config._asdict().items()},
-        "data": {"training examples": len(labels), "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16]},
+        "data": {"training examples": len(labels), "labels": hashlib.sha256(content).hexdigest()[:16]},
     }
 
 
 def refuse_contradictions(saved: Mapping[str, Any], run: Run) -> None:
     """Compare what was saved with a run that is to go on.
 
-    All settings must be equal but ``data_dir``: what lies there is compared instead. A setting that was not
-    saved, by an older version, counts as its default.
+    All settings must be equal but ``data_dir``, for what lies there is compared instead, and ``data_workers``.
+    A setting that was not saved, by an older version, counts as its default.
 
     Args:
       saved: What ``describe`` returned when the run was saved; without "data", that is not compared.

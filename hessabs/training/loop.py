@@ -10,11 +10,11 @@ import numpy as np
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
-from hessabs.data import reader
 from hessabs.training import checkpoint, metrics
 from hessabs.training.clock import Clock
 from hessabs.training.curves import draw_curves
 from hessabs.training.durability import Durability
+from hessabs.training.feed import make_reader
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
 from hessabs.training.loop_state import LoopState, begin_drop, decide
 from hessabs.training.micro_batch import AtOnce, make_at_once
@@ -86,14 +86,7 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
 
 def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:
     config, state, records = run.config, snapshot.state, list(snapshot.records)
-    read = reader(
-        run.dataset.train,
-        run.micro_batch_size,
-        seed=config.seed,
-        position=state.position,
-        keep_remainder=config.keep_remainder,
-        replays=config.free_replays if config.robust == "free" else 1,
-    )
+    read = make_reader(run, state.position)
     update_controller = jax.jit(run.controller.update)
     clock, checked = Clock(snapshot.clock), time.perf_counter()
     total = config.epochs * run.epoch_examples

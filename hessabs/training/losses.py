@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks.losses import LogitsFn
+from hessabs.data import crop_flip
 from hessabs.typing import LossFn, Params
 
 
@@ -18,12 +19,15 @@ def scale_images(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Turn images of uint8 into float32 in [0, 1], on the device; float images stay.
 
     Args:
-      batch: A batch with the key "image".
+      batch: A batch with the key "image"; with "shift", if its images are to be augmented.
 
     Returns:
-      The batch with a float image.
+      The batch with a float image, augmented, without "shift".
     """
+    batch = dict(batch)
     image = batch["image"]
+    if "shift" in batch:
+        image = crop_flip(image, batch.pop("shift"))
     if image.dtype == jnp.uint8:
         image = image.astype(jnp.float32) / 255
     return {**batch, "image": image}

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import jax
 
-from hessabs.data import reader
+from hessabs.training.feed import make_reader
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState
 
@@ -120,7 +120,7 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
         limit = None if most is None else most // run.micro_batch_size
     if limit == 1:
         return AtOnce({}, state, limit)
-    batch, _ = reader(run.dataset.train, run.micro_batch_size, seed=config.seed)(1)
+    batch, _ = make_reader(run)(1)
     programs: dict[str, Any] = {}
     fraction = run.objective.fraction
     if fraction is None:  # the rule may end the adversarial examples

@@ -11,7 +11,7 @@ import optax
 
 from hessabs import attacks, models
 from hessabs.batch_size import Controller, methods
-from hessabs.data import Dataset, epoch_order, eval_batches, hold_out, load
+from hessabs.data import Dataset, check_images, epoch_order, eval_batches, hold_out, load
 from hessabs.training import config as config_lib
 from hessabs.training.config import Config
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
@@ -79,7 +79,13 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     config_lib.check(config)
     parse(config.track)
     if dataset is None:
-        dataset = load(config.dataset, data_dir=config.data_dir)
+        dataset = load(
+            config.dataset,
+            data_dir=config.data_dir,
+            train_split=config.train_split,
+            image_size=config.image_size,
+        )
+    check_images(dataset)
     dataset, held_out = hold_out(dataset, config.validation_examples)
     num_examples = len(dataset.train["label"])
     config = config_lib.resolve(config, num_examples)

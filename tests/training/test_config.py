@@ -15,7 +15,7 @@ NAN, INF = math.nan, math.inf
 
 REFUSED = [
     ("method", "sgd", r"`method` must be one of bl, fb, gg, abs, absa, .*, got 'sgd'"),
-    ("model", "vgg", r"`model` must be one of mlp, resnet20, got 'vgg'"),
+    ("model", "vgg", r"`model` must be one of alexnet, .*, got 'vgg'"),
     *[
         (name, 0, rf"`{name}` must be at least 1, got 0")
         for name in (
@@ -107,7 +107,7 @@ def test_resolve_defaults_by_method(method, fraction):
     assert config.measure_every == 468 * 128
     assert (config.robust, config.attack) == (("absa", "fgsm") if method == "absa" else ("none", None))
     unset = {name for name, value in config._asdict().items() if value is None} - {"attack"}
-    assert unset == {"data_dir", "max_micro_batch_size", "attack_step_size"}
+    assert unset == {"data_dir", "image_size", "max_micro_batch_size", "attack_step_size"}
 
 
 @pytest.mark.parametrize(

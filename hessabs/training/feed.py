@@ -1,0 +1,40 @@
+"""How a run reads its data: from memory, or from disk through grain; with which augmentation."""
+
+from hessabs.data import Column, Position, Reader, encoded_reader, reader
+from hessabs.training.setup import Run
+
+_START = Position(0, 0)
+
+
+def make_reader(run: Run, position: Position = _START) -> Reader:
+    """Make the reader of the micro-batches of a run.
+
+    Args:
+      run: What ``set_up`` made.
+      position: Where to start.
+
+    Returns:
+      ``read(count) -> (batch, position after it)``.
+    """
+    config, images = run.config, run.dataset.train["image"]
+    replays = config.free_replays if config.robust == "free" else 1
+    if isinstance(images, Column):
+        return encoded_reader(
+            images.records,
+            run.micro_batch_size,
+            seed=config.seed,
+            position=position,
+            keep_remainder=config.keep_remainder,
+            replays=replays,
+            augmentation=config.augment,
+            num_workers=config.data_workers,
+        )
+    return reader(
+        run.dataset.train,
+        run.micro_batch_size,
+        seed=config.seed,
+        position=position,
+        keep_remainder=config.keep_remainder,
+        replays=replays,
+        augmentation=config.augment,
+    )

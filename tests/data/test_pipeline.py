@@ -1,0 +1,217 @@
+"""Sets that stay on disk: a miniature of ImageNet in its own format, read in memory's order through grain."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from hessabs.data import Column, Position, encoded_reader, epoch_order, hold_out, load
+from hessabs.training import Config, set_up, train
+
+pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
+pytest.importorskip("grain", reason="the extra `data` is not installed")
+Image = pytest.importorskip("PIL.Image", reason="the extra `data` is not installed")
+
+TRAIN, CLASSES, SIZE, SEED = 13, 5, 16, 3
+
+
+def jpeg(rng, label):
+    """A JPEG of random size whose red tells its label, with a ramp of blue across."""
+    shape = (*rng.integers(20, 60, 2), 3)
+    pixels = np.full(shape, 40 * label + 20, np.uint8)
+    pixels[..., 2] = np.linspace(0, 255, shape[1])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """``imagenet2012`` as TFDS writes it: JPEGs of any size, a file name, splits train and validation."""
+    import tensorflow_datasets as tfds
+
+    from tests.tfds_writer import write_dataset
+
+    rng = np.random.default_rng(0)
+
+    def split(number):
+        labels = np.arange(number) % CLASSES
+        names = [f"n{label:08d}_{i}.JPEG" for i, label in enumerate(labels)]
+        return {"file_name": names, "image": [jpeg(rng, label) for label in labels], "label": labels}
+
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(
+        folder,
+        "imagenet2012",
+        {"train": split(TRAIN), "validation": split(6)},
+        version="5.1.0",
+        shards=2,
+        features={
+            "file_name": tfds.features.Text(),
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=CLASSES),
+        },
+    )
+    return folder
+
+
+@pytest.fixture
+def dataset(imagenet):
+    return load("imagenet2012", data_dir=imagenet, image_size=SIZE)
+
+
+def stream(dataset, count, size=4, **options):
+    read = encoded_reader(dataset.train["image"].records, size, seed=SEED, **options)
+    return [read(1) for _ in range(count)]
+
+
+def same(one, two):
+    assert len(one) == len(two)
+    for (a, position), (b, other) in zip(one, two, strict=True):
+        assert position == other
+        assert set(a) == set(b)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_columns_look_like_arrays(dataset):
+    image, label = dataset.train["image"], dataset.train["label"]
+    assert isinstance(image, Column)
+    assert (image.shape, image.dtype, len(label), dataset.num_classes) == (
+        (TRAIN, SIZE, SIZE, 3),
+        np.uint8,
+        TRAIN,
+        CLASSES,
+    )
+    np.testing.assert_array_equal(label[:], np.arange(TRAIN) % CLASSES)
+    chosen = np.array([7, 0, 12])
+    np.testing.assert_array_equal(np.take(label, chosen, axis=0), chosen % CLASSES)
+    red = image[chosen][..., 0].astype(int)
+    np.testing.assert_allclose(red - (40 * (chosen % CLASSES) + 20).reshape(3, 1, 1), 0, atol=8)  # JPEG's loss
+    assert len(dataset.test["label"]) == 6
+
+
+def test_hold_out_reads_nothing(dataset, monkeypatch):
+    monkeypatch.setattr("hessabs.data.encoded.Records.decode", None)
+    rest, held = hold_out(dataset, 3)
+    assert (len(rest.train["label"]), len(held["label"])) == (10, 3)
+
+
+def test_order_is_that_of_the_seed(dataset):
+    """Three epochs of floor(13 / 4) micro-batches."""
+    got = stream(dataset, 9)
+    for number, (batch, position) in enumerate(got):
+        epoch, index = divmod(number, 3)
+        order = epoch_order(SEED, epoch, TRAIN)[4 * index : 4 * index + 4]
+        np.testing.assert_array_equal(batch["label"], order % CLASSES)
+        assert position == (Position(epoch, index + 1) if index < 2 else Position(epoch + 1, 0))
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "resized_crop"])
+def test_resumes_anywhere(dataset, augmentation):
+    whole = stream(dataset, 8, augmentation=augmentation)
+    for start in (1, 3, 5):
+        same(stream(dataset, 8 - start, position=whole[start - 1][1], augmentation=augmentation), whole[start:])
+
+
+def test_several_at_once_and_replays(dataset):
+    single = stream(dataset, 3)
+    records = dataset.train["image"].records
+    batch, position = encoded_reader(records, 4, seed=SEED)(3)
+    assert position == Position(1, 0)
+    np.testing.assert_array_equal(batch["image"], np.concatenate([b["image"] for b, _ in single]))
+    replayed = stream(dataset, 4, replays=2)
+    for i, (b, _) in enumerate(replayed):
+        np.testing.assert_array_equal(b["label"], single[i // 2][0]["label"])
+
+
+def test_remainder_is_filled_up_at_weight_0(dataset):
+    batch, position = stream(dataset, 4, keep_remainder=True)[-1]
+    assert position == Position(1, 0)
+    assert batch["weight"].tolist() == [1, 0, 0, 0]
+
+
+def test_each_process_reads_its_share(dataset):
+    whole = stream(dataset, 4, augmentation="resized_crop")
+    parts = [stream(dataset, 4, augmentation="resized_crop", share=(i, 2)) for i in range(2)]
+    for (batch, _), *shares in zip(whole, *parts, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([share[name] for share, _ in shares]), batch[name])
+    with pytest.raises(ValueError, match="multiple of the 3 processes, got 4"):
+        stream(dataset, 1, share=(0, 3))
+
+
+def test_augmentation_follows_the_example_not_the_batch(dataset):
+    """The same crops in micro-batches of 4 and of 2."""
+    four = np.concatenate([b["image"] for b, _ in stream(dataset, 3, 4, augmentation="resized_crop")])
+    two = np.concatenate([b["image"] for b, _ in stream(dataset, 6, 2, augmentation="resized_crop")])
+    np.testing.assert_array_equal(four, two)
+    plain = np.concatenate([b["image"] for b, _ in stream(dataset, 3, 4)])
+    assert (np.abs(plain.astype(int) - four).max((1, 2, 3)) > 20).sum() >= 6
+
+
+def test_sent_to_the_device_ahead(dataset):
+    import jax
+
+    got = stream(dataset, 3, device=jax.devices()[0])
+    assert all(isinstance(x, jax.Array) for batch, _ in got for x in batch.values())
+    same([({k: np.asarray(v) for k, v in b.items()}, p) for b, p in got], stream(dataset, 3))
+
+
+def test_records_travel_without_their_open_files(dataset):
+    records = dataset.train["image"].records
+    records.decode(0)
+    again = pickle.loads(pickle.dumps(records))
+    assert "_source" not in again.__dict__
+    np.testing.assert_array_equal(again.decode(5)[0], records.decode(5)[0])
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(dataset):
+    options = {"augmentation": "resized_crop"}
+    same(stream(dataset, 7, num_workers=2, **options), stream(dataset, 7, **options))
+
+
+CONFIG = Config(
+    dataset="imagenet2012",
+    image_size=SIZE,
+    augment="resized_crop",
+    method="bl",
+    epochs=2,
+    batch_size=8,
+    micro_batch_size=4,
+    lr=0.01,
+    lr_decay_epochs=(),
+    hessian_batch_size=4,
+    hessian_iters=2,
+)
+
+
+@pytest.mark.parametrize("model", ["mlp", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_a_run_trains_from_disk(imagenet, model):
+    run = set_up(CONFIG._replace(data_dir=str(imagenet), model=model))
+    result = train(run)
+    assert result.summary["updates"] == 3  # two epochs of three micro-batches, two of them an update
+    assert np.isfinite([record["train_loss"] for record in result.records]).all()
+    assert result.summary["eigenvalue"] > 0
+
+
+def test_a_missing_shard_is_named(imagenet, tmp_path):
+    import shutil
+
+    shutil.copytree(imagenet, tmp_path / "half")
+    shard = tmp_path / "half/imagenet2012/5.1.0/imagenet2012-train.array_record-00001-of-00002"
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"train is missing: .*00001-of-00002 \(7 examples expected\)"):
+        load("imagenet2012", data_dir=tmp_path / "half", image_size=SIZE)
+
+
+def test_variable_sizes_in_memory_point_to_image_size(imagenet):
+    with pytest.raises(ValueError, match="--image_size"):
+        load("imagenet2012", data_dir=imagenet)
+
+
+def test_crops_need_a_size():
+    with pytest.raises(ValueError, match="`augment` resized_crop needs `image_size`"):
+        set_up(Config(augment="resized_crop"))
