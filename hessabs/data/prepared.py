@@ -106,7 +106,7 @@ class Prepared(NamedTuple):
     folder: Path
     builder: Any  # of TFDS
     channels: int | None  # of an image, if all have the same
-    num_classes: int | None
+    num_classes: int
     splits: dict[str, list[tuple[Path, int]]]  # the shards of each split, with the examples of each
 
 
