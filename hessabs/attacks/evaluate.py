@@ -1,31 +1,20 @@
 """How many examples withstand which attack: accuracy by attack and epsilon, size and time of the attacks."""
 
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
-from hessabs.attacks import losses, norms
+from hessabs import trees
+from hessabs.attacks import losses, norms, outcomes
 from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
 from hessabs.attacks.inputs import get_inputs
 from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.outcomes import Evaluation, Outcome
 from hessabs.typing import Attack, LossFn, Params
-
-
-class Evaluation(NamedTuple):
-    """What one attack does at one epsilon; ``WORST`` is the worst of all attacks for each example."""
-
-    attack: str
-    epsilon: float
-    accuracy: float  # part of the examples that are classified rightly, in [0, 1]
-    mean_relative: float  # ||x' - x|| / ||x||, mean over those that fell and were right before; 0 if none
-    max_relative: float  # the largest of them
-    seconds_per_image: float  # wall clock of the attack, compilation included unless it was compiled before
-    withstood: np.ndarray  # (n,), bool: which examples are classified rightly
-
 
 CLEAN = "clean"
 WORST = "worst case"
@@ -43,6 +32,7 @@ def evaluate(
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
+    source: tuple[LossFn, Params] | None = None,
 ) -> list[Evaluation]:
     """Attack one batch in several ways at several epsilons.
 
@@ -59,6 +49,7 @@ def evaluate(
       norm: In which epsilon and the relative sizes are measured: ``"linf"``, ``"l2"`` or ``"l1"``.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
+      source: Another (loss, params) to make the examples on: how they transfer. None for the network itself.
 
     Returns:
       One ``Evaluation`` a row: the clean batch first, then each epsilon with every attack and, if there are
@@ -85,7 +76,7 @@ def evaluate(
     References:
       Croce and Hein (2020), arXiv:2003.01690, section 5, for the worst case over an ensemble.
     """
-    logits_fn, spec = losses.parts(loss_fn, "evaluate")
+    _, spec = losses.parts(loss_fn, "evaluate")
     if spec.targeted:
         raise ValueError(
             "evaluate counts labels, got a loss with targeted=True; attack with it, count without."
@@ -100,32 +91,14 @@ def evaluate(
             f"Every attack needs a name of its own, not {CLEAN!r} or {WORST!r}, got {sorted(names)}."
         )
     inputs = np.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
-    withstands = jax.jit(lambda params, batch: ~losses.per_example(loss_fn, params, batch, inputs_key)[1])
+    right = outcomes.right(loss_fn, params, batch, inputs_key)
+    _warn(look(loss_fn, params, batch, inputs_key), right)
+    lengths = outcomes.sizes(inputs, norm)
 
-    right = np.asarray(withstands(params, batch))
-    _warn_of_what_misleads(loss_fn, logits_fn, params, batch, inputs_key, right)
-    sizes = jax.jit(jax.vmap(lambda delta: norms.size(delta, norm)))
-    lengths = np.asarray(sizes(inputs))
-
-    def run(attack: Attack, number: int) -> tuple[np.ndarray, np.ndarray, float]:
+    def run(attack: Attack, number: int) -> Outcome:
         own_key = None if key is None else jax.random.fold_in(key, number)
-        start = time.perf_counter()
-        attacked = jax.block_until_ready(attack(loss_fn, params, batch, own_key))
-        seconds = (time.perf_counter() - start) / len(right)
-        points = np.asarray(get_inputs(attacked, inputs_key))
-        stands = np.asarray(withstands(params, attacked))
-        if bounds is not None:
-            flat = points.reshape(len(right), -1)
-            low, high = np.asarray(bounds, flat.dtype)
-            stands = stands | (flat < low).any(axis=1) | (flat > high).any(axis=1)
-        return stands, np.asarray(sizes(points - inputs)), seconds
-
-    def row(name: str, epsilon: float, stands: np.ndarray, moved: np.ndarray, seconds: float) -> Evaluation:
-        stands = right & (stands | (moved > epsilon * (1 + 1e-5)))
-        fell = right & ~stands
-        relative = moved[fell] / np.where(lengths[fell] > 0, lengths[fell], 1)
-        mean, largest = (float(relative.mean()), float(relative.max())) if fell.any() else (0.0, 0.0)
-        return Evaluation(name, epsilon, float(stands.mean()), mean, largest, seconds, stands)
+        options: dict[str, Any] = {"norm": norm, "bounds": bounds, "inputs_key": inputs_key, "source": source}
+        return outcomes.run(attack, loss_fn, params, batch, own_key, **options)[0]
 
     rows = [Evaluation(CLEAN, 0.0, float(right.mean()), 0.0, 0.0, 0.0, right)]
     unbounded = {name: run(attack, number) for number, (name, attack) in enumerate(minimal.items())}
@@ -133,39 +106,69 @@ def evaluate(
         results = dict(unbounded)
         for number, (name, make) in enumerate(attacks.items(), start=len(minimal)):
             results[name] = run(make(epsilon), number)
-        found = {name: row(name, epsilon, *result) for name, result in results.items()}
-        rows += found.values()
+        found = [outcomes.evaluation(name, epsilon, right, lengths, o) for name, o in results.items()]
+        rows += found
         if len(found) > 1:
-            # Of the attacks that felled an example, the smallest perturbation counts.
-            moved = [np.where(found[name].withstood, np.inf, results[name][1]) for name in found]
-            stands = np.all([r.withstood for r in found.values()], axis=0)
-            seconds = sum(r.seconds_per_image for r in found.values())
-            rows.append(row(WORST, epsilon, stands, np.min(moved, axis=0), seconds))
+            worst = outcomes.worst_case(found, list(results.values()))
+            rows.append(outcomes.evaluation(WORST, epsilon, right, lengths, worst))
     return rows
 
 
-def _warn_of_what_misleads(
-    loss_fn: LossFn,
-    logits_fn: losses.LogitsFn,
-    params: Params,
-    batch: Any,
-    inputs_key: str | int,
-    right: np.ndarray,
-) -> None:
-    gradient = jax.jit(lambda params, batch: losses.with_gradient(loss_fn, params, batch, inputs_key)[2])
-    flat = np.asarray(gradient(params, batch)).reshape(len(right), -1)
-    flat_right = int(np.sum(~flat.any(axis=1) & right))
-    if flat_right:
-        warnings.warn(
-            f"The gradient of {flat_right} of {int(right.sum())} rightly classified examples is zero: attacks "
-            "that follow it cannot move them, which is no robustness. Try another loss or minimal attacks.",
-            stacklevel=3,
-        )
+class Misleading(NamedTuple):
+    """What makes the accuracy under attack look better than it is."""
+
+    zero_gradient: np.ndarray  # (n,), bool: examples at which the gradient of the loss is zero
+    random: bool  # whether the network gives other logits for the same inputs at a second call
+
+    def messages(self, right: np.ndarray) -> list[str]:
+        """Say it, in a line each.
+
+        Args:
+          right: Shape (n,), bool: which examples are classified rightly.
+
+        Returns:
+          No, one or two lines.
+        """
+        lines, flat = [], int(np.sum(self.zero_gradient & right))
+        if flat:
+            lines.append(
+                f"The gradient of {flat} of {int(right.sum())} rightly classified examples is zero: attacks "
+                "that follow it cannot move them, which is no robustness. Try another loss, minimal attacks or "
+                "square."
+            )
+        if self.random:
+            lines.append(
+                "The network gives other logits for the same inputs at a second call: it is not deterministic, "
+                "and the accuracies are those of single draws."
+            )
+        return lines
+
+
+def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> Misleading:
+    """Look for what misleads attacks.
+
+    Args:
+      loss_fn: A loss that carries its logits.
+      params: What it takes.
+      batch: n examples.
+      inputs_key: Where the inputs are.
+
+    Returns:
+      What was found.
+    """
+    logits_fn, _ = losses.parts(loss_fn, "look")
+    gradient = np.asarray(_gradient(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
     inputs = get_inputs(batch, inputs_key)
     first, second = (np.asarray(logits_fn(params, inputs)) for _ in range(2))
-    if not np.array_equal(first, second):
-        warnings.warn(
-            "The network gives other logits for the same inputs at a second call: it is not deterministic, and "
-            "the accuracies below are those of single draws.",
-            stacklevel=3,
-        )
+    zero = np.all(gradient.reshape(len(gradient), -1) == 0, axis=1)
+    return Misleading(np.asarray(zero), not np.array_equal(first, second))
+
+
+@jax.jit
+def _gradient(loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static) -> jax.Array:
+    return losses.with_gradient(loss_fn, params, batch, inputs_key.value)[2]
+
+
+def _warn(found: Misleading, right: np.ndarray) -> None:
+    for message in found.messages(right):
+        warnings.warn(message, stacklevel=3)

@@ -36,7 +36,8 @@ def fgsm(
 
     Raises:
       ValueError: If epsilon is negative or not finite, the norm unknown, or the bounds out of order; when
-        called, if the batch has no such inputs or they are not finite. Inputs outside the bounds are clipped.
+        called, if the batch has no such inputs, or they are not finite or outside the bounds. Traced values
+        cannot raise: under jit, as in a training step, inputs outside the bounds are clipped.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,7 +56,7 @@ def fgsm(
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, None)  # outside the bounds: clipped
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         gradient = jax.grad(lambda x: loss_fn(params, with_inputs(batch, inputs_key, x)))(inputs)
         direction = jax.vmap(lambda g: steepest(g, norm))(gradient)
         perturbed = inputs + epsilon * direction.astype(inputs.dtype)

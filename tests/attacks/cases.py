@@ -22,7 +22,6 @@ class Case(NamedTuple):
     norm: str | None  # of epsilon; None: no epsilon
     effort: str | None = None  # the option that says how hard the attack tries
     plain: bool = True  # takes losses without logits
-    strict_bounds: bool = True  # refuses inputs outside the bounds; fgsm clips them
     tolerance: float = 1e-5  # between one run and another that rounds otherwise, of inputs in [0, 1]
 
 
@@ -40,9 +39,23 @@ def minimal(name, **options):
     return Case(lambda _, **more: factory(**more), None, "steps", plain=False)
 
 
+def square(norm):
+    def make(epsilon, **options):
+        return attacks.square(epsilon, norm=norm, **{"queries": 12, **options})
+
+    return Case(make, norm, "queries")
+
+
+def ensemble(norm):
+    def make(epsilon, **options):
+        return attacks.ensemble(epsilon, norm=norm, **{"steps": 4, "num_targets": 1, "queries": 8, **options})
+
+    return Case(make, norm, plain=False)
+
+
 CASES = {
-    "fgsm": Case(attacks.fgsm, "linf", strict_bounds=False),
-    "l2grad": Case(attacks.l2grad, "l2", strict_bounds=False),
+    "fgsm": Case(attacks.fgsm, "linf"),
+    "l2grad": Case(attacks.l2grad, "l2"),
     "bim": ascent("bim", "linf"),
     "mi_fgsm": ascent("mi_fgsm", "l2"),
     "pgd-linf": ascent("pgd", "linf", restarts=2),
@@ -51,6 +64,9 @@ CASES = {
     "adam_pgd": ascent("adam_pgd", "linf"),
     "apgd-linf": ascent("apgd", "linf", restarts=2),
     "apgd-l2": ascent("apgd", "l2"),
+    "square-linf": square("linf"),
+    "square-l2": square("l2"),
+    "ensemble": ensemble("linf"),
     "fhsm": Case(attacks.fhsm, "linf"),
     "l2hess": Case(attacks.l2hess, "l2"),
     "trust_region-l2": minimal("trust_region", radius=0.05),

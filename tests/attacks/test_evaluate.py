@@ -9,7 +9,7 @@ import pytest
 
 from hessabs import attacks
 from hessabs.attacks import losses
-from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, size_of
+from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, make_params, size_of
 
 BATCH = make_batch(PARAMS, n=30)
 
@@ -94,3 +94,12 @@ def test_refuses(loss_fn, options, message):
     arguments = {"attacks": {"fgsm": attacks.fgsm}, "epsilons": [0.1], **options}
     with pytest.raises(ValueError, match=message):
         attacks.evaluate(loss_fn, PARAMS, BATCH, **arguments)
+
+
+def test_transfer_makes_the_examples_on_the_source():
+    other = make_params(1)
+    make = {"pgd": lambda epsilon: attacks.pgd(epsilon, steps=5)}
+    rows = attacks.evaluate(LOSS, PARAMS, BATCH, make, [0.2], KEY, source=(LOSS, other))
+    made = attacks.pgd(0.2, steps=5)(LOSS, other, BATCH, jax.random.fold_in(KEY, 0))
+    want = ~fallen(PARAMS, BATCH) & ~fallen(PARAMS, made)
+    np.testing.assert_array_equal(rows[1].withstood, want)

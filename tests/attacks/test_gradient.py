@@ -58,7 +58,7 @@ def expected(gradient, image, epsilon, norm, bounds):
     return moved if bounds is None else np.clip(moved, *bounds)
 
 
-@pytest.mark.parametrize("bounds", [None, (0.0, 1.0), (0.25, 0.75)])
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0), (0.2, 0.8)])
 @pytest.mark.parametrize("epsilon", [0.005, 0.5])
 @pytest.mark.parametrize("norm", NORMS)
 def test_linear_loss(norm, epsilon, bounds):
@@ -280,3 +280,13 @@ def test_refuses_integer_images(dtype):
     batch = {"image": jnp.ones((3, 2), dtype), "label": jnp.zeros(3)}
     with pytest.raises(ValueError, match=rf"must be floating-point .*got {jnp.dtype(dtype).name}; scale"):
         fgsm(0.1)(linear_loss, jnp.ones(2), batch)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_inputs_outside_the_bounds_are_refused_and_clipped_where_they_are_traced(norm):
+    w, batch = problem()
+    attack = fgsm(0.1, norm=norm, bounds=(0.4, 0.6))
+    with pytest.raises(ValueError, match=r"outside `bounds` \(0\.4, 0\.6\); pass the bounds of the batch"):
+        attack(linear_loss, w, batch)
+    got = jax.jit(lambda w, batch: attack(linear_loss, w, batch))(w, batch)["image"]
+    assert 0.4 <= got.min() < got.max() <= np.float32(0.6)

@@ -97,9 +97,18 @@ def test_deepfool_is_as_strong(problem, norm, epsilon):
     assert withstood(problem, attacks.deepfool(norm=norm), norm, epsilon) <= 1 - fell.mean() + ONE_POINT
 
 
-def test_carlini_wagner_is_as_strong(problem):
-    foolbox, peer, tensors, *_ = problem
-    theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=200)
-    fell = theirs(peer, *tensors, epsilons=[0.5])[2][0].numpy()
-    ours = attacks.carlini_wagner(binary_search_steps=6, steps=200)
-    assert withstood(problem, ours, "l2", 0.5) <= 1 - fell.mean() + ONE_POINT
+def test_carlini_wagner_is_as_strong_and_its_perturbations_as_small(problem):
+    foolbox, peer, tensors, loss_fn, params, batch = problem
+    effort = {"binary_search_steps": 4, "steps": 100}
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(initial_const=0.1, **effort)
+    _, (smallest,), (ever,) = theirs(peer, *tensors, epsilons=[None])
+    attack = attacks.carlini_wagner(initial_weight=0.1, **effort)
+    got = attack(loss_fn, params, batch, KEY)
+    sizes = size_of(smallest.numpy() - np.asarray(batch["image"]), "l2")
+    theirs_at_half = 1 - (ever.numpy() & (sizes <= 0.5)).mean()
+    assert withstood(problem, lambda *_: got, "l2", 0.5) <= theirs_at_half + ONE_POINT
+    both = np.asarray(losses.per_example(loss_fn, params, got, "image")[1]) & ever.numpy()
+    both &= ~np.asarray(losses.per_example(loss_fn, params, batch, "image")[1])
+    assert both.mean() > 0.8
+    ours = size_of(np.asarray(got["image"]) - np.asarray(batch["image"]), "l2")
+    assert ours[both].mean() <= 1.02 * sizes[both].mean()

@@ -1,0 +1,155 @@
+"""Several attacks in a row, each on the examples that all before it have left standing."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import losses, norms
+from hessabs.attacks.apgd import apgd
+from hessabs.attacks.checks import check_bounds, check_count, check_epsilon, checked_inputs, checked_key
+from hessabs.attacks.deepfool import deepfool
+from hessabs.attacks.inputs import with_inputs
+from hessabs.attacks.losses.criteria import difference_of_logits
+from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.rivals import top_rivals
+from hessabs.attacks.square import square
+from hessabs.curvature.loops import Loop
+from hessabs.typing import Attack, LossFn, Params
+
+
+def ensemble(
+    epsilon: float,
+    *,
+    norm: Norm = "linf",
+    steps: int = 100,
+    num_targets: int = 3,
+    queries: int = 1000,
+    bounds: Bounds = (0.0, 1.0),
+    inputs_key: str | int = "image",
+    loop: Loop | None = None,
+) -> Attack:
+    """Make an ensemble without parameters to tune: APGD on three losses, DeepFool, and the square attack.
+
+    In order: APGD on the cross-entropy; APGD on the difference-of-logits ratio (on the margin for fewer than 3
+    classes); APGD on the ratio to each of the rival classes with the largest logits (from 4 classes on);
+    DeepFool, of which what lies within epsilon counts; the square attack on the margin. An example counts for
+    as many as it takes until it falls.
+
+    Args:
+      epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
+      norm: ``"linf"`` or ``"l2"``.
+      steps: Steps of each APGD, at least 1.
+      num_targets: Rival classes to lead to, at least 0; at most all that there are.
+      queries: Of the square attack, at least 1.
+      bounds: (lowest, highest) value of an input, or None.
+      inputs_key: Key, field name or index of the inputs in the batch.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key) -> batch`` for an untargeted loss that carries its logits, of which
+      only labels and logits are used. An example that no member has felled is where the first one left it.
+
+    Raises:
+      ValueError: If an argument is out of range; when called, if the batch is not as described, there is no
+        key, or the loss is targeted or carries no logits.
+
+    Example:
+      >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
+      >>> loss_fn = losses.cross_entropy(lambda w, x: x @ w)
+      >>> attack = ensemble(0.2, steps=10, queries=10)
+      >>> found = attack(loss_fn, jnp.eye(2), batch, jax.random.key(0))["image"]
+      >>> bool(found[0, 0] < found[0, 1])
+      True
+
+    References:
+      Croce and Hein (2020), arXiv:2003.01690, section 5.
+      Differs from AutoAttack: DeepFool in place of FAB, 3 targets instead of 9 and 1,000 queries instead of
+      5,000 by default.
+    """
+    norms.check_norm(norm, ("linf", "l2"))
+    check_epsilon(epsilon)
+    check_bounds(bounds)
+    check_count("steps", steps)
+    check_count("queries", queries)
+    if num_targets < 0:
+        raise ValueError(f"`num_targets` must be at least 0, got {num_targets}.")
+    shared: dict[str, Any] = {"norm": norm, "bounds": bounds, "loop": loop}
+    ascend = apgd(epsilon, steps=steps, **shared)
+
+    def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+        logits_fn, spec = losses.parts(loss_fn, "ensemble")
+        if spec.targeted:
+            raise ValueError("ensemble is untargeted, got a loss with targeted=True; use apgd.")
+        inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
+        labels, _ = losses.classes_of(spec, batch)
+        key = checked_key(key, "The ensemble")
+        network = trees.as_partial(logits_fn)
+        rivals, standing = _look(network, params, inputs, labels, num_targets)
+        num_classes = jax.eval_shape(network, params, inputs).shape[-1]
+        ratio = losses.dlr if num_classes >= 3 else losses.margin
+        members = [(ascend, losses.cross_entropy(network), labels), (ascend, ratio(network), labels)]
+        if num_classes >= 4:
+            led = losses.from_logits(network, _ratio_to_the_second)
+            members += [
+                (ascend, led, _weights(labels, rivals[:, i], num_classes)) for i in range(rivals.shape[1])
+            ]
+        members += [(deepfool(**shared), losses.margin(network), labels)]
+        members += [(square(epsilon, queries=queries, **shared), losses.margin(network), labels)]
+
+        point = inputs
+        for number, (member, loss, classes) in enumerate(members):
+            # What has fallen enters as it fell: the member finds nothing left to do there, and drops it.
+            entering = _choose(standing, inputs, point)
+            left = member(loss, params, {"image": entering, "label": classes}, jax.random.fold_in(key, number))
+            reached, fallen = _judge(
+                trees.Static((norm, bounds)), network, params, epsilon, inputs, left["image"], labels
+            )
+            point = _choose(standing & (fallen | (number == 0)), reached, point)
+            standing = standing & ~fallen
+        return with_inputs(batch, inputs_key, point)
+
+    return attack
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _look(
+    logits_fn: Partial, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: int
+) -> tuple[jax.Array, jax.Array]:
+    # The rivals of each example, and whether it is classified rightly.
+    logits = losses.upcast(logits_fn(params, inputs))
+    rivals = top_rivals(logits, labels, min(num_targets, logits.shape[-1] - 1))
+    return rivals, jnp.argmax(logits, axis=-1) == labels
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(
+    options: trees.Static,
+    logits_fn: Partial,
+    params: Params,
+    epsilon: jax.Array,
+    inputs: jax.Array,
+    left: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    # The points brought into the ball (DeepFool knows none), and which of them are classified wrongly.
+    point = jax.vmap(lambda x, y: norms.restrict(y, x, epsilon, *options.value))(inputs, left)
+    return point, jnp.argmax(logits_fn(params, point), axis=-1) != labels
+
+
+def _weights(labels: jax.Array, rivals: jax.Array, num_classes: int) -> jax.Array:
+    # Both classes in one leaf, as an untargeted loss wants it: the label weighs most, the rival second.
+    return 2 * jax.nn.one_hot(labels, num_classes) + jax.nn.one_hot(rivals, num_classes)
+
+
+def _ratio_to_the_second(logits: jax.Array, weights: jax.Array, targets: jax.Array | None) -> jax.Array:
+    del targets
+    classes = jax.lax.top_k(weights, 2)[1]
+    return difference_of_logits(logits, classes[:, 0], classes[:, 1])
+
+
+def _choose(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    return jnp.where(flags.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)

@@ -1,0 +1,128 @@
+"""A loss that carries its logits: how it is made, and how it is taken apart."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks.inputs import get_inputs
+from hessabs.attacks.losses.logits import upcast
+from hessabs.typing import LossFn, Params
+
+LogitsFn = Callable[[Params, Any], jax.Array]
+"""``logits_fn(params, inputs) -> (n, classes)``, examples not influencing each other."""
+
+Criterion = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""``criterion(logits (n, classes), labels (n,), targets (n,) or None) -> (n,)``, what an attack raises."""
+
+
+class Spec(NamedTuple):
+    """What a loss is made of beside the network."""
+
+    criterion: Criterion
+    targeted: bool
+    inputs_key: str | int
+    label_key: str | int
+    target_key: str | int
+
+
+def from_logits(
+    logits_fn: LogitsFn,
+    criterion: Criterion,
+    *,
+    targeted: bool = False,
+    inputs_key: str | int = "image",
+    label_key: str | int = "label",
+    target_key: str | int = "target",
+) -> LossFn:
+    """Make a loss that carries its logits, of a criterion of your own.
+
+    Args:
+      logits_fn: ``logits_fn(params, inputs) -> (n, classes)``. A normalisation of the inputs belongs inside it,
+        so that epsilon and bounds are in the units of the batch.
+      criterion: ``criterion(logits, labels, targets) -> (n,)``, logits at least float32; what an attack raises,
+        example by example. ``targets`` is None unless ``targeted``.
+      targeted: If True an example has fallen when it is classified as its target, else when it is not
+        classified as its label.
+      inputs_key: Key, field name or index of the inputs in the batch.
+      label_key: The same for the labels, int (n,).
+      target_key: The same for the targets, int (n,); only read when ``targeted``.
+
+    Returns:
+      ``loss_fn(params, batch) -> scalar``, the mean; a pytree, so new arrays bound in ``logits_fn`` compile
+      nothing.
+
+    Example:
+      >>> logits_fn = lambda w, x: x @ w
+      >>> loss_fn = from_logits(logits_fn, lambda z, labels, targets: -z[jnp.arange(len(labels)), labels])
+      >>> batch = {"image": jnp.array([[1.0, 2.0]]), "label": jnp.array([1])}
+      >>> loss_fn(jnp.eye(2), batch)
+      Array(-2., dtype=float32)
+    """
+    spec = Spec(criterion, targeted, inputs_key, label_key, target_key)
+    return Partial(_mean_loss, trees.as_partial(logits_fn), trees.Static(spec))
+
+
+def carries_logits(loss_fn: LossFn) -> bool:
+    """Tell whether a loss was made by ``from_logits``."""
+    return isinstance(loss_fn, Partial) and loss_fn.func is _mean_loss
+
+
+def parts(loss_fn: LossFn, wanted_by: str = "This attack") -> tuple[LogitsFn, Spec]:
+    """Return the logits function of a loss and its description.
+
+    Args:
+      loss_fn: A loss of this package.
+      wanted_by: Who asks, for the message.
+
+    Returns:
+      ``(logits_fn, spec)``.
+
+    Raises:
+      ValueError: If the loss does not carry its logits.
+    """
+    if not carries_logits(loss_fn):
+        raise ValueError(
+            f"{wanted_by} needs the logits: pass a loss that carries them, for instance "
+            f"attacks.losses.cross_entropy(logits_fn), got {loss_fn!r}."
+        )
+    logits_fn, spec = loss_fn.args  # type: ignore[attr-defined]
+    return logits_fn, spec.value
+
+
+def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
+    """Take labels and targets out of a batch.
+
+    Args:
+      spec: Says where they are.
+      batch: A mapping, a named tuple, a tuple or a list.
+
+    Returns:
+      ``(labels, targets)``. Targets are None for an untargeted loss, labels None if a targeted one has none.
+
+    Raises:
+      ValueError: If the batch has no labels, or a targeted loss finds no targets.
+    """
+    if not spec.targeted:
+        return _leaf(batch, spec.label_key, "the labels"), None
+    targets = _leaf(batch, spec.target_key, "the targets of a targeted attack")
+    try:
+        return _leaf(batch, spec.label_key, "the labels"), targets
+    except ValueError:
+        return None, targets
+
+
+def _mean_loss(logits_fn: LogitsFn, spec: trees.Static, params: Params, batch: Any) -> jax.Array:
+    logits = upcast(logits_fn(params, get_inputs(batch, spec.value.inputs_key)))
+    return jnp.mean(spec.value.criterion(logits, *classes_of(spec.value, batch)))
+
+
+def _leaf(batch: Any, key: str | int, what: str) -> jax.Array:
+    try:
+        return batch[key] if isinstance(key, int) or hasattr(batch, "keys") else getattr(batch, key)
+    except (KeyError, IndexError, AttributeError, TypeError):
+        keys = list(batch) if hasattr(batch, "keys") else getattr(batch, "_fields", type(batch).__name__)
+        raise ValueError(f"The loss reads {what} at key {key!r}, but the batch has {keys}.") from None

@@ -1,0 +1,149 @@
+"""What an attack raises: cross-entropy, margin, difference-of-logits ratio, Kullback-Leibler divergence."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hessabs import trees
+from hessabs.attacks.losses.carrying import LogitsFn, from_logits
+from hessabs.attacks.losses.logits import other_classes, take_class
+from hessabs.typing import LossFn
+
+
+def cross_entropy(logits_fn: LogitsFn, **options: Any) -> LossFn:
+    """Make the cross-entropy of the label, or minus that of the target.
+
+    Args:
+      logits_fn: As in ``from_logits``.
+      **options: ``targeted`` and the keys, as in ``from_logits``.
+
+    Returns:
+      ``loss_fn(params, batch) -> scalar`` in nats.
+
+    Example:
+      >>> batch = {"image": jnp.array([[0.0, 0.0]]), "label": jnp.array([1])}
+      >>> round(float(cross_entropy(lambda w, x: x @ w)(jnp.eye(2), batch)), 4)
+      0.6931
+    """
+    return from_logits(logits_fn, _cross_entropy, **options)
+
+
+def margin(logits_fn: LogitsFn, **options: Any) -> LossFn:
+    """Make the margin: the best other logit minus the label's; targeted, the target's minus the best other.
+
+    Positive exactly when the example has fallen.
+
+    Args:
+      logits_fn: As in ``from_logits``.
+      **options: ``targeted`` and the keys, as in ``from_logits``.
+
+    Returns:
+      ``loss_fn(params, batch) -> scalar``.
+
+    Example:
+      >>> batch = {"image": jnp.array([[3.0, 1.0]]), "label": jnp.array([0])}
+      >>> margin(lambda w, x: x @ w)(jnp.eye(2), batch)
+      Array(-2., dtype=float32)
+
+    References:
+      Carlini and Wagner (2017), arXiv:1608.04644, section V-A, f_6 without its confidence.
+    """
+    return from_logits(logits_fn, _margin, **options)
+
+
+def dlr(logits_fn: LogitsFn, **options: Any) -> LossFn:
+    """Make the difference-of-logits ratio, which neither the scale nor the shift of the logits changes.
+
+    ``-(z_y - max_{i != y} z_i) / (z_1 - z_3)`` with ``z_1 >= z_2 >= ...`` the sorted logits; targeted,
+    ``-(z_y - z_t) / (z_1 - (z_3 + z_4) / 2)``. It is 0 where the denominator is.
+
+    Args:
+      logits_fn: As in ``from_logits``, with at least 3 classes, 4 when targeted.
+      **options: ``targeted`` and the keys, as in ``from_logits``; labels are read in both cases.
+
+    Returns:
+      ``loss_fn(params, batch) -> scalar``. It raises ``ValueError`` when there are too few classes.
+
+    Example:
+      >>> batch = {"image": jnp.array([[3.0, 1.0, -1.0]]), "label": jnp.array([0])}
+      >>> dlr(lambda w, x: x @ w)(jnp.eye(3), batch)
+      Array(-0.5, dtype=float32)
+
+    References:
+      Croce and Hein (2020), arXiv:2003.01690, equations 6 and 7.
+    """
+    return from_logits(logits_fn, difference_of_logits, **options)
+
+
+def kl(logits_fn: LogitsFn, *, label_key: str | int = "probabilities", **options: Any) -> LossFn:
+    """Make the Kullback-Leibler divergence from given class probabilities, as TRADES raises it.
+
+    ``sum_k p_k (log p_k - log softmax(z)_k)``; an example has fallen when it is no longer classified as the
+    most probable class. There is no targeted form: give the probabilities to leave.
+
+    Args:
+      logits_fn: As in ``from_logits``.
+      label_key: Key, field name or index of the probabilities in the batch, float (n, classes).
+      **options: ``inputs_key``, as in ``from_logits``.
+
+    Returns:
+      ``loss_fn(params, batch) -> scalar`` in nats.
+
+    Example:
+      >>> batch = {"image": jnp.array([[0.0, 0.0]]), "probabilities": jnp.array([[1.0, 0.0]])}
+      >>> round(float(kl(lambda w, x: x @ w)(jnp.eye(2), batch)), 4)
+      0.6931
+
+    References:
+      Zhang et al. (2019), arXiv:1901.08573, equation 5.
+    """
+    if options.get("targeted"):
+        raise ValueError("`kl` has no targeted form, got targeted=True; use cross_entropy or margin.")
+    return from_logits(logits_fn, _kl, label_key=label_key, **options)
+
+
+def difference_of_logits(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
+    """Return the difference-of-logits ratio of each example.
+
+    Args:
+      logits: Shape (n, classes).
+      labels: Shape (n,), int.
+      targets: Shape (n,), int, or None for the untargeted ratio.
+
+    Returns:
+      Shape (n,).
+
+    Raises:
+      ValueError: If there are too few classes, or no labels.
+    """
+    needed = 3 if targets is None else 4
+    if logits.shape[-1] < needed:
+        kind = "" if targets is None else "targeted "
+        raise ValueError(
+            f"The {kind}difference-of-logits ratio needs at least {needed} classes, got {logits.shape[-1]}."
+        )
+    if labels is None:
+        raise ValueError("The targeted difference-of-logits ratio needs the labels too, the batch has none.")
+    ordered = -jnp.sort(-logits, axis=-1)
+    if targets is None:
+        rival, spread = jnp.max(other_classes(logits, labels), axis=-1), ordered[:, 0] - ordered[:, 2]
+    else:
+        rival, spread = take_class(logits, targets), ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+    return (rival - take_class(logits, labels)) * trees.safe_inverse(spread)
+
+
+def _cross_entropy(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(logits)
+    return -take_class(log_probabilities, labels) if targets is None else take_class(log_probabilities, targets)
+
+
+def _margin(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
+    wanted = labels if targets is None else targets
+    lead = take_class(logits, wanted) - jnp.max(other_classes(logits, wanted), axis=-1)
+    return -lead if targets is None else lead
+
+
+def _kl(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
+    del targets
+    return jnp.sum(jax.scipy.special.xlogy(labels, labels) - labels * jax.nn.log_softmax(logits), axis=-1)

@@ -1,0 +1,154 @@
+"""The square attack: random search that only asks for the loss, never for its gradient."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import losses, norms, patterns
+from hessabs.attacks.ascent import Best
+from hessabs.attacks.checks import check_bounds, check_count, check_epsilon, checked_inputs, checked_key
+from hessabs.attacks.inputs import get_inputs, with_inputs
+from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.rows import iterate
+from hessabs.curvature.loops import Loop
+from hessabs.typing import Attack, LossFn, Params
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares halve
+
+
+class _Rows(NamedTuple):
+    example: Any  # the batch
+    number: jax.Array  # (n,), int32: which example it is, for its random numbers
+    best: Best
+    done: jax.Array  # (n,), bool
+
+
+def square(
+    epsilon: float,
+    *,
+    norm: Norm = "linf",
+    queries: int = 5000,
+    share: float = 0.8,
+    bounds: Bounds = (0.0, 1.0),
+    inputs_key: str | int = "image",
+    loop: Loop | None = None,
+) -> Attack:
+    """Make the square attack: change a random square, and keep the change where the loss has risen.
+
+    It follows no gradient, so a network whose gradients vanish or mislead does not withstand it for that. It
+    starts from vertical stripes (L-infinity) or a tiling of bumps (L2). An example stops where it has fallen.
+
+    Args:
+      epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
+      norm: ``"linf"``: each square becomes plus or minus epsilon, by channel; or ``"l2"``: each square gets a
+        bump, paid for by the perturbation of another square.
+      queries: Evaluations of each example, at least 1. The sizes of the squares follow from it.
+      share: Part of the image that the first squares cover, in (0, 1]; halved nine times on the way.
+      bounds: (lowest, highest) value of an input, or None.
+      inputs_key: Key, field name or index of the inputs in the batch.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+
+    Returns:
+      ``attack(loss_fn, params, batch, key) -> batch``; the key is needed. An input is (height, width,
+      channels), (height, width) or (width,).
+
+    Raises:
+      ValueError: If an argument is out of range; when called, if the batch is not as described or there is no
+        key.
+
+    Example:
+      >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
+      >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
+      >>> square(0.25, queries=20)(loss, jnp.array([2.0, -1.0]), batch, jax.random.key(0))["image"]
+      Array([[0.75, 0.25]], dtype=float32)
+
+    References:
+      Andriushchenko et al. (2019), arXiv:1912.00049, Algorithms 1 to 3; ``share`` as in AutoAttack.
+      Differs from the paper: the start counts only if its loss is above that of the clean example.
+    """
+    norms.check_norm(norm, ("linf", "l2"))
+    check_epsilon(epsilon)
+    check_bounds(bounds)
+    check_count("queries", queries)
+    if not 0 < share <= 1:
+        raise ValueError(f"`share` must lie in (0, 1], got {share}.")
+
+    def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        key = checked_key(key, "The square attack")
+        sides = side_lengths(queries, share, patterns.as_image(inputs.shape[1:]))
+        problem = (trees.as_partial(loss_fn), params, trees.Static((norm, bounds, inputs_key)))
+        step = Partial(_step, problem, epsilon, sides, key)
+        rows = iterate(step, _begin(*problem, batch), queries, loop)
+        return with_inputs(batch, inputs_key, rows.best.point)
+
+    return attack
+
+
+def side_lengths(queries: int, share: float, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the side of the square of each query.
+
+    Args:
+      queries: Their number.
+      share: Part of the image that the first squares cover.
+      shape: (height, width, channels).
+
+    Returns:
+      Shape (queries,), int32, in pixels.
+
+    Example:
+      >>> side_lengths(10_000, 0.8, (28, 28, 1))[[1, 20, 100, 300, 9000]]
+      array([25, 18, 13,  9,  1], dtype=int32)
+    """
+    height, width, _ = shape
+    halvings = np.searchsorted(_HALVINGS, np.arange(queries) / queries * 10_000)
+    area = share * height * width / 2.0**halvings
+    return np.clip(np.round(np.sqrt(area)), 1, min(height, width)).astype(np.int32)
+
+
+@jax.jit
+def _begin(loss_fn: Partial, params: Params, options: trees.Static, batch: Any) -> _Rows:
+    *_, inputs_key = options.value
+    inputs = get_inputs(batch, inputs_key)
+    best = Best(inputs, *losses.per_example(loss_fn, params, batch, inputs_key))
+    return _Rows(batch, jnp.arange(inputs.shape[0], dtype=jnp.int32), best, best.fallen)
+
+
+def _step(
+    problem: tuple[Partial, Params, trees.Static],
+    epsilon: jax.Array,
+    sides: jax.Array,
+    key: jax.Array,
+    rows: _Rows,
+    i: jax.Array,
+) -> _Rows:
+    loss_fn, params, options = problem
+    norm, bounds, inputs_key = options.value
+    inputs = get_inputs(rows.example, inputs_key)
+    shape = patterns.as_image(inputs.shape[1:])
+    side = jnp.asarray(sides)[i]
+
+    def propose(number: jax.Array, x: jax.Array, point: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, number), i)
+        delta = (losses.upcast(point) - losses.upcast(x)).reshape(shape)
+        start, change = (
+            (patterns.stripes, patterns.flip) if norm == "linf" else (patterns.tiles, patterns.move_mass)
+        )
+        moved = jnp.where(i == 0, start(own, shape, epsilon), change(own, delta, side, epsilon))
+        return norms.restrict((x + moved.reshape(x.shape)).astype(x.dtype), x, epsilon, norm, bounds)
+
+    point = jax.vmap(propose)(rows.number, inputs, rows.best.point)
+    value, fallen = losses.per_example(
+        loss_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
+    )
+    better = fallen | (value > rows.best.value)
+    best = jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+        Best(point, value, fallen),
+        rows.best,
+    )
+    return rows._replace(best=best, done=best.fallen)

@@ -1,0 +1,115 @@
+"""Square and ensemble: what they are for, and the random search against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessabs import attacks
+from hessabs.attacks import losses, patterns
+from hessabs.attacks.square import side_lengths
+from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch
+
+
+def masked_logits(params, inputs):
+    return jax.lax.stop_gradient(logits_fn(params, inputs))
+
+
+def test_square_needs_no_gradient():
+    batch, masked = make_batch(PARAMS, n=30), losses.margin(masked_logits)
+    stays = attacks.pgd(0.2, random_start=False)(masked, PARAMS, batch)["image"]
+    np.testing.assert_array_equal(stays, batch["image"])
+    got = attacks.square(0.2, queries=100)(masked, PARAMS, batch, KEY)
+    strong = attacks.pgd(0.2, restarts=3)(LOSS, PARAMS, batch, KEY)
+    clean, black, white = (fallen(PARAMS, b).sum() for b in (batch, got, strong))
+    assert clean < black <= white
+    assert black - clean >= 0.8 * (white - clean)
+
+
+def test_ensemble_fells_what_its_members_fell_and_more_than_any_with_the_gradient_hidden():
+    batch = make_batch(PARAMS, n=30)
+    together = fallen(PARAMS, attacks.ensemble(0.1, steps=10, queries=30)(LOSS, PARAMS, batch, KEY))
+    for member in (attacks.apgd(0.1, steps=10), attacks.square(0.1, queries=30)):
+        # Another seed may fell one that this one does not.
+        assert fallen(PARAMS, member(LOSS, PARAMS, batch, KEY)).sum() <= together.sum() + 1
+    hidden = losses.cross_entropy(masked_logits)
+    got = attacks.ensemble(0.2, steps=3, num_targets=0, queries=60)(hidden, PARAMS, batch, KEY)
+    assert fallen(PARAMS, got).sum() > fallen(PARAMS, batch).sum()
+
+
+def test_ensemble_without_enough_classes_for_the_ratio():
+    batch = {"image": jnp.array([[0.6, 0.4], [0.9, 0.1]]), "label": jnp.array([0, 0])}
+    loss_fn = losses.cross_entropy(lambda w, x: x @ w)
+    got = attacks.ensemble(0.2, steps=5, queries=5)(loss_fn, jnp.eye(2), batch, KEY)
+    np.testing.assert_array_equal(fallen(jnp.eye(2), got, loss_fn), [True, False])
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 8])
+def test_squares_are_squares_inside_the_image(side):
+    shape = (8, 11, 3)
+    for seed in range(10):
+        got = np.asarray(patterns.flip(jax.random.key(seed), jnp.zeros(shape), jnp.int32(side), 0.25))
+        assert np.unique(got[got != 0]).tolist() in ([-0.25], [0.25], [-0.25, 0.25])
+        for channel in np.moveaxis(got, -1, 0):
+            rows, columns = np.nonzero(channel)
+            assert len(rows) == side**2
+            assert np.ptp(rows) == np.ptp(columns) == side - 1
+            assert len(np.unique(channel[rows, columns])) == 1
+
+
+@pytest.mark.parametrize("side", [1, 3, 6])
+def test_mass_that_moves_keeps_the_norm_of_the_ball(side):
+    delta, ever = patterns.tiles(jax.random.key(0), (9, 7, 2), 0.5), 0
+    np.testing.assert_allclose(jnp.linalg.norm(delta.ravel()), 0.5, rtol=1e-5)
+    for seed in range(20):
+        moved = patterns.move_mass(jax.random.key(seed), delta, jnp.int32(side), 0.5)
+        np.testing.assert_allclose(jnp.linalg.norm(moved.ravel()), 0.5, rtol=1e-5)
+        changed = np.any(np.abs(moved - delta) > 1e-7, axis=-1)
+        assert changed.sum() <= 2 * side**2
+        ever += changed.sum()
+        delta = moved
+    assert ever > 10
+
+
+def test_sides_never_grow_and_start_with_the_share():
+    sides = side_lengths(500, 0.8, (28, 28, 1))
+    assert sides[0] == 25
+    assert sides[-1] == 1
+    assert np.all(np.diff(sides) <= 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: attacks.square(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
+        (lambda: attacks.square(0.1, queries=0), "`queries` must be at least 1, got 0"),
+        (lambda: attacks.square(0.1, share=1.5), r"`share` must lie in \(0, 1\], got 1.5"),
+        (lambda: attacks.ensemble(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
+        (lambda: attacks.ensemble(0.1, num_targets=-1), "`num_targets` must be at least 0, got -1"),
+        (lambda: attacks.apgd(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
+    ],
+)
+def test_refuses(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_refuses_at_the_call():
+    batch = make_batch(PARAMS)
+    with pytest.raises(ValueError, match="The square attack needs a random key"):
+        attacks.square(0.1)(LOSS, PARAMS, batch)
+    with pytest.raises(ValueError, match="The ensemble needs a random key"):
+        attacks.ensemble(0.1)(LOSS, PARAMS, batch)
+    with pytest.raises(ValueError, match="ensemble is untargeted, got a loss with targeted=True"):
+        attacks.ensemble(0.1)(
+            losses.margin(logits_fn, targeted=True), PARAMS, {**batch, "target": batch["label"]}, KEY
+        )
+    deep = {"image": jnp.full((2, 2, 2, 2, 2), 0.5), "label": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=r"takes inputs of shape .* got \(2, 2, 2, 2\)"):
+        attacks.square(0.1)(lambda w, b: jnp.mean(b["image"]), None, deep, KEY)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mi_fgsm", "adam_pgd", "apgd", "square", "ensemble"])
+def test_refuses_a_norm_that_there_is_not(name):
+    with pytest.raises(ValueError, match=r"^`norm` must be one of \['linf', 'l2'.*\], got 'l3'\.$"):
+        getattr(attacks, name)(0.1, norm="l3")
