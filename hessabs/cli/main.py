@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a network with a batch size that follows the curvature",
     "plan": "batch size, learning rate and updates by epoch, without training",
     "report": "one HTML page of all the runs in a folder",
+    "attack": "the accuracy of a network that was trained under attacks, by epsilon",
     "spectrum": "the Hessian eigenvalues of a network that was trained",
 }
 """Each command by name; the module ``hessabs.cli.NAME`` holds its ``main(argv) -> exit status``."""

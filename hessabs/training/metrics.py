@@ -14,7 +14,16 @@ CURVES = "curves.png"
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
-DERIVED = (  # what `hessabs spectrum` makes of a run
+ATTACKS = "attacks"  # folder of what `hessabs attack` has finished
+DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run
+    "attack.json",
+    "attack.csv",
+    "attack.png",
+    "attack_sheet.png",
+    "transfer.json",
+    "transfer.csv",
+    "transfer.png",
+    "transfer_sheet.png",
     "spectrum.json",
     "spectrum.csv",
     "spectrum.png",
@@ -58,7 +67,7 @@ def start_workdir(workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (METRICS, SUMMARY, CURVES, EVENTS, *DERIVED):
         (workdir / name).unlink(missing_ok=True)
-    for name in (PARAMS, CHECKPOINTS):
+    for name in (PARAMS, CHECKPOINTS, ATTACKS):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
 

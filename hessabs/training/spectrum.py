@@ -16,15 +16,14 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import curvature, models, trees
-from hessabs.training import checkpoint, metrics
-from hessabs.training.config import Config
+from hessabs import curvature, trees
+from hessabs.training import metrics
 from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.progress import Progress
-from hessabs.training.setup import set_up
 from hessabs.training.spectrum_state import SpectrumState, fingerprint
 from hessabs.training.track import last_layer
 from hessabs.training.tracked import draw_tracked
+from hessabs.training.trained import load_trained
 from hessabs.typing import LossFn, Params
 
 SPECTRUM = "spectrum.json"
@@ -112,21 +111,14 @@ def _check(options: Options) -> None:
 
 
 def _load(workdir: pathlib.Path, options: Options) -> _Trained:
-    summary = workdir / metrics.SUMMARY
-    if not summary.exists():
-        raise FileNotFoundError(f"{workdir} holds no finished run ({metrics.SUMMARY}): train one there first.")
-    fields = json.loads(summary.read_text())
-    config = Config(**{name: fields[name] for name in Config._fields if name in fields})
-    run = set_up(
-        config._replace(lr_decay_epochs=tuple(config.lr_decay_epochs), grow_epochs=tuple(config.grow_epochs))
-    )
-    params, model_state = checkpoint.load_params(workdir, run.state.params, run.state.model_state)
-    loss = evaluation_loss(models.create(config.model, run.dataset.num_classes), model_state)
+    run = load_trained(workdir)
     sets = {
         name: _cut(split, options)
         for name, split in (("training", run.dataset.train), ("test", run.dataset.test))
     }
-    return _Trained(Partial(_scaled_loss, loss), params, last_layer(params, run.dataset.num_classes), sets)
+    loss = evaluation_loss(run.model, run.model_state)
+    head = last_layer(run.params, run.dataset.num_classes)
+    return _Trained(Partial(_scaled_loss, loss), run.params, head, sets)
 
 
 def _scaled_loss(loss_fn: LossFn, params: Params, batch: Any) -> jax.Array:

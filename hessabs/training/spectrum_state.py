@@ -6,7 +6,6 @@ two eigenvectors (arrays and text, nothing that is unpickled). Each carries a fi
 data and the options; those of anything else are left aside. They go when the spectrum is complete.
 """
 
-import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from hessabs import curvature, trees
-from hessabs.training import metrics
+from hessabs.training import finished, metrics
 from hessabs.typing import MatVec, Params
 
 DONE = "spectrum_state.json"
@@ -39,12 +38,7 @@ def fingerprint(params: Params, sets: dict[str, list[dict[str, np.ndarray]]], op
     Returns:
       A digest, in hexadecimal.
     """
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path((params, sets)):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array)
-    return digest.hexdigest()
+    return finished.identify(arrays=finished.digest((params, sets)), options=options)
 
 
 class SpectrumState:
