@@ -1,29 +1,34 @@
-"""Speed of PGD against foolbox and torchattacks, on the same weights, images and cores, in one process.
+"""Speed of PGD against foolbox and torchattacks, on the same weights, images and cores.
 
-    python experiments/benchmarks/attacks.py --data_dir DIR [--rounds 3] [--networks mlp,cnn]
+    python experiments/benchmarks/attacks.py --data_dir DIR [--networks mlp,cnn] [--rounds 3] [--peers ...]
 
-Writes attacks.md beside this file. PGD-40 in L-infinity 0.05, step 0.005, 10 random restarts, 1,000 test images
-of Fashion-MNIST, worst case per image. foolbox has `repeat` for restarts, which attacks every image each time;
-torchattacks is run ten times on every image, and once more through its `MultiAttack`, which gives a restart
-only the images that stand. Networks are trained here for an epoch with Adam. Needs torch (CPU), foolbox and
-torchattacks. The first run of hessabs compiles and is reported by itself; then all take turns, and each one's
-median is given.
+PGD-40 in L-infinity 0.05, step 0.005, 10 random restarts, 1,000 test images of Fashion-MNIST, worst case per
+image. foolbox has `repeat` for restarts, which attacks every image each time; torchattacks is run ten times on
+every image, and as `multiattack` through its `MultiAttack`, which gives a restart only the images that stand.
+Networks are trained here on 20,000 images with Adam. The peers run in a process of their own, so that thread
+pools do not fight; `--peer_python` names its interpreter, which needs torch (CPU), foolbox and torchattacks.
+
+The network with convolutions is given to hessabs twice: with flax's `max_pool`, whose gradient XLA computes
+slowly on CPUs, and with the same pooling written with a reshape. Measurements add up in attacks.json beside
+this file, by network and by who ran, and attacks.md is written from it: a slow peer can be measured in a call
+of its own.
 """
 
+import json
+import os
 import pathlib
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import foolbox
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
-import torchattacks
 from absl import app, flags
 from flax import linen as nn
 
@@ -36,153 +41,146 @@ from hessabs.attacks import losses
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "folder with Fashion-MNIST as TFDS prepares it", required=True
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "timed runs of each")
 _NETWORKS = flags.DEFINE_list("networks", ["mlp", "cnn"], "which networks")
-EPSILON, STEP_SIZE, STEPS, RESTARTS, IMAGES = 0.05, 0.005, 40, 10, 1000
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "timed runs of each")
+_PEERS = flags.DEFINE_list("peers", ["foolbox", "torchattacks", "multiattack"], "who else runs; empty for none")
+_PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "interpreter of the peers")
+HERE = pathlib.Path(__file__).parent
+SETTING: dict[str, Any] = {"epsilon": 0.05, "step_size": 0.005, "steps": 40, "restarts": 10}
+IMAGES = 1000
 
 
 class CNN(nn.Module):
     """Two 5x5 convolutions and two dense layers, 215,370 parameters."""
 
+    reshape: bool = True  # pool by a reshape
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits (N, 10) of images (N, 28, 28, 1)."""
         for width in (16, 32):
-            x = nn.max_pool(nn.relu(nn.Conv(width, (5, 5))(x)), (2, 2), (2, 2))
+            x = nn.relu(nn.Conv(width, (5, 5))(x))
+            if self.reshape:
+                n, height, _, _ = x.shape
+                x = x.reshape(n, height // 2, 2, height // 2, 2, width).max((2, 4))
+            else:
+                x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(10)(nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1))))
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and write the table."""
+    """Measure, add to the numbers that are there, and write the table."""
     del argv
-    flags_given = f"--rounds {_ROUNDS.value} --networks {','.join(_NETWORKS.value)}"
+    dataset = data.load("fashion_mnist", data_dir=_DATA_DIR.value)
+    path = HERE / "attacks.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    for name in _NETWORKS.value:
+        rows = record.setdefault(name, {})
+        networks: dict[str, nn.Module] = {"hessabs": models.mlp()} if name == "mlp" else {"hessabs": CNN()}
+        if name == "cnn":
+            networks["hessabs, max_pool of flax"] = CNN(reshape=False)
+        variables = train(networks["hessabs"], dataset)
+        image = dataset.test["image"][:IMAGES].astype(np.float32) / 255
+        label = dataset.test["label"][:IMAGES].astype(np.int32)
+        for who, model in networks.items():
+            rows[who] = ours(model, variables, image, label)
+        rows.update(peers(name, variables, image, label))
+        for row in rows.values():
+            row.setdefault("commit", provenance.commit())
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        (HERE / "attacks.md").write_text(table(record))
+    print(table(record))
+
+
+def ours(model: nn.Module, variables: Any, image: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """Time hessabs; the first run compiles and is kept apart."""
+    logits_fn: Any = model.apply
+    loss_fn = losses.cross_entropy(logits_fn)
+    batch = {"image": jnp.asarray(image), "label": jnp.asarray(label)}
+    attack = attacks.pgd(**SETTING)
+    timings = []
+    for _ in range(_ROUNDS.value + 1):
+        start, cpu = time.perf_counter(), time.process_time()
+        got = attack(loss_fn, variables, batch, jax.random.key(0))
+        fallen = np.asarray(losses.per_example(loss_fn, variables, got, "image")[1])
+        timings.append((time.perf_counter() - start, time.process_time() - cpu))
+    return {
+        "first": timings[0][0],
+        "seconds": [wall for wall, _ in timings[1:]],
+        "cpu": [cpu for _, cpu in timings[1:]],
+        "accuracy": float((~fallen).mean()),
+        "version": f"jax {jax.__version__}",
+        "load": os.getloadavg()[0],
+    }
+
+
+def peers(name: str, variables: Any, image: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """Time the peers in another process."""
+    wanted = [peer for peer in _PEERS.value if peer]
+    if not wanted:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        problem = pathlib.Path(folder) / "problem.npz"
+        leaves: dict[str, Any] = {
+            "/".join(part.key for part in path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+        }
+        np.savez(problem, image=image, label=label, **leaves)
+        setting = json.dumps({**SETTING, "rounds": _ROUNDS.value, "network": name, "peers": wanted})
+        script = str(HERE / "attacks_peers.py")
+        done = subprocess.run(
+            [_PEER_PYTHON.value, script, str(problem), setting], check=True, stdout=subprocess.PIPE, text=True
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(record: dict[str, Any]) -> str:
+    """Write the numbers as Markdown."""
+    epsilon, steps, restarts = (SETTING[name] for name in ("epsilon", "steps", "restarts"))
     lines = [
         "# Speed of PGD",
         "",
-        f"`python experiments/benchmarks/attacks.py --data_dir DIR {flags_given}`; {provenance.hardware()}; "
-        f"jax {jax.__version__}, torch {torch.__version__}, foolbox {foolbox.__version__}, torchattacks "
-        f"{torchattacks.__version__}; commit {provenance.commit()}",
+        f"PGD-{steps}, L-infinity {epsilon}, {restarts} restarts, {IMAGES} test images of Fashion-MNIST, worst "
+        "case per image; medians of the rounds, compilation apart. CPU seconds are those of all threads, which "
+        "other work on the machine changes less than the seconds by the clock.",
         "",
-        f"PGD-{STEPS}, L-infinity {EPSILON}, {RESTARTS} restarts, {IMAGES} images, worst case; medians.",
+        f"`python experiments/benchmarks/attacks.py --data_dir DIR`; {provenance.hardware()}.",
         "",
-        "| network | who | seconds | times hessabs | accuracy % (clean) |",
-        "|---|---|---|---|---|",
+        "| network | who | seconds | CPU s | times ours (clock, CPU) | accuracy % | rounds | load | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    dataset = data.load("fashion_mnist", data_dir=_DATA_DIR.value)
-    for name in _NETWORKS.value:
-        lines += measure(name, models.mlp() if name == "mlp" else CNN(), dataset)
-        print("\n".join(lines), flush=True)
-    (pathlib.Path(__file__).parent / "attacks.md").write_text("\n".join(lines) + "\n")
-
-
-def measure(name: str, model: nn.Module, dataset: data.Dataset) -> list[str]:
-    """Time everybody on one network; lines of the table."""
-    params = train(model, dataset)
-    network = to_torch(name, params)
-    image = dataset.test["image"][:IMAGES].astype(np.float32) / 255
-    label = dataset.test["label"][:IMAGES]
-    tensors = torch.tensor(image.transpose(0, 3, 1, 2).copy()), torch.tensor(label, dtype=torch.long)
-    batch = {"image": jnp.asarray(image), "label": jnp.asarray(label, jnp.int32)}
-    logits_fn: Any = model.apply
-    loss_fn = losses.cross_entropy(logits_fn)
-    clean = ~np.asarray(losses.per_example(loss_fn, params, batch, "image")[1])
-    with torch.no_grad():
-        theirs = (network(tensors[0]).argmax(1) == tensors[1]).numpy()
-    assert abs(clean.mean() - theirs.mean()) <= 0.002, "the two networks are not the same"
-
-    attack = attacks.pgd(EPSILON, steps=STEPS, step_size=STEP_SIZE, restarts=RESTARTS)
-
-    def ours() -> float:
-        got = attack(loss_fn, params, batch, jax.random.key(0))
-        return float((~losses.per_example(loss_fn, params, got, "image")[1]).mean())
-
-    peer = foolbox.PyTorchModel(network, bounds=(0, 1))
-    repeated = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=STEP_SIZE).repeat(RESTARTS)
-    single = torchattacks.PGD(network, eps=EPSILON, alpha=STEP_SIZE, steps=STEPS)
-    multi = torchattacks.MultiAttack([single] * RESTARTS)
-
-    def standing(got: torch.Tensor) -> np.ndarray:
-        with torch.no_grad():
-            return (network(got).argmax(1) == tensors[1]).numpy()
-
-    runs = {
-        "hessabs": ours,
-        "foolbox": lambda: float(standing(repeated(peer, *tensors, epsilons=EPSILON)[1]).mean()),
-        "torchattacks": lambda: float(
-            np.all([standing(single(*tensors)) for _ in range(RESTARTS)], axis=0).mean()
-        ),
-        "torchattacks MultiAttack": lambda: float(standing(multi(*tensors)).mean()),
-    }
-    first, accuracy = timed(ours)
-    results: dict[str, list[tuple[float, float]]] = {key: [] for key in runs}
-    for _ in range(_ROUNDS.value):
-        for key, run in runs.items():
-            results[key].append(timed(run))
-    seconds = {key: statistics.median(s for s, _ in values) for key, values in results.items()}
-    base = seconds["hessabs"]
-    rows = [("hessabs, first run", first, accuracy)]
-    rows += [(key, seconds[key], results[key][0][1]) for key in runs]
-    return [
-        f"| {name} | {who} | {s:.2f} | {s / base:.2f} | {100 * a:.1f} ({100 * clean.mean():.1f}) |"
-        for who, s, a in rows
-    ]
-
-
-def timed(run: Callable[[], float]) -> tuple[float, float]:
-    """Return the seconds that a run took, and its result."""
-    start = time.perf_counter()
-    result = run()
-    return time.perf_counter() - start, result
+    for network, rows in record.items():
+        base = rows["hessabs"]
+        base_seconds, base_cpu = (statistics.median(base[key]) for key in ("seconds", "cpu"))
+        for who, row in rows.items():
+            seconds, cpu = (statistics.median(row[key]) for key in ("seconds", "cpu"))
+            times = f"{seconds / base_seconds:.2f}, {cpu / base_cpu:.2f}"
+            first = f" (first run {row['first']:.1f})" if "first" in row else ""
+            lines.append(
+                f"| {network} | {who} ({row['version']}) | {seconds:.2f}{first} | {cpu:.2f} | {times} "
+                f"| {100 * row['accuracy']:.1f} | {len(row['seconds'])} | {row['load']:.1f} "
+                f"| {row['commit'][:7]} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def train(model: nn.Module, dataset: data.Dataset) -> Any:
-    """Train for an epoch with Adam; the variables."""
+    """Train on 20,000 images with Adam; the variables."""
     image = dataset.train["image"].astype(np.float32) / 255
-    params, optimizer = model.init(jax.random.key(0), image[:1]), optax.adam(1e-3)
-
+    variables, optimizer = model.init(jax.random.key(0), image[:1]), optax.adam(1e-3)
     logits_fn: Any = model.apply
 
     @jax.jit
-    def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
+    def step(variables: Any, state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
         loss_fn = losses.cross_entropy(logits_fn)
-        updates, state = optimizer.update(jax.grad(loss_fn)(params, {"image": x, "label": y}), state)
-        return optax.apply_updates(params, updates), state
+        updates, state = optimizer.update(jax.grad(loss_fn)(variables, {"image": x, "label": y}), state)
+        return optax.apply_updates(variables, updates), state
 
-    state = optimizer.init(params)
-    for part in np.random.default_rng(0).permutation(len(image))[:59904].reshape(-1, 128):
-        params, state = step(params, state, image[part], dataset.train["label"][part])
-    return params
-
-
-def to_torch(name: str, variables: Any) -> torch.nn.Module:
-    """Make the same network in PyTorch."""
-    params = variables["params"]
-
-    def dense(key: str, rows: np.ndarray | None = None) -> torch.nn.Linear:
-        kernel = np.array(params[key]["kernel"])
-        kernel = kernel if rows is None else kernel[rows]
-        layer = torch.nn.Linear(*kernel.shape)
-        layer.weight.data = torch.tensor(kernel.T.copy())
-        layer.bias.data = torch.tensor(np.array(params[key]["bias"]))
-        return layer
-
-    def convolution(key: str) -> torch.nn.Conv2d:
-        kernel = np.array(params[key]["kernel"])
-        layer = torch.nn.Conv2d(kernel.shape[2], kernel.shape[3], 5, padding=2)
-        layer.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
-        layer.bias.data = torch.tensor(np.array(params[key]["bias"]))
-        return layer
-
-    relu, flatten = torch.nn.ReLU(), torch.nn.Flatten()
-    if name == "mlp":
-        layers = [flatten, dense("Dense_0"), relu, dense("Dense_1"), relu, dense("Dense_2")]
-    else:
-        pool = torch.nn.MaxPool2d(2)
-        # Flattening (C, H, W) there, (H, W, C) here.
-        rows = np.arange(7 * 7 * 32).reshape(7, 7, 32).transpose(2, 0, 1).ravel()
-        layers = [convolution("Conv_0"), relu, pool, convolution("Conv_1"), relu, pool]
-        layers += [flatten, dense("Dense_0", rows), relu, dense("Dense_1")]
-    return torch.nn.Sequential(*layers).eval()
+    state = optimizer.init(variables)
+    for part in np.random.default_rng(0).permutation(len(image))[:19968].reshape(-1, 128):
+        variables, state = step(variables, state, image[part], dataset.train["label"][part])
+    return variables
 
 
 if __name__ == "__main__":
