@@ -3,8 +3,8 @@
     python experiments/trust_region/run.py --runs RUNS --data_dir DIR [--names bl_128,absa_640] [--seeds 0,1,2]
 
 RUNS is what `python experiments/run.py fashion_mnist_mlp` leaves, with the trained params: RUNS/NAME/seedN.
-Every attack gets the first test images, of the first run twice: the first time compiles, the second one is timed.
-Writes results.json and README.md beside this file.
+Every attack gets the first test images, of the first run twice: the first time compiles, the second one is
+timed. Writes results.json and README.md beside this file.
 """
 
 import json
