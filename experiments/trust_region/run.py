@@ -53,7 +53,7 @@ def menu() -> dict[tuple[str, str], Attack]:
 def main(argv: Sequence[str]) -> None:
     """Attack every run and write the table."""
     del argv
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in _NAMES.value:
         for seed in _SEEDS.value:
             rows += measure(
