@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
@@ -49,6 +49,7 @@ _RESULTS = flags.DEFINE_string("results", str(ROOT / "results"), "folder of all 
 
 def main(argv: Sequence[str]) -> None:
     """Attack the runs that have finished, then write the tables."""
+    logging.set_verbosity(logging.WARNING)
     if len(argv) != 1:
         sys.exit("experiments/robust_models.py takes no arguments but flags.")
     results = pathlib.Path(_RESULTS.value) / NAME

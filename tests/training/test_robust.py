@@ -371,19 +371,19 @@ def assert_trains(method, robust):
         assert all(jax.tree.leaves(different))
 
 
-@pytest.mark.parametrize("robust", ROBUST)
+@pytest.mark.parametrize("robust", ["trades", "free"])
 def test_robust_training_with_statistics_of_gradients(robust):
     assert_trains("gns", robust)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "gns"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("robust", ROBUST)
 def test_every_way_of_robust_training_goes_with_every_rule(method, robust):
     assert_trains(method, robust)
 
 
-@pytest.mark.parametrize("robust", ["free", "trades"])
+@pytest.mark.parametrize("robust", ["free", pytest.param("trades", marks=pytest.mark.slow)])
 def test_a_resumed_run_has_the_same_bits(robust, tmp_path):
     run = set_up(SMALL._replace(method="bl", robust=robust), small_images())
 
