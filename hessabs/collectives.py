@@ -1,4 +1,4 @@
-"""Sums and means over a mapped axis: the only file that names ``jax.lax`` collectives."""
+"""Sums, means and places over a mapped axis: the only file that names ``jax.lax`` collectives."""
 
 from typing import TypeVar
 
@@ -25,3 +25,53 @@ def pmean(tree: T, axis_name: str | None) -> T:
     if axis_name is None:
         return tree
     return jax.lax.pmean(tree, axis_name)
+
+
+def psum(tree: T, axis_name: str) -> T:
+    """Sum a pytree over a mapped axis.
+
+    Args:
+      tree: A pytree of arrays.
+      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``.
+
+    Returns:
+      The tree with each leaf summed over the axis.
+    """
+    return jax.lax.psum(tree, axis_name)
+
+
+def size(axis_name: str) -> int:
+    """Return how many devices a mapped axis has."""
+    return int(jax.lax.axis_size(axis_name))
+
+
+def index(axis_name: str) -> jax.Array:
+    """Return the number of this device on a mapped axis, a scalar int32."""
+    return jax.lax.axis_index(axis_name)
+
+
+def varying(tree: T) -> T:
+    """Mark all leaves as different on each device, where one of them is; outside ``shard_map`` do nothing.
+
+    The carry of a compiled loop must have one type from the start, and under ``shard_map`` the axes over which
+    an array varies are part of its type: zeros that wait for a sum over this device's examples are not yet
+    varying, their sum is.
+
+    Args:
+      tree: A pytree of arrays.
+
+    Returns:
+      The same values.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> varying({"a": jnp.zeros(2)})
+      {'a': Array([0., 0.], dtype=float32)}
+    """
+    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
+
+    def mark(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, tree)

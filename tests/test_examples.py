@@ -47,6 +47,14 @@ def test_optax_chain():
 
 
 @pytest.mark.slow
+def test_data_parallel(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
+    sizes, _, apart = run("data_parallel.py").splitlines()
+    assert sizes == "8 devices: batches 64 to 256"
+    assert float(apart.removeprefix("largest difference from one device: ")) < 1e-5
+
+
+@pytest.mark.slow
 def test_cifar10_on_digits(tmp_path):
     out = run("cifar10.py", "--dataset", "digits", "--epochs", "1", f"--workdir={tmp_path / 'run'}")
     assert out.splitlines()[2].startswith("| absa")

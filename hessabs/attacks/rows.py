@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import collectives, trees
 from hessabs.curvature import loops
 
 Rows = TypeVar("Rows", bound=Any)
@@ -72,6 +72,7 @@ def _on_device(step: Partial, rows: Rows, num_steps: Any, start: Any = 0) -> Row
     def body(carry: tuple[Rows, jax.Array]) -> tuple[Rows, jax.Array]:
         return _advance(step, *carry), carry[1] + 1
 
+    rows = collectives.varying(rows)
     return jax.lax.while_loop(go_on, body, (rows, jnp.asarray(start, jnp.int32)))[0]
 
 

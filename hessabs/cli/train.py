@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import durability, metrics
+    from hessabs.training import durability, metrics, processes
     from hessabs.training.config import Config
     from hessabs.training.interruption import Interrupted
     from hessabs.training.loop import train
@@ -29,6 +29,14 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_string(
         "workdir", None, "folder for metrics.jsonl, summary.json, curves.png and the params", flag_values=values
     )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "host:port of process 0, for several processes; detect: from the cluster's environment",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "lose the run that workdir already holds", flag_values=values)
     try:
         if parse(values, "train", argv):
@@ -42,17 +50,26 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
-        metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
+        processes.join(values.coordinator, values.num_processes, values.process_id)
+        alone = values.coordinator is None
+        if not alone and (options.resume or options.on_nan != "stop"):
+            raise ValueError("--resume and --on_nan=rewind need a run of one process; leave --coordinator out.")
+        writes = alone or processes.is_first()
+        if writes:
+            metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
         run = set_up(read_config(Config, values))
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
-        summary = train(run, workdir, options).summary
+        # What is saved on the way is that of one process; of several the first writes the results.
+        summary = train(run, workdir if writes else None, options if alone else None).summary
     except (FloatingPointError, ValueError, OSError) as error:
         return refuse(error)
     except Interrupted as error:
         refuse(error)
         return 128 + error.signum
+    if not writes:
+        return 0
     print(table({summary["method"]: summary}))
     print(f"curves: {workdir / metrics.CURVES}")
     return 0

@@ -147,6 +147,7 @@ def reader(
     keep_remainder: bool = False,
     replays: int = 1,
     augmentation: str = "none",
+    own_rows: Callable[[int], np.ndarray] | None = None,
 ) -> Reader:
     """Read the stream of ``micro_batches`` in steps of one or several micro-batches.
 
@@ -162,6 +163,8 @@ def reader(
         replays: As for ``micro_batches``; above 1, one micro-batch is read at once.
         augmentation: ``"crop_flip"`` adds ``"shift"``, int32 (size, 3), to a batch: what
             ``hessabs.data.augment.crop_flip`` applies. ``"none"`` adds nothing.
+        own_rows: ``own_rows(n) -> places``: which examples of a batch of n this process reads, and in which
+            order; None for all of them as they come.
 
     Returns:
         ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples. It raises
@@ -187,7 +190,8 @@ def reader(
         if epoch != known:
             order, known = epoch_order(seed, epoch, num_examples), epoch
             bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else bits
-        batch, picked = _batch(arrays, order, place * size, count * size)
+        rows = None if own_rows is None else own_rows(count * size)
+        batch, picked = _batch(arrays, order, place * size, count * size, rows)
         return {**batch, "shift": shifts(bits[picked])} if augmentation == "crop_flip" else batch
 
     return step_through(take, per_epoch, position, replays)
@@ -262,13 +266,15 @@ def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[s
 
 
 def _batch(
-    arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int
+    arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int, rows: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     picked = order[start : start + size]
     weight = np.ones(size, np.float32)
     if len(picked) < size:  # past the end: the first examples again, at weight 0
         weight[len(picked) :] = 0
         picked = order[np.arange(start, start + size) % len(order)]
+    if rows is not None:
+        picked, weight = picked[rows], weight[rows]
     # take: twice as fast as indexing, and a short micro-batch of a small network waits for it
     batch = {name: np.take(array, picked, axis=0) for name, array in arrays.items()}
     return {**batch, "weight": weight}, picked

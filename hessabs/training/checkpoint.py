@@ -22,8 +22,17 @@ def save_params(workdir: pathlib.Path, params: Any, model_state: Any) -> None:
     folder = workdir.absolute() / PARAMS
     if folder.exists():
         shutil.rmtree(folder)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, {"params": params, "model_state": model_state})
+    options: dict[str, Any] = {}
+    if jax.process_count() > 1:  # this one writes; the others know nothing of it
+        options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=PARAMS,
+        )
+    with ocp.StandardCheckpointer(**options) as checkpointer:
+        # From the host: the file must not remember how many devices there were.
+        saved = jax.device_get({"params": params, "model_state": model_state})
+        checkpointer.save(folder, saved)
 
 
 def load_params(workdir: pathlib.Path, params: Any, model_state: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from hessabs.batch_size.options import Coupling
 from hessabs.data import AUGMENTATIONS
 from hessabs.models import MODELS
 from hessabs.training import machine, robust
+from hessabs.training.mesh import num_devices
 
 GRADIENT_METHODS = ("gns", "norm_test")
 """Methods that compare the gradients of the micro-batches of an update, so they need two at least."""
@@ -66,6 +67,10 @@ class Config(NamedTuple):
         "micro_batch=auto: most examples at once, micro_batch_size times a power of two; default: what fits "
         "the device's memory",
     ] = None
+    devices: Annotated[
+        int | None, "devices over which every batch is split; default: 1, or all of several processes"
+    ] = None
+    mesh: Annotated[str | None, "the same as data=N"] = None
     lr: Annotated[float, "learning rate of the first batch size; it grows with the batch"] = 0.1
     lr_decay_epochs: Annotated[
         tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"
@@ -274,6 +279,8 @@ def resolve(config: Config, num_examples: int) -> Config:
     return robust.resolve(config)._replace(
         max_batch_size=largest,
         micro_batch_size=micro,
+        devices=num_devices(config.mesh, config.devices),
+        mesh=None,
         # How much gg grows by is the rule's to say: the inverse of the decay that it replaces.
         growth_factor=(2.0 if config.growth_factor is None and config.method != "gg" else config.growth_factor),
         lr_coupling=config.lr_coupling or ("none" if config.method in UNCOUPLED_METHODS else "linear"),

@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from hessabs import curvature
 from hessabs.attacks import losses
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
+from hessabs.training.mesh import split_whole
 from hessabs.training.state import TrainState
 from hessabs.typing import Attack, Params
 
@@ -19,7 +21,11 @@ Accuracy = Callable[[TrainState], float]
 
 
 def make_accuracy(
-    model: nn.Module, batches: Sequence[Any], attack: Attack | None = None, key: jax.Array | None = None
+    model: nn.Module,
+    batches: Sequence[Any],
+    attack: Attack | None = None,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> Accuracy:
     """Make a function that evaluates the network on fixed batches, in evaluation mode.
 
@@ -30,6 +36,7 @@ def make_accuracy(
       key: Random key of an attack of many steps with random starts, the same at every call. Such an attack
         drives its own steps and stops where an image has fallen; one without a key is compiled into the
         evaluation.
+      mesh: Devices over which each batch is split, or None.
 
     Returns:
       ``accuracy(state) -> percent``.
@@ -45,7 +52,7 @@ def make_accuracy(
         right = jnp.argmax(logits, axis=-1) == batch["label"]
         return jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])
 
-    on_device = [jax.device_put(batch) for batch in batches]
+    on_device = [jax.device_put(batch) if mesh is None else split_whole(batch, mesh) for batch in batches]
 
     def accuracy(state: TrainState) -> float:
         counts = []
@@ -64,7 +71,9 @@ Measure = Callable[[TrainState, Params], curvature.PowerIterationResult]
 """``measure(state, v0) -> the top eigenvalue, its vector, its residual``."""
 
 
-def make_measure(model: nn.Module, batch: Any, *, max_iters: int, rtol: float) -> Measure:
+def make_measure(
+    model: nn.Module, batch: Any, *, max_iters: int, rtol: float, mesh: Mesh | None = None
+) -> Measure:
     """Make a function that measures the top Hessian eigenvalue on a fixed batch, in evaluation mode.
 
     The batch is the same at every call, so that a change of the eigenvalue is a change of the network and not
@@ -75,11 +84,12 @@ def make_measure(model: nn.Module, batch: Any, *, max_iters: int, rtol: float) -
       batch: image, label, weight.
       max_iters: Most Hessian-vector products.
       rtol: Relative residual that is good enough.
+      mesh: Devices over which the batch is split, or None.
 
     Returns:
       ``measure(state, v0) -> PowerIterationResult``; pass the last eigenvector as v0.
     """
-    on_device = jax.jit(scale_images)(jax.device_put(batch))
+    on_device = jax.jit(scale_images)(jax.device_put(batch) if mesh is None else split_whole(batch, mesh))
 
     def measure(state: TrainState, v0: Params) -> curvature.PowerIterationResult:
         loss_fn = evaluation_loss(model, state.model_state)

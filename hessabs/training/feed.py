@@ -1,5 +1,9 @@
 """How a run reads its data: from memory, or from disk through grain; with which augmentation."""
 
+from collections.abc import Callable
+
+import numpy as np
+
 from hessabs.data import Column, Position, Reader, encoded_reader, reader
 from hessabs.training.setup import Run
 
@@ -19,7 +23,7 @@ def make_reader(run: Run, position: Position = _START) -> Reader:
     config, images = run.config, run.dataset.train["image"]
     replays = config.free_replays if config.robust == "free" else 1
     if isinstance(images, Column):
-        return encoded_reader(
+        whole = encoded_reader(
             images.records,
             run.micro_batch_size,
             seed=config.seed,
@@ -29,6 +33,7 @@ def make_reader(run: Run, position: Position = _START) -> Reader:
             augmentation=config.augment,
             num_workers=config.data_workers,
         )
+        return whole if run.own_rows is None else _select(whole, run.own_rows)
     return reader(
         run.dataset.train,
         run.micro_batch_size,
@@ -37,4 +42,14 @@ def make_reader(run: Run, position: Position = _START) -> Reader:
         keep_remainder=config.keep_remainder,
         replays=replays,
         augmentation=config.augment,
+        own_rows=run.own_rows,
     )
+
+
+def _select(read: Reader, own_rows: Callable[[int], np.ndarray]) -> Reader:
+    def read_own(count: int) -> tuple[dict[str, np.ndarray], Position]:
+        batch, position = read(count)
+        rows = own_rows(len(batch["weight"]))
+        return {name: array[rows] for name, array in batch.items()}, position
+
+    return read_own

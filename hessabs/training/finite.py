@@ -1,6 +1,7 @@
 """A loss or params that are not finite: which update was it?"""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hessabs.training.loop_state import Decision, LoopState
@@ -29,7 +30,7 @@ def check_loss(run: Run, state: LoopState) -> None:
     Raises:
       NonFiniteError: Naming the update.
     """
-    update = int(state.train.nonfinite_update)
+    update = int(jnp.max(state.train.nonfinite_update))  # of all devices
     if update:
         # At the end of an epoch the position is already that of the next one.
         epoch = state.position.epoch + (state.position.index > 0)

@@ -10,19 +10,20 @@ import numpy as np
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
-from hessabs.training import checkpoint, metrics
+from hessabs.training import checkpoint, metrics, processes
 from hessabs.training.clock import Clock
 from hessabs.training.curves import draw_curves
 from hessabs.training.durability import Durability
 from hessabs.training.feed import make_reader
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
 from hessabs.training.loop_state import LoopState, begin_drop, decide
+from hessabs.training.mesh import split
 from hessabs.training.micro_batch import AtOnce, make_at_once
 from hessabs.training.progress import Progress
 from hessabs.training.session import Session
 from hessabs.training.setup import Run
 from hessabs.training.snapshot import Snapshot
-from hessabs.training.state import read_loss
+from hessabs.training.state import mean_loss, read_loss
 from hessabs.training.summary import summarize
 from hessabs.typing import Params
 
@@ -75,13 +76,14 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
                 break
             except NonFiniteError as error:
                 snapshot = session.rewind(error)
-        final = run.measure_final(state.train, state.eigenvector)
-        summary = summarize(run, state.train, records, final, session.seconds())
+        last = run.view(state.train)
+        final = run.measure_final(last, state.eigenvector)
+        summary = summarize(run, last, records, final, session.seconds())
         if workdir is not None:
-            checkpoint.save_params(workdir, state.train.params, state.train.model_state)
+            checkpoint.save_params(workdir, last.params, last.model_state)
             draw_curves(workdir / metrics.CURVES, {run.config.method: records})
             metrics.write_json(workdir / metrics.SUMMARY, summary)
-    return Result(state.train.params, state.train.model_state, summary, records)
+    return Result(last.params, last.model_state, summary, records)
 
 
 def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:
@@ -96,10 +98,13 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             count = _take_at_once(run, state, at_once)
             with clock.measure("data"):
                 batch, position = read(count)
-            state = (_drop if state.dropping else _train_on)(run, state, batch)._replace(position=position)
+                batch = split(batch, run.mesh)
+            state = (_drop if state.dropping else _train_on)(run, state, batch, count)
+            state = state._replace(position=position)
             if state.samples >= state.controller.observe_at:
                 state = _observe(run, state, update_controller, clock)
-            if time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
+            # Several processes have clocks of their own, and what is shown all of them compute together.
+            if jax.process_count() == 1 and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
                 _show(run, state, progress)
                 session.check()
                 checked = time.perf_counter()
@@ -128,11 +133,10 @@ def _take_at_once(run: Run, state: LoopState, at_once: AtOnce) -> int:
     return at_once.choose(min(most, run.epoch_micro_batches - state.position.index))
 
 
-def _train_on(run: Run, state: LoopState, batch: dict[str, Any]) -> LoopState:
+def _train_on(run: Run, state: LoopState, batch: dict[str, Any], count: int) -> LoopState:
     functions, train_state = run.functions, state.train
     batch_size, lr_scale, fraction = state.decision
-    accumulated = state.accumulated + len(batch["weight"]) // run.micro_batch_size
-    count = _count(run, batch)
+    accumulated = state.accumulated + count
     if fraction > 0:
         batch = functions.perturb(train_state, batch, fraction)
     if batch_size == run.micro_batch_size:
@@ -153,17 +157,22 @@ def _train_on(run: Run, state: LoopState, batch: dict[str, Any]) -> LoopState:
         train=train_state,
         accumulated=accumulated,
         updates=state.updates + (accumulated == 0),
-        samples=state.samples + count,
+        samples=state.samples + _num_examples(run, state, count),
     )
 
 
-def _drop(run: Run, state: LoopState, batch: dict[str, np.ndarray]) -> LoopState:
+def _drop(run: Run, state: LoopState, batch: dict[str, Any], count: int) -> LoopState:
     # Its examples count: the rules go by examples, and the epochs would drift away from them.
-    return state._replace(dropping=state.dropping - 1, samples=state.samples + _count(run, batch))
+    del batch
+    return state._replace(
+        dropping=state.dropping - count, samples=state.samples + _num_examples(run, state, count)
+    )
 
 
-def _count(run: Run, batch: dict[str, np.ndarray]) -> int:
-    return int(batch["weight"].sum()) if run.config.keep_remainder else len(batch["weight"])
+def _num_examples(run: Run, state: LoopState, count: int) -> int:
+    # The last micro-batch of an epoch may be filled up with examples that do not count.
+    left = run.epoch_examples - state.position.index * run.micro_batch_size
+    return min(count * run.micro_batch_size, left)
 
 
 def _observe(
@@ -181,13 +190,14 @@ def _observe(
     elif run.controller.measures == "gradient":
         observation = observation._replace(gradient=jax.device_get(state.train.statistics))
     controller = jax.device_get(update_controller(observation, state.controller))
+    processes.agree("the batch-size rule", (state.samples, controller))
     return state._replace(controller=controller)
 
 
 def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float]:
     jax.block_until_ready(state.train)
     with clock.measure("hessian"):
-        result: PowerIterationResult = run.measure(state.train, state.eigenvector)
+        result: PowerIterationResult = run.measure(run.view(state.train), state.eigenvector)
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.
     eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
@@ -199,12 +209,13 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     check_loss(run, state)
     loss, train_state = read_loss(state.train)
     jax.block_until_ready(train_state)
+    view = run.view(train_state)
     with clock.measure("eval"):
-        accuracy = run.accuracy(train_state)
+        accuracy = run.accuracy(view)
     tracked: dict[str, float] = {}
     if run.config.track:
         with clock.measure("hessian"):
-            tracked = run.track(train_state, state.eigenvector)
+            tracked = run.track(view, state.eigenvector)
     seconds = clock.end_epoch()
     decision = state.decision
     record = {
@@ -226,12 +237,12 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
 
 def _show(run: Run, state: LoopState, progress: Progress) -> None:
     check_loss(run, state)
-    loss, weight = jax.device_get((state.train.loss, state.train.loss_weight))
+    loss = mean_loss(state.train)
     progress.show(
         state.samples,
         epoch=f"{state.position.epoch}/{run.config.epochs}",
         updates=int(state.train.updates),
-        loss=float(loss / weight) if weight > 0 else None,
+        loss=loss if loss == loss else None,
         batch=state.decision.batch_size,
         lr=learning_rate(run, state.decision),
         eigenvalue=state.last_eigenvalue,

@@ -8,6 +8,7 @@ import optax
 
 from hessabs.batch_size import ControllerState
 from hessabs.data import Position
+from hessabs.training.mesh import on_all
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState
 from hessabs.typing import Params
@@ -64,7 +65,7 @@ def start(run: Run) -> LoopState:
         updates=0,
         samples=0,
         position=Position(0, 0),
-        eigenvector=optax.tree.random_like(key, run.state.params, jax.random.normal),
+        eigenvector=on_all(optax.tree.random_like(key, run.state.params, jax.random.normal), run.mesh),
         measured=(float("nan"), float("nan")),
         last_eigenvalue=None,
         drops=(),

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from hessabs.attacks import num_replaced
+from hessabs.training.mesh import num_devices
+
 if TYPE_CHECKING:
     from hessabs.training.config import Config
 
@@ -24,6 +27,15 @@ def check(config: "Config", *, fixed: bool) -> None:
         raise ValueError(
             f"`micro_batch` must be fixed for {config.method}, which compares equal micro-batches, got auto."
         )
+    devices = num_devices(config.mesh, config.devices)
+    if devices > 1 and fixed:
+        raise ValueError(
+            f"`devices` must be 1 for {config.method}, which compares equal micro-batches, got {devices}."
+        )
+    if devices > 1 and config.robust == "free":
+        raise ValueError(
+            f"`devices` must be 1 for robust=free, whose perturbations stay with their images, got {devices}."
+        )
     most = config.max_micro_batch_size
     if most is not None and config.micro_batch == "fixed":
         raise ValueError(
@@ -42,9 +54,31 @@ def check_sizes(config: "Config", micro_batch_size: int) -> None:
     Raises:
       ValueError: In one line, what was got and what to do.
     """
+    devices = num_devices(config.mesh, config.devices)
+    if micro_batch_size % devices:
+        raise ValueError(
+            f"`micro_batch_size` must be a multiple of the {devices} devices, over which it is split, got "
+            f"{micro_batch_size}."
+        )
     most = config.max_micro_batch_size
     if most is not None and (most % micro_batch_size or (most // micro_batch_size).bit_count() != 1):
         raise ValueError(
             f"`max_micro_batch_size` must be micro_batch_size={micro_batch_size} times a power of two, "
             f"got {most}."
         )
+
+
+def dealt(config: "Config", devices: int) -> "Config":
+    """Give each device its share of the micro-batch, and of those of its examples that may be attacked.
+
+    Args:
+      config: Resolved settings.
+      devices: Number of devices, to which the examples are dealt one by one.
+
+    Returns:
+      The settings of what one device sees.
+    """
+    whole = config.micro_batch_size or config.batch_size
+    share = whole // devices
+    attacked = -(-int(num_replaced(config.adversarial_fraction or 0.0, whole)) // devices)
+    return config._replace(micro_batch_size=share, adversarial_fraction=attacked / share)

@@ -15,6 +15,7 @@ from typing import Any, Self
 import jax
 
 from hessabs.training.feed import make_reader
+from hessabs.training.mesh import split
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState
 
@@ -29,18 +30,27 @@ class AtOnce:
       programs: By name, a jitted function of ``(state, batch, *rest)``, one micro-batch as it is called with
         it, and its ``rest``, Python numbers as the loop passes them.
       state: The state that it will be called with.
-      limit: Most micro-batches at once, a power of two, or None: as many as fit ``memory_budget``.
+      limit: Most micro-batches at once, ``devices`` times a power of two, or None: as many as fit
+        ``memory_budget``.
+      devices: Number of devices, over which they are split.
+      divides: Whether several micro-batches may be split over more devices than there are of them.
     """
 
     def __init__(
-        self, programs: Mapping[str, tuple[Any, Any, tuple[Any, ...]]], state: Any, limit: int | None
+        self,
+        programs: Mapping[str, tuple[Any, Any, tuple[Any, ...]]],
+        state: Any,
+        limit: int | None,
+        devices: int = 1,
+        *,
+        divides: bool = True,
     ) -> None:
         self._programs = {
             name: (function, jax.tree.map(_abstract, batch), rest)
             for name, (function, batch, rest) in programs.items()
         }
         self._state = jax.tree.map(_abstract, state)
-        self._limit = limit
+        self._limit, self._devices, self._divides = limit, devices, divides
         self._budget = memory_budget()
         self._pool = ThreadPoolExecutor(1, "hessabs-compile")
         self._bytes: dict[tuple[str, int], Future[int]] = {}
@@ -62,7 +72,7 @@ class AtOnce:
             for name in self._programs:
                 if (name, size) not in self._bytes:
                     self._bytes[name, size] = self._pool.submit(self._compile, name, size)
-            size //= 2
+            size = self._largest(size - 1)
 
     def choose(self, count: int) -> int:
         """Decide how many micro-batches to take at once.
@@ -71,19 +81,22 @@ class AtOnce:
           count: Most that are wanted: what the update still needs, and the epoch still has.
 
         Returns:
-          The largest power of two up to ``count`` that fits, its program compiled; 1 always fits.
+          The largest size up to ``count`` that fits, its program compiled. Sizes are the number of devices
+          times a power of two; up to one micro-batch a device always fits.
         """
         size = self._largest(count)
-        while size > 1:
+        while size > self._devices:
             self.prepare(size)
             if all(self._bytes[name, size].result() <= self._budget for name in self._programs):
                 return size
             size = self._limit = size // 2
-        return 1
+        return size
 
     def _largest(self, count: int) -> int:
-        size = 1 << (count.bit_length() - 1)
-        return size if self._limit is None else min(size, self._limit)
+        count = count if self._limit is None else min(count, self._limit)
+        if count >= self._devices:
+            return self._devices << ((count // self._devices).bit_length() - 1)
+        return 1 << (count.bit_length() - 1) if self._divides else 1
 
     def _compile(self, name: str, size: int) -> int:
         function, batch, rest = self._programs[name]
@@ -114,13 +127,14 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
       An ``AtOnce``, to be used in a ``with`` block; always one micro-batch with ``micro_batch=fixed``.
     """
     config, functions = run.config, run.functions
-    limit: int | None = 1
+    devices = run.devices
+    limit: int | None = devices
     if config.micro_batch == "auto":
         most = config.max_micro_batch_size
-        limit = None if most is None else most // run.micro_batch_size
+        limit = None if most is None else most // run.micro_batch_size * devices
     if limit == 1:
         return AtOnce({}, state, limit)
-    batch, _ = make_reader(run)(1)
+    batch = split(make_reader(run)(1)[0], run.mesh)
     programs: dict[str, Any] = {}
     fraction = run.objective.fraction
     if fraction is None:  # the rule may end the adversarial examples
@@ -129,7 +143,7 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
     if fraction:
         attacked = functions.perturb(state, batch, fraction)
         programs["accumulate_adversarial"] = (functions.accumulate_adversarial, attacked, (fraction,))
-    return AtOnce(programs, state, limit)
+    return AtOnce(programs, state, limit, devices, divides=run.dealt)
 
 
 def memory_budget() -> int:

@@ -1,6 +1,8 @@
 """From a config to everything a loop needs; every complaint about the input comes from here."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,16 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from hessabs import attacks, models
 from hessabs.batch_size import Controller, methods
 from hessabs.data import Dataset, check_images, epoch_order, eval_batches, hold_out, load
 from hessabs.training import config as config_lib
+from hessabs.training import parallel, rows
 from hessabs.training.config import Config
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
+from hessabs.training.machine import dealt
+from hessabs.training.mesh import make_mesh, num_devices, own_rows
 from hessabs.training.robust import Objective, make_objective
 from hessabs.training.state import TrainState, init_state
-from hessabs.training.step import StepFunctions, make_step_functions
+from hessabs.training.step import StepFunctions, jit_each, make_step_functions
 from hessabs.training.track import Track, make_track, parse
 from hessabs.transforms import scale_by_batch_size
 
@@ -40,6 +46,22 @@ class Run(NamedTuple):
     measure: Measure  # the top eigenvalue during training
     measure_final: Measure  # the same on the same images, with more products if it needs them
     track: Track  # what is measured at the end of every epoch
+    mesh: Mesh | None = None  # of several devices
+    dealt: bool = True  # whether the examples of a batch are dealt out to the devices, see `mesh.own_rows`
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def own_rows(self) -> Callable[[int], np.ndarray] | None:
+        """Which examples of a batch this process reads, as ``hessabs.data.reader`` takes it."""
+        return None if self.mesh is None else functools.partial(own_rows, size=self.mesh.size, dealt=self.dealt)
+
+    def view(self, state: TrainState) -> TrainState:
+        """Return a state as one device would have it: what measurements and accuracy read."""
+        return state if self.mesh is None else rows.collect(state)
 
     @property
     def micro_batch_size(self) -> int:
@@ -93,9 +115,22 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     params, model_state = init_model(model, config, dataset)
     optimizer = make_optimizer(config)
     controller = make_controller(config, epoch_examples(config, num_examples))
-    # A compiled loop of a network without convolutions is fast on every backend.
-    objective = make_objective(config, driven_by_python=None if _convolves(model, dataset) else False)
     image_shape = (config.micro_batch_size or config.batch_size, *dataset.train["image"].shape[1:])
+    devices = num_devices(config.mesh, config.devices)
+    mesh = make_mesh(devices)
+    is_dealt = not model_state and config.robust != "sam"  # its examples do not influence each other
+    objective = make_objective(
+        dealt(config, devices) if is_dealt and mesh is not None else config,
+        # A compiled loop of a network without convolutions is fast on every backend, and several devices have
+        # no other.
+        driven_by_python=None if mesh is None and _convolves(model, dataset) else False,
+    )
+    compiled: Callable[[StepFunctions], StepFunctions] = jit_each
+    if mesh is not None:
+        rows.check_model_state(model_state, config.model)
+        compiled = functools.partial(
+            parallel.on_mesh, mesh=mesh, dealt=is_dealt, micro_batch_size=image_shape[0]
+        )
     order = epoch_order(config.seed, _HESSIAN_DRAW, num_examples)[: config.hessian_batch_size]
     hessian_batch = {
         **{name: array[order] for name, array in dataset.train.items()},
@@ -106,8 +141,10 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         hessian_batch,
         max_iters=max(config.hessian_iters, _FINAL_HESSIAN_ITERS),
         rtol=config.hessian_rtol,
+        mesh=mesh,
     )
-    test = _whole(dataset.test)
+    test = _whole(dataset.test, devices)
+    state = init_state(params, model_state, optimizer, objective.init(image_shape))
     return Run(
         config=config,
         dataset=dataset,
@@ -119,13 +156,18 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
             objective,
             seed=config.seed,
             gradient_statistics=controller.measures == "gradient",
+            compiled=compiled,
         ),
-        state=init_state(params, model_state, optimizer, objective.init(image_shape)),
-        accuracy=make_accuracy(model, test),
-        final=_final_accuracies(model, config, test, held_out),
-        measure=make_measure(model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol),
+        state=state if mesh is None else rows.spread(state, mesh),
+        accuracy=make_accuracy(model, test, mesh=mesh),
+        final=_final_accuracies(model, config, test, held_out, mesh),
+        measure=make_measure(
+            model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol, mesh=mesh
+        ),
         measure_final=measure_final,
         track=make_track(parse(config.track), model, dataset, hessian_batch, measure_final),
+        mesh=mesh,
+        dealt=is_dealt,
     )
 
 
@@ -135,25 +177,27 @@ def _convolves(model: nn.Module, dataset: Dataset) -> bool:
     return "conv_general_dilated" in str(program)
 
 
-def _whole(split: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    return list(eval_batches(split, min(_EVAL_BATCH, len(split["label"]))))
+def _whole(split: dict[str, np.ndarray], multiple: int) -> list[dict[str, np.ndarray]]:
+    size = min(_EVAL_BATCH, len(split["label"]))
+    return list(eval_batches(split, -(-size // multiple) * multiple))
 
 
 def _final_accuracies(
-    model: nn.Module, config: Config, test: list[Any], held_out: dict[str, np.ndarray]
+    model: nn.Module, config: Config, test: list[Any], held_out: dict[str, np.ndarray], mesh: Mesh | None
 ) -> dict[str, Accuracy]:
+    accuracy = functools.partial(make_accuracy, model, mesh=mesh)
     fgsm = attacks.fgsm(config.fgsm_epsilon)
-    result = {"fgsm_accuracy": make_accuracy(model, test, fgsm)}
+    result = {"fgsm_accuracy": accuracy(test, fgsm)}
     sets = {"": test}
     if config.validation_examples:
-        validation = _whole(held_out)
-        result["validation_accuracy"] = make_accuracy(model, validation)
-        result["validation_fgsm_accuracy"] = make_accuracy(model, validation, fgsm)
+        validation = _whole(held_out, 1 if mesh is None else mesh.size)
+        result["validation_accuracy"] = accuracy(validation)
+        result["validation_fgsm_accuracy"] = accuracy(validation, fgsm)
         sets["validation_"] = validation
     if config.pgd_steps:
         pgd, key = attacks.pgd(config.fgsm_epsilon, steps=config.pgd_steps), jax.random.key(0)
         for prefix, batches in sets.items():
-            result[f"{prefix}pgd_accuracy"] = make_accuracy(model, batches, pgd, key)
+            result[f"{prefix}pgd_accuracy"] = accuracy(batches, pgd, key)
     return result
 
 

@@ -70,7 +70,22 @@ def read_loss(state: TrainState) -> tuple[float, TrainState]:
     Returns:
       (mean loss in nats, nan if there was no example; the state with its sum at 0).
     """
-    loss, weight = jax.device_get((state.loss, state.loss_weight))
-    mean = float(loss / weight) if weight > 0 else float("nan")
-    zero = jnp.zeros_like(state.loss)
-    return mean, state._replace(loss=zero, loss_weight=jnp.zeros_like(zero))
+    mean = mean_loss(state)
+    return mean, state._replace(loss=_zeros(state.loss), loss_weight=_zeros(state.loss_weight))
+
+
+def mean_loss(state: TrainState) -> float:
+    """Read the mean training loss since the last ``read_loss``.
+
+    Args:
+      state: The state of the run; on several devices, all processes must call.
+
+    Returns:
+      Mean loss in nats, nan if there was no example.
+    """
+    loss, weight = (float(jnp.sum(x)) for x in (state.loss, state.loss_weight))
+    return loss / weight if weight > 0 else float("nan")
+
+
+def _zeros(x: jax.Array) -> jax.Array:
+    return jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) if x.committed else jnp.zeros_like(x)

@@ -44,6 +44,20 @@ class StepFunctions(NamedTuple):
         return {name: function._cache_size() for name, function in functions.items()}
 
 
+def jit_each(functions: StepFunctions) -> StepFunctions:
+    """Compile the functions of a step for one device.
+
+    Args:
+      functions: As plain Python.
+
+    Returns:
+      The same, jitted.
+    """
+    jit = functools.partial(jax.jit, donate_argnums=0)
+    jitted = {name: jit(function) for name, function in functions._asdict().items() if name != "perturb"}
+    return functions._replace(**jitted)
+
+
 def make_step_functions(
     model: nn.Module,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -51,6 +65,7 @@ def make_step_functions(
     *,
     seed: int = 0,
     gradient_statistics: bool = False,
+    compiled: Callable[[StepFunctions], StepFunctions] = jit_each,
 ) -> StepFunctions:
     """Compile-ready functions for a network, an optimiser and a robust objective.
 
@@ -62,6 +77,8 @@ def make_step_functions(
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update, for the
         rules that read it. It takes a norm per micro-batch and no further pass; a partial last micro-batch
         counts as a whole one there.
+      compiled: Makes the jitted functions of the plain ones: ``jit_each``, or for several devices
+        ``hessabs.training.parallel.on_mesh``.
 
     Returns:
       ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;
@@ -155,12 +172,8 @@ def make_step_functions(
         state, gradient, _ = differentiate(state, prepare(state, batch, fraction), objective)
         return descend(state, gradient, lr_scale)
 
-    jit = functools.partial(jax.jit, donate_argnums=0)
-    return StepFunctions(
-        accumulate=jit(accumulate),
-        accumulate_adversarial=jit(accumulate_adversarial),
-        apply_update=jit(apply_update),
-        update=jit(update),
-        update_adversarial=jit(update_adversarial),
-        perturb=perturb,
+    return compiled(
+        StepFunctions(
+            accumulate, accumulate_adversarial, apply_update, update, update_adversarial, perturb=perturb
+        )
     )

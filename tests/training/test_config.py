@@ -107,7 +107,7 @@ def test_resolve_defaults_by_method(method, fraction):
     assert config.measure_every == 468 * 128
     assert (config.robust, config.attack) == (("absa", "fgsm") if method == "absa" else ("none", None))
     unset = {name for name, value in config._asdict().items() if value is None} - {"attack"}
-    assert unset == {"data_dir", "image_size", "max_micro_batch_size", "attack_step_size"}
+    assert unset == {"data_dir", "image_size", "max_micro_batch_size", "mesh", "attack_step_size"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,7 @@ def test_resolve_keeps_what_was_said():
         growth_factor=3.0,
         lr_coupling="sqrt",
         micro_batch_size=32,
+        devices=1,
         measure_every=7,
         robust="none",
         adversarial_fraction=0.0,

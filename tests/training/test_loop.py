@@ -260,7 +260,7 @@ def test_files_are_complete(absa):
     }
     # Decided by the data: only its folder, what fits the memory, and a step that FGSM has not, are left open.
     left_open = [name for name in Config._fields if written[name] is None]
-    assert left_open == ["data_dir", "max_micro_batch_size", "attack_step_size"]
+    assert left_open == ["data_dir", "max_micro_batch_size", "mesh", "attack_step_size"]
 
 
 def test_training_learns(absa):

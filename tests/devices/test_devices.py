@@ -1,0 +1,79 @@
+"""Eight devices give what one gives: attacks and curvature, in each of three ways."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+WAYS = ("NamedSharding", "shard_map", "pmap")
+TOLERANCE = 1e-5  # float32, of numbers of order 1
+
+
+@functools.cache
+def findings(module, *names):
+    """What a script of this folder finds, in a process of eight devices."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"tests.devices.{module}", *names]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def slow(*names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+# Conjugate gradients on the singular Hessian of a piecewise linear network amplify rounding.
+CONDITION = {"l2hess": 30}
+ONE_STEP = ("fgsm", "l2grad")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "name", ["fgsm", "pgd", *slow("l2grad", "bim", "apgd", "l2hess", "trust_region", "deepfool")]
+)
+def test_attacks(name, way):
+    fast = name in ("fgsm", "pgd")
+    found = findings("attacks", *(["fgsm", "pgd"] if fast else []))[f"{name}: {way}"]
+    assert isinstance(found, dict), found
+    assert found["difference"] <= TOLERANCE * CONDITION.get(name, 1)
+    assert found["moved"] > 0.05
+    assert found["same bits"]
+    if way != "NamedSharding" or name in ONE_STEP:
+        assert found["collectives"] == []
+    else:
+        # The loop of an iterated attack asks whether all examples are done; the inputs stay where they are.
+        assert sum(elements for _, elements in found["collectives"]) <= 1 + 32 * 4  # the flag, the logits
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["eigenpair", *slow("hvp", "gauss_newton")])
+def test_curvature(name, way):
+    found = findings("curvature", *(["eigenpair"] if name == "eigenpair" else []))[f"{name}: {way}"]
+    assert found["difference"] <= TOLERANCE
+    assert found["size"] > 0.05
+    assert found["same bits"]
+    # No device sends its examples: what travels is of the size of the params (88) and the logits (128).
+    assert sum(elements for _, elements in found["collectives"]) <= 2 * 88 + 128
+
+
+@pytest.mark.slow
+def test_curvature_of_sharded_params():
+    found = findings("curvature")
+    names = [name for name in found if name.startswith("sharded params")]
+    assert len(names) == 7
+    for name in names:
+        assert found[name]["difference"] <= TOLERANCE
+    assert found["product stays sharded"]
+
+
+@pytest.mark.slow
+def test_curvature_of_a_data_set():
+    found = findings("curvature")["data set"]
+    assert found["difference"] <= TOLERANCE
+    assert found["same bits"]

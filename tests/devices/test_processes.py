@@ -1,0 +1,117 @@
+"""Several processes train as one does with as many devices; one that dies takes the others with it."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from hessabs.training.processes import HEARTBEAT_SECONDS, agree, join
+
+ROOT = pathlib.Path(__file__).parents[2]
+FLAGS = (
+    "train",
+    "--dataset=digits",
+    "--batch_size=32",
+    "--micro_batch_size=16",
+    "--max_batch_size=256",
+    "--epochs=4",
+    "--lr=0.02",
+    "--patience=1",
+    "--epsilon=0.05",
+    "--hessian_batch_size=64",
+    "--lr_decay_epochs=3",
+)
+
+
+def start(workdir, devices, *flags):
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "hessabs.cli", *FLAGS, f"--workdir={workdir}", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def start_several(workdir, processes, devices, *flags):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", *flags)
+    return [start(workdir, devices, *shared, f"--process_id={i}") for i in range(processes)]
+
+
+def end(processes, timeout=300):
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def results(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return summary, records
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    codes, outputs = end([start(workdir, 4, "--devices=4")])
+    assert codes == [0], outputs
+    return results(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_several_processes_are_one(alone, tmp_path, processes, devices):
+    codes, outputs = end(start_several(tmp_path, processes, devices))
+    assert codes == [0] * processes, outputs
+    (summary, records), (want, want_records) = results(tmp_path), alone
+    assert want["final_batch_size"] == 256
+    for field in ("updates", "final_batch_size", "test_accuracy", "fgsm_accuracy"):
+        assert summary[field] == want[field]
+    assert summary["eigenvalue"] == pytest.approx(want["eigenvalue"], rel=1e-5)
+    for got, expected in zip(records, want_records, strict=True):
+        for field in ("samples", "batch_size", "lr", "adversarial_fraction"):
+            assert got[field] == expected[field]
+        assert got["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+    assert all("curves:" not in output for output in outputs[1:])  # one of them speaks
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others(tmp_path):
+    processes = start_several(tmp_path, 2, 1, "--epochs=10000")
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.5)
+    processes[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    codes, outputs = end(processes, timeout=200)
+    assert codes[0] != 0
+    assert time.monotonic() - killed < 3 * HEARTBEAT_SECONDS
+    assert "1" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, 0), "`coordinator` is required"),
+        (("localhost:1", 2, None), "`process_id` are required with coordinator, got 2 and None"),
+        (("localhost:1", 2, 2), r"`process_id` must lie in \[0, num_processes=2\), got 2"),
+    ],
+)
+def test_bad_processes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        join(*arguments)
+
+
+def test_one_process_agrees_with_itself():
+    agree("nothing", np.zeros(3))
