@@ -4,6 +4,7 @@
 measured runs.
 """
 
+import collections
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ def draw(results: pathlib.Path, runs: Sequence[Finished]) -> list[str]:
     }
     tracked = {name: lines for name, lines in records.items() if lines and "gradient_norm" in lines[-1]}
     pictures: list[tuple[str, Any, Callable[[Any], Any]]] = [
-        ("schedules.png", _largest(records), _schedules),
+        ("schedules.png", _one_column(records), _schedules),
         ("accuracy.png", tables if any(len(points) > 1 for points in tables.values()) else {}, _accuracy),
         ("tracked.png", tracked, _tracked),
         ("spectra.png", measured, _spectra),
@@ -75,13 +76,14 @@ def _by_method(groups: Sequence[Group]) -> dict[str, list[tuple[int, Group]]]:
     return {method: sorted(points, key=lambda point: point[0]) for method, points in tables.items()}
 
 
-def _largest(records: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the runs at the largest column, where the methods differ most; all runs if none is a column."""
+def _one_column(records: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the runs of the column with the most methods, the largest of several; all runs if none is one."""
     columns = {name: name.partition(" @")[0].rpartition("_")[2] for name in records}
-    numbers = [int(column) for column in columns.values() if column.isdecimal()]
-    if not numbers:
+    count = collections.Counter(int(column) for column in columns.values() if column.isdecimal())
+    if not count:
         return dict(records)
-    return {name: lines for name, lines in records.items() if columns[name] == str(max(numbers))}
+    chosen = max(count, key=lambda column: (count[column], column))
+    return {name: lines for name, lines in records.items() if columns[name] == str(chosen)}
 
 
 def _schedules(records: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from hessabs.training import metrics
 from hessabs.training.curves import draw_curves
 from hessabs.training.results import COLUMNS, Column, Finished, Group, find, group, markdown, table, write_csv
 
+FINDINGS = "FINDINGS.md"  # what a person has read out of the table; it becomes part of README.md
 SHOWN = (*COLUMNS[:-1], Column("seconds_cpu", "CPU seconds", "{:.0f}"))
 _RUN_FIELDS = ("label", "seed", "commit", "diverged", *(column.field for column in SHOWN), "seconds")
 
@@ -44,6 +45,8 @@ def write(results: pathlib.Path, grid: Grid) -> str:
     missing = len(grid.runs.keys() - {f"{run.label}/seed{run.summary['seed']}" for run in runs})
     if missing:
         lines += ["", f"{missing} of the {len(grid.runs)} runs of the grid are missing."]
+    if (results / FINDINGS).exists():
+        lines += ["", (results / FINDINGS).read_text().strip()]
     drawn = pictures.draw(results, runs)
     lines += ["", f"Curves and curvature: seed {runs[0].summary['seed']}.", ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in (*drawn, "curves.png")]

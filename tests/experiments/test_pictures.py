@@ -66,7 +66,9 @@ def test_columns_are_read_from_the_names(tmp_path):
         "absa": [640],
         "bl": [128],
     }
-    assert list(pictures._largest({"bl_128": [], "absa_640": [], "timer": []})) == ["absa_640"]
+    assert list(pictures._one_column({"bl_128": [], "absa_640": [], "timer": []})) == ["absa_640"]
+    assert list(pictures._one_column({"a_64": [], "b_64": [], "a_640": []})) == ["a_64", "b_64"]
+    assert list(pictures._one_column({"timer": []})) == ["timer"]
 
 
 def test_the_time_table_is_that_of_the_slides(tmp_path):

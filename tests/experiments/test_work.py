@@ -125,7 +125,9 @@ def test_runs_of_another_commit_move_aside(tmp_path):
 
 def test_report(folder):
     grid = Grid("mine", "Mine.", dict.fromkeys(("wild/seed0", "bl_128/seed0", "bl_128/seed1"), CONFIG))
+    (folder / report.FINDINGS).write_text("What it means.\n")
     text = report.write(folder, grid)
+    assert "\n\nWhat it means.\n\n" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["run", "---", "wild", "bl_128"]  # as in the config
     assert "| 0 (1 diverged) | 10.00 | 10.00 | 10.00 |" in rows[2]
