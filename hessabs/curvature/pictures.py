@@ -8,6 +8,8 @@ import numpy as np
 from hessabs.curvature.density import SpectralDensity, evaluate_density
 from hessabs.curvature.landscape import Landscape
 
+_LEGEND = 8  # more names than these would cover the picture
+
 
 def draw_landscape(landscape: Landscape, path: str | Path, *, title: str = "") -> None:
     """Draw the loss along a line, or its contours on a plane, into an image file.
@@ -53,7 +55,7 @@ def draw_density(
 
 
 def draw_spectra(spectra: dict[str, np.ndarray], path: str | Path, *, title: str = "") -> None:
-    """Draw eigenvalues against their number, one line for each name, into an image file.
+    """Draw eigenvalues against their number, one line for each name (named up to eight), into an image file.
 
     Args:
       spectra: Eigenvalues, descending, by name.
@@ -63,8 +65,12 @@ def draw_spectra(spectra: dict[str, np.ndarray], path: str | Path, *, title: str
     figure, axes = _figure(title)
     for name, values in spectra.items():
         axes.plot(np.arange(1, len(values) + 1), values, marker=".", label=name)
-    axes.set(xlabel="number", ylabel="eigenvalue", yscale="symlog")
-    axes.legend()
+    largest = max((float(np.nanmax(np.abs(v), initial=0)) for v in spectra.values()), default=0)
+    axes.set_yscale("symlog", linthresh=largest / 1000 or 1)
+    axes.set(xlabel="number", ylabel="eigenvalue")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(spectra) <= _LEGEND:
+        axes.legend()
     figure.savefig(path)
 
 

@@ -31,6 +31,7 @@ DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run
     "spectrum_state.npz",
     "spectrum_directions.npz",
     "tracked.png",
+    "examples.png",
     "density.png",
     "landscape.json",
     "line.png",

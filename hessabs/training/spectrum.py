@@ -2,9 +2,9 @@
 
 Files in the folder of the run: ``spectrum.json`` (all numbers), ``spectrum.csv`` (a line for each eigenvalue),
 ``spectrum.png``; of a run with ``--track`` ``tracked.png``, full against last-layer eigenvalues by epoch; and
-with the options ``density.png``, ``landscape.json``, ``line.png`` and ``plane.png``. What was interrupted goes
-on where it was: eigenvalues from a saved Krylov state, a density at its next probe, a landscape at its next
-point.
+with the options ``examples.png``, ``density.png``, ``landscape.json``, ``line.png`` and ``plane.png``. What
+was interrupted goes on where it was: eigenvalues from a saved Krylov state, a density at its next probe, a
+landscape at its next point.
 """
 
 import csv
@@ -27,6 +27,9 @@ from hessabs.training.trained import load_trained
 from hessabs.typing import LossFn, Params
 
 SPECTRUM = "spectrum.json"
+
+
+_SINGLE = "training image"
 
 
 class Options(NamedTuple):
@@ -195,7 +198,7 @@ def _single_examples(
     chosen = np.asarray(order)[: options.per_example]
     rows = []
     for index in chosen:
-        label = f"training image {index}"
+        label = f"{_SINGLE} {index}"
         if label in state.done:
             rows += state.done[label]
             continue
@@ -267,7 +270,12 @@ def _write(workdir: pathlib.Path, record: dict[str, Any], rows: list[dict[str, A
         writer.writerows(rows)
     names = dict.fromkeys(row["matrix"] for row in rows)
     values = {n: np.array([row["eigenvalue"] for row in rows if row["matrix"] == n]) for n in names}
-    curvature.draw_spectra(values, workdir / "spectrum.png", title="largest Hessian eigenvalues")
+    single = {n: v for n, v in values.items() if n.startswith(_SINGLE)}
+    whole = {n: v for n, v in values.items() if n not in single}
+    curvature.draw_spectra(whole, workdir / "spectrum.png", title="largest Hessian eigenvalues")
+    if single:
+        title = "largest Hessian eigenvalues of single images"
+        curvature.draw_spectra(single, workdir / "examples.png", title=title)
     epochs = workdir / metrics.METRICS
     if epochs.exists():
         draw_tracked(workdir / "tracked.png", metrics.read_lines(epochs), title="by epoch")

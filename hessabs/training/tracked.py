@@ -11,6 +11,8 @@ PANELS = (
     ("norm of the total gradient", {"gradient_norm": "whole training set"}),
 )
 
+_WIDE = 20  # a wider range than this asks for a logarithmic axis
+
 
 def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: str = "") -> bool:
     """Draw what ``hessabs train --track`` recorded, against epochs, one panel for each unit.
@@ -40,7 +42,10 @@ def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: st
     for axes, (label, lines) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for name, points in lines.items():
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", label=name)
-        axes.set(xlabel="epoch", ylabel=label, yscale="log")
+        values = [value for points in lines.values() for _, value in points]
+        wide = max(values) > _WIDE * min(values)
+        axes.set(xlabel="epoch", ylabel=label, yscale="log" if wide else "linear")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)

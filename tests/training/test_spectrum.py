@@ -52,7 +52,7 @@ def test_writes_numbers_and_pictures(workdir, capsys):
     assert all(row["converged"] and row["residual"] <= 1e-3 for row in rows if row["number"] == 1)
     top = {row["matrix"]: row["eigenvalue"] for row in rows if row["number"] == 1}
     assert top["training, last layer"] < top["training"]
-    for name in ("spectrum", "tracked", "density", "line", "plane"):
+    for name in ("spectrum", "examples", "tracked", "density", "line", "plane"):
         assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     line = np.array(json.loads((workdir / "landscape.json").read_text())["line"])
     assert np.diff(line, 2)[9] > 0  # the loss curves upwards along the top eigenvector
