@@ -13,6 +13,7 @@ from hessabs.cli.flags import refuse
 
 COMMANDS = {
     "train": "train a network with a batch size that follows the curvature",
+    "data": "the prepared data sets: list them, or prepare one",
     "plan": "batch size, learning rate and updates by epoch, without training",
     "report": "one HTML page of all the runs in a folder",
     "attack": "the accuracy of a network that was trained under attacks, by epsilon",
