@@ -50,7 +50,7 @@ SHORT = {
     "warmup_epochs": 2, "cycle_epochs": 4,
 }  # fmt: skip
 LONG = {
-    "method": "absa", "epochs": 1_000_000, "adversarial_epochs": 1_000_000, "batch_size": 128,
+    "method": "absa", "epochs": 20_000, "adversarial_epochs": 20_000, "batch_size": 128,
     "max_batch_size": 4096, "lr": 0.01, "lr_decay_epochs": "", "patience": 3, "checkpoint_every": "0.2min",
 }  # fmt: skip
 PERIODS = ("3updates", "7updates", "150samples", "0.003min", "1epochs")
@@ -97,6 +97,8 @@ def main(argv: Sequence[str]) -> None:
             until = time.monotonic() + seconds
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.02)
+                if long.poll() is not None:
+                    sys.exit("The long run ended: " + (folder / "long.log").read_text())
                 minutes = (time.monotonic() - started) / 60
                 if not samples or minutes - samples[-1].minutes > _MINUTES_BETWEEN_SAMPLES:
                     samples.append(look(long.pid, minutes))
