@@ -1,5 +1,6 @@
 """``hessabs train``: train a network with a batch size that follows the curvature."""
 
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     from hessabs.training.report import table
     from hessabs.training.setup import set_up
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with its traceback
     values = config_flags(Config, durability.Durability)
     flags.DEFINE_string(
         "workdir", None, "folder for metrics.jsonl, summary.json, curves.png and the params", flag_values=values

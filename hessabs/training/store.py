@@ -139,10 +139,9 @@ class Store:
             act()
         except Exception as error:  # TensorStore's errors have no class of their own
             self._manager = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             last = _steps(self._folder)
             raise OSError(
-                f"A checkpoint could not be written in {self._folder}: {reason}. "
+                f"A checkpoint could not be written in {self._folder}: {_reason(error)}. "
                 + (f"The last good one is that at {last[0]} examples" if last else "There is none")
                 + "; make room and go on with --resume."
             ) from error
@@ -205,7 +204,11 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
             with ocp.StandardCheckpointer() as checkpointer:
                 return dict(checkpointer.restore(folder / "arrays", dict(like)))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DamagedError(f"arrays: {reason}") from error
+            raise DamagedError(f"arrays: {_reason(error)}") from error
 
     return Saved(samples, record, read_arrays)
+
+
+def _reason(error: Exception) -> str:
+    # TensorStore adds the whole specification of what it opened, in brackets.
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
