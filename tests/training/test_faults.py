@@ -25,6 +25,9 @@ from tests.training.runs import CONFIG, MICRO, N, again, bits, lines, small_digi
 OFTEN = Durability(checkpoint_every="56samples")
 RESUME = OFTEN._replace(resume=True)
 
+# Orbax closes its event loop at the first array that fails, and TensorStore tells it of the others.
+MANY_ERRORS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Broken(Exception):
     """What ends a run in the middle."""
@@ -74,6 +77,7 @@ def resumed_at(run, workdir):
         return session.begin().state.samples
 
 
+@MANY_ERRORS
 def test_a_full_disk_leaves_the_last_good_checkpoint(base, tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -172,11 +176,7 @@ def checkpoints(workdir):
     return sorted((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
 
 
-# Orbax closes its event loop at the first array that cannot be read, and TensorStore tells it of the others.
-UNREADABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@UNREADABLE
+@MANY_ERRORS
 def test_nothing_is_unpickled(base, broken_off, tmp_path):
     # Every file of the last checkpoint in turn is a pickle that would run code, with a manifest that fits.
     ran = tmp_path / "ran"
@@ -201,7 +201,7 @@ def test_nothing_is_unpickled(base, broken_off, tmp_path):
     assert tried >= 6
 
 
-@UNREADABLE
+@MANY_ERRORS
 def test_arrays_of_objects_are_refused(base, broken_off, capsys):
     # Zarr can hold pickled objects; TensorStore, which reads here, has no such type.
     last = checkpoints(broken_off)[-1]
