@@ -130,9 +130,7 @@ def convolutions(side: int, channels: int, kernel: int) -> dict[str, Callable[[]
     last, first = ("NHWC", "HWIO", "NHWC"), ("NCHW", "HWIO", "NCHW")
 
     def own(x: jax.Array, weights: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            x, weights, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return jax.lax.conv_general_dilated(x, weights, (1, 1), sides, dimension_numbers=last)
 
     def channels_first(x: jax.Array, weights: jax.Array) -> jax.Array:
         x = x.transpose(0, 3, 1, 2)

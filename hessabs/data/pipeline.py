@@ -120,6 +120,10 @@ def encoded_reader(
     options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
     stream: Any = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
     if num_workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain asks absl's global flags, which nobody parsed: their defaults
+            flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_AHEAD)
         stream = stream.mp_prefetch(workers)
     if device is not None:
