@@ -142,10 +142,10 @@ class Dropout(nn.Module):
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """Take the maximum of each window, as ``nn.max_pool`` does, with a gradient that is fast on the CPU.
 
-    The gradient of XLA's windowed maximum is a scatter that the CPU backend runs as a scalar loop (about
-    times slower, see ``experiments/benchmarks/convolution.md``). On the CPU the maximum is therefore
-    folded over shifted slices, across and then down, which gives the same value, and the same gradient
-    to the last bit: of equal entries the first in row-major order gets it.
+    The gradient of XLA's windowed maximum is a scatter that is slow on the CPU backend (measured by
+    ``experiments/benchmarks/convolution.py``). There the maximum is folded over shifted slices, across
+    and then down, which gives the same value, and the same gradient to the last bit: of equal entries
+    the first in row-major order gets it.
 
     Args:
         x: Shape (N, H, W, C).

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hessabs.data import DatasetNotFoundError, load
+from hessabs.data import Dataset, DatasetNotFoundError, check_images, load
 
 NEEDS_TFDS = ["tensorflow_datasets", "array_record", "importlib_resources", "PIL"]
 
@@ -341,3 +341,37 @@ def test_fashion_mnist():
     # The published statistics of the training pixels.
     np.testing.assert_allclose(got.train["image"].mean() / 255, 0.2860, atol=5e-5)
     np.testing.assert_allclose(got.train["image"].std() / 255, 0.3530, atol=5e-5)
+
+
+def test_svhn_trains_on_extra_or_on_both(write, tmp_path):
+    splits = {name: cifar10()[part] for name, part in (("train", "train"), ("test", "test"), ("extra", "test"))}
+    write(tmp_path, "svhn_cropped", splits)
+    assert_same(load("svhn_cropped", data_dir=tmp_path, train_split="extra").train, splits["extra"])
+    both = {name: [*splits["train"][name], *splits["extra"][name]] for name in splits["train"]}
+    assert_same(load("svhn_cropped", data_dir=tmp_path, train_split="train+extra").train, both)
+    for wrong in ("unlabelled", "train+train"):
+        with pytest.raises(ValueError, match=r"needs the splits 'train|needs the splits 'unlabelled'"):
+            load("svhn_cropped", data_dir=tmp_path, train_split=wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image": np.zeros((2, 3, 8, 8), np.uint8)}, r"channels first: transpose them"),
+        ({"image": np.zeros((2, 64), np.uint8)}, r"must be \(N, height, width, channels\)"),
+        ({"image": np.zeros((3, 8, 8, 1), np.uint8)}, "has 3 images and 2 labels"),
+        ({"label": np.array([0, 10], np.int32)}, r"must lie in 0\.\.9, got 0\.\.10"),
+        ({"label": np.array([-1, 0], np.int32)}, r"must lie in 0\.\.9, got -1\.\.0"),
+    ],
+)
+def test_data_that_fits_no_network(change, said):
+    good = {"image": np.zeros((2, 8, 8, 1), np.uint8), "label": np.zeros(2, np.int32)}
+    check_images(Dataset("mine", good, good, 10))
+    with pytest.raises(ValueError, match=said):
+        check_images(Dataset("mine", {**good, **change}, good, 10))
+
+
+def test_training_and_test_images_of_two_shapes():
+    one, two = ({"image": np.zeros((1, n, n, 1), np.uint8), "label": np.zeros(1, np.int32)} for n in (8, 9))
+    with pytest.raises(ValueError, match=r"one shape, got \(8, 8, 1\) and \(9, 9, 1\)"):
+        check_images(Dataset("mine", one, two, 10))
