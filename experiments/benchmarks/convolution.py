@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> None:
         f"`python experiments/benchmarks/convolution.py --rounds {_ROUNDS.value}`; {provenance.hardware()}; "
         f"jax {jax.__version__}; commit {provenance.commit()}",
         "",
-        "Milliseconds of CPU time, all threads, of value and gradient of 128 images; in brackets how many times less "
-        "than XLA's own.",
+        "Milliseconds of CPU time, all threads, of value and gradient of 128 images; in brackets how many "
+        "times less than XLA's own.",
         "",
         "| what | XLA's own | other ways |",
         "|---|---|---|",
