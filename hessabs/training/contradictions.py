@@ -10,7 +10,7 @@ from hessabs.data import Column
 from hessabs.training.config import Config
 from hessabs.training.setup import Run
 
-_MAY_DIFFER = ("data_dir", "data_workers")
+_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh")
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -33,8 +33,10 @@ def describe(run: Run) -> dict[str, Any]:
 def refuse_contradictions(saved: Mapping[str, Any], run: Run) -> None:
     """Compare what was saved with a run that is to go on.
 
-    All settings must be equal but ``data_dir``, for what lies there is compared instead, and ``data_workers``.
-    A setting that was not saved, by an older version, counts as its default.
+    All settings must be equal but ``data_dir``, for what lies there is compared instead, ``data_workers``, and
+    the devices: on another number of them the result is the same to float tolerance. ``epochs`` must be equal
+    too, for the end of the adversarial examples follows it. A setting that was not saved, by an older version,
+    counts as its default.
 
     Args:
       saved: What ``describe`` returned when the run was saved; without "data", that is not compared.

@@ -15,6 +15,7 @@ from hessabs.training.interruption import Interrupted, Wish, catch_signals
 from hessabs.training.lock import lock_workdir
 from hessabs.training.loop_state import start
 from hessabs.training.manifest import DamagedError
+from hessabs.training.regroup import regroup
 from hessabs.training.rewinds import MOST_REWINDS, dropped, next_event
 from hessabs.training.setup import Run
 from hessabs.training.snapshot import Snapshot, arrays_of, record_of, restore, templates
@@ -172,6 +173,7 @@ class Session:
         record = {
             "format": _FORMAT,
             **contradictions.describe(self._run),
+            "devices": self._run.devices,
             **record_of(snapshot._replace(seconds=self.seconds())),
             "events": len(events),
         }
@@ -184,7 +186,10 @@ class Session:
             raise DamagedError(f"record: its format is {saved.record.get('format')!r} and not {_FORMAT}")
         try:
             contradictions.refuse_contradictions(saved.record, self._run)
-            snapshot = restore(self._like, saved.read_arrays(templates(self._like)), saved.record)
+            now, then = self._run.devices, int(saved.record["devices"])
+            arrays = saved.read_arrays(templates(self._like, now, then))
+            arrays = {name: regroup(name, array, now, then) for name, array in arrays.items()}
+            snapshot = restore(self._like, arrays, saved.record)
             unknown = self._events()[int(saved.record["events"]) :]
         except (KeyError, TypeError, IndexError) as error:
             raise DamagedError(f"record: {type(error).__name__} {error}") from error

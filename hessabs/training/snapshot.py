@@ -12,6 +12,7 @@ import numpy as np
 
 from hessabs.data import Position
 from hessabs.training.loop_state import Decision, Drop, LoopState
+from hessabs.training.regroup import saved_shape
 
 _ARRAYS = ("train", "controller", "eigenvector")
 
@@ -68,16 +69,21 @@ def record_of(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def templates(state: LoopState) -> dict[str, np.ndarray]:
+def templates(state: LoopState, now: int = 1, saved: int = 1) -> dict[str, np.ndarray]:
     """Make empty arrays of the names, shapes and dtypes that a saved state must have.
 
     Args:
       state: A state of the run that is to go on.
+      now: Its devices.
+      saved: The devices of the run that was saved.
 
     Returns:
       Path to array.
     """
-    return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _leaves(state).items()}
+    return {
+        name: np.empty(saved_shape(name, leaf.shape, now, saved), leaf.dtype)
+        for name, leaf in _leaves(state).items()
+    }
 
 
 def restore(like: LoopState, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Snapshot:

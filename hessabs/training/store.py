@@ -202,9 +202,17 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
     def read_arrays(like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                return dict(checkpointer.restore(folder / "arrays", dict(like)))
+                arrays = dict(checkpointer.restore(folder / "arrays", dict(like)))
         except Exception as error:
             raise DamagedError(f"arrays: {_reason(error)}") from error
+        for name, wanted in like.items():  # orbax checks the names alone
+            got = arrays[name]
+            if got.shape != wanted.shape or got.dtype != wanted.dtype:
+                raise DamagedError(
+                    f"arrays: {name} is {got.dtype}{list(got.shape)} and the run has "
+                    f"{wanted.dtype}{list(wanted.shape)}"
+                )
+        return arrays
 
     return Saved(samples, record, read_arrays)
 
