@@ -51,6 +51,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 def _initialize(**options: Any) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of the CPU backend alone
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for a notice
     jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
 
 

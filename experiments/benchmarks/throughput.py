@@ -1,0 +1,124 @@
+"""Images per second by batch size: micro-batches of 128 one by one, and as many at once as the batch has.
+
+    python experiments/benchmarks/throughput.py --data_dir DIR
+
+writes ``throughput.md`` beside this file: for each network and batch size whole updates are timed, data
+included and compilation left out, fixed and auto in turn; and the part of an epoch at batch 128 that
+waits for data.
+"""
+
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments import provenance
+from hessabs.data import Dataset
+from hessabs.training import Config, set_up, train
+from hessabs.training.feed import make_reader
+from hessabs.training.loop_state import start
+from hessabs.training.micro_batch import make_at_once
+from hessabs.training.setup import Run
+from hessabs.training.state import TrainState
+
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the prepared Fashion-MNIST", required=True)
+_MICRO = flags.DEFINE_integer("micro_batch_size", 128, "examples of a micro-batch")
+_SIZES = flags.DEFINE_list("sizes", [str(128 << i) for i in range(8)], "batch sizes of the perceptron")
+_RESNET_SIZES = flags.DEFINE_list("resnet_sizes", ["128", "256", "512", "1024"], "batch sizes of ResNet-20")
+_SECONDS = flags.DEFINE_float("seconds", 1.5, "seconds of each measurement, one update at least")
+_OUTPUT = flags.DEFINE_string("output", None, "file; default: throughput.md beside this one")
+
+
+def images_per_second(run: Run) -> float:
+    """Train on whole updates for a while."""
+    state, size = start(run).train, run.micro_batch_size
+    read = make_reader(run)
+    with make_at_once(run, state) as at_once:
+
+        def update(state: TrainState) -> TrainState:
+            nonlocal read
+            left = run.config.batch_size // size
+            while left:
+                count = at_once.choose(left)
+                batch, position = read(count)
+                state = run.functions.accumulate(state, batch)
+                left -= count
+                if run.epoch_micro_batches - position.index < run.config.batch_size // size:
+                    read = make_reader(run)
+            return run.functions.apply_update(state, 1.0)
+
+        done = jax.block_until_ready(update(state))
+        updates, started = 0, time.perf_counter()
+        while updates == 0 or time.perf_counter() - started < _SECONDS.value:
+            done = jax.block_until_ready(update(done))
+            updates += 1
+        return updates * run.config.batch_size / (time.perf_counter() - started)
+
+
+def random_images(count: int) -> Dataset:
+    """Images of CIFAR-10's shape."""
+    rng = np.random.default_rng(0)
+    split: dict[str, np.ndarray] = {
+        "image": rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, count).astype(np.int32),
+    }
+    return Dataset("random", split, {name: array[:64] for name, array in split.items()}, 10)
+
+
+def rows(model: str, sizes: list[str], dataset: Dataset | None, name: str) -> list[str]:
+    """Measure a network at each batch size."""
+    lines = []
+    for size in map(int, sizes):
+        config = Config(
+            dataset=name,
+            data_dir=_DATA_DIR.value,
+            model=model,
+            method="bl",
+            batch_size=size,
+            micro_batch_size=_MICRO.value,
+        )
+        fixed, auto = (
+            images_per_second(set_up(config._replace(micro_batch=kind), dataset)) for kind in ("fixed", "auto")
+        )
+        lines.append(f"| {model} | {size:,} | {fixed:,.0f} | {auto:,.0f} | {auto / fixed:.2f} |")
+        print(lines[-1])
+    return lines
+
+
+def waiting(data_dir: str) -> str:
+    """Say which part of an epoch waits for data."""
+    config = Config(dataset="fashion_mnist", data_dir=data_dir, method="bl", batch_size=128, epochs=4)
+    records = train(set_up(config)).records[1:]  # the first compiles
+    parts = [record["seconds_data"] / (record["seconds_data"] + record["seconds_step"]) for record in records]
+    return (
+        f"BL, perceptron, batch 128: {100 * np.median(parts):.1f} % of the seconds of training wait for data "
+        f"(median of {len(parts)} epochs)."
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Measure and write the table."""
+    del argv
+    lines = [
+        "# Images per second by batch size",
+        "",
+        f"`python experiments/benchmarks/throughput.py`; {provenance.hardware()}; jax {jax.__version__}; "
+        f"commit {provenance.commit()}",
+        "",
+        f"fixed: micro-batches of {_MICRO.value}; auto: as many at once as the batch has.",
+        "",
+        "| network | batch | fixed | auto | auto / fixed |",
+        "|---|---|---|---|---|",
+        *rows("mlp", _SIZES.value, None, "fashion_mnist"),
+        *rows("resnet20", _RESNET_SIZES.value, random_images(2048), "random"),
+        "",
+        waiting(_DATA_DIR.value),
+    ]
+    path = pathlib.Path(_OUTPUT.value or pathlib.Path(__file__).with_suffix(".md"))
+    path.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
