@@ -115,7 +115,8 @@ def main(argv: Sequence[str]) -> None:
         left = sorted(str(path.relative_to(folder)) for path in (folder / "tmp").rglob("*"))
         left += sorted(path.name for path in (folder / "long" / "checkpoints").glob("*tmp*"))
     record: dict[str, Any] = {
-        "command": "python " + " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"python experiments/soak.py --minutes {_MINUTES.value:g} --dataset {_DATASET.value} "
+        f"--kills {_KILLS.value} --seed {_SEED.value}",
         "commit": provenance.commit(),
         "hardware": provenance.hardware(),
         "cores": len(os.sched_getaffinity(0)),
