@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hessabs.training import metrics
+from hessabs.training import markdown, metrics
 from hessabs.training.curves import draw_curves
 from hessabs.training.results import COLUMNS, Column, Finished, find, group, table
 
@@ -39,13 +39,13 @@ def gather(root: pathlib.Path) -> list[Section]:
     """Sort what a folder holds into sections.
 
     The runs ``SECTION/LABEL`` and ``SECTION/LABEL/seedN`` are the table of SECTION; the pictures that lie in
-    SECTION itself belong to it, and so do those of its runs.
+    SECTION itself belong to it, and so do those of its runs. A README.md in it is its text.
 
     Args:
       root: A folder of a run, or one that holds such folders at any depth.
 
     Returns:
-      The sections by path; those without a run hold pictures alone.
+      The sections by path; those without a run hold pictures or text alone.
 
     Raises:
       FileNotFoundError: If there is no finished run.
@@ -64,7 +64,8 @@ def gather(root: pathlib.Path) -> list[Section]:
         of_run = path.parent in owner
         if not (of_run and path.name == metrics.CURVES):  # the section draws them all in one
             pictures.setdefault(section, []).append(path)
-    folders = sorted({*runs, *pictures})
+    texts = {path.parent for path in root.rglob("README.md")}
+    folders = sorted({*runs, *pictures, *texts})
     return [Section(folder, runs.get(folder, []), pictures.get(folder, [])) for folder in folders]
 
 
@@ -97,12 +98,16 @@ def render(root: pathlib.Path) -> str:
 
 def _section(number: int, section: Section, root: pathlib.Path) -> str:
     parts = [f'<section id="s{number}"><h2>{_text(_title(section, root))}</h2>']
-    if section.runs:
+    readme = section.folder / "README.md"
+    if readme.exists():
+        parts.append(markdown.to_html(_without_title(readme.read_text())))
+    elif section.runs:
+        rows = table(group(section.runs), _SHOWN)
         parts.append("<p>Mean ± standard deviation over seeds.</p>")
-        parts.append(_table(table(group(section.runs), _SHOWN)))
+        parts.append(markdown.table([[_text(cell) for cell in row] for row in rows]))
         parts.append(_origins(section.runs))
-        if not any(path.name == metrics.CURVES for path in section.pictures):
-            parts.append(_curves(section.runs))
+    if section.runs and not any(path.name == metrics.CURVES for path in section.pictures):
+        parts.append(_curves(section.runs))
     for path in section.pictures:
         parts.append(_figure(path.read_bytes(), str(path.relative_to(root))))
     return "\n".join([*parts, "</section>"])
@@ -118,11 +123,9 @@ def _title(section: Section, root: pathlib.Path) -> str:
     return root.absolute().name if name == "." else name
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
+def _without_title(text: str) -> str:
+    first, _, rest = text.lstrip().partition("\n")
+    return rest if first.startswith("# ") else text
 
 
 def _origins(runs: Sequence[Finished]) -> str:

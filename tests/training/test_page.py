@@ -46,7 +46,12 @@ def root(tmp_path):
         write(tmp_path / f"grid/bl <1>/seed{seed}", seed=seed, test_accuracy=accuracy, commit="a" * 40)
     write(tmp_path / "grid/absa/seed0", test_accuracy=93.0, commit="b" * 40)
     write(tmp_path / "mine/run", test_accuracy=50.0)
-    (tmp_path / "grid/README.md").write_text("# The grid & more\n\ntext\n")
+    (tmp_path / "grid/README.md").write_text(
+        "# The grid & more\n\nSome <text> on `bl`,\nsee [there](http://x).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+        "\n- one\n  goes on\n- **two**\n\n![curves](curves.png)\n"
+    )
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/README.md").write_text("A plan.\n")
     for name in ("grid/curves.png", "mine/run/spectrum.png", "mine/run/curves.png", "figures/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         draw_curves(tmp_path / name, {})
@@ -66,10 +71,19 @@ def test_the_page_is_whole_and_needs_no_network(root):
 
 def test_sections(root):
     sections = page.gather(root)
-    assert [str(s.folder.relative_to(root)) for s in sections] == ["figures", "grid", "mine"]
-    assert [len(s.runs) for s in sections] == [0, 3, 1]
+    assert [str(s.folder.relative_to(root)) for s in sections] == ["figures", "grid", "mine", "plan"]
+    assert [len(s.runs) for s in sections] == [0, 3, 1, 0]
     text = page.render(root)
     assert "<h2>The grid &amp; more</h2>" in text
+    assert "<p>Some &lt;text&gt; on <code>bl</code>, see there.</p>" in text
+    assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr>" in text
+    assert "<ul><li>one goes on</li><li><b>two</b></li></ul>" in text
+    assert "<p>A plan.</p>" in text
+
+
+def test_a_table_is_made_where_no_text_has_one(root):
+    (root / "grid/README.md").unlink()
+    text = page.render(root)
     assert "<td>bl &lt;1&gt;</td><td>0, 1</td><td>91.00 ± 1.41</td>" in text
     assert f"commit: {'a' * 40}, {'b' * 40}" in text
 
