@@ -71,7 +71,9 @@ def do(
     with locked(folder) as mine:
         if not mine or finished(folder) is not None:
             return None
-        dataset = load(config.dataset, data_dir=data_dir)
+        dataset = load(
+            config.dataset, data_dir=data_dir, train_split=config.train_split, image_size=config.image_size
+        )
         resumed = _goes_on(folder, source)
         metrics.write_json(folder / STARTED, source)
         started, busy = time.perf_counter(), time.process_time()

@@ -13,6 +13,8 @@ SEEDS = (0,)
 BASE = {
     "dataset": "imagenet2012",
     "model": "alexnet",
+    "image_size": 224,
+    "augment": "resized_crop",
     "epochs": 90,
     "lr": 0.01,
     "lr_decay": 0.1,

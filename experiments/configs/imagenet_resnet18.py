@@ -13,6 +13,8 @@ SEEDS = (0,)
 BASE = {
     "dataset": "imagenet2012",
     "model": "resnet18",
+    "image_size": 224,
+    "augment": "resized_crop",
     "epochs": 90,
     "lr_decay": 0.1,
     "weight_decay": 1e-4,

@@ -13,6 +13,7 @@ SLIDES = ("svhn", "alexnet", 531_131)
 SEEDS = (0,)
 BASE = {
     "dataset": "svhn_cropped",
+    "train_split": "extra",
     "model": "alexnet_svhn",
     "epochs": 20,
     "lr": 0.01,

@@ -2,8 +2,8 @@
 
     python experiments/run.py tiny_imagenet_resnet50 --data_dir DIR
 
-For GPUs. Decays of 0.1 at 60 and 90. The slides' crops and flips are not made here. The updates that they
-print for ABSA need a patience above 35 epochs: 40 here. Epsilon is not known for certain.
+For GPUs. Decays of 0.1 at 60 and 90, random crops and flips. The updates that they print for ABSA need a
+patience above 35 epochs: 40 here. Epsilon is not known for certain.
 """
 
 from experiments.slides import runs
@@ -13,6 +13,7 @@ SEEDS = (0,)
 BASE = {
     "dataset": "tiny_imagenet",
     "model": "resnet50_tiny",
+    "augment": "crop_flip",
     "epochs": 120,
     "lr_decay_epochs": (60, 90),
     "lr_decay": 0.1,

@@ -28,6 +28,7 @@ def test_one_update_with_adversarial_examples(name):
     config = this.runs[f"absa_{largest}/seed0"]._replace(
         batch_size=BATCH, max_batch_size=2 * BATCH, pgd_steps=0
     )
+    config = config._replace(image_size=None, augment="none", train_split="train")  # the images are at hand
     rng = np.random.default_rng(0)
     arrays = {
         "image": rng.integers(0, 256, (2 * BATCH, *shape), dtype=np.uint8),
