@@ -31,7 +31,7 @@ SMALL = [
 BAD_INPUT = [
     # (flags, what was got, what to do)
     (["--dataset=imagenet_mini"], "'imagenet_mini'", "--dataset digits"),
-    (["--model=vgg"], "'vgg'", "mlp, resnet20"),
+    (["--model=vgg"], "'vgg'", "mlp, resnet18"),
     (["--method=sgd"], "'sgd'", "bl, fb, gg, abs, absa"),
     (["--max_batch_size=64"], "got 64", "at least batch_size=128"),
     (["--max_batch_size=300"], "got 300", "the nearest below is 256"),
@@ -92,12 +92,16 @@ def test_data_that_is_not_on_disk(capsys, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_and_images_that_do_not_fit(capsys, tmp_path, monkeypatch):
+def test_images_that_are_none(capsys, tmp_path, monkeypatch):
     flat = {"image": np.zeros((300, 64), np.uint8), "label": np.zeros(300, np.int32)}
     monkeypatch.setattr(setup_lib, "load", lambda *args, **kwargs: Dataset("digits", flat, flat, 10))
     result = run(capsys, "train", "--model=resnet20", f"--workdir={tmp_path / 'run'}")
-    assert_refused(*result, "resnet20", "digits", "(64,)", "(N, H, W, C)")
-    assert not (tmp_path / "run").exists()
+    assert_refused(*result, "digits", "(300, 64)", "channels last")
+
+
+def test_a_model_and_images_that_do_not_fit(capsys, tmp_path):
+    result = run(capsys, "train", "--model=alexnet_svhn", f"--workdir={tmp_path / 'run'}")
+    assert_refused(*result, "alexnet_svhn", "digits", "(8, 8, 1)", "(height, width, channels)", "16x16 at least")
 
 
 def test_a_package_that_is_missing(capsys, tmp_path, monkeypatch):

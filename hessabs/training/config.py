@@ -70,7 +70,7 @@ class Config(NamedTuple):
     devices: Annotated[
         int | None, "devices over which every batch is split; default: 1, or all of several processes"
     ] = None
-    mesh: Annotated[str | None, "the same as data=N"] = None
+    mesh: Annotated[str | None, "devices, written as data=N; default: as devices says"] = None
     lr: Annotated[float, "learning rate of the first batch size; it grows with the batch"] = 0.1
     lr_decay_epochs: Annotated[
         tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"
