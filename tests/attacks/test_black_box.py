@@ -26,6 +26,7 @@ def test_square_needs_no_gradient():
     assert black - clean >= 0.8 * (white - clean)
 
 
+@pytest.mark.slow
 def test_ensemble_fells_what_its_members_fell_and_more_than_any_with_the_gradient_hidden():
     batch = make_batch(PARAMS, n=30)
     together = fallen(PARAMS, attacks.ensemble(0.1, steps=10, queries=30)(LOSS, PARAMS, batch, KEY))

@@ -68,6 +68,7 @@ def test_numbers_files_and_transfer(runs, capsys):
             assert (runs / "0" / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_finished_chunk(runs, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(runs / "0", workdir)
