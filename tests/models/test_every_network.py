@@ -1,5 +1,7 @@
 """Every network trains a step, has a Hessian and an attack, in float32 and bfloat16."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,8 @@ LONG = {
     "squeezenext23": (8, 8, 3),
     "wide_resnet16_4": (8, 8, 3),
 }
+# What is computed here is small: most of the time would go into making it fast.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 CASES = [*QUICK.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG.items())]
 
 
@@ -38,10 +42,10 @@ def test_step_hessian_and_attack(name, shape, dtype):
         "label": jnp.arange(4),
         "weight": jnp.ones(4),
     }
-    state = dict(jax.jit(model.init)(jax.random.key(0), batch["image"]))
+    state = dict(jax.jit(model.init, compiler_options=QUICKLY)(jax.random.key(0), batch["image"]))
     params = state.pop("params")
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def step(params, state, batch):
         loss, gradient = jax.value_and_grad(lambda p: training_loss(model, state, p, batch)[0])(params)
         size = optax.tree.norm(gradient)
@@ -57,7 +61,7 @@ def test_step_hessian_and_attack(name, shape, dtype):
     else:
         assert np.isfinite(after)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def second(params, state, batch):
         loss_fn = evaluation_loss(model, state)
         product = curvature.hvp(loss_fn, params, batch, jax.tree.map(jnp.ones_like, params))
