@@ -101,7 +101,9 @@ def test_images_that_are_none(capsys, tmp_path, monkeypatch):
 
 def test_a_model_and_images_that_do_not_fit(capsys, tmp_path):
     result = run(capsys, "train", "--model=alexnet_svhn", f"--workdir={tmp_path / 'run'}")
-    assert_refused(*result, "alexnet_svhn", "digits", "(8, 8, 1)", "(height, width, channels)", "16x16 at least")
+    assert_refused(
+        *result, "alexnet_svhn", "digits", "(8, 8, 1)", "(height, width, channels)", "16x16 at least"
+    )
 
 
 def test_a_package_that_is_missing(capsys, tmp_path, monkeypatch):

@@ -179,7 +179,9 @@ def test_unknown_name_lists_what_is_there(write, tmp_path):
     write(tmp_path, "cifar10", cifar10())
     write(tmp_path, "noisy", cifar10(), config="gauss")
     (tmp_path / "downloads").mkdir()
-    with pytest.raises(DatasetNotFoundError, match=r"prepared there: cifar10/3.0.2, noisy/gauss/3.0.2\)") as caught:
+    with pytest.raises(
+        DatasetNotFoundError, match=r"prepared there: cifar10/3.0.2, noisy/gauss/3.0.2\)"
+    ) as caught:
         load("cifar100", data_dir=tmp_path)
     message = str(caught.value)
     assert "\n" not in message

@@ -15,9 +15,14 @@ TOLERANCE = 1e-5  # float32, of numbers of order 1
 
 
 @functools.cache
-def findings(module, *names):
-    """What a script of this folder finds, in a process of eight devices."""
+def findings(module, *names, double=False):
+    """What a script of this folder finds, in a process of eight devices; in float64 if asked for."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    # On a busy machine the last of eight devices may come late: XLA would end the process after 40 seconds.
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {patience}".strip()
+    if double:
+        environment["JAX_ENABLE_X64"] = "1"
     command = [sys.executable, "-m", f"tests.devices.{module}", *names]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -30,12 +30,13 @@ def test_one_all_reduce_an_update_and_none_a_micro_batch():
 
 @pytest.mark.parametrize("network", ["batch norm", pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_batch_norm_sees_whole_micro_batches(network):
-    names = ("travels", "batch norm") if network == "batch norm" else (network,)
-    found = findings("training", *names)[network]
+    # Twenty layers amplify the rounding of float32: they are compared in float64.
+    deep = network == "resnet20"
+    found = findings("training", *((network,) if deep else ("travels", "batch norm")), double=deep)[network]
     assert found["moved"] > 1e-3
-    assert found["params"] <= (TOLERANCE if network == "batch norm" else 1e-4)  # 20 layers of float32
+    assert found["params"] <= (1e-12 if deep else TOLERANCE)
     assert found["loss"] <= TOLERANCE
     assert found["one row"]  # all devices go on with the same statistics
-    assert found["statistics"] < 1  # a mean of averages: another one than that of one device
+    assert deep or found["statistics"] < 1  # a mean of averages: another one than that of one device
     assert found["accumulate"] == []
     assert set(found["compilations"].values()) <= {0, 1, 2}

@@ -23,7 +23,7 @@ from tests.devices.ways import DEVICES, collectives, largest_difference, same_bi
 
 CONFIG = Config(
     dataset="digits",
-    epochs=4,
+    epochs=5,
     batch_size=16,
     micro_batch_size=16,
     max_batch_size=256,
@@ -103,15 +103,17 @@ class Normed(nn.Module):
 def batch_norm(model, shape, micro):
     """Two updates: one of a single micro-batch, split, and one of two micro-batches a device."""
     rng = np.random.default_rng(0)
+    dtype = jnp.zeros(()).dtype  # float64 where JAX_ENABLE_X64 says so
 
     def batch(n):
         return {
-            "image": rng.uniform(size=(n, *shape)).astype(np.float32),
+            "image": rng.uniform(size=(n, *shape)).astype(dtype),
             "label": rng.integers(0, 10, n).astype(np.int32),
             "weight": np.ones(n, np.float32),
         }
 
     variables = dict(model.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    variables = jax.tree.map(lambda x: x.astype(dtype), variables)
     params = variables.pop("params")
     optimizer = make_optimizer(Config(lr=0.1))
     mesh = make_mesh(DEVICES)
@@ -129,10 +131,12 @@ def batch_norm(model, shape, micro):
     def micro_batches(batch):
         return [jax.tree.map(lambda x, i=i: x[i : i + micro], batch) for i in range(0, DEVICES * micro, micro)]
 
-    first = functools.partial(init_state, *jax.tree.map(jnp.copy, (params, variables)), optimizer)
+    def first():
+        return init_state(*jax.tree.map(jnp.copy, (params, variables)), optimizer)
+
     one, _ = follow(jit_each, first(), lambda batch: batch, micro_batches)
     on_mesh = functools.partial(parallel.on_mesh, mesh=mesh, dealt=False, micro_batch_size=micro)
-    start = rows.spread(init_state(*jax.tree.map(jnp.copy, (params, variables)), optimizer), mesh)
+    start = rows.spread(first(), mesh)
     got, functions = follow(on_mesh, start, lambda batch: split(batch, mesh), lambda batch: [batch])
     lowered = functions.accumulate.lower(got, split(several[0], mesh))
     return {
