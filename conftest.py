@@ -1,5 +1,18 @@
 """Four virtual CPU devices for every test of a session: the number is fixed once JAX has started."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Compile without optimisation: for tests of large networks or many runs that compute little."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

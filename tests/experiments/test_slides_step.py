@@ -20,6 +20,7 @@ BATCH = 4
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", planned.configs())
 def test_one_update_with_adversarial_examples(name):
     this = grid.load(grid.find([name]))

@@ -377,6 +377,7 @@ def test_robust_training_with_statistics_of_gradients(robust):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("robust", ROBUST)
 def test_every_way_of_robust_training_goes_with_every_rule(method, robust):
