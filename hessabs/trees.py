@@ -150,6 +150,22 @@ def safe_inverse(x: jax.Array) -> jax.Array:
     return jnp.where(x != 0, 1 / jnp.where(x != 0, x, 1), 0)
 
 
+def upcast(x: jax.Array) -> jax.Array:
+    """Bring an array to float32 at the least.
+
+    Args:
+      x: A floating-point array.
+
+    Returns:
+      The array in float32, or as it is where its dtype is wider.
+
+    Example:
+      >>> upcast(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
     """Scale a pytree to norm 1; the zero tree stays zero.
 

@@ -114,7 +114,7 @@ def carlini_wagner(
 
 def _start(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, Any]:
     middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
-    free = jnp.arctanh((losses.upcast(x) - middle) / half * _INSIDE)
+    free = jnp.arctanh((trees.upcast(x) - middle) / half * _INSIDE)
     return free, optax.scale_by_adam().init(free)
 
 
@@ -163,7 +163,7 @@ def _step(
         lead, fallen = losses.per_example(
             lead_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
         )
-        moved = losses.upcast(point) - losses.upcast(inputs)
+        moved = trees.upcast(point) - trees.upcast(inputs)
         size = jnp.sum(moved**2, axis=tuple(range(1, moved.ndim)))
         loss = size + rows.weight * jnp.maximum(confidence - lead, 0)
         return jnp.sum(loss), (loss, point, size, fallen & (lead >= confidence))

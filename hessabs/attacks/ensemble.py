@@ -120,7 +120,7 @@ def _look(
     logits_fn: Partial, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: int
 ) -> tuple[jax.Array, jax.Array]:
     # The rivals of each example, and whether it is classified rightly.
-    logits = losses.upcast(logits_fn(params, inputs))
+    logits = trees.upcast(logits_fn(params, inputs))
     rivals = top_rivals(logits, labels, min(num_targets, logits.shape[-1] - 1))
     return rivals, jnp.argmax(logits, axis=-1) == labels
 

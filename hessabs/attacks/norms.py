@@ -30,7 +30,7 @@ def size(delta: jax.Array, norm: Norm) -> jax.Array:
       >>> [float(size(jnp.array([3.0, -4.0]), norm)) for norm in ("linf", "l2", "l1")]
       [4.0, 5.0, 7.0]
     """
-    delta = jnp.abs(_upcast(delta))
+    delta = jnp.abs(trees.upcast(delta))
     if norm == "linf":
         return jnp.max(delta)
     if norm == "l1":
@@ -67,7 +67,7 @@ def steepest(gradient: jax.Array, norm: Norm) -> jax.Array:
         return jnp.sign(gradient)
     if norm == "l2":
         return trees.normalize(gradient)[0]
-    flat = jnp.abs(_upcast(gradient)).ravel()
+    flat = jnp.abs(trees.upcast(gradient)).ravel()
     count = max(1, round(_L1_FRACTION * flat.size))
     threshold = jax.lax.top_k(flat, count)[0][-1]
     chosen = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
@@ -92,7 +92,7 @@ def project(delta: jax.Array, epsilon: Any, norm: Norm) -> jax.Array:
     References:
       Duchi et al. (2008), "Efficient projections onto the l1-ball", figure 1.
     """
-    wide = _upcast(delta)
+    wide = trees.upcast(delta)
     if norm == "linf":
         inside = jnp.clip(wide, -epsilon, epsilon)
     elif norm == "l2":
@@ -124,7 +124,7 @@ def restrict(point: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, boun
     if bounds is not None:
         point = jnp.clip(point, *bounds)
     if norm == "linf":  # the sum was rounded, perhaps outwards
-        outside = jnp.abs(_upcast(point) - _upcast(inputs)) > epsilon
+        outside = jnp.abs(trees.upcast(point) - trees.upcast(inputs)) > epsilon
         point = jnp.where(outside, jnp.nextafter(point, inputs), point)
     return point
 
@@ -171,7 +171,3 @@ def check_norm(norm: str, allowed: tuple[str, ...] = get_args(Norm)) -> None:
 
 def _shrink(length: jax.Array, epsilon: Any) -> jax.Array:
     return jnp.where(length > epsilon, epsilon * trees.safe_inverse(length), 1)
-
-
-def _upcast(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from hessabs import trees
 from hessabs.attacks import losses
 
 
@@ -64,7 +65,7 @@ def leads(
       ``(logits, leads, gradients)``: (n, classes); ``z_rival - z_label``, (n, num_rivals), below 0 where the
       label wins; its gradient, (n, num_rivals, ...), 0 where it is not finite.
     """
-    logits, pull = jax.vjp(lambda x: losses.upcast(logits_fn(x)), inputs)
+    logits, pull = jax.vjp(lambda x: trees.upcast(logits_fn(x)), inputs)
     one_hot = jax.nn.one_hot(rivals, logits.shape[-1], dtype=logits.dtype)
     if labels is None:
         own = jnp.argmax(jnp.where(one_hot > 0, -jnp.inf, logits[:, None]), axis=-1)

@@ -134,7 +134,7 @@ def _step(
 
     def propose(number: jax.Array, x: jax.Array, point: jax.Array) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(key, number), i)
-        delta = (losses.upcast(point) - losses.upcast(x)).reshape(shape)
+        delta = (trees.upcast(point) - trees.upcast(x)).reshape(shape)
         start, change = (
             (patterns.stripes, patterns.flip) if norm == "linf" else (patterns.tiles, patterns.move_mass)
         )

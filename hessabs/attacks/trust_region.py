@@ -144,7 +144,7 @@ def _begin(
     norm, rival, num_rivals, inputs_key = choice.value
     inputs = get_inputs(batch, inputs_key)
     labels, targets = losses.classes_of(spec.value, batch)
-    logits = losses.upcast(logits_fn(params, inputs))
+    logits = trees.upcast(logits_fn(params, inputs))
     count = check_num_rivals(num_rivals, logits.shape[-1], default=9)
     if targets is None:
         candidates = top_rivals(logits, labels, count)

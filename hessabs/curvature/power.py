@@ -77,7 +77,7 @@ def power_iteration(
     operator = loops.is_compiled(matvec)
     if chosen == "host":
         step: Callable[..., _State] = _jitted_step if operator else _step_outside_jit
-        state = _init(v0)
+        state = _jitted_init(v0)
         # Reading the flag waits for the product, which the next one needs anyway; what it buys is every
         # product after convergence.
         for _ in range(max_iters):
@@ -128,6 +128,7 @@ def _step(matvec: MatVec, state: _State, rtol: Any) -> _State:
     return _advance(state, vector, product, rtol)
 
 
+_jitted_init = jax.jit(_init)
 _jitted_step = jax.jit(_step)
 _jitted_direction = jax.jit(lambda product: trees.normalize(product)[0])
 _jitted_advance = jax.jit(_advance)

@@ -6,6 +6,7 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
 from hessabs.models import layers
 
 _POOLED = 6  # side of the map that the fully connected layers see
@@ -38,7 +39,7 @@ class AlexNet(nn.Module):
         for width in self.hidden:
             x = layers.Dropout(self.dropout)(x, train)
             x = nn.relu(layers.dense(x, width, dtype=self.dtype))
-        return layers.as_logits(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
 
 
 def alexnet(num_classes: int = 1000, *, dtype: Dtype | None = None) -> AlexNet:

@@ -7,6 +7,7 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
 from hessabs.models import layers
 
 
@@ -29,7 +30,7 @@ class C1(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(layers.dense(x, width, dtype=self.dtype))
-        return layers.as_logits(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
 
 
 def c1(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:

@@ -191,11 +191,6 @@ def check_images(x: jax.Array, smallest: int = 1) -> None:
         )
 
 
-def as_logits(x: jax.Array) -> jax.Array:
-    """Return ``x`` in float32 at least, whatever the computation was in."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def check_classes(num_classes: int) -> None:
     """Refuse a number of classes below 1.
 

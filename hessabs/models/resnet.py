@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
 from hessabs.models import layers
 
 
@@ -51,7 +52,7 @@ class ResNet(nn.Module):
                     x = norm(conv(x, y.shape[-1], 1, stride))
                 x = nn.relu(x + y)
         x = jnp.mean(x, axis=(1, 2))
-        return layers.as_logits(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
 
 
 def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:

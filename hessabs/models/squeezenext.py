@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
 from hessabs.models import layers
 
 
@@ -44,7 +45,7 @@ class SqueezeNext(nn.Module):
                 shortcut = x if channels == width and stride == 1 else norm(conv(x, width, 1, stride))
                 x = nn.relu(y + nn.relu(shortcut))
         x = jnp.mean(unit(x, 128, 1), axis=(1, 2))
-        return layers.as_logits(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
 
 
 def squeezenext23(num_classes: int = 10, *, dtype: Dtype | None = None) -> SqueezeNext:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
 from hessabs.models import layers
 
 
@@ -36,7 +37,7 @@ class WideResNet(nn.Module):
                 x = shortcut + conv(y, width, 3)
         x = jnp.mean(nn.relu(norm(x)), axis=(1, 2))
         x = layers.dense(x, self.num_classes, dtype=self.dtype, bias_init=nn.initializers.zeros)
-        return layers.as_logits(x)
+        return trees.upcast(x)
 
 
 def wide_resnet16_4(num_classes: int = 10, *, dtype: Dtype | None = None) -> WideResNet:

@@ -18,7 +18,7 @@ from hessabs.attacks.losses.carrying import (
 )
 from hessabs.attacks.losses.criteria import cross_entropy, dlr, kl, margin
 from hessabs.attacks.losses.examples import check_classes, has_fallen, per_example, with_gradient
-from hessabs.attacks.losses.logits import other_classes, take_class, upcast
+from hessabs.attacks.losses.logits import other_classes, take_class
 
 __all__ = [
     "Criterion",
@@ -37,6 +37,5 @@ __all__ = [
     "parts",
     "per_example",
     "take_class",
-    "upcast",
     "with_gradient",
 ]

@@ -9,7 +9,6 @@ from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks.inputs import get_inputs
-from hessabs.attacks.losses.logits import upcast
 from hessabs.typing import LossFn, Params
 
 LogitsFn = Callable[[Params, Any], jax.Array]
@@ -116,7 +115,7 @@ def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
 
 
 def _mean_loss(logits_fn: LogitsFn, spec: trees.Static, params: Params, batch: Any) -> jax.Array:
-    logits = upcast(logits_fn(params, get_inputs(batch, spec.value.inputs_key)))
+    logits = trees.upcast(logits_fn(params, get_inputs(batch, spec.value.inputs_key)))
     return jnp.mean(spec.value.criterion(logits, *classes_of(spec.value, batch)))
 
 

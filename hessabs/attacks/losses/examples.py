@@ -9,7 +9,6 @@ import numpy as np
 from hessabs import trees
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.losses.carrying import Spec, carries_logits, classes_of, parts
-from hessabs.attacks.losses.logits import upcast
 from hessabs.typing import LossFn, Params
 
 
@@ -29,13 +28,13 @@ def per_example(
     """
     if carries_logits(loss_fn):
         logits_fn, spec = parts(loss_fn)
-        logits = upcast(logits_fn(params, get_inputs(batch, spec.inputs_key)))
+        logits = trees.upcast(logits_fn(params, get_inputs(batch, spec.inputs_key)))
         return spec.criterion(logits, *classes_of(spec, batch)), has_fallen(spec, logits, batch)
 
     def alone(example: Any) -> jax.Array:
         return loss_fn(params, jax.tree.map(lambda x: x[None], example))
 
-    values = upcast(jax.vmap(alone)(batch))
+    values = trees.upcast(jax.vmap(alone)(batch))
     return values, jnp.zeros(values.shape, bool)
 
 

@@ -28,8 +28,3 @@ def take_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
       Shape (n,).
     """
     return jnp.take_along_axis(logits, classes[:, None].astype(jnp.int32), axis=-1)[:, 0]
-
-
-def upcast(x: jax.Array) -> jax.Array:
-    """Return an array in its dtype, float32 at the least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from hessabs import trees
 from hessabs.attacks import losses
 from hessabs.training.losses import cross_entropy, evaluation_logits, training_logits, weighted_mean
 from hessabs.training.robust.inner import InnerAttack
@@ -59,4 +60,4 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
 
 @jax.jit
 def _probabilities(logits_fn: Partial, params: Params, image: jax.Array) -> jax.Array:
-    return jax.nn.softmax(losses.upcast(logits_fn(params, image)))
+    return jax.nn.softmax(trees.upcast(logits_fn(params, image)))
