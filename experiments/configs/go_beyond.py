@@ -21,12 +21,22 @@ BASE = {
 
 _KEPT = {"fraction_decrease": 1.0, "adversarial_epochs": 90}
 
+_EARLY = {"lr_decay_epochs": (20, 50, 75)}  # the phase of the large rate holds most of the updates
+
 GRID = {
     **{
         f"stability_{threshold}": {"method": "stability", "threshold": threshold, **_KEPT}
-        for threshold in (1.0, 1.5, 2.0)
+        for threshold in (1.0, 1.25, 1.5, 2.0)
     },
+    **{
+        f"stability_{threshold}_early": {"method": "stability", "threshold": threshold, **_KEPT, **_EARLY}
+        for threshold in (0.75, 1.0)
+    },
+    "stability_1.0_4096_images": {
+        "method": "stability", "threshold": 1.0, "hessian_batch_size": 4096, **_KEPT,
+    },
+    "stability_1.0_more": {"method": "stability", "threshold": 1.0, **_KEPT, "adversarial_fraction": 0.4},
     "stability_2.0_sqrt": {"method": "stability", "threshold": 2.0, "lr_coupling": "sqrt", **_KEPT},
     "absa": {"method": "absa"},
     "bl_kept": {"method": "bl", **_KEPT},
-}
+}  # fmt: skip
