@@ -8,8 +8,8 @@ every image, and as `multiattack` through its `MultiAttack`, which gives a resta
 Networks are trained here on 20,000 images with Adam. The peers run in a process of their own, so that thread
 pools do not fight; `--peer_python` names its interpreter, which needs torch (CPU), foolbox and torchattacks.
 
-The network with convolutions is given to hessabs twice: with flax's `max_pool`, whose gradient XLA computes
-slowly on CPUs, and with the same pooling written with a reshape. Measurements add up in attacks.json beside
+The network with convolutions pools by a reshape; with `--flax_pooling` it is given to hessabs with flax's
+`max_pool` too, whose gradient XLA computes slowly on CPUs. Measurements add up in attacks.json beside
 this file, by network and by who ran, and attacks.md is written from it: a slow peer can be measured in a call
 of its own.
 """
@@ -44,6 +44,7 @@ _DATA_DIR = flags.DEFINE_string(
 _NETWORKS = flags.DEFINE_list("networks", ["mlp", "cnn"], "which networks")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "timed runs of each")
 _PEERS = flags.DEFINE_list("peers", ["foolbox", "torchattacks", "multiattack"], "who else runs; empty for none")
+_FLAX_POOLING = flags.DEFINE_bool("flax_pooling", False, "measure flax's max_pool too")
 _PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "interpreter of the peers")
 HERE = pathlib.Path(__file__).parent
 SETTING: dict[str, Any] = {"epsilon": 0.05, "step_size": 0.005, "steps": 40, "restarts": 10}
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     for name in _NETWORKS.value:
         rows = record.setdefault(name, {})
         networks: dict[str, nn.Module] = {"hessabs": models.mlp()} if name == "mlp" else {"hessabs": CNN()}
-        if name == "cnn":
+        if name == "cnn" and _FLAX_POOLING.value:
             networks["hessabs, max_pool of flax"] = CNN(reshape=False)
         variables = train(networks["hessabs"], dataset)
         image = dataset.test["image"][:IMAGES].astype(np.float32) / 255

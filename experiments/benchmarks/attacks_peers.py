@@ -87,7 +87,8 @@ def to_torch(name: str, arrays: dict[str, np.ndarray]) -> torch.nn.Module:
         # Flattening (C, H, W) there, (H, W, C) here.
         rows = np.arange(7 * 7 * 32).reshape(7, 7, 32).transpose(2, 0, 1).ravel()
         layers = [convolution("Conv_0"), relu, pool, convolution("Conv_1"), relu, pool]
-        layers += [flatten, dense("Dense_0", rows), relu, dense("Dense_1")]
+        # flax numbers layers as they are made: the last one is written first.
+        layers += [flatten, dense("Dense_1", rows), relu, dense("Dense_0")]
     return torch.nn.Sequential(*layers).eval()
 
 

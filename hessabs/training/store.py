@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hessabs.training import heap
 from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
 
 _ITEMS = ("arrays", "record")
@@ -67,6 +68,7 @@ class Store:
           OSError: If an earlier one could not be written.
         """
         self._keep.accuracy = dict(accuracy)
+        heap.give_back()
         self._guard(
             lambda: self._open().save(
                 samples,
