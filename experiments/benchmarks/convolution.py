@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
 from hessabs import models
+from hessabs.convolutions import in_parts
 from hessabs.models import layers
 from hessabs.training.losses import training_loss
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     ]
     for title, make_cases in (
         ("3x3 max pooling of stride 2, 28x28x16", pooling),
-        ("training step of c1_small, 28x28x1", c1_steps),
+        ("gradient of c1_small, 28x28x1", c1_steps),
+        ("gradient of resnet20, 32x32x3", resnet20_steps),
         ("5x5 convolution, 14x14, 16 to 16 channels", lambda: convolutions(14, 16, 5)),
         ("3x3 convolution, 32x32, 16 to 16 channels", lambda: convolutions(32, 16, 3)),
         ("3x3 convolution, 8x8, 64 to 64 channels", lambda: convolutions(8, 64, 3)),
@@ -122,6 +124,24 @@ def c1_steps() -> dict[str, Callable[[], Any]]:
         return lambda: compiled(params)
 
     return {"XLA's own": step(windowed_maximum), "folded slices": step(layers.max_pool)}
+
+
+def resnet20_steps() -> dict[str, Callable[[], Any]]:
+    """Compare the gradient of a deep network with one whose kernel gradients are cut along the batch."""
+    batch = {
+        "image": jax.random.uniform(jax.random.key(0), (128, 32, 32, 3)),
+        "label": jnp.arange(128) % 10,
+        "weight": jnp.ones(128),
+    }
+    model = models.resnet20()
+    state = dict(model.init(jax.random.key(1), batch["image"]))
+    params = state.pop("params")
+
+    def gradient(params: Any) -> Any:
+        return jax.value_and_grad(lambda p: training_loss(model, state, p, batch)[0])(params)
+
+    own, cut = jax.jit(gradient), jax.jit(in_parts(gradient))
+    return {"XLA's own": lambda: own(params), "kernel gradients in parts": lambda: cut(params)}
 
 
 def convolutions(side: int, channels: int, kernel: int) -> dict[str, Callable[[], Any]]:

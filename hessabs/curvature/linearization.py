@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
 from hessabs import collectives, trees
-from hessabs.curvature.convolutions import inner_jaxprs, split_kernel_gradients
+from hessabs.convolutions import inner_jaxprs, split_kernel_gradients
 from hessabs.typing import Batch, MatVec, Params
 
 Linearize = bool | Literal["auto"]

@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hessabs import collectives
+from hessabs import collectives, convolutions
 from hessabs.attacks import num_replaced
 from hessabs.training.mesh import DATA
 from hessabs.training.rows import AVERAGED, FIRST, PER_DEVICE, SUMMED, collect, row_specs
@@ -106,8 +106,10 @@ def _local(function: Callable[..., TrainState], mesh: Mesh) -> Callable[..., Tra
       The same for a state with rows; no device hears of another.
     """
 
+    cut = convolutions.in_parts(function)  # of the device's own part: nothing is moved
+
     def local(state: TrainState, batch: Any, *rest: Any) -> TrainState:
-        return _with_row(function(_numbered(_without_row(state)), batch, *rest), numbered=True)
+        return _with_row(cut(_numbered(_without_row(state)), batch, *rest), numbered=True)
 
     return _mapped(local, mesh, P(DATA))
 
@@ -143,9 +145,11 @@ def _at_once(
       ``(state, batch, *fraction, lr_scale) -> state`` for a state with rows.
     """
 
+    cut = convolutions.in_parts(accumulate)
+
     def update(state: TrainState, batch: Any, *rest: Any) -> TrainState:
         *fraction, lr_scale = rest
-        state = accumulate(_numbered(_without_row(state)), batch, *fraction)
+        state = cut(_numbered(_without_row(state)), batch, *fraction)
         state = _without_number(state)
         return _with_row(apply_update(_total(state), lr_scale))
 

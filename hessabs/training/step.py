@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs import trees
+from hessabs import convolutions, trees
 from hessabs.batch_size import GradientStatistics
 from hessabs.training.losses import scale_images
 from hessabs.training.robust import Objective
@@ -54,7 +54,11 @@ def jit_each(functions: StepFunctions) -> StepFunctions:
       The same, jitted.
     """
     jit = functools.partial(jax.jit, donate_argnums=0)
-    jitted = {name: jit(function) for name, function in functions._asdict().items() if name != "perturb"}
+    jitted = {
+        name: jit(convolutions.in_parts(function))
+        for name, function in functions._asdict().items()
+        if name != "perturb"
+    }
     return functions._replace(**jitted)
 
 

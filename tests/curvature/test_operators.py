@@ -232,3 +232,18 @@ def test_unknown_options_are_refused():
 
 def _flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float64)
+
+
+@pytest.mark.parametrize("linearize", [True, False])
+def test_the_hessian_of_a_large_batch(make_problem, random_like, linearize):
+    problem = make_problem("conv", num_examples=150)
+    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
+    vector = random_like(problem.params)
+    gradient = jax.grad(lambda p: problem.loss_fn(p, problem.batch))
+    want = jax.jvp(gradient, (problem.params,), (vector,))[1]
+    for a, b in zip(jax.tree.leaves(operator(vector)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    if jax.default_backend() == "cpu":
+        plain = jax.make_jaxpr(lambda v: jax.jvp(gradient, (problem.params,), (v,))[1])(vector)
+        programs = [str(p).count("= conv_general_dilated") for p in (jax.make_jaxpr(operator)(vector), plain)]
+        assert programs[0] > programs[1] - linearize  # kernel gradients are cut along the batch

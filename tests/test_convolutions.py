@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs import curvature
-from hessabs.curvature.convolutions import split_kernel_gradients
+from hessabs.convolutions import in_parts, split_kernel_gradients
 
 OPTIONS = {
     "same": {"window_strides": (1, 1), "padding": "SAME"},
@@ -75,15 +74,24 @@ def test_inside_loops_branches_and_calls():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("linearize", [True, False])
-def test_the_hessian_of_a_large_batch(make_problem, random_like, linearize):
-    problem = make_problem("conv", num_examples=150)
-    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
-    vector = random_like(problem.params)
-    gradient = jax.grad(lambda p: problem.loss_fn(p, problem.batch))
-    want = jax.jvp(gradient, (problem.params,), (vector,))[1]
-    for a, b in zip(jax.tree.leaves(operator(vector)), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    if jax.default_backend() == "cpu":
-        plain = jax.make_jaxpr(lambda v: jax.jvp(gradient, (problem.params,), (v,))[1])(vector)
-        assert _convolutions(jax.make_jaxpr(operator)(vector)) > _convolutions(plain) - linearize
+def test_a_function_of_trees_in_parts():
+    loss, kernel, images = _case("same", LAYOUTS[0])
+
+    def step(state, images):
+        value, gradient = jax.value_and_grad(loss)(state["kernel"], images)
+        return {"kernel": state["kernel"] - 0.1 * gradient, "count": state["count"] + 1}, value
+
+    state = {"kernel": kernel, "count": jnp.zeros((), jnp.int32)}
+    cut = jax.jit(in_parts(step))
+    (want, want_value), (got, value) = step(state, images), cut(state, images)
+    np.testing.assert_allclose(value, want_value, rtol=1e-6)
+    np.testing.assert_allclose(got["kernel"], want["kernel"], rtol=1e-5, atol=1e-7)
+    assert int(got["count"]) == 1
+    programs = (jax.make_jaxpr(f)(state, images) for f in (step, cut))
+    plain, parts = map(_convolutions, programs)
+    assert parts == plain + 2 * (jax.default_backend() == "cpu")  # 70 = 32 + 32 + 6
+
+
+def test_other_backends_are_left_alone(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert in_parts(_case) is _case
