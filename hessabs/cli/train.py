@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import durability, metrics, processes
+    from hessabs.training import durability, metrics, processes, sharing
     from hessabs.training.config import Config
     from hessabs.training.interruption import Interrupted
     from hessabs.training.loop import train
@@ -53,24 +53,18 @@ def main(argv: Sequence[str]) -> int:
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
         processes.join(values.coordinator, values.num_processes, values.process_id)
-        alone = values.coordinator is None
-        if not alone and (options.resume or options.on_nan != "stop"):
-            raise ValueError("--resume and --on_nan=rewind need a run of one process; leave --coordinator out.")
-        writes = alone or processes.is_first()
-        if writes:
-            metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
+        sharing.on_first(lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume))
         run = set_up(read_config(Config, values))
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
-        # What is saved on the way is that of one process; of several the first writes the results.
-        summary = train(run, workdir if writes else None, options if alone else None).summary
+        summary = train(run, workdir, options).summary
     except (FloatingPointError, ValueError, OSError) as error:
         return refuse(error)
     except Interrupted as error:
         refuse(error)
         return 128 + error.signum
-    if not writes:
+    if not processes.is_first():
         return 0
     print(table({summary["method"]: summary}))
     print(f"curves: {workdir / metrics.CURVES}")

@@ -5,8 +5,10 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 
 from hessabs.training.metrics import PARAMS
+from hessabs.training.sharing import on_first, tree_of_first
 
 
 def save_params(workdir: pathlib.Path, params: Any, model_state: Any) -> None:
@@ -22,14 +24,7 @@ def save_params(workdir: pathlib.Path, params: Any, model_state: Any) -> None:
     folder = workdir.absolute() / PARAMS
     if folder.exists():
         shutil.rmtree(folder)
-    options: dict[str, Any] = {}
-    if jax.process_count() > 1:  # this one writes; the others know nothing of it
-        options["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix=PARAMS,
-        )
-    with ocp.StandardCheckpointer(**options) as checkpointer:
+    with ocp.StandardCheckpointer(**alone(PARAMS)) as checkpointer:
         # From the host: the file must not remember how many devices there were.
         saved = jax.device_get({"params": params, "model_state": model_state})
         checkpointer.save(folder, saved)
@@ -38,7 +33,8 @@ def save_params(workdir: pathlib.Path, params: Any, model_state: Any) -> None:
 def load_params(workdir: pathlib.Path, params: Any, model_state: Any) -> tuple[Any, Any]:
     """Read the network of a finished run.
 
-    Nothing is unpickled: the files hold arrays and their names.
+    Nothing is unpickled: the files hold arrays and their names. Of several processes all must call; the first
+    reads.
 
     Args:
       workdir: The folder of the run.
@@ -54,9 +50,38 @@ def load_params(workdir: pathlib.Path, params: Any, model_state: Any) -> tuple[A
     import orbax.checkpoint as ocp
 
     folder = workdir.absolute() / PARAMS
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir} holds no trained network ({PARAMS}): train one there first.")
-    like = jax.eval_shape(lambda: {"params": params, "model_state": model_state})
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.restore(folder, like)
+    like = {"params": params, "model_state": model_state}
+    saved = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+
+    def read() -> None:
+        nonlocal saved
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{workdir} holds no trained network ({PARAMS}): train one there first.")
+        several = jax.process_count() > 1  # on the host, for the others wait for it
+        with ocp.StandardCheckpointer(**alone(PARAMS)) as checkpointer:
+            saved = checkpointer.restore(folder, saved if several else jax.eval_shape(lambda: like))
+
+    on_first(read)
+    saved = tree_of_first(saved)
     return saved["params"], saved["model_state"]
+
+
+def alone(name: str) -> dict[str, Any]:
+    """Say to orbax that this process reads and writes, and the others know nothing of it.
+
+    Args:
+      name: What it reads or writes, another name for each.
+
+    Returns:
+      Keyword arguments for orbax's classes; none where there is one process.
+    """
+    if jax.process_count() == 1:
+        return {}
+    import orbax.checkpoint as ocp
+
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=name,
+    )
+    return {"multiprocessing_options": options}

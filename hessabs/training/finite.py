@@ -30,7 +30,7 @@ def check_loss(run: Run, state: LoopState) -> None:
     Raises:
       NonFiniteError: Naming the update.
     """
-    update = int(jnp.max(state.train.nonfinite_update))  # of all devices
+    update = int(_largest(state.train.nonfinite_update))  # of all devices
     if update:
         # At the end of an epoch the position is already that of the next one.
         epoch = state.position.epoch + (state.position.index > 0)
@@ -56,6 +56,11 @@ def check_params(state: LoopState) -> None:
         raise NonFiniteError(
             f"The params are not finite after the last update, {state.updates}; lower --lr.", state.updates
         )
+
+
+@jax.jit
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(x)
 
 
 def learning_rate(run: Run, decision: Decision) -> float:

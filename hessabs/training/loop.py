@@ -10,9 +10,8 @@ import numpy as np
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
-from hessabs.training import checkpoint, metrics, processes
+from hessabs.training import processes
 from hessabs.training.clock import Clock
-from hessabs.training.curves import draw_curves
 from hessabs.training.durability import Durability
 from hessabs.training.feed import make_reader
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
@@ -45,12 +44,12 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
     A batch of B examples is accumulated from B / micro_batch_size micro-batches. The controller's decision is
     taken up when an update is complete and holds until the next one is: no update mixes two batch sizes.
     Accumulation runs on across the ends of epochs; what is left of it at the end of the training makes no
-    update (so the counts of updates are the paper's).
+    update (so the counts of updates are the paper's). Several processes all call this with the same arguments.
 
     Args:
       run: What ``set_up`` made. Its state is used up.
       workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params, locked
-        against other runs; None writes nothing.
+        against other runs; None writes nothing. Of several processes the first alone uses it.
       durability: How the run is saved in ``workdir``, and whether it goes on from what was saved there; None
         saves nothing on the way.
 
@@ -65,10 +64,9 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
       Interrupted: After SIGTERM or Ctrl-C, with ``durability`` alone, when the run is saved.
     """
     with Session(run, workdir, durability) as session:
-        summary = session.finished()
-        if workdir is not None and summary is not None:
-            saved = checkpoint.load_params(workdir, run.state.params, run.state.model_state)
-            return Result(*saved, summary, metrics.read_lines(workdir / metrics.METRICS))
+        left = session.finished()
+        if left is not None:
+            return Result(*left)
         snapshot = session.begin()
         while True:
             try:
@@ -79,10 +77,7 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
         last = run.view(state.train)
         final = run.measure_final(last, state.eigenvector)
         summary = summarize(run, last, records, final, session.seconds())
-        if workdir is not None:
-            checkpoint.save_params(workdir, last.params, last.model_state)
-            draw_curves(workdir / metrics.CURVES, {run.config.method: records})
-            metrics.write_json(workdir / metrics.SUMMARY, summary)
+        session.finish(last, records, summary)
     return Result(last.params, last.model_state, summary, records)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 DATA = "data"
@@ -75,6 +75,21 @@ def on_all(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return tree
     return jax.device_put(jax.tree.map(np.asarray, tree), NamedSharding(mesh, P()))
+
+
+def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Put an array where another one lies; no process asks another one whether it has the same.
+
+    Args:
+      array: The whole array, the same in all processes.
+      sharding: Where to.
+
+    Returns:
+      The array on the devices.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def split(batch: Any, mesh: Mesh | None) -> Any:

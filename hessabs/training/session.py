@@ -1,37 +1,37 @@
-"""The folder of a run while it runs: its lock, its lines, its checkpoints, and the ways back to them."""
+"""A run while it runs: where it begins, when it is saved, and the ways back.
+
+Of several processes the first alone touches the folder (``hessabs.training.folder``); all of them call the same
+methods in the same order, and go on alike.
+"""
 
 import contextlib
-import json
 import pathlib
-import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from hessabs.training import contradictions, durability, metrics
+import jax
+
+from hessabs.training import checkpoint, durability, metrics, processes, sharing
+from hessabs.training.curves import draw_curves
 from hessabs.training.durability import Durability, Marks
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
+from hessabs.training.folder import Folder, Found
 from hessabs.training.interruption import Interrupted, Wish, catch_signals
-from hessabs.training.lock import lock_workdir
 from hessabs.training.loop_state import start
-from hessabs.training.manifest import DamagedError
-from hessabs.training.regroup import regroup
-from hessabs.training.rewinds import MOST_REWINDS, dropped, next_event
+from hessabs.training.poll import Poll
 from hessabs.training.setup import Run
 from hessabs.training.snapshot import Snapshot, arrays_of, record_of, restore, templates
-
-if TYPE_CHECKING:
-    from hessabs.training.store import Saved, Store
-
-_FORMAT = 1
+from hessabs.training.state import TrainState
 
 
 class Session:
-    """The folder of a run while it runs. A class, against the house rule: a handle on files and signals.
+    """A run while it runs. A class, against the house rule: a handle on files and signals.
 
     Args:
       run: The run.
-      workdir: Its folder; None writes nothing.
+      workdir: Its folder, the same in all processes; None writes nothing.
       options: How it is saved; None makes no checkpoints.
     """
 
@@ -42,51 +42,77 @@ class Session:
         self._period = durability.parse_period(self._options.checkpoint_every)
         self._saves = workdir is not None and options is not None
         self._like = start(run)
+        self._folder = Folder(workdir or pathlib.Path(), run, options, self._like)
         self._started = time.perf_counter()
         self._before = 0.0
         self._saved = Marks(0, 0, 0, 0)
-        self._wish = Wish()
-        self._store: Store | None = None
+        self._wish, self._poll = Wish(), Poll()
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            if self._workdir is not None:
-                stack.enter_context(lock_workdir(self._workdir))
-            if self._workdir is not None and self._saves:
-                from hessabs.training.store import Store  # orbax takes a while to import
-
-                self._store = Store(self._workdir / metrics.CHECKPOINTS, self._options.keep_checkpoints)
+            if self._saves:
                 self._wish = stack.enter_context(catch_signals())
+            if self._workdir is not None:
+                sharing.on_first(self._folder.open)
+                stack.push(self._close)
             self._exit = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._exit:
-            if self._store is not None and kind is None:
-                self._store.close()
-            elif self._store is not None:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
-                    self._store.close()
+        self._exit.__exit__(kind, error, trace)
 
-    def finished(self) -> dict[str, Any] | None:
-        """Return the summary of the run that the folder holds, if it is to go on and has finished.
+    def _close(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            sharing.on_first(self._folder.close)
+        elif processes.is_first():  # the others may be gone
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                self._folder.close()
+
+    def finished(self) -> tuple[Any, Any, dict[str, Any], list[dict[str, Any]]] | None:
+        """Return what the run left that the folder holds, if it is to go on and has finished.
+
+        Returns:
+          (params, model state, summary, records), or None.
 
         Raises:
           ValueError: If it is another run.
         """
-        path = None if self._workdir is None else self._workdir / metrics.SUMMARY
-        if self._store is None or not self._options.resume or path is None or not path.exists():
+        if self._workdir is None or not self._saves or not self._options.resume:
             return None
-        summary: dict[str, Any] = json.loads(path.read_text())
-        contradictions.refuse_contradictions({"config": summary}, self._run)
-        _say(f"the run in {self._workdir} has finished; nothing is left to do.")
-        return summary
+        workdir = self._workdir
+        summary = sharing.on_first(self._folder.finished)
+        if summary is None:
+            return None
+        network = jax.eval_shape(self._run.view, self._run.state)
+        saved = checkpoint.load_params(workdir, network.params, network.model_state)
+        return *saved, summary, sharing.on_first(lambda: metrics.read_lines(workdir / metrics.METRICS))
+
+    def finish(self, last: TrainState, records: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        """Write what a run leaves: its network, a picture, and the summary, which says that it has finished.
+
+        Args:
+          last: Its last state, as one device would have it.
+          records: Its lines.
+          summary: Its summary.
+        """
+        if self._workdir is None:
+            return
+        workdir = self._workdir
+
+        def write() -> None:
+            checkpoint.save_params(workdir, last.params, last.model_state)
+            draw_curves(workdir / metrics.CURVES, {self._run.config.method: records})
+            metrics.write_json(workdir / metrics.SUMMARY, summary)
+
+        sharing.on_first(write)
 
     def seconds(self) -> float:
-        """Return the seconds that the run took so far, in all its processes."""
+        """Return the seconds that the run took so far, in all its lives."""
         return self._before + time.perf_counter() - self._started
 
     def begin(self) -> Snapshot:
@@ -98,53 +124,54 @@ class Session:
         fresh = Snapshot(self._like, [], {})
         if self._workdir is None:
             return fresh
-        if self._store is not None and self._options.resume:
-            metrics.refuse_links(self._workdir)
-            snapshot = self._store.latest(self._read)
+        if self._saves and self._options.resume:
+            snapshot = self._go_to(lambda: self._folder.find())
             if snapshot is not None:
-                state, self._before = snapshot.state, snapshot.seconds
-                _say(f"going on after {state.samples} examples (epoch {state.position.epoch + 1}).")
-                return self._return_to(snapshot)
-            if (self._workdir / metrics.METRICS).exists():
-                _say("there is no checkpoint to go on from; starting anew.")
-        metrics.start_workdir(self._workdir)
-        if self._store is not None and self._options.on_nan == "rewind":
-            self._save(self._store, fresh)
+                self._before = snapshot.seconds
+                return snapshot
+        sharing.on_first(self._folder.start_anew)
+        if self._saves and self._options.on_nan == "rewind":
+            self._save(fresh)
         return fresh
 
     def append(self, record: dict[str, Any]) -> None:
         """Write the record of an epoch."""
         if self._workdir is not None:
-            metrics.append_line(self._workdir / metrics.METRICS, record)
+            sharing.on_first(lambda: self._folder.append(record))
 
     def between_steps(self, snapshot: Snapshot) -> None:
-        """Save the run if it is time to, and end it if it was asked to end.
+        """Save the run if it is time to, and end it if it was asked to end; all processes do it here or none.
 
         Raises:
-          Interrupted: After a signal, when the run is on disk.
+          Interrupted: After a signal to any process, when the run is on disk.
           NonFiniteError: If the run is not worth saving.
           OSError: If a checkpoint could not be written.
         """
-        if self._store is None:
+        if not self._saves:
             return
-        signum, samples = self._wish.signum, snapshot.state.samples
         due = self._period.has_passed(self._marks(snapshot), self._saved)
+        signum = self._wish.signum
+        if jax.process_count() > 1:
+            # What is counted is the same in all; clocks and signals are not.
+            late, signum = self._poll.ask(due, signum)
+            due = late if self._period.unit == "min" else due
+        samples = snapshot.state.samples
         if (due or signum is not None) and samples != self._saved.samples:
-            self._save(self._store, snapshot)
+            self._save(snapshot)
         if signum is not None:
-            self._store.wait()
+            sharing.on_first(lambda: self._folder.store.wait())
             raise Interrupted(f"saved after {samples} examples; --resume goes on there.", signum)
 
     def check(self) -> None:
-        """Raise OSError if a checkpoint could not be written."""
-        if self._store is not None:
-            self._store.check()
+        """Raise OSError if a checkpoint could not be written; for a single process, which need not agree."""
+        if self._saves:
+            self._folder.store.check()
 
     def rewind(self, error: NonFiniteError) -> Snapshot:
         """Return to the last checkpoint, to go on with the batch of an update dropped.
 
         Args:
-          error: What happened. If it happens again there, more batches are dropped, from before it on.
+          error: What happened.
 
         Returns:
           Where to go on.
@@ -153,63 +180,42 @@ class Session:
           NonFiniteError: The error, where rewinding was not asked for.
           FloatingPointError: If the run was rewound too often.
         """
-        if self._store is None or self._workdir is None or self._options.on_nan != "rewind":
+        if not self._saves or self._options.on_nan != "rewind":
             raise error
-        events = self._events()
-        if len(events) >= MOST_REWINDS:
-            raise FloatingPointError(f"{error} It was rewound {MOST_REWINDS} times: that is enough.") from error
-        self._store.wait()
-        metrics.write_lines(self._workdir / metrics.EVENTS, [*events, next_event(events, error.update)])
-        snapshot = self._store.latest(self._read)
+        snapshot = self._go_to(lambda: self._folder.rewind(error))
         if snapshot is None:
             raise error
-        _say(f"{error} Rewinding to {snapshot.state.samples} examples, see {metrics.EVENTS}.")
-        return self._return_to(snapshot)
+        return snapshot
 
-    def _save(self, store: "Store", snapshot: Snapshot) -> None:
-        check_loss(self._run, snapshot.state)
-        check_params(snapshot.state)
-        events = self._events()
-        record = {
-            "format": _FORMAT,
-            **contradictions.describe(self._run),
-            "devices": self._run.devices,
-            **record_of(snapshot._replace(seconds=self.seconds())),
-            "events": len(events),
-        }
-        accuracy = {line["samples"]: line["test_accuracy"] for line in snapshot.records}
-        store.save(snapshot.state.samples, arrays_of(snapshot.state), record, accuracy)
-        self._saved = self._marks(snapshot)
+    def _go_to(self, find: Callable[[], Found | None]) -> Snapshot | None:
+        found: Found | None = None
 
-    def _read(self, saved: "Saved") -> Snapshot:
-        if saved.record.get("format") != _FORMAT:
-            raise DamagedError(f"record: its format is {saved.record.get('format')!r} and not {_FORMAT}")
-        try:
-            contradictions.refuse_contradictions(saved.record, self._run)
-            now, then = self._run.devices, int(saved.record["devices"])
-            arrays = saved.read_arrays(templates(self._like, now, then))
-            arrays = {name: regroup(name, array, now, then) for name, array in arrays.items()}
-            snapshot = restore(self._like, arrays, saved.record)
-            unknown = self._events()[int(saved.record["events"]) :]
-        except (KeyError, TypeError, IndexError) as error:
-            raise DamagedError(f"record: {type(error).__name__} {error}") from error
-        state = snapshot.state
-        return snapshot._replace(state=state._replace(drops=dropped(state.drops, unknown, state.updates)))
+        def read() -> dict[str, Any] | None:
+            nonlocal found
+            found = find()
+            return None if found is None else found.record
 
-    def _return_to(self, snapshot: Snapshot) -> Snapshot:
-        assert self._workdir is not None
-        metrics.write_lines(self._workdir / metrics.METRICS, snapshot.records)
+        record = sharing.on_first(read)
+        if record is None:
+            return None
+        if jax.process_count() > 1:
+            arrays = sharing.tree_of_first(templates(self._like) if found is None else found.arrays)
+            snapshot = restore(self._like, arrays, record)
+        else:
+            assert found is not None
+            snapshot = found.snapshot
         self._saved = self._marks(snapshot)
         return snapshot
 
-    def _events(self) -> list[dict[str, Any]]:
-        path = self._workdir / metrics.EVENTS if self._workdir is not None else None
-        return metrics.read_lines(path) if path is not None and path.exists() else []
+    def _save(self, snapshot: Snapshot) -> None:
+        check_loss(self._run, snapshot.state)
+        check_params(snapshot.state)
+        arrays = arrays_of(snapshot.state)
+        record = record_of(snapshot._replace(seconds=self.seconds()))
+        accuracy = {line["samples"]: line["test_accuracy"] for line in snapshot.records}
+        sharing.on_first(lambda: self._folder.save(arrays, record, accuracy))
+        self._saved = self._marks(snapshot)
 
     def _marks(self, snapshot: Snapshot) -> Marks:
         state, minutes = snapshot.state, (time.perf_counter() - self._started) / 60
         return Marks(state.updates, state.samples, minutes, state.position.epoch)
-
-
-def _say(text: str) -> None:
-    print(f"hessabs: {text}", file=sys.stderr)

@@ -12,7 +12,9 @@ import numpy as np
 
 from hessabs.data import Position
 from hessabs.training.loop_state import Decision, Drop, LoopState
+from hessabs.training.mesh import place
 from hessabs.training.regroup import saved_shape
+from hessabs.training.sharing import to_host
 
 _ARRAYS = ("train", "controller", "eigenvector")
 
@@ -29,7 +31,8 @@ class Snapshot(NamedTuple):
 def arrays_of(state: LoopState) -> dict[str, np.ndarray]:
     """Copy the arrays of a state to the host.
 
-    The copy is complete when the call returns: the buffers may be donated to the next step.
+    The copy is complete when the call returns: the buffers may be donated to the next step. Of several
+    processes all must call.
 
     Args:
       state: The state of a loop.
@@ -38,9 +41,7 @@ def arrays_of(state: LoopState) -> dict[str, np.ndarray]:
       Path to array, each a copy of its own.
     """
     leaves = _leaves(state)
-    return {
-        name: np.array(leaf) for name, leaf in zip(leaves, jax.device_get(list(leaves.values())), strict=True)
-    }
+    return dict(zip(leaves, to_host(list(leaves.values())), strict=True))
 
 
 def record_of(snapshot: Snapshot) -> dict[str, Any]:
@@ -142,6 +143,4 @@ def _path(name: str, path: Any) -> str:
 
 
 def _place(array: np.ndarray, like: Any) -> Any:
-    if isinstance(like, jax.Array):
-        return jax.device_put(array, like.sharding)
-    return array
+    return place(array, like.sharding) if isinstance(like, jax.Array) else array

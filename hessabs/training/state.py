@@ -83,8 +83,13 @@ def mean_loss(state: TrainState) -> float:
     Returns:
       Mean loss in nats, nan if there was no example.
     """
-    loss, weight = (float(jnp.sum(x)) for x in (state.loss, state.loss_weight))
+    loss, weight = (float(x) for x in _sums(state.loss, state.loss_weight))
     return loss / weight if weight > 0 else float("nan")
+
+
+@jax.jit
+def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jnp.sum(x) for x in arrays)
 
 
 def _zeros(x: jax.Array) -> jax.Array:

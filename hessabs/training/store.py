@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hessabs.training import heap
+from hessabs.training.checkpoint import alone
 from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
 
 _ITEMS = ("arrays", "record")
@@ -127,11 +128,17 @@ class Store:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            options = alone(self._folder.name)
             self._manager = ocp.CheckpointManager(
                 self._folder,
-                item_handlers={"arrays": _Arrays(), "record": _Record()},
+                item_handlers={"arrays": _Arrays(**options), "record": _Record(**options)},
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._keep, cleanup_tmp_directories=True, save_root_metadata=False
+                    preservation_policy=self._keep,
+                    cleanup_tmp_directories=True,
+                    save_root_metadata=False,
+                    create=False,
+                    **options,
                 ),
             )
         return self._manager
@@ -195,7 +202,7 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
     for item in _ITEMS:
         verify_manifest(folder / item)
     try:
-        record = ocp.JsonCheckpointHandler().restore(folder / "record")
+        record = ocp.JsonCheckpointHandler(**alone("record")).restore(folder / "record")
     except ValueError as error:
         raise DamagedError(f"record: {error}") from error
     if not isinstance(record, dict):
@@ -203,7 +210,7 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
 
     def read_arrays(like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with ocp.StandardCheckpointer(**alone("reading")) as checkpointer:
                 arrays = dict(checkpointer.restore(folder / "arrays", dict(like)))
         except Exception as error:
             raise DamagedError(f"arrays: {_reason(error)}") from error

@@ -46,6 +46,7 @@ def load_trained(workdir: pathlib.Path, data_dir: str | None = None) -> Trained:
     run = set_up(
         config._replace(
             data_dir=data_dir or config.data_dir,
+            devices=None,  # there may be fewer here than it was trained on
             lr_decay_epochs=tuple(config.lr_decay_epochs),
             grow_epochs=tuple(config.grow_epochs),
         )

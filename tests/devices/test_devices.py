@@ -12,6 +12,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 WAYS = ("NamedSharding", "shard_map", "pmap")
 TOLERANCE = 1e-5  # float32, of numbers of order 1
+# These programs compile for longer than they compute.
+QUICKLY = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 
 
 @functools.cache
@@ -20,7 +22,8 @@ def findings(module, *names, double=False):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     # On a busy machine the last of eight devices may come late: XLA would end the process after 40 seconds.
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {patience}".strip()
+    flags = [environment.get("XLA_FLAGS", ""), patience, *QUICKLY]
+    environment["XLA_FLAGS"] = " ".join(flags).strip()
     if double:
         environment["JAX_ENABLE_X64"] = "1"
     command = [sys.executable, "-m", f"tests.devices.{module}", *names]
