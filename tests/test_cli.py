@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -253,3 +255,30 @@ def test_ends_quietly_when_its_reader_has_gone():
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 0
+
+
+@pytest.mark.slow
+def test_a_signal_saves_and_says_so_by_the_exit_status(tmp_path):
+    flags = [*SMALL, "--method=bl", "--epochs=10000", "--lr_decay_epochs="]
+    signals = (signal.SIGTERM, signal.SIGINT)
+    processes = {
+        signum: subprocess.Popen(
+            [sys.executable, "-m", "hessabs.cli", "train", f"--workdir={tmp_path / signum.name}", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for signum in signals
+    }
+    for signum, process in processes.items():
+        metrics, deadline = tmp_path / signum.name / "metrics.jsonl", time.monotonic() + 200
+        while not metrics.exists() or not metrics.read_text():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signum)
+    for signum, process in processes.items():
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 128 + signum  # 143 and 130
+        assert "--resume goes on there" in err
+        assert len(list((tmp_path / signum.name / "checkpoints").iterdir())) == 1
