@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,26 @@ class Dropout(nn.Module):
             state.value = jax.random.key_data(later)
         kept = jax.random.bernoulli(now, 1 - self.rate, x.shape)
         return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+def later_keys(model_state: Any, calls: Any) -> Any:
+    """Return the state of a network as calls in training leave the keys of its ``Dropout``.
+
+    Args:
+        model_state: Its collections beside the params; without ``dropout``, it comes back.
+        calls: How many calls; may be traced.
+
+    Returns:
+        The state with the keys of the call after them.
+    """
+    if "dropout" not in model_state:
+        return model_state
+
+    def next_key(_: jax.Array, key: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.split(jax.random.wrap_key_data(key))[1])
+
+    keys = jax.tree.map(lambda key: jax.lax.fori_loop(0, calls, next_key, key), model_state["dropout"])
+    return {**model_state, "dropout": keys}
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:

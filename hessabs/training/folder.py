@@ -173,7 +173,9 @@ class Folder:
             contradictions.refuse_contradictions(saved.record, self._run)
             now, then = self._run.devices, int(saved.record["devices"])
             arrays = saved.read_arrays(templates(self._like, now, then))
-            arrays = {name: regroup(name, array, now, then) for name, array in arrays.items()}
+            arrays = {
+                name: regroup(name, array, now, then, dealt=self._run.dealt) for name, array in arrays.items()
+            }
             pending = [Drop(int(update), int(batches)) for update, batches in saved.record["drops"]]
             unknown = self._events()[int(saved.record["events"]) :]
             drops = dropped(pending, unknown, int(saved.record["updates"]))

@@ -27,15 +27,7 @@ def check(config: "Config", *, fixed: bool) -> None:
         raise ValueError(
             f"`micro_batch` must be fixed for {config.method}, which compares equal micro-batches, got auto."
         )
-    devices = num_devices(config.mesh, config.devices)
-    if devices > 1 and fixed:
-        raise ValueError(
-            f"`devices` must be 1 for {config.method}, which compares equal micro-batches, got {devices}."
-        )
-    if devices > 1 and config.robust == "free":
-        raise ValueError(
-            f"`devices` must be 1 for robust=free, whose perturbations stay with their images, got {devices}."
-        )
+    num_devices(config.mesh, config.devices)  # complains
     most = config.max_micro_batch_size
     if most is not None and config.micro_batch == "fixed":
         raise ValueError(

@@ -143,12 +143,21 @@ def own_rows(num_examples: int, size: int, *, dealt: bool) -> np.ndarray:
       >>> own_rows(6, 2, dealt=True), own_rows(6, 2, dealt=False)
       (array([0, 2, 4, 1, 3, 5]), array([0, 1, 2, 3, 4, 5]))
     """
-    return _own_rows(num_examples, size, dealt)
+    share = num_examples // jax.process_count()
+    return all_rows(num_examples, size, dealt=dealt)[jax.process_index() * share :][:share]
 
 
 @functools.lru_cache(64)
-def _own_rows(num_examples: int, size: int, dealt: bool) -> np.ndarray:
+def all_rows(num_examples: int, size: int, *, dealt: bool) -> np.ndarray:
+    """Say which examples of a batch the devices get, those of all processes, in order.
+
+    Args:
+      num_examples: As for ``own_rows``.
+      size: As for ``own_rows``.
+      dealt: As for ``own_rows``.
+
+    Returns:
+      Places in the batch, int64.
+    """
     places = np.arange(num_examples)
-    by_device = places.reshape(-1, size).T if dealt else places.reshape(size, -1)
-    share = size // jax.process_count()
-    return by_device[jax.process_index() * share :][:share].reshape(-1)
+    return (places.reshape(-1, size).T if dealt else places.reshape(size, -1)).reshape(-1)

@@ -132,6 +132,8 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
     if config.micro_batch == "auto":
         most = config.max_micro_batch_size
         limit = None if most is None else most // run.micro_batch_size * devices
+    if config.robust == "free":
+        limit = 1  # its perturbation is that of one micro-batch
     if limit == 1:
         return AtOnce({}, state, limit)
     batch = split(make_reader(run)(1)[0], run.mesh)

@@ -3,12 +3,13 @@
 Every device adds up the gradients of its own examples, in its own row of the state (``hessabs.training.rows``);
 the sums, and what else an update needs, travel as one vector when the update is made.
 
-Which examples a device gets depends on the network. Where examples do not influence each other, every batch
-is dealt out like cards, and the result is that of one device up to rounding. Batch norm sees whole micro-
-batches: of as many as there are devices, or a multiple, each device gets its own, and a single one is split
-by XLA, which sums what batch norm needs over the devices and, then, the gradient as well. Gradients are
-those of one device up to rounding here too. The running statistics are the mean over the devices, each of
-which has moved its own by the micro-batches that it saw; one device moves them by all, one after the other.
+Which examples a device gets depends on what is trained. Where examples do not influence each other, every batch
+is dealt out like cards, and the result is that of one device up to rounding. Batch norm, dropout, and the rules
+that compare micro-batches see whole ones: of as many as there are devices, or a multiple, each device gets its
+own, and a single one is split by XLA, which sums what batch norm needs over the devices and, then, the gradient
+as well. Gradients are those of one device up to rounding here too. Each device draws the dropout of the micro-
+batches that it has. The running statistics of batch norm are the mean over the devices, each of which has moved
+its own by the micro-batches that it saw; one device moves them by all, one after the other.
 """
 
 import functools
@@ -23,15 +24,18 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import collectives, convolutions
 from hessabs.attacks import num_replaced
+from hessabs.models.layers import later_keys
 from hessabs.training.mesh import DATA
-from hessabs.training.rows import AVERAGED, FIRST, PER_DEVICE, SUMMED, collect, row_specs
+from hessabs.training.rows import AVERAGED, FIRST, PER_DEVICE, SUMMED, collect, is_mean, row_specs
 from hessabs.training.state import TrainState
 from hessabs.training.step import StepFunctions
 
 _KEYS = 2**20  # between the devices' numbers of micro-batches, which draw the random keys of attacks
 
 
-def on_mesh(functions: StepFunctions, mesh: Mesh, *, dealt: bool, micro_batch_size: int) -> StepFunctions:
+def on_mesh(
+    functions: StepFunctions, mesh: Mesh, *, dealt: bool, micro_batch_size: int, passes: int = 1
+) -> StepFunctions:
     """Compile the functions of a step for several devices.
 
     Args:
@@ -39,6 +43,7 @@ def on_mesh(functions: StepFunctions, mesh: Mesh, *, dealt: bool, micro_batch_si
       mesh: The devices.
       dealt: Whether the examples of a batch are dealt out, see ``hessabs.training.mesh.own_rows``.
       micro_batch_size: Examples of a micro-batch, all devices together.
+      passes: How often the objective draws dropout for a micro-batch.
 
     Returns:
       The same for a state that ``spread`` made.
@@ -51,16 +56,16 @@ def on_mesh(functions: StepFunctions, mesh: Mesh, *, dealt: bool, micro_batch_si
             fraction = _share(fraction, micro_batch_size)
         return plain.accumulate_adversarial(state, batch, fraction)
 
-    def accumulate(function: Callable[..., TrainState]) -> Any:
-        local = jit(_local(function, mesh))
+    def accumulate(function: Callable[..., TrainState], passes: int) -> Any:
+        local = jit(_local(function, mesh, passes))
         return local if dealt else _BySize(jit(_global(function, mesh)), local, micro_batch_size)
 
     def update(accumulate: Callable[..., TrainState], update: Callable[..., TrainState]) -> Any:
         return jit(_at_once(accumulate, plain.apply_update, mesh) if dealt else _global(update, mesh))
 
     return StepFunctions(
-        accumulate=accumulate(plain.accumulate),
-        accumulate_adversarial=accumulate(attacked),
+        accumulate=accumulate(plain.accumulate, 1),
+        accumulate_adversarial=accumulate(attacked, passes),
         apply_update=jit(_reduced(plain.apply_update, mesh)),
         update=update(plain.accumulate, plain.update),
         update_adversarial=update(attacked, plain.update_adversarial),
@@ -95,12 +100,13 @@ def _share(fraction: Any, micro_batch_size: int) -> jax.Array:
     return jnp.maximum(0, -(-replaced // size)) * (size / micro_batch_size)
 
 
-def _local(function: Callable[..., TrainState], mesh: Mesh) -> Callable[..., TrainState]:
+def _local(function: Callable[..., TrainState], mesh: Mesh, passes: int) -> Callable[..., TrainState]:
     """Run ``accumulate`` on each device by itself, on its part of the batch.
 
     Args:
       function: ``(state, batch, *rest) -> state`` of one device.
       mesh: The devices.
+      passes: How often it draws dropout.
 
     Returns:
       The same for a state with rows; no device hears of another.
@@ -109,7 +115,11 @@ def _local(function: Callable[..., TrainState], mesh: Mesh) -> Callable[..., Tra
     cut = convolutions.in_parts(function)  # of the device's own part: nothing is moved
 
     def local(state: TrainState, batch: Any, *rest: Any) -> TrainState:
-        return _with_row(cut(_numbered(_without_row(state)), batch, *rest), numbered=True)
+        # One device would have drawn for the micro-batches of the devices before, and then of those behind.
+        here = collectives.index(DATA)
+        state = _with_keys(_numbered(_without_row(state)), passes * here)
+        state = cut(state, batch, *rest)
+        return _with_row(_with_keys(state, passes * (mesh.size - 1 - here)), numbered=True)
 
     return _mapped(local, mesh, P(DATA))
 
@@ -217,6 +227,10 @@ def _with_row(state: TrainState, *, numbered: bool = False) -> TrainState:
     return state._replace(**rows)
 
 
+def _with_keys(state: TrainState, later: jax.Array) -> TrainState:
+    return state._replace(model_state=later_keys(state.model_state, later))
+
+
 def _numbered(state: TrainState) -> TrainState:
     # An attack draws from the number of the micro-batch: no two devices must draw the same.
     return state._replace(parts=state.parts + _KEYS * collectives.index(DATA))
@@ -241,4 +255,8 @@ def _total(state: TrainState) -> TrainState:
     bad = total.pop("bad") / jnp.maximum(total.pop("bad_devices"), 1)
     here = (collectives.index(DATA) == 0).astype(jnp.float32)
     kept = {name: here * total[name] for name in ("loss", "loss_weight")}  # read at the end of an epoch
+    for name in AVERAGED:  # but keys, of which there is no mean
+        kept[name] = jax.tree.map(
+            lambda mine, mean: mean if is_mean(mine) else mine, getattr(state, name), total[name]
+        )
     return state._replace(**total | kept, nonfinite_update=jnp.round(bad).astype(jnp.int32))

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from hessabs.training.rows import AVERAGED, PER_DEVICE, SUMMED
+from hessabs.training.mesh import all_rows
+from hessabs.training.rows import AVERAGED, PER_DEVICE, SPLIT, SUMMED
 
 
 def saved_shape(name: str, shape: tuple[int, ...], now: int, saved: int) -> tuple[int, ...]:
@@ -27,7 +28,7 @@ def saved_shape(name: str, shape: tuple[int, ...], now: int, saved: int) -> tupl
     return (saved, *one) if saved > 1 else one
 
 
-def regroup(name: str, array: np.ndarray, now: int, saved: int) -> np.ndarray:
+def regroup(name: str, array: np.ndarray, now: int, saved: int, *, dealt: bool = True) -> np.ndarray:
     """Give an array the rows of another number of devices: sums on the first, means and maxima on all.
 
     Args:
@@ -35,6 +36,7 @@ def regroup(name: str, array: np.ndarray, now: int, saved: int) -> np.ndarray:
       array: As it was saved.
       now: Devices of this run.
       saved: Devices of the run that saved it.
+      dealt: Whether the examples of a batch are dealt out to the devices: what goes with them is dealt anew.
 
     Returns:
       The array with the shape of this run.
@@ -43,13 +45,19 @@ def regroup(name: str, array: np.ndarray, now: int, saved: int) -> np.ndarray:
       >>> regroup("train.weight", np.array([8.0, 4.0]), 3, 2)
       array([12.,  0.,  0.])
     """
-    if now == saved or not _has_rows(name):
+    if now == saved:
         return array
-    field = name.split(".")[1]
+    if _field(name) in SPLIT:
+        places = all_rows(len(array), saved, dealt=dealt)
+        return array[np.argsort(places)][all_rows(len(array), now, dealt=dealt)]
+    if not _has_rows(name):
+        return array
+    field = _field(name)
     if saved > 1 and field in SUMMED:
         array = array.sum(0, dtype=array.dtype)
     elif saved > 1:
-        array = array.mean(0, dtype=array.dtype) if field in AVERAGED else array.max(0)
+        averaged = field in AVERAGED and np.issubdtype(array.dtype, np.floating)
+        array = array.mean(0, dtype=array.dtype) if averaged else array.max(0)
     if now == 1:
         return np.asarray(array)
     rows = np.broadcast_to(array, (now, *array.shape)).copy()
@@ -59,5 +67,9 @@ def regroup(name: str, array: np.ndarray, now: int, saved: int) -> np.ndarray:
 
 
 def _has_rows(name: str) -> bool:
+    return _field(name) in PER_DEVICE
+
+
+def _field(name: str) -> str:
     tree, _, rest = name.partition(".")
-    return tree == "train" and rest.split(".")[0] in PER_DEVICE
+    return rest.split(".")[0] if tree == "train" else ""

@@ -1,7 +1,8 @@
 """The state of a run on several devices: a row for each, of the fields that micro-batches change.
 
 Sums have as their total what one device would have; the running statistics of batch norm have as their mean
-what is used between updates.
+what is used between updates; the keys of dropout are the same in all rows. What a robust objective carries goes
+with the examples of a micro-batch: each device has the part of its own.
 """
 
 import functools
@@ -19,30 +20,35 @@ from hessabs.training.state import TrainState
 SUMMED = ("gradient", "weight", "loss", "loss_weight", "square", "parts")
 AVERAGED = ("model_state",)
 FIRST = ("nonfinite_update",)
+SPLIT = ("memory",)
 PER_DEVICE = (*SUMMED, *AVERAGED, *FIRST)
 """The fields of ``TrainState`` that have a row for each device."""
 
 
 def row_specs() -> TrainState:
     """Say how the fields of a state with rows lie on the devices: a ``TrainState`` of ``PartitionSpec``."""
-    specs: Any = (P(DATA) if name in PER_DEVICE else P() for name in TrainState._fields)
+    specs: Any = (P(DATA) if name in PER_DEVICE + SPLIT else P() for name in TrainState._fields)
     return TrainState(*specs)
 
 
 def check_model_state(model_state: Any, name: str) -> None:
-    """Check that what a network carries beside its params can be averaged over devices.
+    """Check that what a network carries beside its params can be joined over devices.
 
     Args:
       model_state: Its collections beside the params.
       name: The name of the network.
 
     Raises:
-      ValueError: If it holds anything but floating-point arrays, the key of a dropout say.
+      ValueError: If it holds anything but floating-point arrays and the keys of ``layers.Dropout``.
     """
-    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(model_state)):
-        raise ValueError(
-            f"`devices` must be 1 for {name}: its {', '.join(sorted(model_state))} is no mean over devices."
-        )
+    for collection, tree in model_state.items():
+        if collection != "dropout" and not all(map(is_mean, jax.tree.leaves(tree))):
+            raise ValueError(f"`devices` must be 1 for {name}: its {collection} is no mean over devices.")
+
+
+def is_mean(x: Any) -> bool:
+    """Tell whether an array of a network's state is a mean over devices, and not a key that all have."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def spread(state: TrainState, mesh: Mesh) -> TrainState:
@@ -67,6 +73,8 @@ def spread(state: TrainState, mesh: Mesh) -> TrainState:
         **{
             name: jax.device_put(jax.tree.map(functools.partial(rows, name), field), per_device)
             if name in PER_DEVICE
+            else jax.device_put(jax.tree.map(np.asarray, field), per_device)
+            if name in SPLIT
             else jax.device_put(jax.tree.map(np.asarray, field), whole)
             for name, field in state._asdict().items()
         }
@@ -87,6 +95,10 @@ def collect(state: TrainState) -> TrainState:
     return TrainState(
         **fields
         | {name: jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), fields[name]) for name in SUMMED}
-        | {name: jax.tree.map(lambda x: jnp.mean(x, 0), fields[name]) for name in AVERAGED}
+        | {name: jax.tree.map(_joined, fields[name]) for name in AVERAGED}
         | {name: jnp.max(fields[name]) for name in FIRST}
     )
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    return jnp.mean(x, 0) if is_mean(x) else jnp.max(x, 0)

@@ -118,7 +118,8 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     image_shape = (config.micro_batch_size or config.batch_size, *dataset.train["image"].shape[1:])
     devices = num_devices(config.mesh, config.devices)
     mesh = make_mesh(devices)
-    is_dealt = not model_state and config.robust != "sam"  # its examples do not influence each other
+    # Whether the examples of a micro-batch do not influence each other, and nobody asks for its gradient.
+    is_dealt = not model_state and config.robust != "sam" and config.method not in config_lib.GRADIENT_METHODS
     objective = make_objective(
         dealt(config, devices) if is_dealt and mesh is not None else config,
         # A compiled loop of a network without convolutions is fast on every backend, and several devices have
@@ -129,7 +130,11 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
     if mesh is not None:
         rows.check_model_state(model_state, config.model)
         compiled = functools.partial(
-            parallel.on_mesh, mesh=mesh, dealt=is_dealt, micro_batch_size=image_shape[0]
+            parallel.on_mesh,
+            mesh=mesh,
+            dealt=is_dealt,
+            micro_batch_size=image_shape[0],
+            passes=objective.passes,
         )
     order = epoch_order(config.seed, _HESSIAN_DRAW, num_examples)[: config.hessian_batch_size]
     hessian_batch = {

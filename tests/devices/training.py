@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs.data import Dataset, load
-from hessabs.models import mlp, resnet20
+from hessabs.models import layers, mlp, resnet20
 from hessabs.training import Config, parallel, rows, set_up, train
 from hessabs.training.mesh import make_mesh, split
 from hessabs.training.setup import make_optimizer
@@ -90,6 +90,36 @@ def what_travels():
     return {"params": size, **{name: collectives(program) for name, program in lowered.items()}}
 
 
+def rules_and_replays():
+    """The rules that compare micro-batches, and replays under a perturbation that lives on, on 8 and on 1."""
+    data, results = small_digits(), {}
+    for name, changes in {
+        "gns": {"method": "gns", "noise_scale": 4.0},
+        "norm_test": {"method": "norm_test", "tolerance": 0.5},
+        "free": {"method": "bl", "robust": "free", "free_replays": 2},
+    }.items():
+        config = CONFIG._replace(**{"batch_size": 32, "epochs": 3, "lr_decay_epochs": (), **changes})
+        one, several = (train(set_up(config._replace(devices=devices), data)) for devices in (1, 8))
+        results[name] = {
+            "params": largest_difference(several.params, one.params),
+            "decisions": [
+                [[record[field] for field in DECIDED] for record in run.records] for run in (several, one)
+            ],
+            "loss": [run.records[-1]["train_loss"] for run in (several, one)],
+        }
+    return results
+
+
+class Dropped(nn.Module):
+    """A small network with dropout, twice."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(6)(x.reshape(x.shape[0], -1))
+        x = layers.Dropout(0.5)(jnp.tanh(x), train)
+        return layers.Dropout(0.1)(nn.Dense(10)(x), train)
+
+
 class Normed(nn.Module):
     """A small network with batch norm."""
 
@@ -113,7 +143,7 @@ def batch_norm(model, shape, micro):
         }
 
     variables = dict(model.init(jax.random.key(0), jnp.zeros((1, *shape))))
-    variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    variables = jax.tree.map(lambda x: x.astype(dtype) if rows.is_mean(x) else x, variables)
     params = variables.pop("params")
     optimizer = make_optimizer(Config(lr=0.1))
     mesh = make_mesh(DEVICES)
@@ -152,6 +182,8 @@ def batch_norm(model, shape, micro):
 
 PARTS = {
     "runs": whole_runs,
+    "rules and replays": rules_and_replays,
+    "dropout": lambda: batch_norm(Dropped(), (4, 4, 1), 8),
     "travels": what_travels,
     "batch norm": lambda: batch_norm(Normed(), (4, 4, 1), 8),
     "resnet20": lambda: batch_norm(resnet20(10), (8, 8, 3), 8),

@@ -81,3 +81,7 @@ def test_dropout_follows_from_its_state():
     np.testing.assert_array_equal(Dropped().apply(state, x), x)
     other = Dropped().init(jax.random.key(1), x)
     assert not np.array_equal(step(other)[0], first)
+    for calls, want in ((0, state), (2, step(after)[1])):
+        later = jax.jit(layers.later_keys)(state, calls)
+        np.testing.assert_array_equal(later["dropout"]["Dropout_0"]["key"], want["dropout"]["Dropout_0"]["key"])
+    assert layers.later_keys({"batch_stats": 1}, 3) == {"batch_stats": 1}

@@ -59,5 +59,6 @@ class Objective(NamedTuple):
     driven_by_python: bool = False
     # memory = init(shape of the images of a micro-batch)
     init: Callable[[tuple[int, ...]], Any] = lambda shape: ()
+    passes: int = 1  # of the network in training mode for a micro-batch, each after the state of the one before
     # The part of each micro-batch that it applies to; None: the adversarial fraction of the batch-size rule.
     fraction: float | None = None

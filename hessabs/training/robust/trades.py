@@ -55,7 +55,7 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
         (loss, new_state), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return Contribution(loss, gradient, new_state, memory)
 
-    return Objective(gradient, perturb, inner.driven_by_python, fraction=1.0)
+    return Objective(gradient, perturb, inner.driven_by_python, passes=2, fraction=1.0)
 
 
 @jax.jit
