@@ -112,7 +112,8 @@ def make_attack(
             if wave[0] < wave[1]:
                 options = trees.Static((wave, random_start, early_exit, inputs_key))
                 rows = _begin(options, rule, ball, batch, best, key)
-                best = iterate(step, rows, steps + 1, loop).best  # the last step evaluates the last point
+                # The last step evaluates the last point.
+                best = iterate(step, rows, steps + 1, loop, finishes=early_exit).best
         return with_inputs(batch, inputs_key, best.point)
 
     return attack

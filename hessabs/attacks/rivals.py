@@ -45,7 +45,8 @@ def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int) -> jax.Arr
       >>> top_rivals(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]), 2)
       Array([[2, 1]], dtype=int32)
     """
-    return jax.lax.top_k(losses.other_classes(logits, labels), num_rivals)[1]
+    # Not top_k: with the rows on several devices XLA would send all logits to each of them.
+    return jnp.argsort(-losses.other_classes(logits, labels), axis=-1)[:, :num_rivals].astype(jnp.int32)
 
 
 def leads(

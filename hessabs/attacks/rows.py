@@ -20,7 +20,9 @@ Rows = TypeVar("Rows", bound=Any)
 _FEWEST = 32  # below this many rows an iteration costs its overhead, and compiling a smaller one does not pay
 
 
-def iterate(step: Partial, rows: Rows, num_steps: int, loop: loops.Loop | None = None) -> Rows:
+def iterate(
+    step: Partial, rows: Rows, num_steps: int, loop: loops.Loop | None = None, *, finishes: bool = True
+) -> Rows:
     """Apply a step to rows until all are done, ``num_steps`` times at most.
 
     Args:
@@ -29,16 +31,18 @@ def iterate(step: Partial, rows: Rows, num_steps: int, loop: loops.Loop | None =
       rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n.
       num_steps: Largest number of steps.
       loop: ``"host"``, ``"device"`` or None, as in ``hessabs.curvature.loops``.
+      finishes: Whether rows may be done before the last step. If not, nobody asks: under jit, with the rows on
+        several devices, the question is a collective at every step.
 
     Returns:
       The rows, in their first order.
     """
     if loops.choose(loop, step, rows) == "device":
-        return _jitted_on_device(step, rows, num_steps)
+        return _jitted_on_device(step, rows, num_steps, finishes=finishes)
     everything, places = None, None  # where rows were thrown out: all of them, and which ones are left
     for i in range(num_steps):
         if trees.is_traced(rows):  # the loss closes over somebody's tracers: Python cannot drive
-            return _on_device(step, rows, num_steps, i)
+            return _on_device(step, rows, num_steps, i, finishes=finishes)
         done = np.asarray(rows.done)
         left = int(np.sum(~done))
         if left == 0:
@@ -65,9 +69,10 @@ def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
 _jitted_advance = jax.jit(_advance)
 
 
-def _on_device(step: Partial, rows: Rows, num_steps: Any, start: Any = 0) -> Rows:
+def _on_device(step: Partial, rows: Rows, num_steps: Any, start: Any = 0, *, finishes: bool) -> Rows:
     def go_on(carry: tuple[Rows, jax.Array]) -> jax.Array:
-        return ~jnp.all(carry[0].done) & (carry[1] < num_steps)
+        more = carry[1] < num_steps
+        return ~jnp.all(carry[0].done) & more if finishes else more
 
     def body(carry: tuple[Rows, jax.Array]) -> tuple[Rows, jax.Array]:
         return _advance(step, *carry), carry[1] + 1
@@ -76,7 +81,7 @@ def _on_device(step: Partial, rows: Rows, num_steps: Any, start: Any = 0) -> Row
     return jax.lax.while_loop(go_on, body, (rows, jnp.asarray(start, jnp.int32)))[0]
 
 
-_jitted_on_device = jax.jit(_on_device)
+_jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
 
 
 def _size_for(left: int) -> int:

@@ -15,9 +15,9 @@ from tests.devices.ways import WAYS, collectives, largest_difference, same_bits
 ATTACKS = {
     "fgsm": attacks.fgsm(0.1),
     "l2grad": attacks.l2grad(0.2),
-    "bim": attacks.bim(0.1, steps=5),
+    "bim": attacks.bim(0.1, steps=5, early_exit=False),
     "pgd": attacks.pgd(0.1, steps=5, random_start=False, early_exit=False),
-    "apgd": attacks.apgd(0.1, steps=8, random_start=False),
+    "apgd": attacks.apgd(0.1, steps=8, random_start=False, early_exit=False),
     "l2hess": attacks.l2hess(0.2),
     "trust_region": attacks.trust_region(radius=0.05, steps=10),
     "deepfool": attacks.deepfool(steps=5),

@@ -38,7 +38,8 @@ def slow(*names):
 
 # Conjugate gradients on the singular Hessian of a piecewise linear network amplify rounding.
 CONDITION = {"l2hess": 30}
-ONE_STEP = ("fgsm", "l2grad")
+# Attacks that stop where all examples are done.
+EARLY = ("l2hess", "trust_region", "deepfool")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -52,11 +53,11 @@ def test_attacks(name, way):
     assert found["difference"] <= TOLERANCE * CONDITION.get(name, 1)
     assert found["moved"] > 0.05
     assert found["same bits"]
-    if way != "NamedSharding" or name in ONE_STEP:
+    if way != "NamedSharding" or name not in EARLY:
         assert found["collectives"] == []
     else:
-        # The loop of an iterated attack asks whether all examples are done; the inputs stay where they are.
-        assert sum(elements for _, elements in found["collectives"]) <= 1 + 32 * 4  # the flag, the logits
+        # The compiled loop asks whether all examples are done: under jit, where they lie is not known to it.
+        assert found["collectives"] == [["all-reduce", 1]]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -25,6 +25,9 @@ def take_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
       classes: Shape (n,), int.
 
     Returns:
-      Shape (n,).
+      Shape (n,); nan where there is no such class.
     """
-    return jnp.take_along_axis(logits, classes[:, None].astype(jnp.int32), axis=-1)[:, 0]
+    # Not indexed: with the rows on several devices XLA would send all logits to each of them.
+    here = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
+    taken = jnp.sum(jnp.where(here, logits, 0), axis=-1)
+    return jnp.where(jnp.any(here, axis=-1), taken, jnp.nan)
