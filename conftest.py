@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# Two programs in flight can wait for each other in their collectives for ever on a machine of few cores.
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
 import jax
 import pytest
