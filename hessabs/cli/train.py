@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
+        if values.devices or values.mesh:
+            processes.take_turns()
         processes.join(values.coordinator, values.num_processes, values.process_id)
         sharing.on_first(lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume))
         run = set_up(read_config(Config, values))

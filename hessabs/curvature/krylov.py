@@ -22,6 +22,9 @@ from hessabs.curvature import loops
 from hessabs.typing import MatVec
 
 _BLOCK_ROWS = 16  # rows that are read at once on a device
+# What is left of a product is rounding, and no direction, below so many eps of its norm. The products carry some
+# tens of eps themselves, and how many depends on the processor.
+_ROUNDING = 50
 
 
 class KrylovState(NamedTuple):
@@ -91,7 +94,7 @@ def _append_host(state: KrylovState, vector: np.ndarray, first: int) -> tuple[Kr
         if number and norm >= last / 2:
             break
     room = state.built < min(state.basis.shape)
-    if not (room and norm > 50 * np.finfo(state.basis.dtype).eps * before):
+    if not (room and norm > _ROUNDING * np.finfo(state.basis.dtype).eps * before):
         return state, coefficients
     np.multiply(vector, 1 / norm, out=state.basis[state.built])
     coefficients[state.built] = norm
@@ -121,7 +124,7 @@ def _append_device(state: KrylovState, vector: jax.Array) -> tuple[KrylovState, 
         coefficients, vector = jax.lax.fori_loop(0, num_blocks, project_out, (coefficients, vector))
     norm = jnp.sqrt(vector @ vector)
     room = state.built < min(state.basis.shape)
-    keep = (norm > 50 * jnp.finfo(state.basis.dtype).eps * before) & room
+    keep = (norm > _ROUNDING * jnp.finfo(state.basis.dtype).eps * before) & room
     row = jnp.where(keep, vector * trees.safe_inverse(norm), state.basis[state.built])
     coefficients = coefficients.at[state.built].add(jnp.where(keep, norm, 0))
     basis = state.basis.at[state.built].set(row)

@@ -51,11 +51,18 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 def _initialize(**options: Any) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of the CPU backend alone
-    # gloo matches collectives by their order, and keeps a thread of the few that run programs waiting in each:
-    # with two programs in flight the processes can wait for each other for ever. One at a time, then.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    take_turns()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for a notice
     jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
+
+
+def take_turns() -> None:
+    """Let several CPU devices run one program at a time; must come before JAX is used.
+
+    A collective keeps a thread waiting for the other devices, of the few that run programs: with two programs
+    in flight the devices can wait for each other for ever. Other backends are not touched.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def is_first() -> bool:
