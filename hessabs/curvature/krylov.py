@@ -22,8 +22,8 @@ from hessabs.curvature import loops
 from hessabs.typing import MatVec
 
 _BLOCK_ROWS = 16  # rows that are read at once on a device
-# What is left of a product is rounding, and no direction, below so many eps of its norm. The products carry some
-# tens of eps themselves, and how many depends on the processor.
+# What is left of a product is rounding, and no direction, below so many eps of its norm. The products carry
+# some tens of eps themselves, and how many depends on the processor.
 _ROUNDING = 50
 
 
