@@ -6,6 +6,10 @@ Everything is ``jax.jit`` with ``NamedSharding``: put the batch on the mesh, spl
 the params on every device; the functions of hessabs are called as on one device. At the end the same
 training on one device shows how far the two are apart. (`hessabs train --devices 8` does this for the
 networks of the library.)
+
+On several CPU devices Python must not run more than 32 programs with a collective ahead of them, or they wait
+for each other for ever: here each epoch ends with a measurement that is read; else call
+`jax.block_until_ready(params)` now and then. GPUs and TPUs need nothing.
 """
 
 from typing import Any, NamedTuple

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from hessabs import curvature
 from hessabs.attacks import losses
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
-from hessabs.training.mesh import split_whole
+from hessabs.training.mesh import keep_up, split_whole
 from hessabs.training.state import TrainState
 from hessabs.typing import Attack, Params
 
@@ -61,6 +61,7 @@ def make_accuracy(
                 loss_fn = losses.cross_entropy(evaluation_logits(model, state.model_state))
                 batch = attack(loss_fn, state.params, scale_images(batch), jax.random.fold_in(key, number))
             counts.append(count(state.params, state.model_state, batch))
+            keep_up(counts[-1], mesh)
         right, total = np.sum(jax.device_get(counts), axis=0)
         return 100.0 * float(right) / float(total)
 

@@ -16,7 +16,7 @@ from hessabs.training.durability import Durability
 from hessabs.training.feed import make_reader
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
 from hessabs.training.loop_state import LoopState, begin_drop, decide
-from hessabs.training.mesh import split
+from hessabs.training.mesh import keep_up, split
 from hessabs.training.micro_batch import AtOnce, make_at_once
 from hessabs.training.progress import Progress
 from hessabs.training.session import Session
@@ -95,6 +95,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                 batch, position = read(count)
                 batch = split(batch, run.mesh)
             state = (_drop if state.dropping else _train_on)(run, state, batch, count)
+            keep_up(state.train, run.mesh)
             state = state._replace(position=position)
             if state.samples >= state.controller.observe_at:
                 state = _observe(run, state, update_controller, clock)

@@ -92,6 +92,21 @@ def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def keep_up(tree: Any, mesh: Mesh | None) -> None:
+    """Wait for what several CPU devices compute; on one device, or on another backend, go on at once.
+
+    XLA starts a program for each CPU device from the few threads that also run them, and lets a device with 32
+    programs in flight wait. When Python runs so far ahead, one device waits in a collective for another one
+    that has no thread left to start, for ever. One program with a collective at a time cannot get there.
+
+    Args:
+      tree: What the last program gives.
+      mesh: The devices, or None.
+    """
+    if mesh is not None and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(tree)
+
+
 def split(batch: Any, mesh: Mesh | None) -> Any:
     """Split a batch over the devices: each gets an equal part of its examples, one behind the other.
 

@@ -60,7 +60,8 @@ def take_turns() -> None:
     """Let several CPU devices run one program at a time; must come before JAX is used.
 
     A collective keeps a thread waiting for the other devices, of the few that run programs: with two programs
-    in flight the devices can wait for each other for ever. Other backends are not touched.
+    in flight the devices can wait for each other for ever. Programs whose arguments are still being computed
+    are in flight nevertheless: see ``hessabs.training.mesh.keep_up``. Other backends are not touched.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 

@@ -70,6 +70,13 @@ def alone(tmp_path_factory):
     return results(workdir)
 
 
+def check_same_course(got, want):
+    for record, expected in zip(got, want, strict=True):
+        for field in ("samples", "batch_size", "lr", "adversarial_fraction"):
+            assert record[field] == expected[field]
+        assert record["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
 def test_several_processes_are_one(alone, tmp_path, processes, devices):
@@ -80,11 +87,22 @@ def test_several_processes_are_one(alone, tmp_path, processes, devices):
     for field in ("updates", "final_batch_size", "test_accuracy", "fgsm_accuracy"):
         assert summary[field] == want[field]
     assert summary["eigenvalue"] == pytest.approx(want["eigenvalue"], rel=1e-5)
-    for got, expected in zip(records, want_records, strict=True):
-        for field in ("samples", "batch_size", "lr", "adversarial_fraction"):
-            assert got[field] == expected[field]
-        assert got["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
+    check_same_course(records, want_records)
     assert all("curves:" not in output for output in outputs[1:])  # one of them speaks
+
+
+@pytest.mark.slow
+def test_batch_norm_over_several_processes(tmp_path):
+    # A single micro-batch is split over all devices while the batch is small; later each device has its own.
+    flags = ("--model=c1_small", "--lr=0.0002")  # batch norm amplifies rounding: small steps
+    codes, outputs = end(start_several(tmp_path / "several", 2, 2, *flags))
+    assert codes == [0, 0], outputs
+    codes, outputs = end([start(tmp_path / "one", 4, "--devices=4", *flags)])
+    assert codes == [0], outputs
+    (summary, records), (want, want_records) = results(tmp_path / "several"), results(tmp_path / "one")
+    assert summary["final_batch_size"] == want["final_batch_size"] == 256
+    assert want_records[-1]["train_loss"] < want_records[0]["train_loss"] - 0.1  # it learns
+    check_same_course(records, want_records)
 
 
 @pytest.mark.parametrize(
