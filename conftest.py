@@ -11,9 +11,9 @@ import jax
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """Compile without optimisation: for tests of large networks or many runs that compute little."""
+    """Compile without optimisation to the end of the file: for tests that compile much and compute little."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield

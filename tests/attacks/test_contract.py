@@ -25,6 +25,7 @@ from tests.attacks.cases import (
     size_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SEEDS = st.integers(0, 1000)
 PARAMS = make_params()
 BALLS = names(lambda case: case.norm)

@@ -10,6 +10,8 @@ import pytest
 from hessabs import models
 from hessabs.models import MODELS, ResNet, create, mlp, num_params, resnet20
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def init(model, shape):
     x = jax.random.uniform(jax.random.key(1), shape)

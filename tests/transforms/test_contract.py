@@ -11,6 +11,8 @@ import pytest
 
 from tests.transforms.cases import CASES, gradient, make_batch, make_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(params=CASES)
 def case(request):
