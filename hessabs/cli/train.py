@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import durability, metrics, processes, sharing
+    from hessabs.training import durability, heap, metrics, processes, sharing
     from hessabs.training.config import Config
     from hessabs.training.interruption import Interrupted
     from hessabs.training.loop import train
@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
+        heap.limit()
         if values.devices or values.mesh:
             processes.take_turns()
         processes.join(values.coordinator, values.num_processes, values.process_id)
