@@ -33,11 +33,7 @@ def draw(results: pathlib.Path, runs: Sequence[Finished]) -> list[str]:
         for name, run in first.items()
         if (run.folder / metrics.METRICS).exists()
     }
-    measured = {
-        name: json.loads((run.folder / CURVATURE).read_text())
-        for name, run in first.items()
-        if (run.folder / CURVATURE).exists()
-    }
+    measured = {name: records[0] for name, records in curvatures(group(runs)).items()}
     tracked = {name: lines for name, lines in records.items() if lines and "gradient_norm" in lines[-1]}
     pictures: list[tuple[str, Any, Callable[[Any], Any]]] = [
         ("schedules.png", _one_column(records), _schedules),
@@ -54,6 +50,19 @@ def draw(results: pathlib.Path, runs: Sequence[Finished]) -> list[str]:
             paint(data).savefig(results / name, dpi=90)
             drawn.append(name)
     return drawn
+
+
+def curvatures(groups: Sequence[Group]) -> dict[str, list[dict[str, Any]]]:
+    """Read what ``experiments/measure.py`` has measured: a record of each run with its seed, by group."""
+    measured = {
+        g.name: [
+            {"seed": run.summary.get("seed", 0), **json.loads((run.folder / CURVATURE).read_text())}
+            for run in g.runs
+            if (run.folder / CURVATURE).exists()
+        ]
+        for g in groups
+    }
+    return {name: records for name, records in measured.items() if records}
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:

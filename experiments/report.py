@@ -8,7 +8,18 @@ from experiments import pictures
 from experiments.grid import Grid
 from hessabs.training import metrics
 from hessabs.training.curves import draw_curves
-from hessabs.training.results import COLUMNS, Column, Finished, Group, find, group, markdown, table, write_csv
+from hessabs.training.results import (
+    COLUMNS,
+    Column,
+    Finished,
+    Group,
+    cell,
+    find,
+    group,
+    markdown,
+    table,
+    write_csv,
+)
 
 FINDINGS = "FINDINGS.md"  # what a person has read out of the table; it becomes part of README.md
 SHOWN = (*COLUMNS[:-1], Column("seconds_cpu", "CPU seconds", "{:.0f}"))
@@ -47,8 +58,9 @@ def write(results: pathlib.Path, grid: Grid) -> str:
         lines += ["", f"{missing} of the {len(grid.runs)} runs of the grid are missing."]
     if (results / FINDINGS).exists():
         lines += ["", (results / FINDINGS).read_text().strip()]
+    lines += _spectra(grid.name, groups)
     drawn = pictures.draw(results, runs)
-    lines += ["", f"Curves and curvature: seed {runs[0].summary['seed']}.", ""]
+    lines += ["", f"Curves: seed {runs[0].summary['seed']}; curvature: the first seed that was measured.", ""]
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in (*drawn, "curves.png")]
     text = "\n".join([*lines, ""])
     (results / "README.md").write_text(text)
@@ -56,6 +68,37 @@ def write(results: pathlib.Path, grid: Grid) -> str:
     _write_runs(results / "runs.csv", runs)
     draw_curves(results / "curves.png", _curves(groups))
     return text
+
+
+def _spectra(config: str, groups: Sequence[Group]) -> list[str]:
+    """Lay out what was measured of the trained networks, mean and deviation over the seeds that were."""
+    measured = pictures.curvatures(groups)
+    if not measured:
+        return []
+    examples = sorted({record["num_examples"] for records in measured.values() for record in records})
+    shown = [
+        (f"{name}, {place}", part, place - 1)
+        for name, part, places in (
+            ("train", "train", (1, 5, 20)), ("test", "test", (1,)), ("last layer", "last_layer", (1,)),
+        )
+        for place in places
+    ]  # fmt: skip
+    rows = [["run", "seeds", *(title for title, _, _ in shown)]]
+    for name, records in measured.items():
+        spectra = (
+            cell([record[part][i] for record in records if i < len(record[part])], "{:.3g}")
+            for _, part, i in shown
+        )
+        rows.append([name, ", ".join(str(record["seed"]) for record in records), *spectra])
+    number = " or ".join(map(str, examples))
+    return [
+        "",
+        f"Hessian eigenvalues of the trained networks by rank, on the first {number} images of each set; those",
+        "of the last layer on training images. "
+        f"`python experiments/measure.py {config} LABELS --num_examples {number} --seed SEED`:",
+        "",
+        *markdown(rows),
+    ]
 
 
 def _origins(runs: Sequence[Finished]) -> list[str]:

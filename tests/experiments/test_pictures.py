@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hessabs
-from experiments import measure, overhead, pictures, work
+from experiments import measure, overhead, pictures, report, work
 from hessabs import data, models
 from hessabs.training import Config, checkpoint
 from hessabs.training.losses import evaluation_loss, scale_images
@@ -56,6 +56,17 @@ def test_draws_what_there_is(tmp_path):
     drawn = pictures.draw(tmp_path, find(tmp_path))
     assert "tracked.png" in drawn
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+def test_the_table_of_eigenvalues_is_over_the_seeds_that_were_measured(tmp_path):
+    write(tmp_path / "bl_128/seed0")
+    assert report._spectra("name", pictures.group(find(tmp_path))) == []
+    for seed, top in ((1, 10.0), (2, 14.0)):
+        curvature = {**CURVATURE, "num_examples": 4000, "train": [top, *(20.0 - i for i in range(1, 20))]}
+        write(tmp_path / f"bl_128/seed{seed}", seed=seed, curvature=curvature)
+    lines = report._spectra("name", pictures.group(find(tmp_path)))
+    assert "| bl_128 | 1, 2 | 12 ± 2.83 | 16 | 1 | 4 | 1 |" in lines
+    assert "first 4000 images" in lines[1]
 
 
 def test_columns_are_read_from_the_names(tmp_path):
