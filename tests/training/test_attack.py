@@ -20,6 +20,7 @@ from hessabs.training import finished, metrics
 from hessabs.training.attack import Options, attack
 from hessabs.training.trained import load_trained
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {"attack": "fgsm,pgd", "epsilon": "0.03,0.1", "steps": 5, "num_examples": 80, "batch_size": 40}
 
 

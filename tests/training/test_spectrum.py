@@ -17,6 +17,8 @@ from hessabs.training.setup import set_up
 from hessabs.training.track import last_layer, parse
 from hessabs.training.tracked import draw_tracked
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
