@@ -37,7 +37,7 @@ def draw(results: pathlib.Path, runs: Sequence[Finished]) -> list[str]:
     tracked = {name: lines for name, lines in records.items() if lines and "gradient_norm" in lines[-1]}
     pictures: list[tuple[str, Any, Callable[[Any], Any]]] = [
         ("schedules.png", _one_column(records), _schedules),
-        ("accuracy.png", tables if any(len(points) > 1 for points in tables.values()) else {}, _accuracy),
+        ("accuracy.png", tables if any(map(_is_a_line, tables.values())) else {}, _accuracy),
         ("tracked.png", tracked, _tracked),
         ("spectra.png", measured, _spectra),
         ("block.png", measured, _block),
@@ -83,6 +83,10 @@ def _by_method(groups: Sequence[Group]) -> dict[str, list[tuple[int, Group]]]:
         if method and column.isdecimal():
             tables.setdefault(method, []).append((int(column), g))
     return {method: sorted(points, key=lambda point: point[0]) for method, points in tables.items()}
+
+
+def _is_a_line(points: Sequence[tuple[int, Group]]) -> bool:
+    return len({column for column, _ in points}) > 1  # runs of two commits are two groups in one column
 
 
 def _one_column(records: Mapping[str, Any]) -> dict[str, Any]:

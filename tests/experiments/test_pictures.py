@@ -42,6 +42,7 @@ def write(folder, *, curvature=None, tracked=False, **summary):
 
 def test_draws_what_there_is(tmp_path):
     write(tmp_path / "bl_128/seed0", test_accuracy=90.0)
+    write(tmp_path / "bl_128/seed1", test_accuracy=90.0, commit="d")  # a group of its own
     assert pictures.draw(tmp_path, find(tmp_path)) == ["schedules.png"]
     write(tmp_path / "bl_640/seed0", test_accuracy=89.0, pgd_accuracy=60.0, curvature=CURVATURE)
     assert pictures.draw(tmp_path, find(tmp_path)) == [
