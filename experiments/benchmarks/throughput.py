@@ -3,12 +3,14 @@
     python experiments/benchmarks/throughput.py --data_dir DIR
 
 writes ``throughput.md`` beside this file: for each network and batch size whole updates are timed, data
-included and compilation left out, fixed and auto in turn; and the part of an epoch at batch 128 that
-waits for data.
+included and compilation left out, fixed and auto in turn, medians of several; and the part of an epoch at
+batch 128 that waits for data.
 """
 
+import itertools
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -26,13 +28,14 @@ from hessabs.training.state import TrainState
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the prepared Fashion-MNIST", required=True)
 _MICRO = flags.DEFINE_integer("micro_batch_size", 128, "examples of a micro-batch")
 _SIZES = flags.DEFINE_list("sizes", [str(128 << i) for i in range(8)], "batch sizes of the perceptron")
-_RESNET_SIZES = flags.DEFINE_list("resnet_sizes", ["128", "256", "512", "1024"], "batch sizes of ResNet-20")
+_RESNET_SIZES = flags.DEFINE_list("resnet_sizes", ["128", "256", "512"], "batch sizes of ResNet-20")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "measurements of each, fixed and auto in turn; medians count")
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "seconds of each measurement, one update at least")
 _OUTPUT = flags.DEFINE_string("output", None, "file; default: throughput.md beside this one")
 
 
-def images_per_second(run: Run) -> float:
-    """Train on whole updates for a while."""
+def images_per_second(run: Run) -> Iterator[float]:
+    """Train on whole updates for a while, again and again; the first update compiles and is not counted."""
     state, size = start(run).train, run.micro_batch_size
     read = make_reader(run)
     with make_at_once(run, state) as at_once:
@@ -50,11 +53,12 @@ def images_per_second(run: Run) -> float:
             return run.functions.apply_update(state, 1.0)
 
         done = jax.block_until_ready(update(state))
-        updates, started = 0, time.perf_counter()
-        while updates == 0 or time.perf_counter() - started < _SECONDS.value:
-            done = jax.block_until_ready(update(done))
-            updates += 1
-        return updates * run.config.batch_size / (time.perf_counter() - started)
+        while True:
+            updates, started = 0, time.perf_counter()
+            while updates == 0 or time.perf_counter() - started < _SECONDS.value:
+                done = jax.block_until_ready(update(done))
+                updates += 1
+            yield updates * run.config.batch_size / (time.perf_counter() - started)
 
 
 def random_images(count: int) -> Dataset:
@@ -79,9 +83,14 @@ def rows(model: str, sizes: list[str], dataset: Dataset | None, name: str) -> li
             batch_size=size,
             micro_batch_size=_MICRO.value,
         )
-        fixed, auto = (
-            images_per_second(set_up(config._replace(micro_batch=kind), dataset)) for kind in ("fixed", "auto")
+        in_turn = zip(
+            *(
+                images_per_second(set_up(config._replace(micro_batch=kind), dataset))
+                for kind in ("fixed", "auto")
+            ),
+            strict=True,
         )
+        fixed, auto = np.median(list(itertools.islice(in_turn, _ROUNDS.value)), axis=0)
         lines.append(f"| {model} | {size:,} | {fixed:,.0f} | {auto:,.0f} | {auto / fixed:.2f} |")
         print(lines[-1])
     return lines
@@ -107,7 +116,8 @@ def main(argv: list[str]) -> None:
         f"`python experiments/benchmarks/throughput.py`; {provenance.hardware()}; jax {jax.__version__}; "
         f"commit {provenance.commit()}",
         "",
-        f"fixed: micro-batches of {_MICRO.value}; auto: as many at once as the batch has.",
+        f"fixed: micro-batches of {_MICRO.value}; auto: as many at once as the batch has. Medians of "
+        f"{_ROUNDS.value} measurements in turn.",
         "",
         "| network | batch | fixed | auto | auto / fixed |",
         "|---|---|---|---|---|",
