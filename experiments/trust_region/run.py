@@ -116,7 +116,8 @@ def table(record: dict[str, Any]) -> str:
         "Success among the images that were classified rightly; the relative size is `||x' - x|| / ||x||` in "
         "the norm named, over those that fell. Radius of the trust region (to begin with, where it adapts): "
         f"{RADIUS['l2']} in L2, {RADIUS['linf']} in L-infinity. Carlini-Wagner: 200 steps, 6 weights. Means "
-        "over seeds, the range of seeds for the mean size; CPU milliseconds are those of all threads.",
+        "over seeds, the range of seeds for the mean size; CPU milliseconds are those of all threads, which "
+        "other programs on the machine change less than the clock's.",
         "",
         "| run | norm | attack | success % | mean size % (range) | max size % | ms per image | CPU ms |",
         "|---|---|---|---|---|---|---|---|",
