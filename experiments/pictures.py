@@ -26,14 +26,15 @@ def draw(results: pathlib.Path, runs: Sequence[Finished]) -> list[str]:
     Returns:
       The names of the files.
     """
-    tables = _by_method(group(runs))
-    first = {g.name: g.runs[0] for g in group(runs)}
+    groups = group(runs)
+    tables = _by_method(groups)
+    first = {g.name: g.runs[0] for g in groups}
     records = {
         name: metrics.read_lines(run.folder / metrics.METRICS)
         for name, run in first.items()
         if (run.folder / metrics.METRICS).exists()
     }
-    measured = {name: records[0] for name, records in curvatures(group(runs)).items()}
+    measured = {name: records[0] for name, records in curvatures(groups).items()}
     tracked = {name: lines for name, lines in records.items() if lines and "gradient_norm" in lines[-1]}
     pictures: list[tuple[str, Any, Callable[[Any], Any]]] = [
         ("schedules.png", _one_column(records), _schedules),

@@ -41,12 +41,26 @@ def psum(tree: T, axis_name: str) -> T:
 
 
 def size(axis_name: str) -> int:
-    """Return how many devices a mapped axis has."""
+    """Return how many devices a mapped axis has.
+
+    Args:
+      axis_name: Of an axis that encloses the call.
+
+    Returns:
+      The number, known when the program is traced.
+    """
     return int(jax.lax.axis_size(axis_name))
 
 
 def index(axis_name: str) -> jax.Array:
-    """Return the number of this device on a mapped axis, a scalar int32."""
+    """Return the number of this device on a mapped axis, a scalar int32.
+
+    Args:
+      axis_name: Of an axis that encloses the call.
+
+    Returns:
+      The number, from 0.
+    """
     return jax.lax.axis_index(axis_name)
 
 

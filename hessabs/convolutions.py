@@ -71,7 +71,14 @@ def split_kernel_gradients(closed: ClosedJaxpr, *, examples: int = _EXAMPLES) ->
 
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls."""
+    """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls.
+
+    Args:
+      eqn: Any equation.
+
+    Returns:
+      The programs, in the order of its params.
+    """
     inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
     return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if _is_jaxpr(x)]
 

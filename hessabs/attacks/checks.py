@@ -13,25 +13,55 @@ from hessabs.typing import LossFn, Params
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Raise unless epsilon is finite and at least 0."""
+    """Raise unless epsilon is finite and at least 0.
+
+    Args:
+      epsilon: Size of a perturbation, in units of the batch.
+
+    Raises:
+      ValueError: If it is not.
+    """
     if not (0 <= epsilon < float("inf")):
         raise ValueError(f"`epsilon` must be finite and at least 0, got {epsilon}.")
 
 
 def check_bounds(bounds: Bounds) -> None:
-    """Raise unless the bounds are None or in order."""
+    """Raise unless the bounds are None or in order.
+
+    Args:
+      bounds: Lowest and highest value of the inputs, in units of the batch, or None.
+
+    Raises:
+      ValueError: If the lowest is not below the highest.
+    """
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise unless a count is at least 1."""
+    """Raise unless a count is at least 1.
+
+    Args:
+      name: Of the parameter, for the error.
+      count: Its value.
+
+    Raises:
+      ValueError: If it is below 1.
+    """
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
 
 def check_positive(name: str, value: float | None) -> None:
-    """Raise unless a number is None, or finite and above 0."""
+    """Raise unless a number is None, or finite and above 0.
+
+    Args:
+      name: Of the parameter, for the error.
+      value: Its value, or None.
+
+    Raises:
+      ValueError: If it is neither.
+    """
     if value is not None and not (0 < value < float("inf")):
         raise ValueError(f"`{name}` must be finite and above 0, got {value}.")
 
@@ -77,7 +107,18 @@ def checked_inputs(
 
 
 def checked_key(key: jax.Array | None, why: str) -> jax.Array:
-    """Return a random key, or raise when there is none."""
+    """Return a random key, or raise when there is none.
+
+    Args:
+      key: The key, or None.
+      why: What needs it, the subject of the error.
+
+    Returns:
+      The key.
+
+    Raises:
+      ValueError: If it is None.
+    """
     if key is None:
         raise ValueError(f"{why} needs a random key: pass `key=jax.random.key(seed)`.")
     return key

@@ -39,7 +39,14 @@ def size(delta: jax.Array, norm: Norm) -> jax.Array:
 
 
 def dual(norm: Norm) -> Norm:
-    """Return the norm that measures gradients where ``norm`` measures perturbations."""
+    """Return the norm that measures gradients where ``norm`` measures perturbations.
+
+    Args:
+      norm: Of perturbations.
+
+    Returns:
+      Its dual norm.
+    """
     duals: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
     return duals[norm]
 

@@ -55,6 +55,12 @@ def is_valid(eigenvalue: jax.Array) -> jax.Array:
 
     Subnormal numbers count as zero, because compiled code flushes them to zero and eager code does not.
 
+    Args:
+      eigenvalue: Any shape, float32.
+
+    Returns:
+      Bool of the same shape.
+
     Example:
       >>> [bool(is_valid(jnp.float32(x))) for x in (2.0, 0.0, -1.0, float("nan"), float("inf"))]
       [True, False, False, False, False]

@@ -255,6 +255,13 @@ def _grown_to(
 
 
 def check_average(average_over: int) -> None:
-    """Raise ``ValueError`` unless a number of observations is a power of two."""
+    """Raise ``ValueError`` unless a number of observations is a power of two.
+
+    Args:
+      average_over: The number.
+
+    Raises:
+      ValueError: If it is not.
+    """
     if average_over < 1 or average_over & (average_over - 1):
         raise ValueError(f"`average_over` must be a power of two observations, got {average_over}.")

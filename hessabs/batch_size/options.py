@@ -139,25 +139,55 @@ def check_options(
 
 
 def check_above_one(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless a factor lies above 1 and is finite."""
+    """Raise ``ValueError`` unless a factor lies above 1 and is finite.
+
+    Args:
+      name: Of the parameter, for the error.
+      value: Its value.
+
+    Raises:
+      ValueError: If it is not.
+    """
     if not 1 < value < float("inf"):
         raise ValueError(f"`{name}` must be above 1, got {value}.")
 
 
 def check_every(name: str, value: int) -> None:
-    """Raise ``ValueError`` unless an interval is at least 1 example."""
+    """Raise ``ValueError`` unless an interval is at least 1 example.
+
+    Args:
+      name: Of the parameter, for the error.
+      value: Its value, in examples.
+
+    Raises:
+      ValueError: If it is below 1, or as large as NEVER.
+    """
     if not 1 <= value < NEVER:
         raise ValueError(f"`{name}` must be at least 1 example, got {value}.")
 
 
 def check_patience(patience: int | None) -> None:
-    """Raise ``ValueError`` unless a patience is None or at least 1 measurement."""
+    """Raise ``ValueError`` unless a patience is None or at least 1 measurement.
+
+    Args:
+      patience: In measurements, or None.
+
+    Raises:
+      ValueError: If it is neither.
+    """
     if patience is not None and patience < 1:
         raise ValueError(f"`patience` must be at least 1 measurement, or None, got {patience}.")
 
 
 def next_multiple(samples: jax.Array, every: int) -> jax.Array:
     """Return the first multiple of ``every`` above a count of examples, an int32 scalar, or NEVER.
+
+    Args:
+      samples: Shape (), int32, examples so far.
+      every: Examples, at least 1.
+
+    Returns:
+      Shape (), int32; NEVER where int32 cannot hold the multiple.
 
     Example:
       >>> int(next_multiple(jnp.int32(1200), 1000))
@@ -168,7 +198,15 @@ def next_multiple(samples: jax.Array, every: int) -> jax.Array:
 
 
 def grow_by(factor: jax.Array, growth: float) -> jax.Array:
-    """Multiply a whole number of initial batches, at least by one more: ``max(f + 1, floor(f * growth))``."""
+    """Multiply a whole number of initial batches, at least by one more: ``max(f + 1, floor(f * growth))``.
+
+    Args:
+      factor: Shape (), int32, initial batches in a batch.
+      growth: Above 1.
+
+    Returns:
+      Shape (), int32.
+    """
     return jnp.maximum(factor + 1, jnp.floor(factor * growth).astype(jnp.int32))
 
 
@@ -176,6 +214,13 @@ def rounded(a: Any, b: Any) -> jax.Array:
     """Multiply two numbers that are not negative, float32, rounded before anything is added.
 
     A compiler may fuse a product and a sum, which gives other bits than eager code; the maximum stands between.
+
+    Args:
+      a: Scalar, at least 0.
+      b: Scalar, at least 0.
+
+    Returns:
+      Their product, shape (), float32.
     """
     return jnp.maximum(jnp.asarray(a, jnp.float32) * jnp.asarray(b, jnp.float32), 0)
 

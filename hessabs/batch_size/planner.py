@@ -161,14 +161,29 @@ def epoch_examples(num_examples: int, micro_batch_size: int, remainder: Remainde
 
 
 def steady(controller: Controller) -> Observe:
-    """Return the observations of a run in which nothing that is measured ever changes."""
+    """Return the observations of a run in which nothing that is measured ever changes.
+
+    Args:
+      controller: The rule that will be asked.
+
+    Returns:
+      ``observe(samples, count) -> Observation`` of what the rule measures.
+    """
     return (
         _silent if controller.measures == "gradient" else lambda samples, count: told_eigenvalue(samples, 1.0)
     )
 
 
 def told_eigenvalue(samples: int, eigenvalue: float) -> Observation:
-    """Return the observation of an eigenvalue after a count of examples, in the dtypes of a training run."""
+    """Return the observation of an eigenvalue after a count of examples, in the dtypes of a training run.
+
+    Args:
+      samples: Examples so far.
+      eigenvalue: The top eigenvalue.
+
+    Returns:
+      The observation.
+    """
     return Observation(np.int32(samples), np.float32(eigenvalue))
 
 
@@ -177,7 +192,16 @@ def _silent(samples: int, count: int) -> Observation:
 
 
 def told_gradient(samples: int, mean_square: float, inner_square: float) -> Observation:
-    """Return the observation of two parts of 2^20 examples whose mean gradient has norm 1."""
+    """Return the observation of two parts of 2^20 examples whose mean gradient has norm 1.
+
+    Args:
+      samples: Examples so far.
+      mean_square: Mean of the squared norms of the two gradients.
+      inner_square: Mean of their squared inner products with the mean gradient.
+
+    Returns:
+      The observation.
+    """
     statistics = GradientStatistics(
         np.int32(1 << 20), np.int32(2), np.float32(mean_square), np.float32(1), np.float32(inner_square)
     )

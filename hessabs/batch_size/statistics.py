@@ -75,7 +75,16 @@ def noise_and_signal(statistics: GradientStatistics) -> tuple[jax.Array, jax.Arr
 
 
 def part_variance(mean_square: Any, square_mean: Any, num_parts: Any) -> jax.Array:
-    """Return the unbiased variance over parts, ``k / (k - 1) (mean_square - square_mean)``; NaN for one."""
+    """Return the unbiased variance over parts, ``k / (k - 1) (mean_square - square_mean)``; NaN for one.
+
+    Args:
+      mean_square: Scalar, the mean over parts of the squared norm.
+      square_mean: Scalar, the squared norm of the mean over parts.
+      num_parts: Scalar, k.
+
+    Returns:
+      Shape (), float32.
+    """
     parts = jnp.asarray(num_parts, jnp.float32)
     # Not below zero, where it is zero but for rounding.
     spread = jnp.maximum(jnp.asarray(mean_square, jnp.float32) - jnp.asarray(square_mean, jnp.float32), 0)

@@ -177,7 +177,19 @@ def store(state: KrylovState, product: np.ndarray) -> KrylovState:
 
 
 def multiply(matvec: MatVec, shape: trees.Static, row: Any) -> jax.Array:
-    """Multiply one row: an operator is compiled together with cutting and joining, another callable is not."""
+    """Multiply one row: an operator is compiled together with cutting and joining, another callable is not.
+
+    Args:
+      matvec: The operator, on pytrees.
+      shape: How a row becomes a pytree, from ``trees.ravel``.
+      row: Shape (size,).
+
+    Returns:
+      The operator times the row, shape (size,).
+
+    Raises:
+      ValueError: If the product does not look like what was multiplied.
+    """
     if loops.is_compiled(matvec):
         return _jitted_multiply(matvec, shape, row)
     product = matvec(_jitted_unravel(row, shape))

@@ -81,7 +81,14 @@ def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> M
 
 
 def source_of(operator: Any) -> tuple[Source, bool] | None:
-    """Return what an operator was made of and whether it was linearised; None for any other callable."""
+    """Return what an operator was made of and whether it was linearised; None for any other callable.
+
+    Args:
+      operator: Any callable.
+
+    Returns:
+      Its source and True if a linearisation is stored, or None.
+    """
     if isinstance(operator, Partial) and operator.func in (multiply, _jitted_multiply):
         source, linearization = operator.args
         return source, linearization is not None

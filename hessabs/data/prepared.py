@@ -30,14 +30,31 @@ class DatasetNotFoundError(ValueError):
 
 
 def default_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of prepared sets: the one given, or TFDS's own."""
+    """Return the folder of prepared sets: the one given, or TFDS's own.
+
+    Args:
+      data_dir: A folder, or None for that of TFDS_DATA_DIR or, without it, ``~/tensorflow_datasets``.
+
+    Returns:
+      The folder; need not exist.
+    """
     # Read the variable now: TFDS itself reads it once, when it is imported.
     default = os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")
     return Path(data_dir if data_dir is not None else default).expanduser()
 
 
 def import_tfds(name: str) -> Any:
-    """Import TFDS with all that reading needs (it declares and loads some of that only later)."""
+    """Import TFDS with all that reading needs (it declares and loads some of that only later).
+
+    Args:
+      name: Of the set that is wanted, for the error.
+
+    Returns:
+      The module ``tensorflow_datasets``.
+
+    Raises:
+      ImportError: If something is not installed, naming the extra.
+    """
     try:
         for module in _TFDS_NEEDS:
             importlib.import_module(module)
@@ -54,6 +71,16 @@ def find_set(name: str, data_dir: Path) -> Path:
 
     TFDS can look for it too, but imports the code of every set that is named so, and that may
     import TensorFlow.
+
+    Args:
+      name: ``name[/config][:version]``; the latest version if none is named, the config if there is one only.
+      data_dir: Folder of prepared sets.
+
+    Returns:
+      The folder.
+
+    Raises:
+      DatasetNotFoundError: If there is none, or several configs; says what is there and what to do.
     """
     match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::([\d.]+))?", name)
     if match:
@@ -80,17 +107,39 @@ def find_set(name: str, data_dir: Path) -> Path:
 
 
 def folders(path: Path) -> list[Path]:
-    """Return the folders in a folder, by name."""
+    """Return the folders in a folder, by name.
+
+    Args:
+      path: A folder; need not exist.
+
+    Returns:
+      Its folders; none if it does not exist.
+    """
     return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
 
 
 def all_sets(data_dir: Path) -> list[Path]:
-    """Return the folder of every prepared version of every set, by name."""
+    """Return the folder of every prepared version of every set, by name.
+
+    Args:
+      data_dir: Folder of prepared sets; need not exist.
+
+    Returns:
+      The folders, each with a ``features.json``.
+    """
     return [path for root in folders(data_dir) for sub in [root, *folders(root)] for path in versions(sub)]
 
 
 def versions(path: Path, version: str | None = None) -> list[Path]:
-    """Return the prepared versions in a folder, oldest first."""
+    """Return the prepared versions in a folder, oldest first.
+
+    Args:
+      path: Folder of a set or of a config of it.
+      version: This one alone, ``1.0.0``, or None for all.
+
+    Returns:
+      The folders of the versions.
+    """
     found = [
         (tuple(map(int, match.groups())), p)
         for p in folders(path)
@@ -149,7 +198,15 @@ def open_set(name: str, folder: Path) -> Prepared:
 
 
 def open_split(prepared: Prepared, split: str) -> Any:
-    """Open the records of a split, a sequence of dicts whose images are still encoded."""
+    """Open the records of a split, a sequence of dicts whose images are still encoded.
+
+    Args:
+      prepared: A set.
+      split: Its name in the set.
+
+    Returns:
+      A data source of TFDS, read by index.
+    """
     from tensorflow_datasets import decode
 
     return prepared.builder.as_data_source(
@@ -158,7 +215,19 @@ def open_split(prepared: Prepared, split: str) -> Any:
 
 
 def read_records(source: Any, shards: list[tuple[Path, int]], where: str) -> Iterator[dict[str, Any]]:
-    """Yield the records in order; an error of the reader becomes one that names the shard."""
+    """Yield the records in order; an error of the reader becomes one that names the shard.
+
+    Args:
+      source: From ``open_split``.
+      shards: File and number of examples of each shard, in order.
+      where: What is read, for the error.
+
+    Yields:
+      The records.
+
+    Raises:
+      ValueError: If a shard is damaged or missing.
+    """
     start = 0
     for path, length in shards:
         stop = start + length
@@ -184,7 +253,21 @@ def decode_all(
     num_classes: int | None,
     where: str,
 ) -> dict[str, np.ndarray]:
-    """Decode all records into two arrays, allocated when the first image tells its shape."""
+    """Decode all records into two arrays, allocated when the first image tells its shape.
+
+    Args:
+      records: From ``read_records``.
+      num_examples: How many there are.
+      channels: Of the images, or None for those of the file.
+      num_classes: Labels must lie below it; None if that is not known.
+      where: What is decoded, for the errors.
+
+    Returns:
+      image, shape (num_examples, height, width, channels), uint8, and label, shape (num_examples,), int32.
+
+    Raises:
+      ValueError: If an image cannot be decoded or has another shape, or a label is out of range.
+    """
     # One thread: decoding a small image is mostly Python, and a second thread makes it slower.
     to_array = _image_decoder(channels)
     images = np.empty((0,), np.uint8)
@@ -207,7 +290,20 @@ def decode_all(
 
 
 def check_label(label: Any, num_classes: int | None, number: int, where: str) -> int:
-    """Return a label that lies in its range; raise ``ValueError`` for another, naming the example."""
+    """Return a label that lies in its range; raise ``ValueError`` for another, naming the example.
+
+    Args:
+      label: An integer, or None where there is none.
+      num_classes: Labels must lie below it; None if that is not known.
+      number: Of the example.
+      where: What is read, for the error.
+
+    Returns:
+      The label.
+
+    Raises:
+      ValueError: If it is missing or out of range.
+    """
     if label is None or label < 0 or (num_classes is not None and label >= num_classes):
         upper = "num_classes-1" if num_classes is None else num_classes - 1
         got = "no label" if label is None else label

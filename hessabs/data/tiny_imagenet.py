@@ -79,7 +79,18 @@ def check_md5(archive: Path, expected: str) -> None:
 
 
 def class_names(root: Path, number: int) -> list[str]:
-    """Read the WordNet ids of the classes in the archive's order, which numbers the labels."""
+    """Read the WordNet ids of the classes in the archive's order, which numbers the labels.
+
+    Args:
+      root: Folder of the unpacked archive.
+      number: How many there must be.
+
+    Returns:
+      The ids; the place of each is its label.
+
+    Raises:
+      ValueError: If there is another number of them.
+    """
     names = (root / "wnids.txt").read_text().split()
     if len(set(names)) != number:
         raise ValueError(f"{root}/wnids.txt must name {number} classes, got {len(set(names))}.")
@@ -87,7 +98,19 @@ def class_names(root: Path, number: int) -> list[str]:
 
 
 def train_images(root: Path, names: list[str], per_class: int) -> Iterator[tuple[Path, int]]:
-    """List the training images with their labels; ``per_class`` of each class or ``ValueError``."""
+    """List the training images with their labels; ``per_class`` of each class or ``ValueError``.
+
+    Args:
+      root: Folder of the unpacked archive.
+      names: From ``class_names``.
+      per_class: Images that each class must have.
+
+    Yields:
+      File and label.
+
+    Raises:
+      ValueError: If a class has another number of images.
+    """
     for label, name in enumerate(names):
         paths = sorted((root / "train" / name / "images").glob("*.JPEG"))
         if len(paths) != per_class:
@@ -96,7 +119,19 @@ def train_images(root: Path, names: list[str], per_class: int) -> Iterator[tuple
 
 
 def validation_images(root: Path, names: list[str], number: int) -> Iterator[tuple[Path, int]]:
-    """List the validation images with their labels; ``number`` of them or ``ValueError``."""
+    """List the validation images with their labels; ``number`` of them or ``ValueError``.
+
+    Args:
+      root: Folder of the unpacked archive.
+      names: From ``class_names``.
+      number: How many there must be.
+
+    Yields:
+      File and label.
+
+    Raises:
+      ValueError: If there is another number of them.
+    """
     labels = {name: label for label, name in enumerate(names)}
     lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
     if len(lines) != number:

@@ -64,5 +64,13 @@ def _largest(x: jax.Array) -> jax.Array:
 
 
 def learning_rate(run: Run, decision: Decision) -> float:
-    """Return the learning rate of a decision, in as many digits as a float32 has."""
+    """Return the learning rate of a decision, in as many digits as a float32 has.
+
+    Args:
+      run: What is trained, whose config has the rate at the start.
+      decision: Of the rule, for one update.
+
+    Returns:
+      The rate.
+    """
     return float(f"{run.config.lr * decision.lr_scale:.7g}")

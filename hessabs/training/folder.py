@@ -190,5 +190,9 @@ class Folder:
 
 
 def say(text: str) -> None:
-    """Tell the user something that is no error."""
+    """Tell the user something that is no error.
+
+    Args:
+      text: One sentence; it goes to standard error.
+    """
     print(f"hessabs: {text}", file=sys.stderr)

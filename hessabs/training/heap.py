@@ -40,8 +40,6 @@ def give_back() -> None:
 @functools.cache
 def _find(name: str) -> Callable[..., int] | None:
     try:
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # other C libraries lack it
-        return getattr(library, name)
+        return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # another C library; Windows has no CDLL(None)
         return None

@@ -31,7 +31,14 @@ def to_html(text: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows of HTML as a table, the first row as its head."""
+    """Write rows of HTML as a table, the first row as its head.
+
+    Args:
+      rows: Cells, as HTML.
+
+    Returns:
+      The element, on one line.
+    """
 
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
