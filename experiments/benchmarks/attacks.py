@@ -49,6 +49,7 @@ _PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "interpreter o
 HERE = pathlib.Path(__file__).parent
 SETTING: dict[str, Any] = {"epsilon": 0.05, "step_size": 0.005, "steps": 40, "restarts": 10}
 IMAGES = 1000
+_LOAD_APART = 2.0
 
 
 class CNN(nn.Module):
@@ -144,7 +145,8 @@ def table(record: dict[str, Any]) -> str:
         "",
         f"PGD-{steps}, L-infinity {epsilon}, {restarts} restarts, {IMAGES} test images of Fashion-MNIST, worst "
         "case per image; medians of the rounds, compilation apart. CPU seconds are those of all threads, which "
-        "other work on the machine changes less than the seconds by the clock.",
+        "other work on the machine changes less than the seconds by the clock; these are compared where the "
+        "load was alike.",
         "",
         f"`python experiments/benchmarks/attacks.py --data_dir DIR`; {provenance.hardware()}.",
         "",
@@ -156,7 +158,9 @@ def table(record: dict[str, Any]) -> str:
         base_seconds, base_cpu = (statistics.median(base[key]) for key in ("seconds", "cpu"))
         for who, row in rows.items():
             seconds, cpu = (statistics.median(row[key]) for key in ("seconds", "cpu"))
-            times = f"{seconds / base_seconds:.2f}, {cpu / base_cpu:.2f}"
+            # Seconds by the clock compare only where as much else was running.
+            alike = abs(row["load"] - base["load"]) < _LOAD_APART
+            times = f"{f'{seconds / base_seconds:.2f}' if alike else '-'}, {cpu / base_cpu:.2f}"
             first = f" (first run {row['first']:.1f})" if "first" in row else ""
             lines.append(
                 f"| {network} | {who} ({row['version']}) | {seconds:.2f}{first} | {cpu:.2f} | {times} "
