@@ -1,20 +1,42 @@
-"""Where a number came from: the commit and the processor."""
+"""Where a number came from: the commit and the hardware."""
 
+import os
 import pathlib
 import platform
+import shutil
 import subprocess
+
+import jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def commit() -> str:
-    """Name the commit of this checkout; "-dirty" if the library differs from it."""
+    """Name the commit of this checkout; "-dirty" if the library differs from it.
+
+    A copy of the files without their history says what the variable HESSABS_COMMIT says, or "unknown".
+    """
+    if not (shutil.which("git") and _git("rev-parse", "HEAD")):
+        return os.environ.get("HESSABS_COMMIT", "unknown")
     changed = _git("status", "--porcelain", "--", "hessabs")
     return _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
 
 
 def hardware() -> str:
-    """Describe the processor of this machine, with its number of cores."""
+    """Describe the accelerators that JAX uses, and the processor of this machine with its number of cores."""
+    devices = jax.devices()
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {devices[0].device_kind}, {_processor()}"
+    return _processor()
+
+
+def platform_suffix() -> str:
+    """What a file of measurements adds to its name where JAX uses an accelerator: "_gpu", "_tpu"; else ""."""
+    backend = jax.default_backend()
+    return "" if backend == "cpu" else f"_{backend}"
+
+
+def _processor() -> str:
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -85,6 +85,7 @@ def _look_at_other_commits(results: pathlib.Path, names: Sequence[str]) -> None:
 def _share() -> None:
     environment = {
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # an accelerator has to hold all of them
         **os.environ,
         "HESSABS_GRID_WORKER": "1",
     }

@@ -6,7 +6,8 @@ PGD-40 in L-infinity 0.05, step 0.005, 10 random restarts, 1,000 test images of 
 image. foolbox has `repeat` for restarts, which attacks every image each time; torchattacks is run ten times on
 every image, and as `multiattack` through its `MultiAttack`, which gives a restart only the images that stand.
 Networks are trained here on 20,000 images with Adam. The peers run in a process of their own, so that thread
-pools do not fight; `--peer_python` names its interpreter, which needs torch (CPU), foolbox and torchattacks.
+pools do not fight; `--peer_python` names its interpreter, which needs torch, foolbox and torchattacks. Where
+JAX uses a GPU, PyTorch is put on it too, and the files are attacks_gpu.json and attacks_gpu.md.
 
 The network with convolutions pools by a reshape; with `--flax_pooling` it is given to hessabs with flax's
 `max_pool` too, whose gradient XLA computes slowly on CPUs. Measurements add up in attacks.json beside
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure, add to the numbers that are there, and write the table."""
     del argv
     dataset = data.load("fashion_mnist", data_dir=_DATA_DIR.value)
-    path = HERE / "attacks.json"
+    path = HERE / f"attacks{provenance.platform_suffix()}.json"
     record = json.loads(path.read_text()) if path.exists() else {}
     for name in _NETWORKS.value:
         rows = record.setdefault(name, {})
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
         for row in rows.values():
             row.setdefault("commit", provenance.commit())
         path.write_text(json.dumps(record, indent=2) + "\n")
-        (HERE / "attacks.md").write_text(table(record))
+        path.with_suffix(".md").write_text(table(record))
     print(table(record))
 
 
@@ -128,7 +129,10 @@ def peers(name: str, variables: Any, image: np.ndarray, label: np.ndarray) -> di
             for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
         }
         np.savez(problem, image=image, label=label, **leaves)
-        setting = json.dumps({**SETTING, "rounds": _ROUNDS.value, "network": name, "peers": wanted})
+        device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        setting = json.dumps(
+            {**SETTING, "rounds": _ROUNDS.value, "network": name, "peers": wanted, "device": device}
+        )
         script = str(HERE / "attacks_peers.py")
         done = subprocess.run(
             [_PEER_PYTHON.value, script, str(problem), setting], check=True, stdout=subprocess.PIPE, text=True

@@ -20,19 +20,20 @@ def main(problem: str, setting: dict[str, Any]) -> None:
     """Time the peers and print one line of JSON."""
     with np.load(problem, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    network = to_torch(setting["network"], arrays)
+    device = setting["device"]
+    network = to_torch(setting["network"], arrays).to(device)
     # (N, H, W, C) to (N, C, H, W)
-    image = torch.tensor(arrays["image"]).permute(0, 3, 1, 2).contiguous()
-    tensors = image, torch.tensor(arrays["label"], dtype=torch.long)
+    image = torch.tensor(arrays["image"]).permute(0, 3, 1, 2).contiguous().to(device)
+    tensors = image, torch.tensor(arrays["label"], dtype=torch.long).to(device)
     epsilon, steps, restarts = (setting[name] for name in ("epsilon", "steps", "restarts"))
-    peer = foolbox.PyTorchModel(network, bounds=(0, 1))
+    peer = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
     repeated = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=setting["step_size"]).repeat(restarts)
     single = torchattacks.PGD(network, eps=epsilon, alpha=setting["step_size"], steps=steps)
     multi = torchattacks.MultiAttack([single] * restarts)
 
     def standing(got: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
-            stands: np.ndarray = (network(got).argmax(1) == tensors[1]).numpy()
+            stands: np.ndarray = (network(got).argmax(1) == tensors[1]).cpu().numpy()
         return stands
 
     runs: dict[str, Callable[[], float]] = {

@@ -1,13 +1,16 @@
 """Speed of the curvature tools, and the peers on the same weights and batch.
 
-    python experiments/benchmarks/curvature.py --images DIR [--rounds 7] [--parts product,dataset,step,mlp-5]
+    python experiments/benchmarks/curvature.py --data_dir DIR [--rounds 7] [--parts product,dataset,step,mlp-5]
 
-DIR holds train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz (Fashion-MNIST). Each part (``mlp-5``: the
+DIR holds Fashion-MNIST as TFDS prepares it. Each part (``mlp-5``: the
 top 5 pairs of the MLP) replaces its results in curvature.json beside this file and draws curvature.md anew:
 parts may be measured one by one. Tools are timed in turn, medians of the rounds, after one run that compiles;
 in the contests each in a process of its own, which sleeps while another runs, so that the thread pools of
-XLA, PyTorch and OpenBLAS do not take the processor from each other. Needs the peers: torch (CPU), pyhessian,
+XLA, PyTorch and OpenBLAS do not take the processor from each other. Needs the peers: torch, pyhessian,
 hessian-eigenthings, curvlinops-for-pytorch, scipy, matfree, laplax.
+
+Where JAX uses a GPU, PyTorch is put on it too, and the files are curvature_gpu.json and curvature_gpu.md. There
+the peers are set to full float32 as well (the products of TF32 do not reach the residual that is asked for).
 """
 
 import json
@@ -31,7 +34,9 @@ from experiments.benchmarks.curvature_problem import load, problem
 from hessabs import curvature, trees
 from hessabs.curvature import krylov
 
-_IMAGES = flags.DEFINE_string("images", None, "folder of Fashion-MNIST's idx archives", required=True)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "folder with Fashion-MNIST as TFDS prepares it", required=True
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "timed runs of each")
 _PARTS = flags.DEFINE_list("parts", None, "parts to measure; None for all")
 _HERE = pathlib.Path(__file__).parent
@@ -41,25 +46,24 @@ CONTESTS = tuple(f"{name}-{k}" for name in ("mlp", "cnn") for k in (1, 5, 20))
 def main(argv: Sequence[str]) -> None:
     """Measure the parts and write the tables."""
     del argv
-    folder = pathlib.Path(_IMAGES.value)
-    data = load(folder)
+    data = load(_DATA_DIR.value)
     sections = {"product": product_costs, "dataset": data_set_product, "step": lanczos_step}
     chosen = _PARTS.value or [*sections, *CONTESTS]
     for part in chosen:
         if part not in (*sections, *CONTESTS):
             raise SystemExit(f"--parts must name some of {', '.join((*sections, *CONTESTS))}, got {part}.")
-    kept = _HERE / "curvature.json"
+    kept = _HERE / f"curvature{provenance.platform_suffix()}.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for part in chosen:
         if part in sections:
             lines = [line for some in sections[part](data) for line in some]
         else:
-            lines = contest.table(folder, part, _ROUNDS.value)
+            lines = contest.table(data, part, _ROUNDS.value)
         what = f"`--parts {part} --rounds {_ROUNDS.value}`, commit {provenance.commit()[:12]}"
         results[part] = {"lines": lines, "what": what}
         print("\n".join(lines), flush=True)
         kept.write_text(json.dumps(results, indent=1) + "\n")
-        (_HERE / "curvature.md").write_text(page(results, [*sections, *CONTESTS]))
+        kept.with_suffix(".md").write_text(page(results, [*sections, *CONTESTS]))
 
 
 def page(results: dict[str, Any], order: Sequence[str]) -> str:
@@ -68,7 +72,7 @@ def page(results: dict[str, Any], order: Sequence[str]) -> str:
     lines = [
         "# Speed of the curvature tools",
         "",
-        f"`python experiments/benchmarks/curvature.py --images DIR`; {provenance.hardware()}; jax "
+        f"`python experiments/benchmarks/curvature.py --data_dir DIR`; {provenance.hardware()}; jax "
         f"{jax.__version__}; {versions}",
         "",
     ]

@@ -2,10 +2,10 @@
 
 import dataclasses
 import multiprocessing
-import pathlib
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import curvature_peers as peers
-from experiments.benchmarks.curvature_problem import LOSSES, load, problem
+from experiments.benchmarks.curvature_problem import LOSSES, problem
 from hessabs import curvature, trees
 
 OURS = "hessabs"
@@ -47,11 +47,11 @@ class _Tool:
         return seconds
 
 
-def table(folder: pathlib.Path, part: str, rounds: int) -> list[str]:
+def table(data: dict[str, np.ndarray], part: str, rounds: int) -> list[str]:
     """Run every tool on one problem, in turn.
 
     Args:
-      folder: Of the images.
+      data: The training images.
       part: Network and number of pairs, ``"mlp-5"``.
       rounds: Timed runs of each.
 
@@ -59,14 +59,13 @@ def table(folder: pathlib.Path, part: str, rounds: int) -> list[str]:
       The lines of a section.
     """
     network, k = part.split("-")[0], int(part.split("-")[1])
-    loss_fn, params, batch = problem(network, load(folder), _EXAMPLES)
+    loss_fn, params, batch = problem(network, data, _EXAMPLES)
     judge = jax.jit(curvature.hessian(loss_fn, params, batch))
     arrays = jax.tree.map(np.asarray, (params, batch))
-    ours = _start(part, OURS, 0, arrays)
-    gradients = [_start(part, name, 0, arrays) for name in ("gradient, XLA", "gradient, PyTorch")]
+    ours, *gradients = _start(part, (OURS, "gradient, XLA", "gradient, PyTorch"), 0, arrays)
     ours.run()
     steps = ours.answer[2]
-    tools = [ours, *(_start(part, name, steps, arrays) for name in peers.names(steps))]
+    tools = [ours, *_start(part, peers.names(steps), steps, arrays)]
     try:
         for tool in [*tools, *gradients]:
             if not tool.first:
@@ -139,14 +138,19 @@ def _residual(judge: Callable[[Any], Any], value: float, vector: Any) -> float:
     return float(np.linalg.norm(product - value * flat) / np.linalg.norm(flat) / abs(value))
 
 
-def _start(part: str, name: str, steps: int, arrays: Any) -> _Tool:
+def _start(part: str, names: Sequence[str], steps: int, arrays: Any) -> list[_Tool]:
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, part, name, steps, arrays), daemon=True)
-    process.start()
-    there.close()
-    here.recv()  # it has built its problem: nothing runs beside a tool
-    return _Tool(name, process, here)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU has to hold all of them
+    tools = []
+    for name in names:
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, part, name, steps, arrays), daemon=True)
+        process.start()
+        there.close()
+        tools.append(_Tool(name, process, here))
+    for tool in tools:
+        tool.pipe.recv()  # it has built its problem: nothing runs beside a tool
+    return tools
 
 
 def _serve(pipe: Connection, part: str, name: str, steps: int, arrays: Any) -> None:
@@ -177,5 +181,6 @@ def _make(
             return result.eigenvalues, jax.block_until_ready(result.eigenvectors), result.num_matvecs
 
         return ours
+    jax.config.update("jax_default_matmul_precision", "highest")  # ours needs no such word
     contest = peers.Contest(network, loss_fn, params, batch)
     return contest.torch_gradient if name == "gradient, PyTorch" else contest.tools(k, steps)[name]

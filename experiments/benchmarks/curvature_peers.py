@@ -52,16 +52,22 @@ class Contest:
         self.name, self.loss_fn, self.params, self.batch = name, loss_fn, params, batch
         import torch
 
+        torch.backends.cudnn.allow_tf32 = False
         self.torch = torch
-        self.model = _torch_model(name, params)
-        images = np.asarray(batch["image"]).transpose(0, 3, 1, 2)
-        self.data = (torch.tensor(images.copy()), torch.tensor(np.asarray(batch["label"]).astype(np.int64)))
+        self.on_gpu = jax.default_backend() == "gpu"
+        device = "cuda" if self.on_gpu else "cpu"
+        self.model = _torch_model(name, params).to(device)
+        images = torch.tensor(np.asarray(batch["image"]).transpose(0, 3, 1, 2).copy())
+        labels = torch.tensor(np.asarray(batch["label"]).astype(np.int64))
+        self.data = images.to(device), labels.to(device)
         self.criterion = torch.nn.CrossEntropyLoss()
 
     def torch_gradient(self) -> Any:
         """The gradient of the same loss in PyTorch."""
         loss = self.criterion(self.model(self.data[0]), self.data[1])
         self.torch.autograd.grad(loss, list(self.model.parameters()))
+        if self.on_gpu:
+            self.torch.cuda.synchronize()
 
     def tools(self, k: int, enough: int) -> dict[str, Callable[[], tuple[np.ndarray, Any]]]:
         """The peers by name; ``enough`` Lanczos steps suffice, for those that cannot tell."""
@@ -78,8 +84,9 @@ class Contest:
     def _pyhessian(self, k: int) -> tuple[np.ndarray, Any]:
         from pyhessian import hessian
 
-        values, vectors = hessian(self.model, self.criterion, data=self.data, cuda=False).eigenvalues(top_n=k)
-        flat = [np.concatenate([x.detach().numpy().ravel() for x in v]) for v in vectors]
+        operator = hessian(self.model, self.criterion, data=self.data, cuda=self.on_gpu)
+        values, vectors = operator.eigenvalues(top_n=k)
+        flat = [np.concatenate([x.detach().cpu().numpy().ravel() for x in v]) for v in vectors]
         return np.array(values), self._trees(np.stack(flat))
 
     def _curvlinops(self, k: int) -> tuple[np.ndarray, Any]:
@@ -102,8 +109,8 @@ class Contest:
         loss = he.supervised_loss(self.criterion)
         operator = he.HessianOperator(self.model, [self.data], loss)
         result = he.lanczos(operator, k=k, max_iter=max_iter, which="LA", seed=0, reorthogonalize=True)
-        vectors = result.eigenvectors.detach().numpy()
-        return result.eigenvalues.detach().numpy(), self._trees(vectors)
+        vectors = result.eigenvectors.detach().cpu().numpy()
+        return result.eigenvalues.detach().cpu().numpy(), self._trees(vectors)
 
     def _matfree(self, k: int, steps: int) -> Callable[[], tuple[np.ndarray, Any]]:
         from matfree import decomp, eig

@@ -1,7 +1,5 @@
 """The networks, weights and batches of the curvature benchmark."""
 
-import gzip
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import models
+from hessabs import data, models
 
 _SHAPES: dict[str, list[tuple[int, ...]]] = {
     "mlp": [(784, 256), (256, 256), (256, 10)],
@@ -57,7 +55,7 @@ def _cnn(params: Any, batch: Any) -> jax.Array:
 LOSSES: dict[str, Callable[[Any, Any], jax.Array]] = {"mlp": _mlp, "cnn": _cnn}
 
 
-def problem(name: str, data: dict[str, np.ndarray], size: int) -> tuple[Any, Any, Any]:
+def problem(name: str, images: dict[str, np.ndarray], size: int) -> tuple[Any, Any, Any]:
     """A network after 200 steps of training, and a batch of images."""
     if name == "resnet20":
         rng = np.random.default_rng(0)
@@ -78,13 +76,11 @@ def problem(name: str, data: dict[str, np.ndarray], size: int) -> tuple[Any, Any
     params = init(name, jax.random.key(0))
     step = jax.jit(lambda p, b: jax.tree.map(lambda x, g: x - 0.1 * g, p, jax.grad(loss_fn)(p, b)))
     for i in range(200):
-        params = step(params, {n: jnp.asarray(x[i * 128 : (i + 1) * 128]) for n, x in data.items()})
-    return loss_fn, params, {n: jnp.asarray(x[-size:]) for n, x in data.items()}
+        params = step(params, {n: jnp.asarray(x[i * 128 : (i + 1) * 128]) for n, x in images.items()})
+    return loss_fn, params, {n: jnp.asarray(x[-size:]) for n, x in images.items()}
 
 
-def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Read Fashion-MNIST's idx archives: images float32 in [0, 1] of shape (n, 28, 28, 1), labels int32."""
-    images = gzip.decompress((folder / "train-images-idx3-ubyte.gz").read_bytes())[16:]
-    labels = gzip.decompress((folder / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
-    image = np.frombuffer(images, np.uint8).reshape(-1, 28, 28, 1)
-    return {"image": image.astype(np.float32) / 255, "label": np.frombuffer(labels, np.uint8).astype(np.int32)}
+def load(data_dir: str) -> dict[str, np.ndarray]:
+    """Read Fashion-MNIST's training set: images float32 in [0, 1] of shape (n, 28, 28, 1), labels int32."""
+    train = data.load("fashion_mnist", data_dir=data_dir).train
+    return {"image": train["image"].astype(np.float32) / 255, "label": train["label"].astype(np.int32)}

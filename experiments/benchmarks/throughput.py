@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/throughput.py --data_dir DIR
 
-writes ``throughput.md`` beside this file: for each network and batch size whole updates are timed, data
-included and compilation left out, fixed and auto in turn, medians of several; and the part of an epoch at
-batch 128 that waits for data.
+writes ``throughput.md`` beside this file, ``throughput_gpu.md`` where JAX uses a GPU: for each network and
+batch size whole updates are timed, data included and compilation left out, fixed and auto in turn, medians of
+several; and the part of an epoch at batch 128 that waits for data.
 """
 
 import itertools
@@ -31,7 +31,9 @@ _SIZES = flags.DEFINE_list("sizes", [str(128 << i) for i in range(8)], "batch si
 _RESNET_SIZES = flags.DEFINE_list("resnet_sizes", ["128", "256", "512"], "batch sizes of ResNet-20")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "measurements of each, fixed and auto in turn; medians count")
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "seconds of each measurement, one update at least")
-_OUTPUT = flags.DEFINE_string("output", None, "file; default: throughput.md beside this one")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "file; default: throughput.md beside this one, on a GPU throughput_gpu.md"
+)
 
 
 def images_per_second(run: Run) -> Iterator[float]:
@@ -128,11 +130,12 @@ def main(argv: list[str]) -> None:
         "| network | batch | fixed | auto | auto / fixed |",
         "|---|---|---|---|---|",
         *rows("mlp", _SIZES.value, None, "fashion_mnist"),
-        *rows("resnet20", _RESNET_SIZES.value, random_images(2048), "random"),
+        *rows("resnet20", _RESNET_SIZES.value, random_images(max(map(int, _RESNET_SIZES.value))), "random"),
         "",
         waiting(_DATA_DIR.value),
     ]
-    path = pathlib.Path(_OUTPUT.value or pathlib.Path(__file__).with_suffix(".md"))
+    default = pathlib.Path(__file__).with_name(f"throughput{provenance.platform_suffix()}.md")
+    path = pathlib.Path(_OUTPUT.value or default)
     path.write_text("\n".join(lines) + "\n")
 
 

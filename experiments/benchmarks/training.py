@@ -2,9 +2,10 @@
 
     python experiments/benchmarks/training.py [--rounds 7] [--data_dir DIR]
 
-Writes training.md beside this file. Throughput: BL through the library's loop against a hand-written jitted
-step over the same micro-batches, in turn in one process, medians of the rounds; random images in the shape of
-the data set. Share: a whole ABSA run on Fashion-MNIST with 128 images per measurement, if --data_dir holds it.
+Writes training.md beside this file, training_gpu.md where JAX uses a GPU. Throughput: BL through the library's
+loop against a hand-written jitted step over the same micro-batches, in turn in one process, medians of the
+rounds; random images in the shape of the data set. Share: a whole ABSA run on Fashion-MNIST with 128 images per
+measurement, if --data_dir holds it.
 """
 
 import pathlib
@@ -61,7 +62,9 @@ def main(argv: Sequence[str]) -> None:
         print(lines[-1], flush=True)
     if _DATA_DIR.value:
         lines += ["", *hessian_share(_DATA_DIR.value)]
-    (pathlib.Path(__file__).parent / "training.md").write_text("\n".join(lines) + "\n")
+    pathlib.Path(__file__).with_name(f"training{provenance.platform_suffix()}.md").write_text(
+        "\n".join(lines) + "\n"
+    )
     print("\n".join(lines))
 
 

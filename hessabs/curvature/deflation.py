@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from hessabs import trees
 from hessabs.curvature import loops
 from hessabs.curvature.power import PowerIterationResult, power_iteration
+from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
 
@@ -70,6 +71,7 @@ def _deflated(matvec: MatVec, found: Params, vector: Params) -> Params:
 
 
 @jax.jit
+@full_precision
 def _project_out(found: Params, vector: Params) -> Params:
     # Rows of `found` are orthonormal or zero.
     parts: Any = jax.vmap(lambda row: trees.vdot(row, vector))(found)

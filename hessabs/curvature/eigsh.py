@@ -14,6 +14,7 @@ import numpy as np
 from hessabs import trees
 from hessabs.curvature import krylov, loops
 from hessabs.curvature.lanczos import check_dimension
+from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
 Which = Literal["LA", "SA", "LM", "BE"]
@@ -190,6 +191,7 @@ def _next_look(multiplied: int, k: int) -> int:
     return look
 
 
+@full_precision
 def _restart(state: krylov.KrylovState, which: Which, k: int, num_vectors: int, xp: Any) -> krylov.KrylovState:
     count, built = int(state.multiplied), int(state.built)
     ritz = _solve_projected(state, which, k + (num_vectors - k) // 2)
@@ -254,6 +256,7 @@ def _restore(state: krylov.KrylovState, shape: tuple[int, int], k: int, xp: Any)
     return state._replace(**arrays, **numbers, finite=bool(state.finite), known=np.array(state.known))
 
 
+@full_precision
 def _result(
     state: krylov.KrylovState, shape: trees.Static, ritz: _Ritz, converged: np.ndarray, k: int, xp: Any
 ) -> EigshResult:

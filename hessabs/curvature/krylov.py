@@ -19,6 +19,7 @@ import numpy as np
 
 from hessabs import trees
 from hessabs.curvature import loops
+from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec
 
 _BLOCK_ROWS = 16  # rows that are read at once on a device
@@ -101,6 +102,7 @@ def _append_host(state: KrylovState, vector: np.ndarray, first: int) -> tuple[Kr
     return state._replace(built=state.built + 1), coefficients
 
 
+@full_precision
 def _append_device(state: KrylovState, vector: jax.Array) -> tuple[KrylovState, jax.Array]:
     num_rows, size = state.basis.shape
     coefficients = jnp.zeros(num_rows, state.basis.dtype)

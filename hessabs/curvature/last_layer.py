@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
+from hessabs.curvature.precision import full_precision
 from hessabs.typing import Batch, MatVec, Params
 
 
+@full_precision
 def last_layer(features_fn: Callable[[Batch], jax.Array], head_params: Params, batch: Batch) -> MatVec:
     """Make the last layer's block of the Hessian of a softmax cross-entropy an operator.
 
@@ -51,6 +53,7 @@ def last_layer(features_fn: Callable[[Batch], jax.Array], head_params: Params, b
 
 
 @jax.jit
+@full_precision
 def _product(features: jax.Array, probabilities: jax.Array, head_params: Params, vector: Params) -> Params:
     trees.check_like(vector, head_params, "vector", "head_params")
     kernel, bias = _split(vector)

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from hessabs import collectives, trees
 from hessabs.convolutions import inner_jaxprs, split_kernel_gradients
+from hessabs.curvature.precision import full_precision
 from hessabs.typing import Batch, MatVec, Params
 
 Linearize = bool | Literal["auto"]
@@ -145,6 +146,7 @@ _jitted_linearize = jax.jit(_linearize)
 _jitted_multiply = jax.jit(multiply)
 
 
+@full_precision
 def _stage(make_map: Callable[..., MatVec], source: Source) -> ClosedJaxpr:
     linear_map = make_map(source.functions, source.params, source.batch, source.axis.value)
     leaves, treedef = jax.tree.flatten(source.params)

@@ -14,6 +14,7 @@ import optax
 
 from hessabs import trees
 from hessabs.curvature import krylov, loops
+from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
 
@@ -25,6 +26,7 @@ class Estimate(NamedTuple):
     num_matvecs: int  # products computed
 
 
+@full_precision
 def trace(
     matvec: MatVec,
     like: Params,

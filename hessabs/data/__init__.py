@@ -7,6 +7,7 @@ from hessabs.data.prepared import DatasetNotFoundError
 from hessabs.data.sources import Dataset, check_images, load
 from hessabs.data.split import hold_out
 from hessabs.data.stream import (
+    Gather,
     Position,
     Reader,
     epoch_order,
@@ -21,6 +22,7 @@ __all__ = [
     "Column",
     "Dataset",
     "DatasetNotFoundError",
+    "Gather",
     "Position",
     "Reader",
     "check_images",

@@ -10,7 +10,7 @@ divides by 255 on the device.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class Position(NamedTuple):
 
 
 _START = Position(0, 0)
+_BLOCK = 2048  # examples that are gathered at once: a short micro-batch costs little more than its slice
+
+Gather: TypeAlias = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+"""``gather(places, weight) -> batch``: the examples at these places of the arrays, and the weight."""
 
 Reader: TypeAlias = Callable[[int], tuple[dict[str, np.ndarray], Position]]
 """``read(count) -> (the next count micro-batches as one batch, position after it)``."""
@@ -148,6 +152,7 @@ def reader(
     replays: int = 1,
     augmentation: str = "none",
     own_rows: Callable[[int], np.ndarray] | None = None,
+    gather: Gather | None = None,
 ) -> Reader:
     """Read the stream of ``micro_batches`` in steps of one or several micro-batches.
 
@@ -165,6 +170,8 @@ def reader(
             ``hessabs.data.augment.crop_flip`` applies. ``"none"`` adds nothing.
         own_rows: ``own_rows(n) -> places``: which examples of a batch of n this process reads, and in which
             order; None for all of them as they come.
+        gather: How the examples are taken from the arrays, where these lie elsewhere too, such as in the
+            memory of an accelerator; None takes them here.
 
     Returns:
         ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples. It raises
@@ -183,16 +190,27 @@ def reader(
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
     known, order, bits = -1, np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    block, block_start, block_stop = dict[str, Any](), 0, 0
 
-    def take(number: int, count: int) -> dict[str, np.ndarray]:
-        nonlocal known, order, bits
+    def gathered(start: int, stop: int) -> dict[str, Any]:
+        rows = None if own_rows is None else own_rows(stop - start)
+        places, weight = _places(order, start, stop - start, rows)
+        batch = _take(arrays, places, weight) if gather is None else gather(places, weight)
+        return {**batch, "shift": shifts(bits[places])} if augmentation == "crop_flip" else batch
+
+    def take(number: int, count: int) -> dict[str, Any]:
+        nonlocal known, order, bits, block, block_start, block_stop
         epoch, place = divmod(number, per_epoch)
+        start, stop = place * size, (place + count) * size
         if epoch != known:
-            order, known = epoch_order(seed, epoch, num_examples), epoch
+            order, known, block_stop = epoch_order(seed, epoch, num_examples), epoch, 0
             bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else bits
-        rows = None if own_rows is None else own_rows(count * size)
-        batch, picked = _batch(arrays, order, place * size, count * size, rows)
-        return {**batch, "shift": shifts(bits[picked])} if augmentation == "crop_flip" else batch
+        if gather is not None or own_rows is not None or stop - start >= _BLOCK:
+            return gathered(start, stop)
+        if not block_start <= start < stop <= block_stop:
+            block_start, block_stop = start, min(start + max(1, _BLOCK // size) * size, per_epoch * size)
+            block = gathered(block_start, block_stop)
+        return {name: array[start - block_start : stop - block_start] for name, array in block.items()}
 
     return step_through(take, per_epoch, position, replays)
 
@@ -262,22 +280,24 @@ def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[s
     if num_examples < 1:
         raise ValueError("`arrays` must hold at least one example, got none.")
     order = np.arange(num_examples)
-    return (_batch(arrays, order, start, size)[0] for start in range(0, num_examples, size))
+    return (_take(arrays, *_places(order, start, size)) for start in range(0, num_examples, size))
 
 
-def _batch(
-    arrays: Mapping[str, np.ndarray], order: np.ndarray, start: int, size: int, rows: np.ndarray | None = None
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _places(
+    order: np.ndarray, start: int, size: int, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     picked = order[start : start + size]
     weight = np.ones(size, np.float32)
     if len(picked) < size:  # past the end: the first examples again, at weight 0
         weight[len(picked) :] = 0
         picked = order[np.arange(start, start + size) % len(order)]
-    if rows is not None:
-        picked, weight = picked[rows], weight[rows]
+    return (picked, weight) if rows is None else (picked[rows], weight[rows])
+
+
+def _take(arrays: Mapping[str, np.ndarray], places: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     # take: twice as fast as indexing, and a short micro-batch of a small network waits for it
-    batch = {name: np.take(array, picked, axis=0) for name, array in arrays.items()}
-    return {**batch, "weight": weight}, picked
+    batch = {name: np.take(array, places, axis=0) for name, array in arrays.items()}
+    return {**batch, "weight": weight}
 
 
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:

@@ -43,6 +43,7 @@ def make_reader(run: Run, position: Position = _START) -> Reader:
         replays=replays,
         augmentation=config.augment,
         own_rows=run.own_rows,
+        gather=run.gather,
     )
 
 

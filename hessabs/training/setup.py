@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from hessabs import attacks, models
 from hessabs.batch_size import Controller, methods
-from hessabs.data import Dataset, check_images, epoch_order, eval_batches, hold_out, load
+from hessabs.data import Column, Dataset, Gather, check_images, epoch_order, eval_batches, hold_out, load
 from hessabs.training import config as config_lib
 from hessabs.training import parallel, rows
 from hessabs.training.config import Config
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
 from hessabs.training.machine import dealt
 from hessabs.training.mesh import make_mesh, num_devices, own_rows
+from hessabs.training.resident import make_gather
 from hessabs.training.robust import Objective, make_objective
 from hessabs.training.state import TrainState, init_state
 from hessabs.training.step import StepFunctions, jit_each, make_step_functions
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     measure: Measure  # the top eigenvalue during training
     measure_final: Measure  # the same on the same images, with more products if it needs them
     track: Track  # what is measured at the end of every epoch
+    gather: Gather | None = None  # of a training set that lies on the device
     mesh: Mesh | None = None  # of several devices
     dealt: bool = True  # whether the examples of a batch are dealt out to the devices, see `mesh.own_rows`
 
@@ -171,6 +173,7 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         ),
         measure_final=measure_final,
         track=make_track(parse(config.track), model, dataset, hessian_batch, measure_final),
+        gather=None if isinstance(dataset.train["image"], Column) else make_gather(dataset.train, mesh),
         mesh=mesh,
         dealt=is_dealt,
     )

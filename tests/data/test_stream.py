@@ -191,3 +191,20 @@ def test_reading_beyond_an_epoch(count):
     read = reader(arrays(10), 3, seed=0, position=Position(4, 1))
     with pytest.raises(ValueError, match=rf"lie in \[1, micro-batches left in the epoch=2\], got {count}"):
         read(count)
+
+
+@pytest.mark.parametrize(("n", "size"), [(5000, 128), (5000, 700), (6100, 2048), (9000, 3000), (4100, 1)])
+def test_reader_reads_what_the_order_says_however_it_gathers(n, size):
+    data = {"label": np.arange(n, dtype=np.int32)}
+    per_epoch = micro_batches_per_epoch(n, size)
+    rng = np.random.default_rng(0)
+    read, position = reader(data, size, seed=4), Position(0, 0)
+    for _ in range(60):
+        count = int(rng.integers(1, min(20, per_epoch - position.index) + 1))
+        start = position.index * size
+        expected = epoch_order(4, position.epoch, n)[start : start + count * size]
+        batch, position = read(count)
+        np.testing.assert_array_equal(batch["label"], expected)
+        assert batch["weight"].shape == (count * size,)
+        assert (batch["weight"] == 1).all()
+    assert position.epoch > 0 or size == 1
