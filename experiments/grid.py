@@ -2,7 +2,8 @@
 
 A config is a Python file with a docstring and three names: ``BASE`` (the settings that all runs share),
 ``GRID`` (the name of a run to the settings of its own) and ``SEEDS``. Settings are the flags of
-``hessabs train``. ``SLIDES`` says which table of the slides it is: data set, network, training examples.
+``hessabs train``. ``ALONE = True`` says that each run is to have the machine to itself, so that its seconds
+count. ``SLIDES`` says which table of the slides it is: data set, network, training examples.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from hessabs.training.config import check
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 NEEDED = ("BASE", "GRID", "SEEDS")
-NAMES = (*NEEDED, "SLIDES")
+NAMES = (*NEEDED, "ALONE", "SLIDES")
 
 
 class Grid(NamedTuple):
@@ -25,6 +26,7 @@ class Grid(NamedTuple):
     name: str
     title: str  # the first line of the docstring
     runs: dict[str, Config]  # "LABEL/seedN" to its settings, all of a seed before the next
+    alone: bool = False  # whether each run has the machine to itself
     slides: tuple[str, str, int] | None = (
         None  # (data set, network, training examples) of a table of the slides
     )
@@ -88,6 +90,7 @@ def load(path: pathlib.Path) -> Grid:
             for seed in seeds
             for label, own in module.GRID.items()
         },
+        getattr(module, "ALONE", False),
         getattr(module, "SLIDES", None),
     )
 

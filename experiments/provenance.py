@@ -14,10 +14,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 def commit() -> str:
     """Name the commit of this checkout; "-dirty" if the library differs from it.
 
-    A copy of the files without their history says what the variable HESSABS_COMMIT says, or "unknown".
+    For a copy of the files without their history, the variable HESSABS_COMMIT says it; else it is "unknown".
     """
+    if "HESSABS_COMMIT" in os.environ:
+        return os.environ["HESSABS_COMMIT"]
     if not (shutil.which("git") and _git("rev-parse", "HEAD")):
-        return os.environ.get("HESSABS_COMMIT", "unknown")
+        return "unknown"
     changed = _git("status", "--porcelain", "--", "hessabs")
     return _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
 

@@ -22,7 +22,8 @@ from hessabs.training.results import (
 )
 
 FINDINGS = "FINDINGS.md"  # what a person has read out of the table; it becomes part of README.md
-SHOWN = (*COLUMNS[:-1], Column("seconds_cpu", "CPU seconds", "{:.0f}"))
+_CPU_SECONDS, _SECONDS = Column("seconds_cpu", "CPU seconds", "{:.0f}"), Column("seconds", "seconds", "{:.1f}")
+SHOWN = (*COLUMNS[:-1], _CPU_SECONDS)
 _RUN_FIELDS = ("label", "seed", "commit", "diverged", *(column.field for column in SHOWN), "seconds")
 
 
@@ -43,13 +44,14 @@ def write(results: pathlib.Path, grid: Grid) -> str:
     order = {label: i for i, label in enumerate(dict.fromkeys(name.rpartition("/")[0] for name in grid.runs))}
     runs.sort(key=lambda run: (order.get(run.label, len(order)), run.label, run.summary["seed"]))
     groups = group(runs)
+    shown = (*COLUMNS[:-1], _SECONDS, _CPU_SECONDS) if grid.alone else SHOWN
     lines = [
         f"# {grid.title}",
         "",
         f"`python experiments/run.py {grid.name}`; mean ± standard deviation over seeds, accuracies on the",
         "test set; a network that diverged counts with the accuracy of chance.",
         "",
-        *markdown(table(groups, SHOWN)),
+        *markdown(table(groups, shown)),
         "",
         *_origins(runs),
     ]
@@ -64,7 +66,7 @@ def write(results: pathlib.Path, grid: Grid) -> str:
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in (*drawn, "curves.png")]
     text = "\n".join([*lines, ""])
     (results / "README.md").write_text(text)
-    write_csv(results / "table.csv", groups, SHOWN)
+    write_csv(results / "table.csv", groups, shown)
     _write_runs(results / "runs.csv", runs)
     draw_curves(results / "curves.png", _curves(groups))
     return text

@@ -17,6 +17,7 @@ BASE = {
     "patience": 3,
     "epsilon": 0.02,
     "pgd_steps": 20,
+    "micro_batch": "auto",
 }
 _KEPT = {"adversarial_fraction": 0.2, "fraction_decrease": 1.0, "adversarial_epochs": 30}
 GRID = {

@@ -7,6 +7,7 @@ are then those of training, not of XLA's compilation.
 """
 
 SEEDS = (0, 1, 2)
+ALONE = True
 BASE = {"dataset": "fashion_mnist", "epsilon": 0.02, "pgd_steps": 20, "micro_batch": "auto"}
 _MLP = {"model": "mlp", "epochs": 90}
 _CNN = {"model": "c1_small", "epochs": 30, "lr_decay_epochs": (10, 20, 27), "patience": 3}

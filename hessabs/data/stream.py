@@ -32,8 +32,9 @@ class Position(NamedTuple):
 _START = Position(0, 0)
 _BLOCK = 2048  # examples that are gathered at once: a short micro-batch costs little more than its slice
 
-Gather: TypeAlias = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
-"""``gather(places, weight) -> batch``: the examples at these places of the arrays, and the weight."""
+Gather: TypeAlias = Callable[[np.ndarray, np.ndarray, int], list[dict[str, Any]]]
+"""``gather(places, weight, num_parts) -> batches``: the examples at these places of the arrays, with their
+weights, as so many batches of equal size."""
 
 Reader: TypeAlias = Callable[[int], tuple[dict[str, np.ndarray], Position]]
 """``read(count) -> (the next count micro-batches as one batch, position after it)``."""
@@ -190,27 +191,29 @@ def reader(
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
     known, order, bits = -1, np.zeros(0, np.int64), np.zeros(0, np.uint64)
-    block, block_start, block_stop = dict[str, Any](), 0, 0
+    ahead: dict[int, dict[str, Any]] = {}  # micro-batches by their place in the epoch
 
-    def gathered(start: int, stop: int) -> dict[str, Any]:
-        rows = None if own_rows is None else own_rows(stop - start)
-        places, weight = _places(order, start, stop - start, rows)
-        batch = _take(arrays, places, weight) if gather is None else gather(places, weight)
-        return {**batch, "shift": shifts(bits[places])} if augmentation == "crop_flip" else batch
+    def gathered(start: int, num_parts: int, part: int) -> list[dict[str, Any]]:
+        rows = None if own_rows is None else own_rows(num_parts * part)
+        places, weight = _places(order, start, num_parts * part, rows)
+        parts = (gather or _gather_here(arrays))(places, weight, num_parts)
+        if augmentation == "crop_flip":
+            moves = np.split(shifts(bits[places]), num_parts)
+            parts = [{**batch, "shift": move} for batch, move in zip(parts, moves, strict=True)]
+        return parts
 
     def take(number: int, count: int) -> dict[str, Any]:
-        nonlocal known, order, bits, block, block_start, block_stop
+        nonlocal known, order, bits, ahead
         epoch, place = divmod(number, per_epoch)
-        start, stop = place * size, (place + count) * size
         if epoch != known:
-            order, known, block_stop = epoch_order(seed, epoch, num_examples), epoch, 0
+            order, known, ahead = epoch_order(seed, epoch, num_examples), epoch, {}
             bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else bits
-        if gather is not None or own_rows is not None or stop - start >= _BLOCK:
-            return gathered(start, stop)
-        if not block_start <= start < stop <= block_stop:
-            block_start, block_stop = start, min(start + max(1, _BLOCK // size) * size, per_epoch * size)
-            block = gathered(block_start, block_stop)
-        return {name: array[start - block_start : stop - block_start] for name, array in block.items()}
+        if count > 1 or own_rows is not None:
+            return gathered(place * size, 1, count * size)[0]
+        if place not in ahead:
+            num_parts = min(max(1, _BLOCK // size), per_epoch - place)
+            ahead = dict(enumerate(gathered(place * size, num_parts, size), place))
+        return ahead.pop(place)
 
     return step_through(take, per_epoch, position, replays)
 
@@ -279,8 +282,8 @@ def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[s
         raise ValueError(f"`size` must be at least 1, got {size}.")
     if num_examples < 1:
         raise ValueError("`arrays` must hold at least one example, got none.")
-    order = np.arange(num_examples)
-    return (_take(arrays, *_places(order, start, size)) for start in range(0, num_examples, size))
+    order, gather = np.arange(num_examples), _gather_here(arrays)
+    return (gather(*_places(order, start, size), 1)[0] for start in range(0, num_examples, size))
 
 
 def _places(
@@ -294,10 +297,14 @@ def _places(
     return (picked, weight) if rows is None else (picked[rows], weight[rows])
 
 
-def _take(arrays: Mapping[str, np.ndarray], places: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-    # take: twice as fast as indexing, and a short micro-batch of a small network waits for it
-    batch = {name: np.take(array, places, axis=0) for name, array in arrays.items()}
-    return {**batch, "weight": weight}
+def _gather_here(arrays: Mapping[str, np.ndarray]) -> Gather:
+    def gather(places: np.ndarray, weight: np.ndarray, num_parts: int) -> list[dict[str, Any]]:
+        # take: twice as fast as indexing, and a short micro-batch of a small network waits for it
+        batch = {name: np.take(array, places, axis=0) for name, array in arrays.items()}
+        parts = {name: np.split(array, num_parts) for name, array in {**batch, "weight": weight}.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(num_parts)]
+
+    return gather
 
 
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
