@@ -13,6 +13,7 @@ import numpy as np
 
 from hessabs import trees
 from hessabs.curvature import krylov, loops
+from hessabs.curvature.blas import one_blas_thread
 from hessabs.curvature.lanczos import check_dimension
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
@@ -35,6 +36,7 @@ class EigshResult(NamedTuple):
     state: krylov.KrylovState  # pass it as `state` to go on
 
 
+@one_blas_thread
 def eigsh(
     matvec: MatVec,
     v0: Params,

@@ -8,6 +8,7 @@ import numpy as np
 
 from hessabs import trees
 from hessabs.curvature import krylov, loops
+from hessabs.curvature.blas import one_blas_thread
 from hessabs.typing import MatVec, Params
 
 
@@ -25,6 +26,7 @@ class LanczosResult(NamedTuple):
     finite: jax.Array  # shape (), bool: False when a product was not finite, at which the process ended
 
 
+@one_blas_thread
 def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | None = None) -> LanczosResult:
     """Tridiagonalise a symmetric operator on the Krylov space of a vector, with full re-orthogonalisation.
 

@@ -14,6 +14,7 @@ import optax
 
 from hessabs import trees
 from hessabs.curvature import krylov, loops
+from hessabs.curvature.blas import one_blas_thread
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
@@ -26,6 +27,7 @@ class Estimate(NamedTuple):
     num_matvecs: int  # products computed
 
 
+@one_blas_thread
 @full_precision
 def trace(
     matvec: MatVec,

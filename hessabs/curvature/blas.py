@@ -1,0 +1,43 @@
+"""NumPy's matrix products beside XLA: one thread of them, lest the two take the cores from each other."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import threadpoolctl
+from jax.tree_util import Partial
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def one_blas_thread(solver: F) -> F:
+    """Let a solver multiply with one BLAS thread while it runs, if its operator is JAX's.
+
+    The threads of a BLAS go on spinning after each product, on the cores that the operator needs next; a Krylov
+    basis is read as fast as memory gives it by a single one. An operator that is no ``Partial`` may be NumPy's
+    own and keeps all threads.
+
+    Args:
+      solver: A function whose first argument is the operator.
+
+    Returns:
+      A function of the same arguments.
+
+    Example:
+      >>> one_blas_thread(lambda matvec, v: matvec(v))(Partial(lambda v: 2 * v), 3.0)
+      6.0
+    """
+
+    @functools.wraps(solver)
+    def run(matvec: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(matvec, Partial):
+            return solver(matvec, *args, **kwargs)
+        with _blas().limit(limits=1):
+            return solver(matvec, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
