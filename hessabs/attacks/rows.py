@@ -6,6 +6,10 @@ finished rows out of the computation: whenever a smaller size of the form 2^k or
 left, the next iterations run on that many rows, so the number of shapes, hence of compilations, is logarithmic.
 """
 
+import functools
+import itertools
+import threading
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -14,9 +18,11 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import collectives, trees
+from hessabs.attacks import side_by_side
 from hessabs.curvature import loops
 
 Rows = TypeVar("Rows", bound=Any)
+_PART = 128  # rows of a part that has a thread of its own, at least
 _FEWEST = 32  # below this many rows an iteration costs its overhead, and compiling a smaller one does not pay
 
 
@@ -39,22 +45,84 @@ def iterate(
     """
     if loops.choose(loop, step, rows) == "device":
         return _jitted_on_device(step, rows, num_steps, finishes=finishes)
-    everything, places = None, None  # where rows were thrown out: all of them, and which ones are left
-    for i in range(num_steps):
-        if trees.is_traced(rows):  # the loss closes over somebody's tracers: Python cannot drive
-            return _on_device(step, rows, num_steps, i, finishes=finishes)
-        done = np.asarray(rows.done)
-        left = int(np.sum(~done))
-        if left == 0:
+    if num_steps == 0 or _all_done(rows):
+        return rows
+    left, places = _throw_out(rows)
+    first = _jitted_advance(step, left, np.int32(0))
+    if trees.is_traced(first):  # the loss closes over somebody's tracers: Python cannot drive
+        return _on_device(step, rows, num_steps, finishes=finishes)
+    drive = functools.partial(_drive, _compiled_once(step), num_steps=num_steps)
+    parts = _split(first)
+    driven = [drive(first)] if len(parts) == 1 else side_by_side.run(drive, parts)
+    return _put_back(rows, places, jax.tree.map(_joined, *driven))
+
+
+def _split(rows: Rows) -> list[Rows]:
+    leaves = jax.tree.leaves(rows)
+    number = side_by_side.num_parts(len(rows.done), _PART)
+    if number == 1 or any(isinstance(x, jax.Array) and len(x.devices()) > 1 for x in leaves):
+        return [rows]
+    ends = [len(rows.done) * i // number for i in range(number + 1)]
+    return [jax.tree.map(lambda x, i=i, j=j: x[i:j], rows) for i, j in itertools.pairwise(ends)]
+
+
+def _compiled_once(step: Partial) -> Callable[[Rows, int], Rows]:
+    # Two threads that meet a new number of rows at once would both compile it.
+    known, compiling = set[int](), threading.Lock()
+
+    def advance(rows: Rows, i: int) -> Rows:
+        size = len(rows.done)
+        if size in known:
+            return _jitted_advance(step, rows, np.int32(i))
+        with compiling:
+            rows = jax.block_until_ready(_jitted_advance(step, rows, np.int32(i)))
+        known.add(size)
+        return rows
+
+    return advance
+
+
+def _drive(advance: Callable[[Rows, int], Rows], rows: Rows, *, num_steps: int) -> Rows:
+    thrown_out = []
+    for i in range(1, num_steps):
+        if _all_done(rows):
             break
-        size = _size_for(left)
-        if size < len(done):
-            everything = _put_back(everything, places, rows)
-            keep = np.argsort(done, kind="stable")[:size]  # those not done first, in order
-            places = keep if places is None else places[keep]
-            rows = jax.tree.map(lambda x, keep=keep: np.asarray(x)[keep], rows)
-        rows = _jitted_advance(step, rows, np.int32(i))
-    return rows if places is None else jax.tree.map(jnp.asarray, _put_back(everything, places, rows))
+        left, places = _throw_out(rows)
+        if places is not None:
+            thrown_out.append((rows, places))
+        rows = advance(left, i)
+    for before, places in reversed(thrown_out):
+        rows = _put_back(before, places, rows)
+    return rows
+
+
+def _all_done(rows: Rows) -> bool:
+    return bool(np.asarray(rows.done).all())
+
+
+def _throw_out(rows: Rows) -> tuple[Rows, np.ndarray | None]:
+    done = np.asarray(rows.done)
+    size = _size_for(int(np.sum(~done)))
+    if size >= len(done):
+        return rows, None
+    places = np.argsort(done, kind="stable")[:size]  # those not done first, in order
+    return jax.tree.map(lambda x: np.asarray(x)[places], rows), places
+
+
+def _put_back(before: Rows, places: np.ndarray | None, rows: Rows) -> Rows:
+    if places is None:
+        return rows
+
+    def put(whole: Any, part: Any) -> jax.Array:
+        whole = np.array(whole)
+        whole[places] = np.asarray(part)
+        return jnp.asarray(whole)
+
+    return jax.tree.map(put, before, rows)
+
+
+def _joined(*parts: Any) -> Any:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
@@ -69,7 +137,7 @@ def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
 _jitted_advance = jax.jit(_advance)
 
 
-def _on_device(step: Partial, rows: Rows, num_steps: Any, start: Any = 0, *, finishes: bool) -> Rows:
+def _on_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool) -> Rows:
     def go_on(carry: tuple[Rows, jax.Array]) -> jax.Array:
         more = carry[1] < num_steps
         return ~jnp.all(carry[0].done) & more if finishes else more
@@ -78,7 +146,7 @@ def _on_device(step: Partial, rows: Rows, num_steps: Any, start: Any = 0, *, fin
         return _advance(step, *carry), carry[1] + 1
 
     rows = collectives.varying(rows)
-    return jax.lax.while_loop(go_on, body, (rows, jnp.asarray(start, jnp.int32)))[0]
+    return jax.lax.while_loop(go_on, body, (rows, jnp.int32(0)))[0]
 
 
 _jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
@@ -87,14 +155,3 @@ _jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
 def _size_for(left: int) -> int:
     power = max(_FEWEST, 1 << (left - 1).bit_length())
     return power * 3 // 4 if power > _FEWEST and left <= power * 3 // 4 else power
-
-
-def _put_back(everything: Rows | None, places: np.ndarray | None, rows: Rows) -> Rows:
-    if places is None:
-        return jax.tree.map(np.array, rows)
-
-    def put(whole: np.ndarray, part: Any) -> np.ndarray:
-        whole[places] = np.asarray(part)
-        return whole
-
-    return jax.tree.map(put, everything, rows)

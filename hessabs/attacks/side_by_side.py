@@ -1,0 +1,73 @@
+"""The parts of a loop that Python drives, side by side, each in a thread.
+
+XLA runs the operations of a program on the CPU one after the other, and some of them on one core: a network
+with convolutions keeps two cores busy for five sixths of the time. Programs of two threads fill the gaps of
+each other.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+
+A = TypeVar("A")
+B = TypeVar("B")
+_SETTINGS = (
+    "debug_infs",
+    "debug_nans",
+    "default_device",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "enable_x64",
+    "numpy_dtype_promotion",
+    "numpy_rank_promotion",
+)
+"""What a caller may have set with a context manager, and a thread of its own would not see."""
+
+
+def num_parts(num_rows: int, least: int) -> int:
+    """Say into how many parts to cut the rows of a loop.
+
+    Args:
+      num_rows: Rows that do not influence each other.
+      least: Rows that a part is worth its overhead from.
+
+    Returns:
+      At most the cores of this process, and 1 where the loop is to stay in one thread: on accelerators, without
+      jit, and where XLA is told to keep to one (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
+    """
+    in_one_thread = "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", "")
+    if in_one_thread or jax.config.values["jax_disable_jit"] or jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, num_rows // least))
+
+
+def run(function: Callable[[A], B], parts: Sequence[A]) -> list[B]:
+    """Call a function for each part, each in a thread, under the settings of JAX that hold here.
+
+    Args:
+      function: Of a part. It must not meet somebody's tracers: they belong to this thread.
+      parts: Its arguments.
+
+    Returns:
+      The results, in order.
+
+    Example:
+      >>> with jax.numpy_rank_promotion("raise"):
+      ...     run(lambda part: (part, jax.config.jax_numpy_rank_promotion), [1, 2])
+      [(1, 'raise'), (2, 'raise')]
+    """
+    settings = {name: getattr(jax.config, f"jax_{name}") for name in _SETTINGS}
+
+    def call(part: A) -> B:
+        with contextlib.ExitStack() as stack:
+            for name, value in settings.items():
+                stack.enter_context(getattr(jax, name)(value))
+            return function(part)
+
+    with ThreadPoolExecutor(len(parts), "hessabs-attack") as pool:
+        return list(pool.map(call, parts))

@@ -1,0 +1,112 @@
+"""Iterations over rows: whatever is thrown out and whatever runs side by side, each row ends as if alone."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from hessabs.attacks import rows, side_by_side
+
+
+class Rows(NamedTuple):
+    number: Any
+    steps: Any  # taken so far
+    done: Any
+
+
+def step(limits, state, i):
+    # A row ends when it has taken as many steps as its number says.
+    steps = state.steps + 1
+    return Rows(state.number, steps + 0 * limits, state.done | (steps >= state.number))
+
+
+def start(numbers):
+    numbers = jnp.asarray(numbers, jnp.int32)
+    return Rows(numbers, jnp.zeros_like(numbers), numbers == 0)
+
+
+@pytest.fixture
+def two_parts(monkeypatch):
+    monkeypatch.setattr(side_by_side, "num_parts", lambda num_rows, least: 2)
+
+
+@pytest.mark.parametrize("num_rows", [1, 33, 100, 257])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_every_row_takes_its_own_steps(monkeypatch, num_rows, parts):
+    monkeypatch.setattr(side_by_side, "num_parts", lambda rows, least: min(parts, rows))
+    numbers = np.random.default_rng(0).integers(0, 9, num_rows)
+    got = rows.iterate(Partial(step, 0), start(numbers), 6, "host")
+    np.testing.assert_array_equal(got.number, numbers)
+    np.testing.assert_array_equal(got.steps, np.minimum(numbers, 6))
+    np.testing.assert_array_equal(got.done, numbers <= 6)
+    compiled = rows.iterate(Partial(step, 0), start(numbers), 6, "device")
+    for one, other in zip(got, compiled, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_rows_of_a_loss_that_closes_over_tracers():
+    numbers = np.repeat([0, 4], 100)  # half is done before the first step, and thrown out on the host
+
+    @jax.jit
+    def run(limits):
+        return rows.iterate(lambda state, i: step(limits, state, i), start(numbers), 6, "host").steps
+
+    with pytest.raises(ValueError, match="under a trace"):
+        run(jnp.int32(0))
+
+    rows_here = start(numbers)
+
+    @jax.jit
+    def closing(limits):
+        return rows.iterate(Partial(lambda state, i: step(limits, state, i)), rows_here, 6).steps
+
+    np.testing.assert_array_equal(closing(jnp.int32(0)), numbers)
+
+
+def test_each_number_of_rows_is_compiled_once(two_parts):
+    traced = []
+
+    def counting(state, i):
+        traced.append(len(state.done))
+        return step(0, state, i)
+
+    rows.iterate(Partial(counting), start(np.arange(400) % 40), 40, "host")
+    assert len(traced) == len(set(traced)) > 2
+
+
+def test_threads_see_the_settings_of_the_caller(two_parts):
+    def widened(state, i):
+        assert jax.config.jax_numpy_rank_promotion == "raise"
+        return step(0, state, i)
+
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        wide = Rows(jnp.full(300, 3.0, jnp.float64), jnp.zeros(300, jnp.float64), jnp.zeros(300, bool))
+        got = rows.iterate(Partial(widened), wide, 5, "host")
+        assert got.steps.dtype == jnp.float64
+    np.testing.assert_array_equal(got.steps, 3)
+
+
+def test_number_of_parts(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    assert [side_by_side.num_parts(n, 128) for n in (0, 127, 255, 256, 10_000)] == [1, 1, 1, 2, 4]
+    with jax.disable_jit():
+        assert side_by_side.num_parts(10_000, 128) == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+    assert side_by_side.num_parts(10_000, 128) == 1
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert side_by_side.num_parts(10_000, 128) == 1
+
+
+def test_an_error_in_a_part_is_raised(two_parts):
+    def failing(state, i):
+        if len(state.done) == 150:  # a half: the first step has all rows
+            raise FloatingPointError("in a part")
+        return step(0, state, i)
+
+    with pytest.raises(FloatingPointError, match="in a part"):
+        rows.iterate(Partial(failing), start(np.full(300, 9)), 5, "host")
