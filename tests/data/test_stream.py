@@ -47,6 +47,19 @@ def test_epoch_order_is_uniform():
     np.testing.assert_allclose(counts, 1000, atol=137)
 
 
+@pytest.mark.parametrize("draw", [lambda n: np.arange(n)[::-1] * 7, lambda n: np.arange(n) % 3])
+def test_epoch_order_is_that_of_a_stable_sort(monkeypatch, draw):
+    class Philox:
+        def __init__(self, seed):
+            del seed
+
+        def random_raw(self, n):
+            return draw(n).astype(np.uint64)
+
+    monkeypatch.setattr(np.random, "Philox", Philox)
+    np.testing.assert_array_equal(epoch_order(0, 0, 1000), np.argsort(draw(1000), kind="stable"))
+
+
 @pytest.mark.parametrize("bad", [(-1, 0, 4), (0, -1, 4), (0, 0, -1)])
 def test_epoch_order_refuses_negatives(bad):
     with pytest.raises(ValueError, match=r"must be at least 0, got -1"):
