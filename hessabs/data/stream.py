@@ -195,20 +195,10 @@ def reader(
     per_epoch = micro_batches_per_epoch(num_examples, size, keep_remainder)
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
-    orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the last two epochs
-    ahead: dict[tuple[int, int], dict[str, Any]] = {}  # micro-batches by epoch and place
-    coming: tuple[tuple[int, int], Future[list[dict[str, Any]]]] | None = None
-    thread = ThreadPoolExecutor(1, "hessabs-read")
+    order_of = _epoch_orders(seed, num_examples, augmentation)
 
-    def order_of(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if epoch not in orders:
-            bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else np.zeros(0)
-            orders[epoch] = epoch_order(seed, epoch, num_examples), bits
-            for old in [e for e in list(orders) if e < epoch - 1]:
-                orders.pop(old, None)
-        return orders[epoch]
-
-    def gathered(epoch: int, place: int, num_parts: int, part: int) -> list[dict[str, Any]]:
+    def gathered(number: int, num_parts: int, part: int) -> list[dict[str, Any]]:
+        epoch, place = divmod(number, per_epoch)
         order, bits = order_of(epoch)
         rows = None if own_rows is None else own_rows(num_parts * part)
         places, weight = _places(order, place * size, num_parts * part, rows)
@@ -218,23 +208,58 @@ def reader(
             parts = [{**batch, "shift": move} for batch, move in zip(parts, moves, strict=True)]
         return parts
 
-    def block(epoch: int, place: int) -> list[dict[str, Any]]:
-        return gathered(epoch, place, min(max(1, _BLOCK // size), per_epoch - place), size)
+    def block(number: int) -> list[dict[str, Any]]:
+        return gathered(number, min(max(1, _BLOCK // size), per_epoch - number % per_epoch), size)
+
+    # An accelerator does not wait for what it gathers itself.
+    one = _one_by_one(block, in_advance=gather is None)
 
     def take(number: int, count: int) -> dict[str, Any]:
-        nonlocal ahead, coming
-        here = divmod(number, per_epoch)
-        if count > 1 or own_rows is not None:
-            return gathered(*here, 1, count * size)[0]
-        if here not in ahead:
-            parts = coming[1].result() if coming is not None and coming[0] == here else block(*here)
-            ahead = {(here[0], here[1] + i): batch for i, batch in enumerate(parts)}
-            if gather is None:  # an accelerator does not wait for what it gathers itself
-                after = divmod(number + len(parts), per_epoch)
-                coming = after, thread.submit(block, *after)
-        return ahead[here]
+        if count == 1 and own_rows is None:
+            return one(number)
+        return gathered(number, 1, count * size)[0]
 
     return step_through(take, per_epoch, position, replays)
+
+
+def _epoch_orders(
+    seed: int, num_examples: int, augmentation: str
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def order_of(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if epoch not in orders:
+            bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else np.zeros(0)
+            orders[epoch] = epoch_order(seed, epoch, num_examples), bits
+            for old in [e for e in list(orders) if e < epoch - 1]:  # two epochs are in use where one ends
+                orders.pop(old, None)
+        return orders[epoch]
+
+    return order_of
+
+
+def _one_by_one(
+    block: Callable[[int], list[dict[str, Any]]], *, in_advance: bool
+) -> Callable[[int], dict[str, Any]]:
+    # block(number) makes some micro-batches from that number on; a thread makes the next ones meanwhile.
+    first, batches = 0, list[dict[str, Any]]()
+    coming: tuple[int, Future[list[dict[str, Any]]]] | None = None
+    thread = ThreadPoolExecutor(1, "hessabs-read")
+
+    def one(number: int) -> dict[str, Any]:
+        nonlocal first, batches, coming
+        if not first <= number < first + len(batches):
+            first = number
+            if coming is not None and coming[0] == number:
+                batches = coming[1].result()
+            else:
+                batches = block(number)
+            if in_advance:
+                after = number + len(batches)
+                coming = after, thread.submit(block, after)
+        return batches[number - first]
+
+    return one
 
 
 def step_through(
