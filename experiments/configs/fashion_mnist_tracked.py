@@ -13,6 +13,7 @@ BASE = {
     "epsilon": 0.02,
     "pgd_steps": 20,
     "track": "eigenvalue,gradient_norm",
+    "micro_batch": "auto",
 }
 GRID = {
     "plain": {"method": "bl"},

@@ -17,6 +17,7 @@ BASE = {
     "max_batch_size": 16000,
     "adversarial_fraction": 0.2,
     "validation_examples": 10_000,
+    "micro_batch": "auto",
 }
 
 _KEPT = {"fraction_decrease": 1.0, "adversarial_epochs": 90}
@@ -30,7 +31,7 @@ GRID = {
     },
     **{
         f"stability_{threshold}_early": {"method": "stability", "threshold": threshold, **_KEPT, **_EARLY}
-        for threshold in (0.75, 1.0)
+        for threshold in (0.75, 1.0, 1.25)
     },
     "stability_1.0_4096_images": {
         "method": "stability", "threshold": 1.0, "hessian_batch_size": 4096, **_KEPT,

@@ -250,10 +250,7 @@ def _one_by_one(
         nonlocal first, batches, coming
         if not first <= number < first + len(batches):
             first = number
-            if coming is not None and coming[0] == number:
-                batches = coming[1].result()
-            else:
-                batches = block(number)
+            batches = coming[1].result() if coming is not None and coming[0] == number else block(number)
             if in_advance:
                 after = number + len(batches)
                 coming = after, thread.submit(block, after)
