@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
 from hessabs import collectives, trees
@@ -37,14 +39,18 @@ def iterate(
       rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n.
       num_steps: Largest number of steps.
       loop: ``"host"``, ``"device"`` or None, as in ``hessabs.curvature.loops``.
-      finishes: Whether rows may be done before the last step. If not, nobody asks: under jit, with the rows on
-        several devices, the question is a collective at every step.
+      finishes: Whether rows may be done before the last step. If not, nobody asks: under somebody's jit, with
+        the rows on several devices, the question is a collective at every step. Outside of jit each device asks
+        for its own rows.
 
     Returns:
       The rows, in their first order.
     """
     if loops.choose(loop, step, rows) == "device":
-        return _jitted_on_device(step, rows, num_steps, finishes=finishes)
+        mesh = _mesh_of(rows)
+        if mesh is None:
+            return _jitted_on_device(step, rows, num_steps, finishes=finishes)
+        return _jitted_on_each_device(step, rows, num_steps, finishes=finishes, mesh=mesh)
     if num_steps == 0 or _all_done(rows):
         return rows
     left, places = _throw_out(rows)
@@ -150,6 +156,33 @@ def _on_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool) -> 
 
 
 _jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
+
+
+def _on_each_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool, mesh: Mesh) -> Rows:
+    everywhere, split = P(), P(mesh.axis_names[0])
+    run = jax.shard_map(
+        functools.partial(_on_device, finishes=finishes),
+        mesh=mesh,
+        in_specs=(everywhere, split, everywhere),
+        out_specs=split,
+        check_vma=False,
+    )
+    return run(step, rows, jnp.asarray(num_steps, jnp.int32))
+
+
+_jitted_on_each_device = jax.jit(_on_each_device, static_argnames=("finishes", "mesh"))
+
+
+def _mesh_of(rows: Rows) -> Mesh | None:
+    # The mesh of one axis over which some of the rows are split; None where they are not, or are traced.
+    if trees.is_traced(rows):
+        return None
+    for x in jax.tree.leaves(rows):
+        sharding = getattr(x, "sharding", None)
+        if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+            mesh = sharding.mesh
+            return mesh if isinstance(mesh, Mesh) and len(mesh.axis_names) == 1 and sharding.spec[0] else None
+    return None
 
 
 def _size_for(left: int) -> int:

@@ -5,12 +5,16 @@ Run by test_devices.py in a process of its own, for the number of devices is fix
 
 import json
 import sys
+import unittest.mock
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks
+from hessabs.attacks import rows
 from tests.attacks.cases import LOSS, make_batch, make_params
-from tests.devices.ways import WAYS, collectives, largest_difference, same_bits
+from tests.devices.ways import WAYS, collectives, data_mesh, largest_difference, same_bits
 
 ATTACKS = {
     "fgsm": attacks.fgsm(0.1),
@@ -22,6 +26,35 @@ ATTACKS = {
     "trust_region": attacks.trust_region(radius=0.05, steps=10),
     "deepfool": attacks.deepfool(steps=5),
 }
+COMPILED = {
+    "pgd": attacks.pgd(0.1, steps=5, random_start=False, loop="device"),
+    "trust_region": attacks.trust_region(radius=0.05, steps=10, loop="device"),
+    "deepfool": attacks.deepfool(steps=5, loop="device"),
+}
+
+
+def outside_of_jit(attack, params, batch):
+    """An attack on a batch that is split over the devices, not inside anybody's jit, but with a compiled loop."""
+    programs, original = [], rows._jitted_on_each_device
+
+    def recorded(*args, **kwargs):
+        programs.append(original.lower(*args, **kwargs))
+        return original(*args, **kwargs)
+
+    mesh = data_mesh()
+    there = (
+        jax.device_put(params, NamedSharding(mesh, P())),
+        jax.device_put(batch, NamedSharding(mesh, P("data"))),
+    )
+    with unittest.mock.patch.object(rows, "_jitted_on_each_device", recorded):
+        got, again = (attack(LOSS, *there)["image"] for _ in range(2))
+    return {
+        "difference": largest_difference(got, attack(LOSS, params, batch)["image"]),
+        "moved": largest_difference(got, batch["image"]),
+        "same bits": same_bits(got, again),
+        "collectives": [found for program in programs for found in collectives(program)],
+        "loops": len(programs),
+    }
 
 
 def main(names):
@@ -46,6 +79,8 @@ def main(names):
                 }
             except Exception as error:
                 results[f"{name}: {way}"] = f"{type(error).__name__}: {error}"[:800]
+        if name in COMPILED:
+            results[f"{name}: outside of jit"] = outside_of_jit(COMPILED[name], params, batch)
     print(json.dumps(results))
 
 

@@ -60,6 +60,16 @@ def test_attacks(name, way):
         assert found["collectives"] == [["all-reduce", 1]]
 
 
+@pytest.mark.parametrize("name", ["pgd", *slow("trust_region", "deepfool")])
+def test_attacks_outside_of_jit_stop_without_asking_other_devices(name):
+    found = findings("attacks", *(["fgsm", "pgd"] if name == "pgd" else []))[f"{name}: outside of jit"]
+    assert found["difference"] <= TOLERANCE
+    assert found["moved"] > 0.05
+    assert found["same bits"]
+    assert found["loops"] >= 2  # each call has one
+    assert found["collectives"] == []
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["eigenpair", *slow("hvp", "gauss_newton")])
 def test_curvature(name, way):
