@@ -34,7 +34,7 @@ COMPILED = {
 
 
 def outside_of_jit(attack, params, batch):
-    """An attack on a batch that is split over the devices, not inside anybody's jit, but with a compiled loop."""
+    """An attack with a compiled loop on a batch that is split over the devices, outside of jit."""
     programs, original = [], rows._jitted_on_each_device
 
     def recorded(*args, **kwargs):
