@@ -12,9 +12,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def commit() -> str:
-    """Name the commit of this checkout; "-dirty" if the library differs from it.
+    """Name the commit of this checkout.
 
-    For a copy of the files without their history, the variable HESSABS_COMMIT says it; else it is "unknown".
+    Returns:
+      Its hash, with "-dirty" if the library differs from it. For a copy of the files without their history, what
+      the variable HESSABS_COMMIT says; else "unknown".
     """
     if "HESSABS_COMMIT" in os.environ:
         return os.environ["HESSABS_COMMIT"]
@@ -25,7 +27,11 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """Describe the accelerators that JAX uses, and the processor of this machine with its number of cores."""
+    """Describe the hardware.
+
+    Returns:
+      The accelerators that JAX uses, if any, and the processor of this machine with its number of cores.
+    """
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return f"{len(devices)} x {devices[0].device_kind}, {_processor()}"
@@ -33,7 +39,11 @@ def hardware() -> str:
 
 
 def platform_suffix() -> str:
-    """What a file of measurements adds to its name where JAX uses an accelerator: "_gpu", "_tpu"; else ""."""
+    """Say what a file of measurements adds to its name.
+
+    Returns:
+      "_gpu" or "_tpu" where JAX uses such an accelerator, "" on the CPU.
+    """
     backend = jax.default_backend()
     return "" if backend == "cpu" else f"_{backend}"
 
