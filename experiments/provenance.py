@@ -15,8 +15,8 @@ def commit() -> str:
     """Name the commit of this checkout.
 
     Returns:
-      Its hash, with "-dirty" if the library differs from it. For a copy of the files without their history, what
-      the variable HESSABS_COMMIT says; else "unknown".
+      Its hash, with "-dirty" if the library differs from it. For a copy of the files without their history,
+      what the variable HESSABS_COMMIT says; else "unknown".
     """
     if "HESSABS_COMMIT" in os.environ:
         return os.environ["HESSABS_COMMIT"]
