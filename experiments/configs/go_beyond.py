@@ -7,7 +7,7 @@ of each batch is adversarial to the end. ABSA and BL beside it; the validation c
 set reports.
 """
 
-SEEDS = (0,)
+SEEDS = (0, 1, 2)
 BASE = {
     "dataset": "fashion_mnist",
     "model": "mlp",
