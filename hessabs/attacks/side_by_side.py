@@ -1,8 +1,7 @@
 """The parts of a loop that Python drives, side by side, each in a thread.
 
-XLA runs the operations of a program on the CPU one after the other, and some of them on one core: a network
-with convolutions keeps two cores busy for five sixths of the time. Programs of two threads fill the gaps of
-each other.
+XLA runs the operations of a program on the CPU one after the other, and some of them, convolutions among them,
+on one core. Programs of two threads fill the gaps of each other.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """Curvature in full precision, on every backend.
 
 GPUs multiply float32 matrices with 10 bits of mantissa (TF32) and TPUs with 7 (bfloat16) unless they are told
-otherwise. Training does not suffer from it. A Hessian-vector product does, for it is a small difference of
-large terms, and so does a Krylov basis, which is no longer orthogonal.
+otherwise. A Krylov basis would not be orthogonal, nor residuals those of the operator that was asked for.
 """
 
 import functools

@@ -2,12 +2,12 @@
 
 from hessabs.data.augment import AUGMENTATIONS, crop_flip
 from hessabs.data.encoded import Column
+from hessabs.data.gather import Gather
 from hessabs.data.pipeline import encoded_reader
 from hessabs.data.prepared import DatasetNotFoundError
 from hessabs.data.sources import Dataset, check_images, load
 from hessabs.data.split import hold_out
 from hessabs.data.stream import (
-    Gather,
     Position,
     Reader,
     epoch_order,

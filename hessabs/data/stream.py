@@ -10,12 +10,12 @@ divides by 255 on the device.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from hessabs.data.augment import example_bits, shifts
+from hessabs.data.gather import Gather, gather_here, one_by_one
 
 
 class Position(NamedTuple):
@@ -32,10 +32,6 @@ class Position(NamedTuple):
 
 _START = Position(0, 0)
 _BLOCK = 2048  # examples that are gathered at once: a short micro-batch costs little more than its slice
-
-Gather: TypeAlias = Callable[[np.ndarray, np.ndarray, int], list[dict[str, Any]]]
-"""``gather(places, weight, num_parts) -> batches``: the examples at these places of the arrays, with their
-weights, as so many batches of equal size."""
 
 Reader: TypeAlias = Callable[[int], tuple[dict[str, np.ndarray], Position]]
 """``read(count) -> (the next count micro-batches as one batch, position after it)``."""
@@ -202,7 +198,7 @@ def reader(
         order, bits = order_of(epoch)
         rows = None if own_rows is None else own_rows(num_parts * part)
         places, weight = _places(order, place * size, num_parts * part, rows)
-        parts = (gather or _gather_here(arrays))(places, weight, num_parts)
+        parts = (gather or gather_here(arrays))(places, weight, num_parts)
         if augmentation == "crop_flip":
             moves = np.split(shifts(bits[places]), num_parts)
             parts = [{**batch, "shift": move} for batch, move in zip(parts, moves, strict=True)]
@@ -212,7 +208,7 @@ def reader(
         return gathered(number, min(max(1, _BLOCK // size), per_epoch - number % per_epoch), size)
 
     # An accelerator does not wait for what it gathers itself.
-    one = _one_by_one(block, in_advance=gather is None)
+    one = one_by_one(block, in_advance=gather is None)
 
     def take(number: int, count: int) -> dict[str, Any]:
         if count == 1 and own_rows is None:
@@ -236,27 +232,6 @@ def _epoch_orders(
         return orders[epoch]
 
     return order_of
-
-
-def _one_by_one(
-    block: Callable[[int], list[dict[str, Any]]], *, in_advance: bool
-) -> Callable[[int], dict[str, Any]]:
-    # block(number) makes some micro-batches from that number on; a thread makes the next ones meanwhile.
-    first, batches = 0, list[dict[str, Any]]()
-    coming: tuple[int, Future[list[dict[str, Any]]]] | None = None
-    thread = ThreadPoolExecutor(1, "hessabs-read")
-
-    def one(number: int) -> dict[str, Any]:
-        nonlocal first, batches, coming
-        if not first <= number < first + len(batches):
-            first = number
-            batches = coming[1].result() if coming is not None and coming[0] == number else block(number)
-            if in_advance:
-                after = number + len(batches)
-                coming = after, thread.submit(block, after)
-        return batches[number - first]
-
-    return one
 
 
 def step_through(
@@ -323,7 +298,7 @@ def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[s
         raise ValueError(f"`size` must be at least 1, got {size}.")
     if num_examples < 1:
         raise ValueError("`arrays` must hold at least one example, got none.")
-    order, gather = np.arange(num_examples), _gather_here(arrays)
+    order, gather = np.arange(num_examples), gather_here(arrays)
     return (gather(*_places(order, start, size), 1)[0] for start in range(0, num_examples, size))
 
 
@@ -336,16 +311,6 @@ def _places(
         weight[len(picked) :] = 0
         picked = order[np.arange(start, start + size) % len(order)]
     return (picked, weight) if rows is None else (picked[rows], weight[rows])
-
-
-def _gather_here(arrays: Mapping[str, np.ndarray]) -> Gather:
-    def gather(places: np.ndarray, weight: np.ndarray, num_parts: int) -> list[dict[str, Any]]:
-        # take: twice as fast as indexing, and a short micro-batch of a small network waits for it
-        batch = {name: np.take(array, places, axis=0) for name, array in arrays.items()}
-        parts = {name: np.split(array, num_parts) for name, array in {**batch, "weight": weight}.items()}
-        return [{name: part[i] for name, part in parts.items()} for i in range(num_parts)]
-
-    return gather
 
 
 def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:

@@ -129,6 +129,13 @@ def group(runs: Sequence[Finished]) -> list[Group]:
 def cell(values: Sequence[float], form: str) -> str:
     """Write mean ± standard deviation, the latter where it is not zero.
 
+    Args:
+      values: The numbers of the seeds; none gives a dash.
+      form: How a number is written, as for ``str.format``.
+
+    Returns:
+      The text of a cell.
+
     Example:
       >>> cell([90.0, 91.0], "{:.1f}"), cell([5.0, 5.0], "{:.0f}"), cell([], "{:.0f}")
       ('90.5 ± 0.7', '5', '-')
@@ -159,7 +166,14 @@ def table(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write rows as the lines of a table in Markdown, the first row as its head."""
+    """Write rows as the lines of a table in Markdown.
+
+    Args:
+      rows: At least one row of cells, all of one length; the first is the head.
+
+    Returns:
+      The lines.
+    """
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 

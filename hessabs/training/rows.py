@@ -47,7 +47,14 @@ def check_model_state(model_state: Any, name: str) -> None:
 
 
 def is_mean(x: Any) -> bool:
-    """Tell whether an array of a network's state is a mean over devices, and not a key that all have."""
+    """Tell whether an array of a network's state is a mean over devices, and not a key that all have.
+
+    Args:
+      x: An array of any shape.
+
+    Returns:
+      True for a floating-point array.
+    """
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 

@@ -33,7 +33,11 @@ class Saved(NamedTuple):
 
 
 def say(text: str) -> None:
-    """Tell the user something that is no error."""
+    """Tell the user something that is no error, on stderr.
+
+    Args:
+      text: One line.
+    """
     print(f"hessabs: {text}", file=sys.stderr)
 
 

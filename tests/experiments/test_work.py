@@ -133,11 +133,22 @@ def test_report(folder):
     assert "| 0 (1 diverged) | " in rows[2]
     assert "| 10.00 | 10.00 | 10.00 |" in rows[2]
     assert "1 of the 3 runs of the grid are missing." in text
+    assert " seconds | CPU seconds |" not in rows[0]  # of several runs at a time the clock says nothing
     assert text == (folder / "README.md").read_text()
     runs = (folder / "runs.csv").read_text().splitlines()
     assert runs[0].startswith("label,seed,commit,diverged,validation_accuracy,")
     assert len(runs) == 3
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_runs_that_had_the_machine_alone(folder):
+    grid = Grid("mine", "Mine.", {"bl_128/seed0": CONFIG}, alone=True)
+    text = report.write(folder, grid)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    titles = [title.strip() for title in rows[0].split("|")]
+    seconds = [row.split("|")[titles.index("seconds")].strip() for row in rows[1:]]
+    summaries = [json.loads(path.read_text()) for path in folder.glob("*/seed*/summary.json")]
+    assert sorted(seconds) == sorted(f"{summary['seconds']:.1f}" for summary in summaries)
 
 
 def test_report_without_a_finished_run(tmp_path):
