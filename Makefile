@@ -44,4 +44,4 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf .venv .venv-prepare .venv313 runs
+	rm -rf .venv .venv-prepare .venv313 .jax_cache runs

@@ -1,14 +1,22 @@
-"""Four virtual CPU devices for every test of a session: the number is fixed once JAX has started."""
+"""Four virtual CPU devices for every test of a session, and compiled programs that outlive it."""
 
 import os
+import pathlib
 from collections.abc import Iterator
 
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")  # fixed once JAX has started
 # Two programs in flight can wait for each other in their collectives for ever on a machine of few cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
 import jax
 import pytest
+
+# Tests compile for longer than they compute, and many the same programs. JAX does not write a file of its cache
+# at once, so each worker has its own, and the processes that tests start (and kill) have none.
+_CACHE = pathlib.Path(__file__).parent / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="module")
