@@ -22,7 +22,7 @@ BASE = {
 
 _KEPT = {"fraction_decrease": 1.0, "adversarial_epochs": 90}
 
-_QUARTER = {"measure_every": 12_480}  # four measurements per epoch: the first epoch at 128 need not be a whole one
+_QUARTER = {"measure_every": 12_480}  # four measurements per epoch, the first after a quarter
 
 _EARLY = {"lr_decay_epochs": (20, 50, 75)}  # the phase of the large rate holds most of the updates
 
@@ -39,6 +39,13 @@ GRID = {
         f"stability_{threshold}_quarter": {"method": "stability", "threshold": threshold, **_KEPT, **_QUARTER}
         for threshold in (0.75, 1.0, 1.25, 1.5)
     },
+    "stability_1.25_early_to_4096": {
+        "method": "stability", "threshold": 1.25, **_KEPT, **_EARLY, "max_batch_size": 4096,
+    },
+    "stability_1.25_early_more": {
+        "method": "stability", "threshold": 1.25, **_KEPT, **_EARLY, "adversarial_fraction": 0.4,
+    },
+    "stability_1.5_more": {"method": "stability", "threshold": 1.5, **_KEPT, "adversarial_fraction": 0.4},
     "stability_1.0_4096_images": {
         "method": "stability", "threshold": 1.0, "hessian_batch_size": 4096, **_KEPT,
     },
