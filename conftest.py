@@ -23,8 +23,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def quick_compilation() -> Iterator[None]:
     """Compile without optimisation to the end of the file: for tests that compile much and compute little.
 
-    The programs are dropped at the end: JAX would use them again where a later test runs the same function, and they
-    round otherwise than those of the processes that it starts.
+    The programs are dropped at the end: JAX would use them again where a later test runs the same function, and
+    they round otherwise than those of the processes that it starts.
     """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)

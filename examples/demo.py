@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from hessabs.training import Config, set_up, train
-from hessabs.training.curves import draw_curves
-from hessabs.training.report import table
+from hessabs.training.reports.curves import draw_curves
+from hessabs.training.reports.report import table
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "folder for the results of both runs")
 _EPOCHS = flags.DEFINE_integer("epochs", 60, "passes over the training set")

@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT.parent))
 from experiments import work  # noqa: E402
 from hessabs import curvature, models, trees  # noqa: E402
 from hessabs.data import Dataset, eval_batches  # noqa: E402
-from hessabs.training import Config, checkpoint, metrics  # noqa: E402
+from hessabs.training import Config, metrics  # noqa: E402
 from hessabs.training.losses import evaluation_loss, scale_images  # noqa: E402
+from hessabs.training.saving import checkpoint  # noqa: E402
 from hessabs.training.setup import init_model  # noqa: E402
 from hessabs.training.track import last_layer  # noqa: E402
 

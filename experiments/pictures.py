@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hessabs.training import metrics
-from hessabs.training.results import Finished, Group, group
+from hessabs.training.reports.results import Finished, Group, group
 
 CURVATURE = "curvature.json"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from experiments import pictures
 from experiments.grid import Grid
 from hessabs.training import metrics
-from hessabs.training.curves import draw_curves
-from hessabs.training.results import (
+from hessabs.training.reports.curves import draw_curves
+from hessabs.training.reports.results import (
     COLUMNS,
     Column,
     Finished,

@@ -28,8 +28,9 @@ from hessabs import attacks, curvature, models, trees  # noqa: E402
 from hessabs.attacks import losses  # noqa: E402
 from hessabs.attacks.norms import Norm  # noqa: E402
 from hessabs.data import Dataset  # noqa: E402
-from hessabs.training import checkpoint, metrics  # noqa: E402
+from hessabs.training import metrics  # noqa: E402
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images  # noqa: E402
+from hessabs.training.saving import checkpoint  # noqa: E402
 from hessabs.training.setup import init_model  # noqa: E402
 from hessabs.typing import Attack  # noqa: E402
 

@@ -18,7 +18,7 @@ from typing import Any
 from experiments import provenance
 from hessabs import data
 from hessabs.training import Config, metrics, set_up, train
-from hessabs.training.durability import Durability
+from hessabs.training.saving.durability import Durability
 
 LOCK = "run.lock"
 CHECKPOINT_EVERY = "5min"

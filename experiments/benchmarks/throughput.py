@@ -19,9 +19,9 @@ from absl import app, flags
 from experiments import provenance
 from hessabs.data import Dataset
 from hessabs.training import Config, set_up, train
+from hessabs.training.devices.micro_batch import make_at_once
 from hessabs.training.feed import make_reader
 from hessabs.training.loop_state import start
-from hessabs.training.micro_batch import make_at_once
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState
 

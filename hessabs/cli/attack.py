@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
-    from hessabs.training.attack import Options, attack, stem
+    from hessabs.training.analysis.attack import Options, attack, stem
 
     values = config_flags(Options)
     flags.DEFINE_string("workdir", None, "folder of a finished run; the results go there", flag_values=values)

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
-    from hessabs.training.page import render
+    from hessabs.training.reports.page import render
 
     values = flags.FlagValues()
     flags.DEFINE_string("output", "report.html", "the page to write", flag_values=values)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
-    from hessabs.training.spectrum import SPECTRUM, Options, spectrum
+    from hessabs.training.analysis.spectrum import SPECTRUM, Options, spectrum
 
     values = config_flags(Options)
     flags.DEFINE_string("workdir", None, "folder of a finished run; the results go there", flag_values=values)

@@ -19,11 +19,13 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import durability, heap, metrics, processes, sharing
+    from hessabs.training import heap, metrics
     from hessabs.training.config import Config
-    from hessabs.training.interruption import Interrupted
+    from hessabs.training.devices import processes, sharing
     from hessabs.training.loop import train
-    from hessabs.training.report import table
+    from hessabs.training.reports.report import table
+    from hessabs.training.saving import durability
+    from hessabs.training.saving.interruption import Interrupted
     from hessabs.training.setup import set_up
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with its traceback

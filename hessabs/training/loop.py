@@ -10,18 +10,18 @@ import numpy as np
 
 from hessabs.batch_size import ControllerState, Observation
 from hessabs.curvature import PowerIterationResult
-from hessabs.training import processes
 from hessabs.training.clock import Clock
-from hessabs.training.durability import Durability
+from hessabs.training.devices import processes
+from hessabs.training.devices.mesh import keep_up, split
+from hessabs.training.devices.micro_batch import AtOnce, make_at_once
 from hessabs.training.feed import make_reader
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
 from hessabs.training.loop_state import LoopState, begin_drop, decide
-from hessabs.training.mesh import keep_up, split
-from hessabs.training.micro_batch import AtOnce, make_at_once
 from hessabs.training.progress import Progress
-from hessabs.training.session import Session
+from hessabs.training.saving.durability import Durability
+from hessabs.training.saving.session import Session
+from hessabs.training.saving.snapshot import Snapshot
 from hessabs.training.setup import Run
-from hessabs.training.snapshot import Snapshot
 from hessabs.training.state import mean_loss, read_loss
 from hessabs.training.summary import summarize
 from hessabs.typing import Params

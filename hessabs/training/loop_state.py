@@ -8,7 +8,7 @@ import optax
 
 from hessabs.batch_size import ControllerState
 from hessabs.data import Position
-from hessabs.training.mesh import on_all
+from hessabs.training.devices.mesh import on_all
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState
 from hessabs.typing import Params

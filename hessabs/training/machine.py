@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hessabs.attacks import num_replaced
-from hessabs.training.mesh import num_devices
+from hessabs.training.devices.mesh import num_devices
 
 if TYPE_CHECKING:
     from hessabs.training.config import Config

@@ -16,12 +16,12 @@ from hessabs import attacks, models
 from hessabs.batch_size import Controller, methods
 from hessabs.data import Column, Dataset, Gather, check_images, epoch_order, eval_batches, hold_out, load
 from hessabs.training import config as config_lib
-from hessabs.training import parallel, rows
 from hessabs.training.config import Config
+from hessabs.training.devices import parallel, rows
+from hessabs.training.devices.mesh import make_mesh, num_devices, own_rows
+from hessabs.training.devices.resident import make_gather
 from hessabs.training.evaluate import Accuracy, Measure, make_accuracy, make_measure
 from hessabs.training.machine import dealt
-from hessabs.training.mesh import make_mesh, num_devices, own_rows
-from hessabs.training.resident import make_gather
 from hessabs.training.robust import Objective, make_objective
 from hessabs.training.state import TrainState, init_state
 from hessabs.training.step import StepFunctions, jit_each, make_step_functions

@@ -82,7 +82,7 @@ def make_step_functions(
         rules that read it. It takes a norm per micro-batch and no further pass; a partial last micro-batch
         counts as a whole one there.
       compiled: Makes the jitted functions of the plain ones: ``jit_each``, or for several devices
-        ``hessabs.training.parallel.on_mesh``.
+        ``hessabs.training.devices.parallel.on_mesh``.
 
     Returns:
       ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from hessabs.training.processes import agree, join
+from hessabs.training.devices.processes import agree, join
 from tests.devices.test_devices import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -14,8 +14,9 @@ import numpy as np
 
 from hessabs.data import Dataset, load
 from hessabs.models import layers, mlp, resnet20
-from hessabs.training import Config, parallel, rows, set_up, train
-from hessabs.training.mesh import make_mesh, split
+from hessabs.training import Config, set_up, train
+from hessabs.training.devices import parallel, rows
+from hessabs.training.devices.mesh import make_mesh, split
 from hessabs.training.setup import make_optimizer
 from hessabs.training.state import init_state
 from hessabs.training.step import jit_each, make_step_functions

@@ -9,9 +9,10 @@ import pytest
 import hessabs
 from experiments import measure, overhead, pictures, report, work
 from hessabs import data, models
-from hessabs.training import Config, checkpoint
+from hessabs.training import Config
 from hessabs.training.losses import evaluation_loss, scale_images
-from hessabs.training.results import find
+from hessabs.training.reports.results import find
+from hessabs.training.saving import checkpoint
 from hessabs.training.setup import init_model
 
 CURVATURE = {

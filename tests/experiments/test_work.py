@@ -10,7 +10,7 @@ from experiments import report, work
 from experiments.grid import Grid
 from hessabs.training import Config
 from hessabs.training.metrics import read_lines
-from hessabs.training.session import Session
+from hessabs.training.saving.session import Session
 
 CONFIG = Config(dataset="digits", method="bl", epochs=1, batch_size=128, pgd_steps=2, validation_examples=200)
 SOURCE = {"command": "test", "commit": "c" * 40, "hardware": "none"}

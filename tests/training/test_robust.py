@@ -12,10 +12,10 @@ from hessabs.data import Dataset, Position, reader
 from hessabs.models import mlp
 from hessabs.training import Config, set_up, train
 from hessabs.training.config import check, resolve
-from hessabs.training.durability import Durability
 from hessabs.training.losses import cross_entropy
 from hessabs.training.robust import Objective, attacked, free, make_inner, mixing, sam, trades
 from hessabs.training.robust.inner import ITERATED, ONE_STEP
+from hessabs.training.saving.durability import Durability
 from hessabs.training.state import init_state
 from hessabs.training.step import make_step_functions
 

@@ -1,0 +1,1 @@
+"""Trained runs, read back and looked at: their spectra, and their accuracy under attack."""

@@ -1,0 +1,97 @@
+"""Several processes that train together: joining them, and checking that they decide alike.
+
+Each process runs the whole program on its own devices and reads its own share of every batch. What the
+batch-size rule sees is the same in all of them by construction: examples counted, and an eigenvalue that
+all devices computed together. ``agree`` makes sure.
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+HEARTBEAT_SECONDS = 20
+"""A process that says nothing for so long is taken for dead, and the others end."""
+
+DETECT = "detect"
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Join the processes of a run; must come before JAX is used.
+
+    Args:
+      coordinator: ``host:port`` of process 0; ``"detect"`` takes all three from a cluster environment that JAX
+        knows (Slurm, Open MPI, Kubernetes, Cloud TPU); None: there is one process.
+      num_processes: Number of processes.
+      process_id: Number of this one, from 0.
+
+    Raises:
+      ValueError: If what is needed is missing or out of range.
+    """
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise ValueError(
+                "`coordinator` is required with num_processes and process_id: pass --coordinator=host:port, "
+                "an address of process 0."
+            )
+        return
+    if coordinator == DETECT:
+        _initialize()
+        return
+    if num_processes is None or process_id is None:
+        raise ValueError(
+            f"`num_processes` and `process_id` are required with coordinator, got {num_processes} and "
+            f"{process_id}; --coordinator={DETECT} takes them from the cluster's environment."
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"`process_id` must lie in [0, num_processes={num_processes}), got {process_id}.")
+    _initialize(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+
+
+def _initialize(**options: Any) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of the CPU backend alone
+    take_turns()
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for a notice
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
+
+
+def take_turns() -> None:
+    """Let several CPU devices run one program at a time; must come before JAX is used.
+
+    A collective keeps a thread waiting for the other devices, of the few that run programs: with two programs
+    in flight the devices can wait for each other for ever. Programs whose arguments are still being computed
+    are in flight nevertheless: see ``hessabs.training.devices.mesh.keep_up``. Other backends are not touched.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def is_first() -> bool:
+    """Tell whether this process writes the files of a run and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def agree(what: str, tree: Any) -> None:
+    """Check that all processes hold the same numbers; all of them must call.
+
+    Args:
+      what: What they are, for the error.
+      tree: A pytree of numbers and arrays on the host.
+
+    Raises:
+      RuntimeError: If they differ, naming the processes that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    checksum = 0
+    for leaf in jax.tree.leaves(tree):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    checksums = np.asarray(multihost_utils.process_allgather(np.uint32(checksum))).reshape(-1)
+    others = np.flatnonzero(checksums != checksums[0]).tolist()
+    if others:
+        raise RuntimeError(
+            f"The processes do not agree on {what}: {others} differ from process 0. Start all of them with the "
+            "same flags, the same data and the same versions."
+        )

@@ -1,0 +1,119 @@
+"""`hessabs report`: one page that holds everything and asks for nothing."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from hessabs import cli
+from hessabs.training.reports import page
+from hessabs.training.reports.curves import draw_curves
+
+RECORD = {"epoch": 1, "batch_size": 32, "lr": 0.1, "eigenvalue": 3.0, "test_accuracy": 50.0}
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects tags and their references, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.references, self.open, self.texts = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def write(folder, **summary):
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"seed": 0, "updates": 12, **summary}))
+    (folder / "metrics.jsonl").write_text(json.dumps(RECORD) + "\n")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for seed, accuracy in enumerate((90.0, 92.0)):
+        write(tmp_path / f"grid/bl <1>/seed{seed}", seed=seed, test_accuracy=accuracy, commit="a" * 40)
+    write(tmp_path / "grid/absa/seed0", test_accuracy=93.0, commit="b" * 40)
+    write(tmp_path / "mine/run", test_accuracy=50.0)
+    (tmp_path / "grid/README.md").write_text(
+        "# The grid & more\n\nSome <text> on `bl`,\nsee [there](http://x).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+        "\n- one\n  goes on\n- **two**\n\n![curves](curves.png)\n"
+    )
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/README.md").write_text("A plan.\n")
+    for name in ("grid/curves.png", "mine/run/spectrum.png", "mine/run/curves.png", "figures/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw_curves(tmp_path / name, {})
+    return tmp_path
+
+
+def test_the_page_is_whole_and_needs_no_network(root):
+    checker = Checker(page.render(root))
+    assert checker.open == []
+    assert not {"script", "link", "iframe"} & set(checker.tags)
+    pictures = [r for r in checker.references if not r.startswith("#")]
+    # grid/curves.png, figures/a.png, mine/run/spectrum.png, and the curves of `mine`, drawn anew
+    assert len(pictures) == 4
+    assert all(re.match(r"data:image/png;base64,iVBOR", reference) for reference in pictures)
+    assert "http" not in page._STYLE
+
+
+def test_sections(root):
+    sections = page.gather(root)
+    assert [str(s.folder.relative_to(root)) for s in sections] == ["figures", "grid", "mine", "plan"]
+    assert [len(s.runs) for s in sections] == [0, 3, 1, 0]
+    text = page.render(root)
+    assert "<h2>The grid &amp; more</h2>" in text
+    assert "<p>Some &lt;text&gt; on <code>bl</code>, see there.</p>" in text
+    assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr>" in text
+    assert "<ul><li>one goes on</li><li><b>two</b></li></ul>" in text
+    assert "<p>A plan.</p>" in text
+
+
+def test_a_table_is_made_where_no_text_has_one(root):
+    (root / "grid/README.md").unlink()
+    text = page.render(root)
+    assert "<td>bl &lt;1&gt;</td><td>0, 1</td><td>91.00 ± 1.41</td>" in text
+    assert f"commit: {'a' * 40}, {'b' * 40}" in text
+
+
+def test_a_single_run_is_a_page_too(root):
+    (section,) = page.gather(root / "mine/run")
+    assert [run.label for run in section.runs] == ["run"]
+    assert [path.name for path in section.pictures] == ["spectrum.png"]
+
+
+def test_the_command(root, tmp_path, capsys):
+    output = tmp_path / "out.html"
+    assert cli.main(["report", str(root), "--output", str(output)]) == 0
+    assert capsys.readouterr().out == f"report: {output}\n"
+    assert output.read_text() == page.render(root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name one folder of runs"),
+        (["a", "b"], "got ['a', 'b']"),
+        (["no/such"], "no/such is no folder"),
+        (["{root}/figures"], "holds no finished run"),
+        (["{root}", "--output=no/such/x.html"], "No such file or directory"),
+        (["{root}", "--colour=red"], "colour"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_one_line(root, capsys, arguments, message):
+    assert cli.main(["report", *(a.format(root=root) for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

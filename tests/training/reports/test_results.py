@@ -1,0 +1,72 @@
+"""Groups of runs: mean and spread are those of the statistics module, commits are never mixed."""
+
+import csv
+import json
+import statistics
+
+import pytest
+
+from hessabs.training.reports import results
+
+ACCURACIES = {0: 90.0, 1: 91.5, 2: 92.0}
+
+
+@pytest.fixture
+def root(tmp_path):
+    def write(name, **summary):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+
+    for seed, accuracy in ACCURACIES.items():
+        write(f"bl_128/seed{seed}", seed=seed, test_accuracy=accuracy, updates=1000, commit="a" * 40)
+    write("fb/seed0", seed=0, test_accuracy=80.0, updates=10, commit="a" * 40, eigenvalue=None)
+    write("fb/seed1", seed=1, test_accuracy=10.0, updates=10, commit="b" * 40, diverged="at once")
+    write("deep/er/run", seed=7, test_accuracy=50.0)
+    return tmp_path
+
+
+def test_labels(root):
+    groups = results.group(results.find(root))
+    assert [g.name for g in groups] == ["bl_128", "deep/er/run", "fb @ aaaaaaaa", "fb @ bbbbbbbb"]
+    assert [g.seeds for g in groups] == [[0, 1, 2], [7], [0], [1]]
+    assert [g.diverged for g in groups] == [0, 0, 0, 1]
+
+
+def test_a_single_workdir_has_its_own_name(root):
+    (run,) = results.find(root / "deep/er/run")
+    assert run.label == "run"
+
+
+def test_table(root):
+    rows = results.table(results.group(results.find(root)))
+    mean, spread = statistics.mean(ACCURACIES.values()), statistics.stdev(ACCURACIES.values())
+    assert rows[0] == ["run", "seeds", "test %", "updates"]  # nothing else has a number
+    assert rows[1] == ["bl_128", "0, 1, 2", f"{mean:.2f} ± {spread:.2f}", "1,000"]
+    assert rows[2] == ["deep/er/run", "7", "50.00", "-"]
+    assert rows[4] == ["fb @ bbbbbbbb", "1 (1 diverged)", "10.00", "10"]
+    lines = results.markdown(rows)
+    assert len(lines) == len(rows) + 1
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_csv(root, tmp_path):
+    groups = results.group(results.find(root))
+    results.write_csv(tmp_path / "table.csv", groups)
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["test_accuracy"]) == statistics.mean(ACCURACIES.values())
+    assert float(rows[0]["test_accuracy_std"]) == statistics.stdev(ACCURACIES.values())
+    assert rows[1]["test_accuracy_std"] == rows[1]["updates"] == ""
+    assert rows[3]["diverged"] == "1"
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "must hold an object, got list")])
+def test_refuses_what_is_no_summary(tmp_path, text, message):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        results.find(tmp_path)
+
+
+def test_refuses_a_folder_without_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        results.find(tmp_path)
