@@ -2,20 +2,13 @@
 
 from hessabs.data.augment import AUGMENTATIONS, crop_flip
 from hessabs.data.encoded import Column
+from hessabs.data.folders import DatasetNotFoundError
 from hessabs.data.gather import Gather
+from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch
 from hessabs.data.pipeline import encoded_reader
-from hessabs.data.prepared import DatasetNotFoundError
 from hessabs.data.sources import Dataset, check_images, load
 from hessabs.data.split import hold_out
-from hessabs.data.stream import (
-    Position,
-    Reader,
-    epoch_order,
-    eval_batches,
-    micro_batches,
-    micro_batches_per_epoch,
-    reader,
-)
+from hessabs.data.stream import eval_batches, micro_batches, reader
 
 __all__ = [
     "AUGMENTATIONS",

@@ -12,7 +12,7 @@ import numpy as np
 
 from hessabs.data.augment import example_bits, shifts
 from hessabs.data.encoded import Records
-from hessabs.data.stream import Position, Reader, epoch_order, micro_batches_per_epoch, step_through
+from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch, step_through
 
 _START = Position(0, 0)
 _NUMBER = 2**40  # micro-batches in the stream, which has no end

@@ -1,13 +1,7 @@
-"""Sets that TFDS has prepared on disk, in array_record format: found, opened, decoded, without TensorFlow.
-
-TFDS (tensorflow-datasets) writes a set once, as ``folder/name[/config]/version``; nothing is ever downloaded
-here.
-"""
+"""Sets that TFDS has prepared on disk, in array_record format: opened and decoded, without TensorFlow."""
 
 import importlib
 import io
-import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _READ_SIZE = 4096  # records in one call of the reader: bounds the memory that encoded images take
-_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
 _TFDS_NEEDS = (
     "array_record.python.array_record_module",
@@ -23,24 +16,6 @@ _TFDS_NEEDS = (
     "PIL.Image",
     "tree",
 )
-
-
-class DatasetNotFoundError(ValueError):
-    """No data set of that name: it is not built in, and not prepared in the data folder."""
-
-
-def default_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of prepared sets: the one given, or TFDS's own.
-
-    Args:
-      data_dir: A folder, or None for that of TFDS_DATA_DIR or, without it, ``~/tensorflow_datasets``.
-
-    Returns:
-      The folder; need not exist.
-    """
-    # Read the variable now: TFDS itself reads it once, when it is imported.
-    default = os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")
-    return Path(data_dir if data_dir is not None else default).expanduser()
 
 
 def import_tfds(name: str) -> Any:
@@ -64,88 +39,6 @@ def import_tfds(name: str) -> Any:
             f"The data set {name!r} is read with tensorflow_datasets, and {e}: install the extra "
             "`hessabs[data]`, or use `--dataset digits`."
         ) from e
-
-
-def find_set(name: str, data_dir: Path) -> Path:
-    """Return the folder of the set, ``data_dir/name[/config]/version``; raise when there is none.
-
-    TFDS can look for it too, but imports the code of every set that is named so, and that may
-    import TensorFlow.
-
-    Args:
-      name: ``name[/config][:version]``; the latest version if none is named, the config if there is one only.
-      data_dir: Folder of prepared sets.
-
-    Returns:
-      The folder.
-
-    Raises:
-      DatasetNotFoundError: If there is none, or several configs; says what is there and what to do.
-    """
-    match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::([\d.]+))?", name)
-    if match:
-        base, config, version = match.groups()
-        root = data_dir / base / config if config else data_dir / base
-        found = versions(root, version)
-        if not found and not config:
-            configs = [d for d in folders(root) if versions(d, version)]
-            if len(configs) > 1:
-                listed = ", ".join(repr(f"{base}/{d.name}") for d in configs)
-                raise DatasetNotFoundError(
-                    f"Data set {name!r} has several configs in {data_dir}: use one of {listed}."
-                )
-            found = versions(configs[0], version) if configs else []
-        if found:
-            return found[-1]
-    prepared = [str(path.relative_to(data_dir)) for path in all_sets(data_dir)]
-    there = ", ".join(prepared) or ("none" if data_dir.is_dir() else "there is no such folder")
-    raise DatasetNotFoundError(
-        f"No data set {name!r} in {data_dir} (prepared there: {there}). Use `--dataset digits`, "
-        "name the folder of prepared sets with `--data_dir` (or TFDS_DATA_DIR), or prepare it: "
-        f"install the extra `hessabs[prepare]` and run `hessabs data prepare {name}`."
-    )
-
-
-def folders(path: Path) -> list[Path]:
-    """Return the folders in a folder, by name.
-
-    Args:
-      path: A folder; need not exist.
-
-    Returns:
-      Its folders; none if it does not exist.
-    """
-    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-
-
-def all_sets(data_dir: Path) -> list[Path]:
-    """Return the folder of every prepared version of every set, by name.
-
-    Args:
-      data_dir: Folder of prepared sets; need not exist.
-
-    Returns:
-      The folders, each with a ``features.json``.
-    """
-    return [path for root in folders(data_dir) for sub in [root, *folders(root)] for path in versions(sub)]
-
-
-def versions(path: Path, version: str | None = None) -> list[Path]:
-    """Return the prepared versions in a folder, oldest first.
-
-    Args:
-      path: Folder of a set or of a config of it.
-      version: This one alone, ``1.0.0``, or None for all.
-
-    Returns:
-      The folders of the versions.
-    """
-    found = [
-        (tuple(map(int, match.groups())), p)
-        for p in folders(path)
-        if (match := _VERSION.fullmatch(p.name)) and (p / "features.json").is_file()
-    ]
-    return [p for _, p in sorted(found) if version in (None, p.name)]
 
 
 class Prepared(NamedTuple):

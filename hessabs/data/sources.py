@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hessabs.data import encoded, prepared
+from hessabs.data import encoded, folders, prepared
 
 
 class Dataset(NamedTuple):
@@ -86,7 +86,7 @@ def load(
             raise ValueError("`digits` has one training split and one size: leave train_split and image_size.")
         dataset = _load_digits()
     else:
-        dataset = _load_prepared(name, prepared.default_dir(data_dir), train_split, image_size)
+        dataset = _load_prepared(name, folders.default_dir(data_dir), train_split, image_size)
     if num_test is None:
         return dataset
     available = len(dataset.test["label"])
@@ -119,7 +119,7 @@ def _load_digits() -> Dataset:
 def _load_prepared(name: str, data_dir: Path, train_split: str, image_size: int | None) -> Dataset:
     if image_size is not None and image_size < 1:
         raise ValueError(f"`image_size` must be at least 1, got {image_size}.")
-    opened = prepared.open_set(name, prepared.find_set(name, data_dir))
+    opened = prepared.open_set(name, folders.find_set(name, data_dir))
     held_out = "test" if "test" in opened.splits else "validation"
     parts = train_split.split("+")
     missing = [split for split in [*parts, held_out] if split not in opened.splits]

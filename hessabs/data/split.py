@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from hessabs.data.encoded import Column
+from hessabs.data.order import epoch_order
 from hessabs.data.sources import Dataset
-from hessabs.data.stream import epoch_order
 
 _HELD_OUT = 2**31 - 2  # the "epoch" whose order draws the examples that are held out
 
