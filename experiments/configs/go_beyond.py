@@ -39,6 +39,12 @@ GRID = {
         f"stability_{threshold}_quarter": {"method": "stability", "threshold": threshold, **_KEPT, **_QUARTER}
         for threshold in (0.75, 1.0, 1.25, 1.5)
     },
+    **{
+        f"stability_{threshold}_fine": {
+            "method": "stability", "threshold": threshold, "growth_factor": 1.25, **_KEPT,
+        }
+        for threshold in (1.25, 1.5, 2.0)
+    },
     "stability_1.25_early_to_4096": {
         "method": "stability", "threshold": 1.25, **_KEPT, **_EARLY, "max_batch_size": 4096,
     },
