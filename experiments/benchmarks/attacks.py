@@ -9,10 +9,10 @@ Networks are trained here on 20,000 images with Adam. The peers run in a process
 pools do not fight; `--peer_python` names its interpreter, which needs torch, foolbox and torchattacks. Where
 JAX uses a GPU, PyTorch is put on it too, and the files are attacks_gpu.json and attacks_gpu.md.
 
-The network with convolutions pools by a reshape; with `--flax_pooling` it is given to hessabs with flax's
-`max_pool` too, whose gradient XLA computes slowly on CPUs. Measurements add up in attacks.json beside
-this file, by network and by who ran, and attacks.md is written from it: a slow peer can be measured in a call
-of its own.
+The network with convolutions pools as the networks of hessabs do; with `--flax_pooling` it is given to hessabs
+with flax's `max_pool` too, whose gradient XLA computes slowly on CPUs. Measurements add up in attacks.json
+beside this file, by network and by who ran, and attacks.md is written from it: a slow peer can be measured in a
+call of its own.
 """
 
 import json
@@ -38,6 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from experiments import provenance
 from hessabs import attacks, data, models
 from hessabs.attacks import losses
+from hessabs.models.layers import max_pool
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "folder with Fashion-MNIST as TFDS prepares it", required=True
@@ -56,18 +57,14 @@ _LOAD_APART = 2.0
 class CNN(nn.Module):
     """Two 5x5 convolutions and two dense layers, 215,370 parameters."""
 
-    reshape: bool = True  # pool by a reshape
+    flax_pooling: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits (N, 10) of images (N, 28, 28, 1)."""
         for width in (16, 32):
             x = nn.relu(nn.Conv(width, (5, 5))(x))
-            if self.reshape:
-                n, height, _, _ = x.shape
-                x = x.reshape(n, height // 2, 2, height // 2, 2, width).max((2, 4))
-            else:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+            x = nn.max_pool(x, (2, 2), (2, 2)) if self.flax_pooling else max_pool(x, 2, 2)
         return nn.Dense(10)(nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1))))
 
 
@@ -81,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
         rows = record.setdefault(name, {})
         networks: dict[str, nn.Module] = {"hessabs": models.mlp()} if name == "mlp" else {"hessabs": CNN()}
         if name == "cnn" and _FLAX_POOLING.value:
-            networks["hessabs, max_pool of flax"] = CNN(reshape=False)
+            networks["hessabs, max_pool of flax"] = CNN(flax_pooling=True)
         variables = train(networks["hessabs"], dataset)
         image = dataset.test["image"][:IMAGES].astype(np.float32) / 255
         label = dataset.test["label"][:IMAGES].astype(np.int32)
