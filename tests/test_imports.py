@@ -13,3 +13,13 @@ def test_brings_in_no_extra(statement):
     code = f"{statement}; import sys; print([m for m in {HEAVY} if m in sys.modules], 'hessabs' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[] True"
+
+
+def test_type_checkers_see_the_annotations(tmp_path):
+    pytest.importorskip("mypy")
+    user = tmp_path / "user.py"
+    user.write_text("import hessabs\nreveal_type(hessabs.power_iteration)\nhessabs.hvp(1, 2)\n")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "--follow-imports=silent", str(user)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "PowerIterationResult" in result.stdout  # not Any, and no note of a package without types
+    assert "Missing positional argument" in result.stdout or "Too few arguments" in result.stdout
