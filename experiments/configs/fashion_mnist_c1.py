@@ -22,6 +22,9 @@ BASE = {
 _KEPT = {"adversarial_fraction": 0.2, "fraction_decrease": 1.0, "adversarial_epochs": 30}
 GRID = {
     **runs((1024, 4096, 16384), methods=("absa", "gg", "bl")),
-    "stability_kept_16384": {"method": "stability", "max_batch_size": 16384, **_KEPT},
+    "stability_kept_16384": {"method": "stability", "threshold": 2.0, "max_batch_size": 16384, **_KEPT},
+    "stability_1.25_fine_kept_16384": {
+        "method": "stability", "threshold": 1.25, "growth_factor": 1.25, "max_batch_size": 16384, **_KEPT,
+    },
     "bl_kept_128": {"method": "bl", **_KEPT},
-}
+}  # fmt: skip

@@ -21,6 +21,7 @@ BASE = {
 }
 
 _KEPT = {"fraction_decrease": 1.0, "adversarial_epochs": 90}
+_STABILITY = {"method": "stability", "threshold": 2.0}
 _GRADIENT = {"micro_batch": "fixed", "micro_batch_size": 64}  # these rules compare micro-batches of one update
 
 GRID = {
@@ -35,7 +36,7 @@ GRID = {
     "gg_kept": {"method": "gg", **_KEPT},
     "absa_kept": {"method": "absa", **_KEPT},
     "timer_kept": {"method": "timer", **_KEPT},
-    "stability_kept": {"method": "stability", **_KEPT},
+    "stability_kept": {**_STABILITY, **_KEPT},
     # The measurement: eigenvalues of fewer and of more images than 512.
     "absa_128_images": {"method": "absa", "hessian_batch_size": 128},
     "absa_4096_images": {"method": "absa", "hessian_batch_size": 4096},
@@ -43,8 +44,8 @@ GRID = {
     "absa_rate_held": {"method": "absa", "lr_coupling": "none"},
     "absa_rate_sqrt": {"method": "absa", "lr_coupling": "sqrt"},
     # The rest of the square of rules and examples.
-    "stability": {"method": "stability"},
-    "stability_clean": {"method": "stability", "adversarial_fraction": 0.0},
+    "stability": _STABILITY,
+    "stability_clean": {**_STABILITY, "adversarial_fraction": 0.0},
     "bl": {"method": "bl"},
     "gg": {"method": "gg"},
 }

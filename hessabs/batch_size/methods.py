@@ -51,7 +51,7 @@ class Settings(NamedTuple):
     patience: Annotated[
         int, "measurements (timer: epochs) without growth after which the batch grows anyway; 0 for never"
     ] = 10
-    threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 2.0
+    threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 1.25
     noise_scale: Annotated[float, "batch size in gradient noise scales (gns)"] = 1.0
     tolerance: Annotated[float, "tolerance of the test (norm_test)"] = 1.0
     adversarial_fraction: Annotated[

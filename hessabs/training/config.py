@@ -95,7 +95,7 @@ class Config(NamedTuple):
     ] = None
     warmup_epochs: Annotated[int, "epochs of warm-up (fb)"] = 5
     cycle_epochs: Annotated[int, "epochs in a cycle (cyclical)"] = 10
-    threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 2.0
+    threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 1.25
     noise_scale: Annotated[float, "batch size in gradient noise scales (gns)"] = 1.0
     tolerance: Annotated[float, "tolerance of the test (norm_test)"] = 1.0
     robust: Annotated[

@@ -16,7 +16,9 @@ def after(controller, values):
 
 
 def make(**options):
-    return stability_limited(**{"initial": 128, "maximum": 4096, "lr": 0.1, "measure_every": 1000, **options})
+    return stability_limited(
+        **{"initial": 128, "maximum": 4096, "lr": 0.1, "measure_every": 1000, "threshold": 2.0, **options}
+    )
 
 
 def test_as_many_factors_as_fit_at_once():
