@@ -7,7 +7,6 @@ left, the next iterations run on that many rows, so the number of shapes, hence 
 """
 
 import functools
-import itertools
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,12 +18,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from hessabs import collectives, trees
+from hessabs import collectives, footprint, trees
 from hessabs.attacks import side_by_side
 from hessabs.curvature import loops
 
 Rows = TypeVar("Rows", bound=Any)
 _PART = 128  # rows of a part that has a thread of its own, at least
+_SMALLEST = 16  # rows of a part, however large the arrays are
 _FEWEST = 32  # below this many rows an iteration costs its overhead, and compiling a smaller one does not pay
 
 
@@ -54,22 +54,25 @@ def iterate(
     if num_steps == 0 or _all_done(rows):
         return rows
     left, places = _throw_out(rows)
-    first = _jitted_advance(step, left, np.int32(0))
+    cuts = _cut(step, left)
+    parts = [left] if len(cuts) == 1 else [jax.tree.map(lambda x, cut=cut: x[cut], left) for cut in cuts]
+    first = _jitted_advance(step, parts[0], np.int32(0))
     if trees.is_traced(first):  # the loss closes over somebody's tracers: Python cannot drive
         return _on_device(step, rows, num_steps, finishes=finishes)
     drive = functools.partial(_drive, _compiled_once(step), num_steps=num_steps)
-    parts = _split(first)
-    driven = [drive(first)] if len(parts) == 1 else side_by_side.run(drive, parts)
-    return _put_back(rows, places, jax.tree.map(_joined, *driven))
+    begun = [(first, 1), *((part, 0) for part in parts[1:])]
+    driven = [drive(begun[0])] if len(begun) == 1 else side_by_side.run(drive, begun)
+    return _put_back(rows, places, jax.tree.map(functools.partial(_joined, cuts), *driven))
 
 
-def _split(rows: Rows) -> list[Rows]:
-    leaves = jax.tree.leaves(rows)
-    number = side_by_side.num_parts(len(rows.done), _PART)
-    if number == 1 or any(isinstance(x, jax.Array) and len(x.devices()) > 1 for x in leaves):
-        return [rows]
-    ends = [len(rows.done) * i // number for i in range(number + 1)]
-    return [jax.tree.map(lambda x, i=i, j=j: x[i:j], rows) for i, j in itertools.pairwise(ends)]
+def _cut(step: Partial, rows: Rows) -> list[slice]:
+    whole = [slice(0, len(rows.done))]
+    if jax.default_backend() != "cpu" or jax.config.values["jax_disable_jit"]:
+        return whole
+    if any(isinstance(x, jax.Array) and len(x.devices()) > 1 for x in jax.tree.leaves(rows)):
+        return whole
+    size = footprint.bytes_per_row(_jitted_advance, len(rows.done), step, rows, np.int32(0))
+    return side_by_side.cut(len(rows.done), _PART, max(_SMALLEST, int(footprint.CACHED / max(size, 1))))
 
 
 def _compiled_once(step: Partial) -> Callable[[Rows, int], Rows]:
@@ -88,9 +91,10 @@ def _compiled_once(step: Partial) -> Callable[[Rows, int], Rows]:
     return advance
 
 
-def _drive(advance: Callable[[Rows, int], Rows], rows: Rows, *, num_steps: int) -> Rows:
+def _drive(advance: Callable[[Rows, int], Rows], begun: tuple[Rows, int], *, num_steps: int) -> Rows:
+    rows, steps_taken = begun
     thrown_out = []
-    for i in range(1, num_steps):
+    for i in range(steps_taken, num_steps):
         if _all_done(rows):
             break
         left, places = _throw_out(rows)
@@ -127,8 +131,11 @@ def _put_back(before: Rows, places: np.ndarray | None, rows: Rows) -> Rows:
     return jax.tree.map(put, before, rows)
 
 
-def _joined(*parts: Any) -> Any:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+def _joined(cuts: list[slice], *parts: Any) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    begins = [0, *(cut.stop for cut in cuts[:-1])]  # the last part may begin within the one before it
+    return jnp.concatenate([x[at - cut.start :] for x, cut, at in zip(parts, cuts, begins, strict=True)])
 
 
 def _advance(step: Partial, rows: Rows, i: Any) -> Rows:

@@ -27,26 +27,45 @@ _SETTINGS = (
 """What a caller may have set with a context manager, and a thread of its own would not see."""
 
 
-def num_parts(num_rows: int, least: int) -> int:
-    """Say into how many parts to cut the rows of a loop.
-
-    Args:
-      num_rows: Rows that do not influence each other.
-      least: Rows that a part is worth its overhead from.
+def num_threads() -> int:
+    """Say how many threads a loop that Python drives is worth.
 
     Returns:
-      At most the cores of this process, and 1 where the loop is to stay in one thread: on accelerators, without
-      jit, and where XLA is told to keep to one (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
+      The cores of this process, and 1 where the loop is to stay in one thread: on accelerators, without jit,
+      and where XLA is told to keep to one (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
     """
     in_one_thread = "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", "")
     if in_one_thread or jax.config.values["jax_disable_jit"] or jax.default_backend() != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, num_rows // least))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cut(num_rows: int, least: int, most: int) -> list[slice]:
+    """Cut the rows of a loop into parts of one size, so that they compile once.
+
+    Args:
+      num_rows: Rows that do not influence each other, at least 1.
+      least: Rows that a part is worth its overhead from.
+      most: Rows that a part is to have at most.
+
+    Returns:
+      The parts, in order: one for each thread if they are no larger than ``most``, else a multiple of the
+      threads. The last may begin within the one before it.
+
+    Example:
+      >>> cut(10, 4, 4)[-1]
+      slice(7, 10, None)
+    """
+    threads = num_threads()
+    number = max(1, min(threads, num_rows // least))
+    if num_rows > number * most:
+        number = threads * -(-num_rows // (threads * most))
+    size = -(-num_rows // number)
+    return [slice(max(0, min(i, num_rows - size)), min(i + size, num_rows)) for i in range(0, num_rows, size)]
 
 
 def run(function: Callable[[A], B], parts: Sequence[A]) -> list[B]:
-    """Call a function for each part, each in a thread, under the settings of JAX that hold here.
+    """Call a function for each part, on as many threads as there are cores, under the settings of JAX here.
 
     Args:
       function: Of a part. It must not meet somebody's tracers: they belong to this thread.
@@ -68,5 +87,5 @@ def run(function: Callable[[A], B], parts: Sequence[A]) -> list[B]:
                 stack.enter_context(getattr(jax, name)(value))
             return function(part)
 
-    with ThreadPoolExecutor(len(parts), "hessabs-attack") as pool:
+    with ThreadPoolExecutor(min(len(parts), num_threads()), "hessabs-attack") as pool:
         return list(pool.map(call, parts))

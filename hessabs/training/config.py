@@ -65,7 +65,7 @@ class Config(NamedTuple):
     max_micro_batch_size: Annotated[
         int | None,
         "micro_batch=auto: most examples at once, micro_batch_size times a power of two; default: what fits "
-        "the device's memory",
+        "the device's memory, on the CPU its caches",
     ] = None
     devices: Annotated[
         int | None, "devices over which every batch is split; default: 1, or all of several processes"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from hessabs import footprint
 from hessabs.attacks import rows, side_by_side
 
 
@@ -30,13 +31,15 @@ def start(numbers):
 
 @pytest.fixture
 def two_parts(monkeypatch):
-    monkeypatch.setattr(side_by_side, "num_parts", lambda num_rows, least: 2)
+    monkeypatch.setattr(side_by_side, "num_threads", lambda: 2)
 
 
 @pytest.mark.parametrize("num_rows", [1, 33, 100, 257])
-@pytest.mark.parametrize("parts", [1, 2, 3])
-def test_every_row_takes_its_own_steps(monkeypatch, num_rows, parts):
-    monkeypatch.setattr(side_by_side, "num_parts", lambda rows, least: min(parts, rows))
+@pytest.mark.parametrize(("threads", "cache"), [(1, 2**20), (2, 2**20), (3, 2**20), (2, 40 * 4), (3, 0)])
+def test_every_row_takes_its_own_steps(monkeypatch, num_rows, threads, cache):
+    monkeypatch.setattr(side_by_side, "num_threads", lambda: threads)
+    monkeypatch.setattr(rows, "_PART", 1)
+    monkeypatch.setattr(footprint, "CACHED", cache)
     numbers = np.random.default_rng(0).integers(0, 9, num_rows)
     got = rows.iterate(Partial(step, 0), start(numbers), 6, "host")
     np.testing.assert_array_equal(got.number, numbers)
@@ -89,24 +92,52 @@ def test_threads_see_the_settings_of_the_caller(two_parts):
     np.testing.assert_array_equal(got.steps, 3)
 
 
-def test_number_of_parts(monkeypatch):
+def test_number_of_threads(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    assert [side_by_side.num_parts(n, 128) for n in (0, 127, 255, 256, 10_000)] == [1, 1, 1, 2, 4]
+    assert side_by_side.num_threads() == 4
     with jax.disable_jit():
-        assert side_by_side.num_parts(10_000, 128) == 1
+        assert side_by_side.num_threads() == 1
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-    assert side_by_side.num_parts(10_000, 128) == 1
+    assert side_by_side.num_threads() == 1
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert side_by_side.num_parts(10_000, 128) == 1
+    assert side_by_side.num_threads() == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("most", [32, 100, 10_000])
+def test_parts_hold_every_row_and_share_a_size(monkeypatch, threads, most):
+    monkeypatch.setattr(side_by_side, "num_threads", lambda: threads)
+    for num_rows in (1, 2, 31, 127, 128, 255, 256, 257, 1000, 10_007):
+        parts = side_by_side.cut(num_rows, 128, most)
+        assert {i for part in parts for i in range(part.start, part.stop)} == set(range(num_rows))
+        (size,) = {part.stop - part.start for part in parts}
+        assert size <= most
+        assert [part.start for part in parts[:-1]] == [size * i for i in range(len(parts) - 1)]
+        if num_rows <= most:
+            assert len(parts) == max(1, min(threads, num_rows // 128))
+
+
+def test_rows_of_large_arrays_go_in_more_parts(two_parts):
+    sizes = set()
+
+    def large(state, i):
+        sizes.add(len(state.done))
+        image = jnp.ones((len(state.done), 2**18), jnp.float32) * state.number[:, None]  # a MiB a row
+        return step(0 * jnp.sum(image[:, 0]).astype(jnp.int32), state, i)
+
+    got = rows.iterate(Partial(large), start(np.full(300, 3)), 5, "host")
+    np.testing.assert_array_equal(got.steps, 3)
+    assert sizes == {300, 15}  # 300: to see how large the arrays would be
 
 
 def test_an_error_in_a_part_is_raised(two_parts):
     def failing(state, i):
-        if len(state.done) == 150:  # a half: the first step has all rows
+        if len(state.done) == 96:  # what is left of the second half: the first one, of 150, is not cut short
             raise FloatingPointError("in a part")
         return step(0, state, i)
 
+    numbers = np.where(np.arange(300) < 230, 9, 2)
     with pytest.raises(FloatingPointError, match="in a part"):
-        rows.iterate(Partial(failing), start(np.full(300, 9)), 5, "host")
+        rows.iterate(Partial(failing), start(numbers), 5, "host")

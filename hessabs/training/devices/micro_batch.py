@@ -5,6 +5,9 @@ micro-batches as one, up to a limit; beyond it they are accumulated. Each of the
 compiled on a thread of its own while the size below is in use. What is taken at once depends on the batch size,
 the limit and the position in the data alone, never on how far that thread has come: where a program is not
 ready, the training waits for it, and a run gives the same bits twice.
+
+On accelerators memory is the limit. On the CPU it is the size from which XLA needs longer for each example
+(``hessabs.footprint``).
 """
 
 import os
@@ -14,6 +17,7 @@ from typing import Any, Self
 
 import jax
 
+from hessabs import footprint
 from hessabs.training.devices.mesh import split
 from hessabs.training.feed import make_reader
 from hessabs.training.setup import Run
@@ -21,6 +25,7 @@ from hessabs.training.state import TrainState
 
 _HOST_PART = 0.5  # of the host's memory, for the devices that live in it: the data is there as well
 _DEVICE_PART = 0.9  # of what an accelerator reports
+_MANY = 8192  # examples: enough that params weigh little beside them
 
 
 class AtOnce:
@@ -137,6 +142,8 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
     if limit == 1:
         return AtOnce({}, state, limit)
     batch = split(make_reader(run)(1)[0], run.mesh)
+    if limit is None and devices == 1 and jax.default_backend() == "cpu":
+        limit = _cached(functions.accumulate, state, batch, run.micro_batch_size)
     programs: dict[str, Any] = {}
     fraction = run.objective.fraction
     if fraction is None:  # the rule may end the adversarial examples
@@ -146,6 +153,13 @@ def make_at_once(run: Run, state: TrainState) -> AtOnce:
         attacked = functions.perturb(state, batch, fraction)
         programs["accumulate_adversarial"] = (functions.accumulate_adversarial, attacked, (fraction,))
     return AtOnce(programs, state, limit, devices, divides=run.dealt)
+
+
+def _cached(function: Any, state: TrainState, batch: dict[str, Any], size: int) -> int:
+    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((_MANY, *x.shape[1:]), x.dtype), batch)
+    per_example = footprint.bytes_per_row(function, _MANY, jax.tree.map(_abstract, state), many)
+    fits = int(footprint.CACHED / (per_example * size))
+    return 1 << (fits.bit_length() - 1) if fits else 1
 
 
 def memory_budget() -> int:

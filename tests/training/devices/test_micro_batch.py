@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hessabs import footprint
 from hessabs.data import Dataset, load
 from hessabs.models import mlp
 from hessabs.training import Config, set_up, train
@@ -165,3 +166,16 @@ def test_a_bound_that_is_no_power_of_two_times_the_micro_batch(size):
     config = Config(micro_batch="auto", max_micro_batch_size=size)
     with pytest.raises(ValueError, match=f"micro_batch_size=128 times a power of two, got {size}"):
         resolve(config, 60_000)
+
+
+@pytest.mark.parametrize(("cached", "most"), [(0, 1), (256 * 4 * 5 * MICRO, 4), (256 * 4 * 40 * MICRO, 16)])
+def test_a_cpu_takes_what_its_caches_hold(monkeypatch, cached, most):
+    monkeypatch.setattr(footprint, "CACHED", cached)  # 256 hidden units are the largest array of an example
+    taken = []
+    choose = AtOnce.choose
+    monkeypatch.setattr(AtOnce, "choose", lambda self, count: taken.append(choose(self, count)) or taken[-1])
+    run_with(micro_batch="auto")
+    assert max(taken) == most
+    taken.clear()
+    run_with(micro_batch="auto", max_micro_batch_size=8 * MICRO)  # a flag holds
+    assert max(taken) == 8

@@ -1,0 +1,50 @@
+"""The memory that one row of a batch takes while a function computes.
+
+On the CPU XLA needs longer for each example of a large batch than of a small one, once the arrays between its
+operations leave the caches (measured, two cores: the input gradient of a network of two 5x5 convolutions takes
+260 us of CPU time an image with 128 images at once, 340 with 288 and 400 with 2,048).
+"""
+
+from typing import Any
+
+import numpy as np
+from jax.extend.core import Jaxpr
+
+from hessabs.convolutions import inner_jaxprs
+
+CACHED = 6_500_000
+"""Bytes of the largest array of a program up to which XLA's time for each row does not grow on a CPU core."""
+
+
+def bytes_per_row(function: Any, num_rows: int, *args: Any) -> float:
+    """Estimate how large the largest array of a program is, for each row of its batch.
+
+    Args:
+      function: A jitted function; it is traced, which costs nothing where it was traced before.
+      num_rows: Rows of the batch among ``args``.
+      *args: Its arguments.
+
+    Returns:
+      Bytes of the largest array that any operation of the program returns, over ``num_rows``. XLA may never
+      make that array, or make a larger one.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> images, kernel = jnp.ones((8, 3)), jnp.ones((3, 5))
+      >>> bytes_per_row(jax.jit(lambda x, k: jnp.sum(jnp.tanh(x @ k))), 8, images, kernel)
+      20.0
+    """
+    return _largest(function.trace(*args).jaxpr.jaxpr) / num_rows
+
+
+def _largest(jaxpr: Jaxpr) -> int:
+    here = [_size(atom.aval) for eqn in jaxpr.eqns for atom in eqn.outvars]
+    inside = [_largest(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)]
+    return max(here + inside, default=0)
+
+
+def _size(aval: Any) -> int:
+    shape, dtype = getattr(aval, "shape", ()), getattr(aval, "dtype", None)
+    # A random key has a dtype of JAX's own.
+    return int(np.prod(shape)) * getattr(dtype, "itemsize", 1)
