@@ -67,7 +67,7 @@ def iterate(
 
 def _cut(step: Partial, rows: Rows) -> list[slice]:
     whole = [slice(0, len(rows.done))]
-    if jax.default_backend() != "cpu" or jax.config.values["jax_disable_jit"]:
+    if len(rows.done) < 2 * _SMALLEST or jax.default_backend() != "cpu" or jax.config.values["jax_disable_jit"]:
         return whole
     if any(isinstance(x, jax.Array) and len(x.devices()) > 1 for x in jax.tree.leaves(rows)):
         return whole
