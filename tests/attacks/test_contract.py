@@ -181,21 +181,24 @@ def test_tiny_gradients_are_gradients(ball):
 
 
 def test_jit_and_vmap_trace_once_and_closures_over_tracers_work(name):
-    batch, traces = make_batch(PARAMS), []
-    attack = make(name, 0.2)
+    # In float64: conjugate gradients make of float32's rounding what depends on the machine.
+    with jax.enable_x64(True):
+        traces, attack = [], make(name, 0.2)
+        batch = {**make_batch(PARAMS), "image": jnp.asarray(make_batch(PARAMS)["image"], jnp.float64)}
 
-    @jax.jit
-    @jax.vmap
-    def run(params):
-        traces.append(1)
-        closed = losses.cross_entropy(lambda unused, x: logits_fn(params, x))  # the loss hides the tracers
-        return attack(closed, None, batch, KEY)["image"]
+        @jax.jit
+        @jax.vmap
+        def run(params):
+            traces.append(1)
+            closed = losses.cross_entropy(lambda unused, x: logits_fn(params, x))  # the loss hides the tracers
+            return attack(closed, None, batch, KEY)["image"]
 
-    for seeds in ((0, 1), (2, 3)):
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(make_params, seeds))
-        for got, seed in zip(run(stacked), seeds, strict=True):
-            want = attack(LOSS, make_params(seed), batch, KEY)["image"]
-            np.testing.assert_allclose(got, want, atol=CASES[name].tolerance)
+        for seeds in ((0, 1), (2, 3)):
+            every = [make_params(seed, jnp.float64) for seed in seeds]
+            for got, params in zip(run(jax.tree.map(lambda *x: jnp.stack(x), *every)), every, strict=True):
+                want = attack(LOSS, params, batch, KEY)["image"]
+                assert want.dtype == jnp.float64
+                np.testing.assert_allclose(got, want, atol=CASES[name].tolerance)
     assert len(traces) == 1
 
 
