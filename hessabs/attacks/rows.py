@@ -4,6 +4,7 @@ An iteration works on rows: a NamedTuple of arrays that share a leading example 
 A row that is done never changes again. Under a compiled loop it is masked. A loop that Python drives throws
 finished rows out of the computation: whenever a smaller size of the form 2^k or 3 * 2^k holds those that are
 left, the next iterations run on that many rows, so the number of shapes, hence of compilations, is logarithmic.
+There the rows go in parts, on all cores and none larger than the caches hold.
 """
 
 import functools
