@@ -1,4 +1,4 @@
-"""What makes a convolutional network fast on the CPU: ways to express max pooling and convolution.
+"""What makes a convolutional network fast on the CPU: ways to pool and to convolve, and the images at once.
 
     JAX_PLATFORMS=cpu python experiments/benchmarks/convolution.py [--rounds 9]
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     ]
     for title, make_cases in (
         ("3x3 max pooling of stride 2, 28x28x16", pooling),
+        ("ReLU and 2x2 max pooling, 28x28x16", relu_and_pooling),
         ("gradient of c1_small, 28x28x1", c1_steps),
         ("gradient of resnet20, 32x32x3", resnet20_steps),
         ("5x5 convolution, 14x14, 16 to 16 channels", lambda: convolutions(14, 16, 5)),
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> None:
         )
         lines.append(f"| {title} | {own * 1e3:.1f} | {text} |")
         print(lines[-1], flush=True)
+    lines += ["", *by_images_at_once()]
+    print("\n".join(lines[-3:]), flush=True)
     (pathlib.Path(__file__).parent / "convolution.md").write_text("\n".join(lines) + "\n")
 
 
@@ -100,6 +103,44 @@ def pooling() -> dict[str, Callable[[], Any]]:
         "XLA's own": with_gradient(lambda x: windowed_maximum(x, 3, 2, 1), x),
         "folded slices": with_gradient(lambda x: layers.max_pool(x, 3, 2, 1), x),
     }
+
+
+def relu_and_pooling() -> dict[str, Callable[[], Any]]:
+    """Compare ways to pool without overlap what has many zeros."""
+    x = jax.random.normal(jax.random.key(0), (128, 28, 28, 16))
+    cotangent = jax.random.normal(jax.random.key(1), (128, 14, 14, 16))
+
+    def backward(pool: Callable[[jax.Array], jax.Array]) -> Callable[[], Any]:
+        compiled = jax.jit(lambda x, c: jax.vjp(lambda x: pool(jax.nn.relu(x)), x)[1](c))
+        return lambda: compiled(x, cotangent)
+
+    return {
+        "XLA's own": backward(lambda x: windowed_maximum(x, 2, 2)),
+        "folded slices": backward(lambda x: layers.max_pool(x, 2, 2)),
+        "a reshape": backward(lambda x: x.reshape(128, 14, 2, 14, 2, 16).max((2, 4))),
+    }
+
+
+def by_images_at_once() -> list[str]:
+    """Time the gradient with respect to the images, which attacks compute, for several numbers of them."""
+    model = models.c1_small()
+    images = jax.random.uniform(jax.random.key(0), (2048, 28, 28, 1))
+    variables = model.init(jax.random.key(1), images[:1])
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jax.nn.log_softmax(model.apply(variables, x))[:, 0])))
+    sizes = [2**power for power in range(5, 12)]
+    cases: dict[str, Callable[[], Any]] = {
+        str(n): lambda n=n: [gradient(images[i : i + n]) for i in range(0, 2048, n)] for n in sizes
+    }
+    times = measure(cases)
+    each = [f"{statistics.median(times[str(n)]) / 2048 * 1e6:.0f}" for n in sizes]
+    return [
+        "Microseconds of CPU time per image, of the gradient of `c1_small` with respect to the images, by how many "
+        "are computed at once:",
+        "",
+        "| " + " | ".join(str(n) for n in sizes) + " |",
+        "|" + "---|" * len(sizes),
+        "| " + " | ".join(each) + " |",
+    ]
 
 
 def c1_steps() -> dict[str, Callable[[], Any]]:

@@ -31,11 +31,10 @@ def num_threads() -> int:
     """Say how many threads a loop that Python drives is worth.
 
     Returns:
-      The cores of this process, and 1 where the loop is to stay in one thread: on accelerators, without jit,
-      and where XLA is told to keep to one (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
+      The cores of this process, and 1 where XLA is told to keep to one thread
+      (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
     """
-    in_one_thread = "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", "")
-    if in_one_thread or jax.config.values["jax_disable_jit"] or jax.default_backend() != "cpu":
+    if "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", ""):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

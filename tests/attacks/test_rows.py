@@ -96,13 +96,17 @@ def test_number_of_threads(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     assert side_by_side.num_threads() == 4
-    with jax.disable_jit():
-        assert side_by_side.num_threads() == 1
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     assert side_by_side.num_threads() == 1
-    monkeypatch.delenv("XLA_FLAGS")
+
+
+def test_rows_stay_whole_without_jit_and_on_accelerators(monkeypatch, two_parts):
+    many = start(np.full(10_000, 3))
+    assert len(rows._cut(Partial(step, 0), many)) == 2
+    with jax.disable_jit():
+        assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert side_by_side.num_threads() == 1
+    assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
