@@ -1,8 +1,7 @@
 """The memory that one row of a batch takes while a function computes.
 
 On the CPU XLA needs longer for each example of a large batch than of a small one, once the arrays between its
-operations leave the caches (measured, two cores: the input gradient of a network of two 5x5 convolutions takes
-260 us of CPU time an image with 128 images at once, 340 with 288 and 400 with 2,048).
+operations leave the caches (``experiments/benchmarks/convolution.py`` measures it).
 """
 
 from typing import Any

@@ -128,14 +128,16 @@ def by_images_at_once() -> list[str]:
     variables = model.init(jax.random.key(1), images[:1])
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(jax.nn.log_softmax(model.apply(variables, x))[:, 0])))
     sizes = [2**power for power in range(5, 12)]
-    cases: dict[str, Callable[[], Any]] = {
-        str(n): lambda n=n: [gradient(images[i : i + n]) for i in range(0, 2048, n)] for n in sizes
-    }
+
+    def in_turn(size: int) -> Callable[[], Any]:
+        return lambda: [gradient(images[i : i + size]) for i in range(0, 2048, size)]
+
+    cases = {str(n): in_turn(n) for n in sizes}
     times = measure(cases)
     each = [f"{statistics.median(times[str(n)]) / 2048 * 1e6:.0f}" for n in sizes]
     return [
-        "Microseconds of CPU time per image, of the gradient of `c1_small` with respect to the images, by how many "
-        "are computed at once:",
+        "Microseconds of CPU time per image, of the gradient of `c1_small` with respect to the images, by how "
+        "many are computed at once:",
         "",
         "| " + " | ".join(str(n) for n in sizes) + " |",
         "|" + "---|" * len(sizes),
