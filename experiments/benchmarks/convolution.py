@@ -126,7 +126,12 @@ def by_images_at_once() -> list[str]:
     model = models.c1_small()
     images = jax.random.uniform(jax.random.key(0), (2048, 28, 28, 1))
     variables = model.init(jax.random.key(1), images[:1])
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jax.nn.log_softmax(model.apply(variables, x))[:, 0])))
+
+    def total(images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, images)
+        return jnp.sum(jax.nn.log_softmax(logits)[:, 0])
+
+    gradient = jax.jit(jax.grad(total))
     sizes = [2**power for power in range(5, 12)]
 
     def in_turn(size: int) -> Callable[[], Any]:
