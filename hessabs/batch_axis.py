@@ -1,0 +1,112 @@
+"""Which leaves of a batch carry its examples, how many there are, and how to cut them.
+
+A batch is a pytree whose leaves share a leading example axis. Two kinds of leaves have none and belong to the
+whole batch, whatever part of it is taken: scalars, and random keys. Everything that counts, cuts or maps over
+examples asks here, so that no leaf is taken for the examples because it happens to come first.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_KEY_WORDS = (2, 4)  # uint32 words of an untyped random key: threefry, rbg
+
+
+def num_examples(batch: Any) -> int:
+    """Count the examples of a batch.
+
+    Args:
+      batch: A pytree whose leaves share a leading example axis, but for scalars and random keys.
+
+    Returns:
+      The length of that axis.
+
+    Raises:
+      ValueError: If no leaf has such an axis, or two leaves disagree, naming both.
+
+    Example:
+      >>> num_examples({"key": jax.random.key(0), "temperature": 0.5, "x": np.ones((3, 2))})
+      3
+    """
+    lengths = _lengths(batch)
+    if not lengths:
+        raise ValueError(
+            "The batch has no leaf with a leading example axis: it holds nothing but scalars and random keys."
+        )
+    first, *others = lengths
+    for other in others:
+        if other[1] != first[1]:
+            raise ValueError(
+                "The leaves of a batch must share their leading example axis, but "
+                f"{_describe(*first)} and {_describe(*other)}. Bind what does not belong to single examples "
+                "(class weights, tables) to the loss with jax.tree_util.Partial."
+            )
+    return first[1]
+
+
+def map_examples(function: Callable[..., Any], batch: Any, *rest: Any) -> Any:
+    """Apply a function to the leaves that carry examples; scalars and random keys stay as they are.
+
+    Args:
+      function: Of a leaf of ``batch`` and those of ``rest`` in its place.
+      batch: A batch.
+      *rest: Pytrees of the same structure.
+
+    Returns:
+      A pytree of the same structure.
+
+    Raises:
+      ValueError: As ``num_examples``.
+
+    Example:
+      >>> map_examples(lambda x: x[:1], {"x": np.arange(3), "scale": 2.0})
+      {'scale': 2.0, 'x': array([0])}
+    """
+    size = num_examples(batch)
+    return jax.tree.map(lambda x, *y: function(x, *y) if _carries(x, size) else x, batch, *rest)
+
+
+def in_axes(batch: Any) -> Any:
+    """Say which leaves ``jax.vmap`` is to map over, to reach one example after another.
+
+    Args:
+      batch: A batch.
+
+    Returns:
+      A pytree of the structure of ``batch``: 0 where a leaf carries examples, None where it does not.
+
+    Raises:
+      ValueError: As ``num_examples``.
+
+    Example:
+      >>> in_axes({"x": np.ones((3, 2)), "scale": 2.0})
+      {'scale': None, 'x': 0}
+    """
+    size = num_examples(batch)
+    return jax.tree.map(lambda x: 0 if _carries(x, size) else None, batch)
+
+
+def _lengths(batch: Any) -> list[tuple[str, int, Any]]:
+    leaves = [
+        (jax.tree_util.keystr(path), jnp.shape(leaf)[0], leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        if jnp.ndim(leaf) > 0
+    ]
+    # An untyped key is an array of 2 or 4 numbers. As many examples might have such a leaf too; then it is cut
+    # with them, and JAX refuses the part of a key.
+    return [leaf for leaf in leaves if not _may_be_key(leaf[2])] or leaves
+
+
+def _carries(leaf: Any, size: int) -> bool:
+    return jnp.ndim(leaf) > 0 and jnp.shape(leaf)[0] == size
+
+
+def _may_be_key(leaf: Any) -> bool:
+    return leaf.dtype == np.uint32 and leaf.ndim == 1 and leaf.shape[0] in _KEY_WORDS
+
+
+def _describe(path: str, length: int, leaf: Any) -> str:
+    return f"{path or 'the root'} has {length} ({leaf.dtype}{list(leaf.shape)})"
