@@ -89,6 +89,74 @@ def in_axes(batch: Any) -> Any:
     return jax.tree.map(lambda x: 0 if _carries(x, size) else None, batch)
 
 
+def carries_examples(batch: Any) -> list[bool]:
+    """Say of each leaf, in the order of ``jax.tree.leaves``, whether it carries examples.
+
+    Args:
+      batch: A batch.
+
+    Returns:
+      False for scalars and random keys.
+
+    Raises:
+      ValueError: As ``num_examples``.
+
+    Example:
+      >>> carries_examples({"x": np.ones((3, 2)), "scale": 2.0})
+      [False, True]
+    """
+    size = num_examples(batch)
+    return [_carries(x, size) for x in jax.tree.leaves(batch)]
+
+
+def each_example(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Apply a function to batches of one example each, under ``jax.vmap``.
+
+    Args:
+      function: Of a batch of one example; scalars and random keys are those of the whole batch.
+      batch: n examples.
+
+    Returns:
+      What the function returns, with a leading axis of n.
+
+    Raises:
+      ValueError: As ``num_examples``.
+
+    Example:
+      >>> each_example(lambda one: one["scale"] * jnp.sum(one["x"]), {"x": jnp.arange(3.0), "scale": 2.0})
+      Array([0., 2., 4.], dtype=float32)
+    """
+    leaves, treedef = jax.tree.flatten(batch)
+    carries = carries_examples(batch)
+
+    def one(examples: list[Any]) -> Any:
+        rows = iter(examples)
+        return function(
+            treedef.unflatten([next(rows)[None] if c else x for x, c in zip(leaves, carries, strict=True)])
+        )
+
+    return jax.vmap(one)([jnp.asarray(x) for x, c in zip(leaves, carries, strict=True) if c])
+
+
+def total_weight(weight: Callable[[Any], Any] | None, batch: Any) -> jax.Array:
+    """Say how much a batch counts in a mean over several.
+
+    Args:
+      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is (unmasked tokens, valid
+        rows); None for the number of examples.
+      batch: The batch.
+
+    Returns:
+      A scalar array in at least float32.
+
+    Example:
+      >>> total_weight(lambda batch: batch["mask"], {"x": jnp.ones((3, 2)), "mask": jnp.array([1, 1, 0])})
+      Array(2., dtype=float32)
+    """
+    total = num_examples(batch) if weight is None else jnp.sum(jnp.asarray(weight(batch)))
+    return jnp.asarray(total, jnp.promote_types(jnp.result_type(total), jnp.float32))
+
+
 def _lengths(batch: Any) -> list[tuple[str, int, Any]]:
     leaves = [
         (jax.tree_util.keystr(path), jnp.shape(leaf)[0], leaf)

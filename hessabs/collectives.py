@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
 T = TypeVar("T")
 
@@ -25,6 +26,54 @@ def pmean(tree: T, axis_name: str | None) -> T:
     if axis_name is None:
         return tree
     return jax.lax.pmean(tree, axis_name)
+
+
+def own(tree: T, axis_name: str | None) -> T:
+    """Give each device of a mapped axis a copy of its own, for a derivative of what this device alone computes.
+
+    Under ``shard_map`` with checked axes the derivative with respect to what all devices share is summed over
+    them; that with respect to a copy is not.
+
+    Args:
+      tree: A pytree of arrays.
+      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``, or None.
+
+    Returns:
+      The same values.
+    """
+    if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+
+    def mark(x: jax.Array) -> jax.Array:
+        varies = axis_name in jax.typeof(x).manual_axis_type.varying
+        return x if varies else jax.lax.pcast(x, axis_name, to="varying")
+
+    return jax.tree.map(mark, tree)
+
+
+def weighted_mean(tree: T, weight: jax.Array | None, axis_name: str | None) -> T:
+    """Average a pytree over a mapped axis, each device's share by its weight; without an axis, return it.
+
+    Args:
+      tree: A pytree of arrays.
+      weight: This device's weight, a scalar; None for equal ones. What comes with a weight of 0 is not looked
+        at: it may be NaN.
+      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``, or None.
+
+    Returns:
+      The tree with each leaf averaged over the axis.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> values, weights = jnp.array([1.0, 4.0, jnp.nan]), jnp.array([2.0, 1.0, 0.0])
+      >>> jax.vmap(lambda x, w: weighted_mean(x, w, "i"), axis_name="i")(values, weights)
+      Array([2., 2., 2.], dtype=float32)
+    """
+    if axis_name is None or weight is None:
+        return pmean(tree, axis_name)
+    total = psum(weight, axis_name)
+    summed = psum(jax.tree.map(lambda x: jnp.where(weight > 0, weight * x, 0), tree), axis_name)
+    return jax.tree.map(lambda s, x: (s / total).astype(x.dtype), summed, tree)
 
 
 def psum(tree: T, axis_name: str) -> T:

@@ -2,7 +2,13 @@
 
 from hessabs.curvature.batches import BatchSpectra, DebiasedEigenvalue, batch_spectra, debiased_eigenvalue
 from hessabs.curvature.blocks import restrict
-from hessabs.curvature.dataset import check_deterministic, dataset_hessian
+from hessabs.curvature.dataset import (
+    check_deterministic,
+    dataset_empirical_fisher,
+    dataset_fisher,
+    dataset_gauss_newton,
+    dataset_hessian,
+)
 from hessabs.curvature.deflation import deflated_power_iteration
 from hessabs.curvature.density import SpectralDensity, evaluate_density, spectral_density
 from hessabs.curvature.eigsh import EigshResult, eigsh
@@ -31,6 +37,9 @@ __all__ = [
     "SpectralDensity",
     "batch_spectra",
     "check_deterministic",
+    "dataset_empirical_fisher",
+    "dataset_fisher",
+    "dataset_gauss_newton",
     "dataset_hessian",
     "debiased_eigenvalue",
     "deflated_power_iteration",

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs import trees
+from hessabs import batch_axis, trees
 from hessabs.curvature import loops
 from hessabs.curvature.eigsh import eigsh
-from hessabs.curvature.operators import hessian, hvp
+from hessabs.curvature.operators import Weight, hessian, hvp
 from hessabs.curvature.power import power_iteration
 from hessabs.typing import Batch, LossFn, Params
 
@@ -26,7 +26,7 @@ class BatchSpectra(NamedTuple):
     residuals: np.ndarray  # shape (batches, k), float64, relative
     converged: np.ndarray  # shape (batches, k), bool
     num_matvecs: np.ndarray  # shape (batches,), int64
-    num_examples: np.ndarray  # shape (batches,), int64
+    weights: np.ndarray  # shape (batches,), float64: how much each counts in a mean over all batches
 
 
 def batch_spectra(
@@ -37,6 +37,7 @@ def batch_spectra(
     k: int = 1,
     *,
     linearize: bool = True,
+    weight: Weight = None,
     **options: Any,
 ) -> BatchSpectra:
     """Find the k largest Hessian eigenvalues of every mini-batch, of an epoch say.
@@ -50,6 +51,8 @@ def batch_spectra(
       v0: Start vector for the first batch, like ``params``.
       k: Number of eigenvalues.
       linearize: As in ``hessian``.
+      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is; None for the number of
+        examples. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
       **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
 
     Returns:
@@ -66,18 +69,18 @@ def batch_spectra(
       array([[2.],
              [8.]])
     """
-    results, sizes, start = [], [], v0
+    results, weights, start = [], [], v0
     for batch in batches:
         operator = hessian(loss_fn, params, batch, linearize=linearize)
         result = eigsh(operator, start, k, **options)
         if np.isfinite(result.eigenvalues).all():
             start = jax.tree.map(lambda x: x.sum(0), result.eigenvectors)
         results.append((result.eigenvalues, result.residuals, result.converged, result.num_matvecs))
-        sizes.append(jax.tree.leaves(batch)[0].shape[0])
+        weights.append(float(batch_axis.total_weight(weight, batch)))
     if not results:
         raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
     values, residuals, converged, num_matvecs = (np.array(x) for x in zip(*results, strict=True))
-    return BatchSpectra(values, residuals, converged, num_matvecs, np.array(sizes))
+    return BatchSpectra(values, residuals, converged, num_matvecs, np.array(weights))
 
 
 class DebiasedEigenvalue(NamedTuple):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.curvature.dataset import split_product, stream_product
-from hessabs.curvature.linearization import MEMORY_BUDGET, Linearize, Source, make_operator, source_of
+from hessabs.curvature.linearization import Source, source_of
+from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator, split_product
+from hessabs.curvature.streaming import stream_product
 from hessabs.typing import MatVec, Params
 
 

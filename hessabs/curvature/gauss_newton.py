@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
-from hessabs.curvature.linearization import MEMORY_BUDGET, Linearize, LinearMaps, Source, make_operator
-from hessabs.curvature.operators import mean_loss
+from hessabs import batch_axis, trees
+from hessabs.curvature.linearization import LinearMaps, Source
+from hessabs.curvature.operators import Weight, scalar_loss
+from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
 from hessabs.typing import Batch, LossFn, MatVec, Params
 
 Distribution = Literal["categorical", "bernoulli", "normal"]
+Mode = Literal["forward", "reverse"]
 
 
 def gauss_newton(
@@ -27,8 +29,9 @@ def gauss_newton(
     *,
     linearize: Linearize = False,
     memory_budget: int = MEMORY_BUDGET,
-    mode: Literal["forward", "reverse"] = "forward",
+    mode: Mode = "forward",
     axis_name: str | None = None,
+    weight: Weight = None,
 ) -> MatVec:
     """Make the generalised Gauss-Newton matrix ``J' (d^2 loss / d outputs^2) J`` an operator.
 
@@ -45,6 +48,7 @@ def gauss_newton(
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
         product is then the transpose of the reverse one.
       axis_name: The mapped axis over which the batch is split, or None.
+      weight: What the mean is over, where the batch is split; as in ``hessian``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``.
@@ -63,11 +67,45 @@ def gauss_newton(
     References:
       Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
+    source = gauss_newton_source(
+        model_fn, loss_fn, params, batch, mode=mode, axis_name=axis_name, weight=weight
+    )
+    return make_operator(source, linearize, memory_budget)
+
+
+def gauss_newton_source(
+    model_fn: Callable[[Params, Batch], Any],
+    loss_fn: Callable[[Any, Batch], jax.Array],
+    params: Params,
+    batch: Batch,
+    *,
+    mode: Mode = "forward",
+    axis_name: str | None = None,
+    weight: Weight = None,
+) -> Source:
+    """Say what a Gauss-Newton matrix is made of.
+
+    Args:
+      model_fn: As in ``gauss_newton``.
+      loss_fn: As in ``gauss_newton``.
+      params: As in ``gauss_newton``; checked.
+      batch: As in ``gauss_newton``; None where batches are read later.
+      mode: As in ``gauss_newton``.
+      axis_name: As in ``gauss_newton``.
+      weight: As in ``gauss_newton``.
+
+    Returns:
+      What operators are made of.
+
+    Raises:
+      ValueError: If a param is no floating-point array, or the mode is unknown.
+    """
     if mode not in _MAPS:
         raise ValueError(f'`mode` must be "forward" or "reverse", got {mode!r}.')
+    trees.check_floating(params, "params")
     functions = (trees.as_partial(model_fn), trees.as_partial(loss_fn))
-    source = Source(trees.Static(_MAPS[mode]), functions, params, batch, trees.Static(axis_name))
-    return make_operator(source, linearize, memory_budget)
+    bound = None if weight is None else trees.as_partial(weight)
+    return Source(trees.Static(_MAPS[mode]), functions, params, batch, trees.Static(axis_name), bound)
 
 
 def fisher(
@@ -76,6 +114,7 @@ def fisher(
     batch: Batch,
     *,
     distribution: Distribution = "categorical",
+    weight: Weight = None,
     **options: Any,
 ) -> MatVec:
     """Make the Fisher matrix of a model's predictive distribution an operator.
@@ -89,6 +128,8 @@ def fisher(
       batch: What the model takes; its labels are not used.
       distribution: ``"categorical"`` (outputs are logits over the last axis), ``"bernoulli"`` (one logit per
         output) or ``"normal"`` (outputs are means of unit variance).
+      weight: ``weight(batch)``, of the shape of the outputs without their last axis, or of their leading axes:
+        how much each position counts in the mean, 0 where it is padding. None for all alike.
       **options: ``linearize``, ``memory_budget``, ``mode`` and ``axis_name``, as in ``gauss_newton``.
 
     Returns:
@@ -106,12 +147,32 @@ def fisher(
     References:
       Martens (2020), arXiv:1412.1193, section 9.
     """
+    loss_fn = log_partition(distribution, weight)
+    return gauss_newton(model_fn, loss_fn, params, batch, weight=weight, **options)
+
+
+def log_partition(distribution: Distribution, weight: Weight) -> Partial:
+    """Make the mean log-partition function of a distribution, whose Hessian in the outputs a Fisher matrix has.
+
+    Args:
+      distribution: As in ``fisher``.
+      weight: As in ``fisher``.
+
+    Returns:
+      ``loss_fn(outputs, batch) -> scalar``.
+
+    Raises:
+      ValueError: If the distribution is unknown.
+    """
     if distribution not in _LOG_PARTITION:
         raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
-    return gauss_newton(model_fn, _LOG_PARTITION[distribution], params, batch, **options)
+    bound = None if weight is None else trees.as_partial(weight)
+    return Partial(_mean_log_partition, trees.Static(_LOG_PARTITION[distribution]), bound)
 
 
-def empirical_fisher(loss_fn: LossFn, params: Params, batch: Batch, **options: Any) -> MatVec:
+def empirical_fisher(
+    loss_fn: LossFn, params: Params, batch: Batch, *, weight: Weight = None, **options: Any
+) -> MatVec:
     """Make the second moment of the per-example gradients, ``1/n sum_i g_i g_i'``, an operator.
 
     One product costs about what a Gauss-Newton product does: the gradients themselves are never formed.
@@ -120,7 +181,9 @@ def empirical_fisher(loss_fn: LossFn, params: Params, batch: Batch, **options: A
       loss_fn: ``loss_fn(params, batch) -> scalar``. It is called with one example at a time (under ``vmap``),
         so batch norm must be in evaluation mode.
       params: A pytree of floating-point arrays.
-      batch: What the loss takes.
+      batch: What the loss takes; its scalars and random keys are those of every example.
+      weight: How much each example counts, called as the loss is; one that counts 0 is not looked at. None for
+        all alike.
       **options: ``linearize``, ``memory_budget``, ``mode`` and ``axis_name``, as in ``gauss_newton``.
 
     Returns:
@@ -138,27 +201,37 @@ def empirical_fisher(loss_fn: LossFn, params: Params, batch: Batch, **options: A
     References:
       Kunstner et al. (2019), arXiv:1905.12558, on how it differs from the Fisher matrix.
     """
-    return gauss_newton(
-        Partial(_losses_by_example, trees.as_partial(loss_fn)), _half_mean_square, params, batch, **options
-    )
+    model_fn, half_mean_square = squared_losses(loss_fn, weight)
+    return gauss_newton(model_fn, half_mean_square, params, batch, weight=weight, **options)
 
 
-def _linear(
-    functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch, axis_name: str | None
-) -> MatVec:
+def squared_losses(loss_fn: LossFn, weight: Weight) -> tuple[Partial, Partial]:
+    """Make the two functions whose Gauss-Newton matrix is the empirical Fisher matrix.
+
+    Args:
+      loss_fn: As in ``empirical_fisher``.
+      weight: As in ``empirical_fisher``.
+
+    Returns:
+      The losses of all examples, as a model, and half their mean square, as its loss.
+    """
+    bound = None if weight is None else trees.as_partial(weight)
+    model_fn = Partial(_losses_by_example, trees.as_partial(loss_fn), bound)
+    return model_fn, Partial(_half_mean_square, bound)
+
+
+def _linear(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
     outputs, forward = jax.linearize(lambda p: model_fn(p, batch), params)
     transposed = jax.linear_transpose(forward, params)
-    return _sandwich(outputs, forward, transposed, loss_fn, batch, axis_name)
+    return _sandwich(outputs, forward, transposed, loss_fn, batch)
 
 
-def _reverse(
-    functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch, axis_name: str | None
-) -> MatVec:
+def _reverse(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
     outputs, transposed = jax.vjp(lambda p: model_fn(p, batch), params)
     backward = jax.linear_transpose(lambda u: transposed(u)[0], outputs)
-    return _sandwich(outputs, lambda v: backward(v)[0], transposed, loss_fn, batch, axis_name)
+    return _sandwich(outputs, lambda v: backward(v)[0], transposed, loss_fn, batch)
 
 
 def _sandwich(
@@ -167,9 +240,8 @@ def _sandwich(
     transposed: Callable[[Any], tuple[Any, ...]],
     loss_fn: LossFn,
     batch: Batch,
-    axis_name: str | None,
 ) -> MatVec:
-    _, middle = jax.linearize(jax.grad(mean_loss(loss_fn, batch, axis_name)), outputs)
+    _, middle = jax.linearize(jax.grad(scalar_loss(loss_fn, batch)), outputs)
     return lambda vector: transposed(middle(forward(vector)))[0]
 
 
@@ -179,31 +251,56 @@ _MAPS = {
 }
 
 
-def _categorical(outputs: jax.Array, batch: Batch) -> jax.Array:
-    del batch
-    return jnp.mean(jax.nn.logsumexp(outputs, axis=-1))
+def _categorical(outputs: jax.Array) -> jax.Array:
+    return jax.nn.logsumexp(outputs, axis=-1)
 
 
-def _bernoulli(outputs: jax.Array, batch: Batch) -> jax.Array:
-    del batch
-    return jnp.mean(jnp.sum(jax.nn.softplus(outputs), axis=-1))
+def _bernoulli(outputs: jax.Array) -> jax.Array:
+    return jnp.sum(jax.nn.softplus(outputs), axis=-1)
 
 
-def _normal(outputs: jax.Array, batch: Batch) -> jax.Array:
-    del batch
-    return jnp.mean(jnp.sum(outputs**2, axis=-1)) / 2
+def _normal(outputs: jax.Array) -> jax.Array:
+    return jnp.sum(outputs**2, axis=-1) / 2
 
 
 _LOG_PARTITION = {"categorical": _categorical, "bernoulli": _bernoulli, "normal": _normal}
 
 
-def _losses_by_example(loss_fn: LossFn, params: Params, batch: Batch) -> jax.Array:
-    def loss_of_one(example: Batch) -> jax.Array:
-        return loss_fn(params, jax.tree.map(lambda x: x[None], example))
+def _mean_log_partition(
+    function: trees.Static, weight: Partial | None, outputs: jax.Array, batch: Batch
+) -> Any:
+    values = function.value(outputs)
+    if weight is None:
+        return jnp.mean(values)
+    weights = jnp.asarray(weight(batch))
+    if weights.ndim == 0 or weights.shape != values.shape[: weights.ndim]:
+        raise ValueError(
+            "`weight` must say how much each position counts in the Fisher matrix: of the outputs' shape "
+            f"without the last axis, {values.shape}, or of its leading axes, got {weights.shape}."
+        )
+    return _weighted_mean(values, weights.reshape(*weights.shape, *(1,) * (values.ndim - weights.ndim)))
 
-    return jax.vmap(loss_of_one)(batch)
+
+def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    weights = jnp.broadcast_to(weights, values.shape)
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0)) / jnp.sum(weights)
 
 
-def _half_mean_square(losses: jax.Array, batch: Batch) -> jax.Array:
-    del batch
-    return jnp.mean(losses**2) / 2
+def _example_weights(weight: Partial, batch: Batch) -> jax.Array:
+    return batch_axis.each_example(lambda one: batch_axis.total_weight(weight, one), batch)
+
+
+def _losses_by_example(loss_fn: LossFn, weight: Partial | None, params: Params, batch: Batch) -> jax.Array:
+    if weight is not None:
+        # The loss of an example that does not count may be 0 / 0. Another one, which is then not counted twice,
+        # takes its place: its derivative would still be NaN times 0.
+        counts = _example_weights(weight, batch) > 0
+        places = jnp.where(counts, jnp.arange(counts.size), jnp.argmax(counts))
+        batch = batch_axis.map_examples(lambda x: jnp.asarray(x)[places], batch)
+    return batch_axis.each_example(lambda one: loss_fn(params, one), batch)
+
+
+def _half_mean_square(weight: Partial | None, losses: jax.Array, batch: Batch) -> jax.Array:
+    if weight is None:
+        return jnp.mean(losses**2) / 2
+    return _weighted_mean(losses**2, _example_weights(weight, batch)) / 2

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.curvature import loops
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec
@@ -229,7 +229,7 @@ def _expand(matvec: MatVec, shape: trees.Static, state: KrylovState, num_multipl
     return jax.lax.while_loop(proceed, step, jax.tree.map(jnp.asarray, state))
 
 
-_jitted_expand = jax.jit(_expand)
-_jitted_multiply = jax.jit(_multiply)
+_jitted_expand = programs.jit(_expand)
+_jitted_multiply = programs.jit(_multiply)
 _jitted_unravel = jax.jit(trees.unravel)
 _jitted_ravel = jax.jit(lambda tree: trees.ravel(tree)[0])

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import trees
+from hessabs import batch_axis, programs, trees
+from hessabs.curvature.operators import Weight
+from hessabs.curvature.streaming import check_total_weight
 from hessabs.typing import Batch, LossFn, Params
 
 
@@ -25,6 +27,7 @@ def landscape(
     directions: Sequence[Params],
     coordinates: Sequence[np.ndarray],
     *,
+    weight: Weight = None,
     values: np.ndarray | None = None,
     max_points: int | None = None,
     on_point: Callable[[Landscape], Any] | None = None,
@@ -37,9 +40,11 @@ def landscape(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
-      batches: An iterable that starts anew at each point, weighted by batch size; ``[batch]`` for one.
+      batches: An iterable that starts anew at each point; ``[batch]`` for one.
       directions: One or two pytrees like ``params``: eigenvectors, or ``filter_normalized_direction``.
       coordinates: The grid along each direction, in units of the direction's length.
+      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
+        the tokens or rows that count; None for the number of examples. What weighs 0 is not looked at.
       values: Losses that are known, NaN where not, in the shape of the grid.
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
@@ -49,7 +54,8 @@ def landscape(
 
     Raises:
       ValueError: If a direction does not look like ``params``, the numbers of directions and coordinates are
-        not both one or both two, ``values`` has another shape than the grid, or there is no batch.
+        not both one or both two, ``values`` has another shape than the grid, there is no batch, or all weigh
+        nothing.
 
     Example:
       >>> loss = lambda w, x: jnp.mean((x * w) ** 2)
@@ -69,18 +75,17 @@ def landscape(
     values = np.full(shape, np.nan) if values is None else np.array(values, np.float64)
     if values.shape != shape:
         raise ValueError(f"`values` must have the shape of the grid, {shape}, got {values.shape}.")
-    loss = trees.as_partial(loss_fn)
+    loss, bound = trees.as_partial(loss_fn), None if weight is None else trees.as_partial(weight)
     missing = np.argwhere(np.isnan(values))[:max_points]
     for index in map(tuple, missing):
         steps = [float(c[i]) for c, i in zip(grid, index, strict=True)]
-        total, seen = 0.0, 0
-        for batch in batches:
-            count = jax.tree.leaves(batch)[0].shape[0]
-            total += count * float(_jitted_loss(loss, params, batch, tuple(directions), steps))
-            seen += count
-        if seen == 0:
+        found = [_jitted_loss(loss, bound, params, batch, tuple(directions), steps) for batch in batches]
+        if not found:
             raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
-        values[index] = np.inf if np.isnan(total) else total / seen
+        losses, weights = np.array(found, np.float64).T
+        total = check_total_weight(float(weights.sum()))
+        mean = float(losses[weights > 0] @ weights[weights > 0]) / total
+        values[index] = np.inf if np.isnan(mean) else mean
         if on_point is not None:
             on_point(Landscape(grid, values))
     return Landscape(grid, values)
@@ -118,10 +123,15 @@ def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
     return jax.tree.map(scale, trees.normal_like(key, params), params)
 
 
-@jax.jit
+@programs.jit
 def _jitted_loss(
-    loss_fn: LossFn, params: Params, batch: Batch, directions: tuple[Params, ...], steps: list[jax.Array]
-) -> jax.Array:
+    loss_fn: LossFn,
+    weight: Weight,
+    params: Params,
+    batch: Batch,
+    directions: tuple[Params, ...],
+    steps: list[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     for direction, step in zip(directions, steps, strict=True):
         params = jax.tree.map(lambda p, d, step=step: p + (step * d).astype(p.dtype), params, direction)
-    return loss_fn(params, batch)
+    return loss_fn(params, batch), batch_axis.total_weight(weight, batch)

@@ -8,24 +8,20 @@ that the map needs and that does not depend on the vector.
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
-from hessabs import collectives, trees
+from hessabs import batch_axis, collectives, programs, trees
 from hessabs.convolutions import inner_jaxprs, split_kernel_gradients
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import Batch, MatVec, Params
 
-Linearize = bool | Literal["auto"]
-MEMORY_BUDGET = 2**30
-"""Bytes of residuals that ``linearize="auto"`` keeps: 1 GiB."""
-
 
 class LinearMaps(NamedTuple):
-    """Two ways to make one map, both ``(functions, params, batch, axis_name) -> vector -> vector``."""
+    """Two ways to make one map, both ``(functions, params, batch) -> vector -> vector``."""
 
     product: Callable[..., MatVec]  # cheapest when it is applied once
     linear: Callable[..., MatVec]  # closes over its residuals: cheapest when it is applied again and again
@@ -40,6 +36,7 @@ class Source(NamedTuple):
     params: Params
     batch: Batch
     axis: trees.Static  # the name of a mapped axis, or None
+    weight: Partial | None  # of (batch): what the functions' mean is over; None for the number of examples
 
 
 class Linearization(NamedTuple):
@@ -49,36 +46,22 @@ class Linearization(NamedTuple):
     jaxpr: trees.Static  # Jaxpr of the linear map, leaves in, leaves out
 
 
-def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> MatVec:
+def make(source: Source, *, linearize: bool) -> Partial:
     """Make an operator of its source.
 
     Args:
-      source: Its params are checked to be floating-point arrays.
-      linearize: Keep the residuals (True), compute them at each product (False), or ``"auto"``: keep them when
-        they fit the budget, and otherwise compute them for one part of the batch after another.
-      memory_budget: Bytes, for ``"auto"``.
+      source: What the operator is made of.
+      linearize: Keep the residuals, or compute them at each product.
 
     Returns:
       An operator: callable, and a pytree.
-
-    Raises:
-      ValueError: If a param is no floating-point array, ``linearize`` is unknown or the budget not positive.
     """
-    if linearize not in (True, False, "auto"):
-        raise ValueError(f'`linearize` must be True, False or "auto", got {linearize!r}.')
-    if not memory_budget > 0:
-        raise ValueError(f"`memory_budget` must be positive, in bytes, got {memory_budget}.")
-    trees.check_floating(source.params, "params")
-    if linearize == "auto" and residual_bytes(source) > memory_budget:
-        from hessabs.curvature.dataset import split_product  # it builds on this module
-
-        return Partial(split_product, source, trees.Static(_examples_within(source, memory_budget)))
     # Under a mapped axis nothing is compiled here: the axis is bound outside.
     mapped = source.axis.value is not None
     linearization = None
     if linearize:
         linearization = _linearize(source) if mapped else _jitted_linearize(source)
-    return Partial(multiply if mapped else _jitted_multiply, source, linearization)
+    return Partial(multiply if mapped else jitted_multiply, source, linearization)
 
 
 def source_of(operator: Any) -> tuple[Source, bool] | None:
@@ -90,14 +73,16 @@ def source_of(operator: Any) -> tuple[Source, bool] | None:
     Returns:
       Its source and True if a linearisation is stored, or None.
     """
-    if isinstance(operator, Partial) and operator.func in (multiply, _jitted_multiply):
+    if isinstance(operator, Partial) and operator.func in (multiply, jitted_multiply):
         source, linearization = operator.args
         return source, linearization is not None
     return None
 
 
 def multiply(source: Source, linearization: Linearization | None, vector: Params) -> Params:
-    """Multiply; the function of every operator that ``make_operator`` makes.
+    """Multiply; the function of every operator that ``make`` makes.
+
+    With a mapped axis each device multiplies by what its own examples make, and one collective averages.
 
     Args:
       source: What the operator is made of.
@@ -116,9 +101,13 @@ def multiply(source: Source, linearization: Linearization | None, vector: Params
         closed = _stage(source.maps.value.product, source)
     else:
         closed = ClosedJaxpr(linearization.jaxpr.value, linearization.residuals)
-    leaves = jaxpr_as_fun(closed)(*jax.tree.leaves(vector))
+    axis = source.axis.value
+    leaves = jaxpr_as_fun(closed)(*jax.tree.leaves(collectives.own(vector, axis)))
     product = jax.tree.unflatten(jax.tree.structure(source.params), leaves)
-    return collectives.pmean(product, source.axis.value)
+    weight = (
+        None if axis is None or source.weight is None else batch_axis.total_weight(source.weight, source.batch)
+    )
+    return collectives.weighted_mean(product, weight, axis)
 
 
 def residual_bytes(source: Source) -> int:
@@ -130,7 +119,7 @@ def residual_bytes(source: Source) -> int:
     Returns:
       Bytes, those of params and batch included where the map needs them.
     """
-    shapes = jax.eval_shape(_linearize, source)
+    shapes = _jitted_linearize.eval_shape(source)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes.residuals))
 
 
@@ -142,14 +131,15 @@ def _linearize(source: Source) -> Linearization:
     return Linearization(list(closed.consts), trees.Static(closed.jaxpr))
 
 
-_jitted_linearize = jax.jit(_linearize)
-_jitted_multiply = jax.jit(multiply)
+_jitted_linearize = programs.jit(_linearize)
+jitted_multiply = programs.jit(multiply)
 
 
 @full_precision
 def _stage(make_map: Callable[..., MatVec], source: Source) -> ClosedJaxpr:
-    linear_map = make_map(source.functions, source.params, source.batch, source.axis.value)
-    leaves, treedef = jax.tree.flatten(source.params)
+    params = collectives.own(source.params, source.axis.value)
+    linear_map = make_map(source.functions, params, source.batch)
+    leaves, treedef = jax.tree.flatten(params)
     closed = jax.make_jaxpr(lambda *x: jax.tree.leaves(linear_map(jax.tree.unflatten(treedef, x))))(*leaves)
     # JAX leaves this primitive where forward mode met a custom_vjp, and complains only when it is compiled.
     if _holds(closed.jaxpr, "custom_lin"):
@@ -164,15 +154,3 @@ def _holds(jaxpr: Jaxpr, primitive: str) -> bool:
     return any(eqn.primitive.name == primitive for eqn in jaxpr.eqns) or any(
         _holds(inner, primitive) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)
     )
-
-
-def _examples_within(source: Source, memory_budget: int) -> int:
-    size = jax.tree.leaves(source.batch)[0].shape[0]
-    while size > 1:
-        size = (size + 1) // 2
-        part = jax.tree.map(
-            lambda x, size=size: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), source.batch
-        )
-        if residual_bytes(source._replace(batch=part)) <= memory_budget:
-            break
-    return size

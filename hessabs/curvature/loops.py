@@ -6,6 +6,7 @@ alone. There each iteration is one jitted function that Python calls again and a
 somebody else's trace, the loop is compiled. This file is the one place that decides.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -54,6 +55,24 @@ def choose(loop: Loop | None, *operands: Any) -> Loop:
     if loop is not None:
         return loop
     return "host" if jax.default_backend() == "cpu" and not traced else "device"
+
+
+def keep_pace(ahead: deque[Any], value: Any, limit: int = 2) -> None:
+    """Wait, in a loop that Python drives and that reads no value, until few programs are in flight.
+
+    Without it the arrays of all iterations would be in memory at once. On several CPU devices each value is
+    waited for: there two programs with collectives can wait for each other for ever.
+
+    Args:
+      ahead: The values that are under way, the oldest first; begin with an empty one.
+      value: The value of this iteration, a pytree of arrays.
+      limit: How many may be under way.
+    """
+    ahead.append(value)
+    leaf = jax.tree.leaves(value)[0]
+    several = isinstance(leaf, jax.Array) and not trees.is_traced(leaf) and len(leaf.devices()) > 1
+    while len(ahead) > (0 if several and jax.default_backend() == "cpu" else limit):
+        jax.block_until_ready(ahead.popleft())
 
 
 def driven_by_python(*, traceable: bool) -> Callable[[F], F]:

@@ -5,9 +5,8 @@ The product is forward-over-reverse, ``jax.jvp`` over ``jax.grad``: one product 
 depend on the vector is computed once and kept, and a product costs about 1.4 gradients, for the memory of the
 residuals.
 
-With ``axis_name`` the loss is averaged inside the differentiated function AND the result once more: this is
-right under ``pmap`` and under ``shard_map`` with and without varying-axes checks (in the latter differentiation
-already inserts the sum, and averaging equal values changes nothing).
+With ``axis_name`` each device multiplies by the Hessian of its own share of the batch, and one collective
+averages the products.
 """
 
 from collections.abc import Callable
@@ -16,18 +15,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from hessabs import collectives, trees
-from hessabs.curvature.linearization import (
-    MEMORY_BUDGET,
-    Linearize,
-    LinearMaps,
-    Source,
-    make_operator,
-    multiply,
-)
+from hessabs import trees
+from hessabs.curvature.linearization import LinearMaps, Source, make
+from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
 from hessabs.typing import Batch, LossFn, MatVec, Params
 
 Mode = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
+Weight = Callable[[Batch], Any] | None
+"""``weight(batch)``: what the mean of a loss is over, an array or its sum; None for the number of examples."""
 
 
 def hvp(
@@ -62,9 +57,7 @@ def hvp(
     References:
       Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
-    trees.check_floating(params, "params")
-    functions, axis = (trees.as_partial(loss_fn),), trees.Static(axis_name)
-    return multiply(Source(trees.Static(HESSIAN), functions, params, batch, axis), None, vector)
+    return make(hessian_source(loss_fn, params, batch, axis_name=axis_name), linearize=False)(vector)
 
 
 def hessian(
@@ -76,6 +69,7 @@ def hessian(
     memory_budget: int = MEMORY_BUDGET,
     mode: Mode = "forward_over_reverse",
     axis_name: str | None = None,
+    weight: Weight = None,
 ) -> MatVec:
     """Make the Hessian of a loss an operator: a callable that is also a pytree.
 
@@ -90,7 +84,7 @@ def hessian(
       linearize: If True, linearise the gradient once and store the residuals: products cost about 1.4
         gradients instead of 2, for memory that grows with the batch. ``"auto"`` does so when the residuals fit
         ``memory_budget``, and otherwise sums over parts of the batch that each fit it (the loss must then be a
-        mean over examples that do not influence each other).
+        mean over examples that do not influence each other, weighted by ``weight``).
       memory_budget: Bytes of residuals, for ``linearize="auto"``. They are counted before any work.
       mode: ``"forward_over_reverse"``, or what works when a ``custom_vjp`` blocks it:
         ``"reverse_over_reverse"`` (as exact, up to five times as slow, and needs a backward pass that can be
@@ -98,6 +92,9 @@ def hessian(
         ||vector||``; its error is ``h^2 / 6`` times the third derivative plus ``eps ||gradient|| / h``: about
         three correct digits in float32 and nine in float64).
       axis_name: The mapped axis over which the batch is split, or None.
+      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is; None for the number of
+        examples. Read where the batch is split, by ``"auto"`` or over a mapped axis: with a loss that is a mean
+        over unmasked tokens, say, ``lambda batch: batch["mask"]``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``.
@@ -119,18 +116,47 @@ def hessian(
         raise ValueError('`linearize=True` needs a derivative; with mode="finite_difference" leave it False.')
     if mode == "finite_difference":
         linearize = False
-    maps, axis = trees.Static(_MAPS[mode]), trees.Static(axis_name)
-    source = Source(maps, (trees.as_partial(loss_fn),), params, batch, axis)
+    source = hessian_source(loss_fn, params, batch, mode=mode, axis_name=axis_name, weight=weight)
     return make_operator(source, linearize, memory_budget)
 
 
-def mean_loss(loss_fn: LossFn, batch: Batch, axis_name: str | None) -> Callable[[Any], jax.Array]:
-    """Bind a batch to a loss, check that it gives a scalar, and average it over a mapped axis.
+def hessian_source(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    *,
+    mode: Mode = "forward_over_reverse",
+    axis_name: str | None = None,
+    weight: Weight = None,
+) -> Source:
+    """Say what the Hessian of a loss is made of.
+
+    Args:
+      loss_fn: As in ``hessian``.
+      params: As in ``hessian``; checked.
+      batch: As in ``hessian``; None where batches are read later.
+      mode: As in ``hessian``.
+      axis_name: As in ``hessian``.
+      weight: As in ``hessian``.
+
+    Returns:
+      What operators are made of.
+
+    Raises:
+      ValueError: If a param is no floating-point array.
+    """
+    trees.check_floating(params, "params")
+    maps, axis = trees.Static(_MAPS[mode]), trees.Static(axis_name)
+    bound = None if weight is None else trees.as_partial(weight)
+    return Source(maps, (trees.as_partial(loss_fn),), params, batch, axis, bound)
+
+
+def scalar_loss(loss_fn: LossFn, batch: Batch) -> Callable[[Any], jax.Array]:
+    """Bind a batch to a loss and check that it gives a scalar.
 
     Args:
       loss_fn: ``loss_fn(x, batch) -> scalar``.
       batch: Its second argument.
-      axis_name: The mapped axis, or None.
 
     Returns:
       A function of ``x``. It raises ``ValueError`` when the loss is no scalar.
@@ -142,32 +168,32 @@ def mean_loss(loss_fn: LossFn, batch: Batch, axis_name: str | None) -> Callable[
             raise ValueError(
                 f"`loss_fn` must return a scalar, the mean over the batch, got shape {jnp.shape(loss)}."
             )
-        return collectives.pmean(loss, axis_name)
+        return loss
 
     return bound
 
 
-def _gradient(functions: tuple[LossFn, ...], batch: Batch, axis_name: str | None) -> Callable[[Params], Params]:
-    return jax.grad(mean_loss(functions[0], batch, axis_name))
+def _gradient(functions: tuple[LossFn, ...], batch: Batch) -> Callable[[Params], Params]:
+    return jax.grad(scalar_loss(functions[0], batch))
 
 
-def _product(functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_name: str | None) -> MatVec:
-    gradient = _gradient(functions, batch, axis_name)
+def _product(functions: tuple[LossFn, ...], params: Params, batch: Batch) -> MatVec:
+    gradient = _gradient(functions, batch)
     return lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
 
 
-def _linear(functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_name: str | None) -> MatVec:
-    return jax.linearize(_gradient(functions, batch, axis_name), params)[1]
+def _linear(functions: tuple[LossFn, ...], params: Params, batch: Batch) -> MatVec:
+    return jax.linearize(_gradient(functions, batch), params)[1]
 
 
-def _reverse(functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_name: str | None) -> MatVec:
+def _reverse(functions: tuple[LossFn, ...], params: Params, batch: Batch) -> MatVec:
     # The Hessian is symmetric: the transposed product is the product.
-    _, transposed = jax.vjp(_gradient(functions, batch, axis_name), params)
+    _, transposed = jax.vjp(_gradient(functions, batch), params)
     return lambda vector: transposed(vector)[0]
 
 
-def _difference(functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_name: str | None) -> MatVec:
-    gradient = _gradient(functions, batch, axis_name)
+def _difference(functions: tuple[LossFn, ...], params: Params, batch: Batch) -> MatVec:
+    gradient = _gradient(functions, batch)
 
     def product(vector: Params) -> Params:
         unit, norm = trees.normalize(vector)
@@ -184,9 +210,8 @@ def _difference(functions: tuple[LossFn, ...], params: Params, batch: Batch, axi
 
 
 _INSTEAD = 'mode="reverse_over_reverse" (exact) or mode="finite_difference" of `hessian`'
-HESSIAN = LinearMaps(_product, _linear, _INSTEAD)
 _MAPS = {
-    "forward_over_reverse": HESSIAN,
+    "forward_over_reverse": LinearMaps(_product, _linear, _INSTEAD),
     "reverse_over_reverse": LinearMaps(_reverse, _reverse, 'mode="finite_difference" of `hessian`'),
     "finite_difference": LinearMaps(_difference, _difference, "a loss without it"),
 }

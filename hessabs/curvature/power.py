@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.curvature import loops
 from hessabs.typing import MatVec, Params
 
@@ -129,7 +129,7 @@ def _step(matvec: MatVec, state: _State, rtol: Any) -> _State:
 
 
 _jitted_init = jax.jit(_init)
-_jitted_step = jax.jit(_step)
+_jitted_step = programs.jit(_step)
 _jitted_direction = jax.jit(lambda product: trees.normalize(product)[0])
 _jitted_advance = jax.jit(_advance)
 
@@ -150,7 +150,7 @@ def _device_loop(matvec: MatVec, v0: Params, max_iters: Any, rtol: Any) -> Power
     return _result(state, rtol)
 
 
-_jitted_device_loop = jax.jit(_device_loop)
+_jitted_device_loop = programs.jit(_device_loop)
 
 
 def _result(state: _State, rtol: Any) -> PowerIterationResult:

@@ -4,6 +4,7 @@ Probes are Rademacher vectors (entries +1 and -1): among independent entries the
 """
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.curvature import krylov, loops
 from hessabs.curvature.blas import one_blas_thread
 from hessabs.curvature.precision import full_precision
@@ -181,13 +182,14 @@ def _estimate(
     moments = _Moments(zero, zero, jnp.zeros((), jnp.int32))
     name = trees.Static(statistic)
     if loops.choose(loop, matvec, like, key) == "host":
-        compiled = loops.is_compiled(matvec)
+        compiled, ahead = loops.is_compiled(matvec), deque[Any]()
         for one in keys:
             if compiled:
                 moments = _jitted_sample(name, matvec, like, one, moments)
             else:
                 probe = _jitted_rademacher(one, like)
                 moments = _jitted_update(name, probe, matvec(probe), moments)
+            loops.keep_pace(ahead, moments.mean)
     else:
         moments = jax.lax.fori_loop(
             0, num_matvecs, lambda i, moments: _sample(name, matvec, like, keys[i], moments), moments
@@ -217,7 +219,7 @@ def _rademacher(key: jax.Array, like: Params) -> Params:
     return optax.tree.random_like(key, like, jax.random.rademacher)
 
 
-_jitted_sample = jax.jit(_sample)
+_jitted_sample = programs.jit(_sample)
 _jitted_update = jax.jit(_update)
 _jitted_rademacher = jax.jit(_rademacher)
 

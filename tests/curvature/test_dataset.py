@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import hessabs
-from hessabs import curvature
-from hessabs.curvature import dataset
+from hessabs import curvature, trees
+from hessabs.curvature import parts, streaming
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])
@@ -28,11 +28,11 @@ def test_one_collective_a_product(make_problem, random_like):
     problem = make_problem("mlp")
     mesh = _mesh(4)
     vector = random_like(problem.params)
-    total = dataset._sharded_zeros(vector, mesh)
+    total = streaming._rows(vector, mesh)
     source = curvature.dataset_hessian(problem.loss_fn, problem.params, [problem.batch], mesh=mesh).args[0]
-    where = dataset.trees.Static((mesh, True))
-    batch = dataset._jitted_add_sharded.lower(source, problem.batch, 3.0, vector, total, where)
-    end = dataset._jitted_finish_sharded.lower(total, 12, vector)
+    where = trees.Static((mesh, True))
+    batch = streaming._add_on_each.trace(source._replace(batch=problem.batch), vector, total, where).lower()
+    end = streaming._finish_on_each.trace(total, 12, vector).lower()
     assert _collectives(batch) == []
     assert _collectives(end) == ["all-reduce"]
 
@@ -48,7 +48,7 @@ def test_a_batch_over_budget_is_split(x64, make_problem, random_like, loop):
     operator = curvature.hessian(
         problem.loss_fn, problem.params, problem.batch, linearize="auto", memory_budget=whole // 3
     )
-    assert operator.func is dataset.split_product
+    assert operator.func is parts.split_product
     source, size = operator.args
     part = jax.tree.map(lambda x: x[: size.value], problem.batch)
     assert curvature.linearization.residual_bytes(source._replace(batch=part)) <= whole // 3
@@ -56,7 +56,7 @@ def test_a_batch_over_budget_is_split(x64, make_problem, random_like, loop):
     if loop == "host":
         got = operator(vector)
     elif loop == "device":
-        got = dataset._jitted_split_product(source, size, vector)
+        got = parts._jitted_split_product(source, size, vector)
     else:
         got = jax.jit(lambda operator, v: operator(v))(operator, vector)
     np.testing.assert_allclose(_flat(got), _flat(want), rtol=1e-10, atol=1e-13)
@@ -73,7 +73,7 @@ def test_a_batch_within_budget_is_linearised(make_problem):
     stored = sum(x.nbytes for x in make(2**20).args[1].residuals)
     assert stored == size
     assert curvature.linearization.source_of(make(size))[1]
-    assert make(size - 1).func is dataset.split_product
+    assert make(size - 1).func is parts.split_product
 
 
 def test_eigenvalue_of_a_data_set(make_problem):

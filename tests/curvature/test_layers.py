@@ -40,7 +40,7 @@ def test_batch_spectra_are_those_of_each_batch(make_problem, dense_hessian):
     spectra = curvature.batch_spectra(loss, problem.params, iter(batches), problem.params, 3, rtol=1e-4)
     assert len(traces) == 2  # one for each shape
     assert spectra.converged.all()
-    np.testing.assert_array_equal(spectra.num_examples, [4, 4, 4, 2])
+    np.testing.assert_array_equal(spectra.weights, [4, 4, 4, 2])
     for values, batch in zip(spectra.eigenvalues, batches, strict=True):
         want = np.linalg.eigvalsh(dense_hessian(problem.loss_fn, problem.params, batch))[::-1][:3]
         np.testing.assert_allclose(values, want, rtol=1e-3)

@@ -1,0 +1,171 @@
+"""Sums of products: what a batch makes in parts that each fit a memory budget, and how an operator is chosen.
+
+Each part is weighted by what the mean of its functions is over, so parts of any size and with any mask are
+exact; a part of weight 0 is not looked at. The sum is kept in at least float32.
+"""
+
+from collections import deque
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from hessabs import batch_axis, programs, trees
+from hessabs.curvature import loops
+from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
+from hessabs.typing import MatVec, Params
+
+Linearize = bool | Literal["auto"]
+MEMORY_BUDGET = 2**30
+"""Bytes of residuals that ``linearize="auto"`` keeps: 1 GiB."""
+
+
+def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> MatVec:
+    """Make an operator of its source.
+
+    Args:
+      source: Its params are checked to be floating-point arrays.
+      linearize: Keep the residuals (True), compute them at each product (False), or ``"auto"``: keep them when
+        they fit the budget, and otherwise compute them for one part of the batch after another.
+      memory_budget: Bytes, for ``"auto"``.
+
+    Returns:
+      An operator: callable, and a pytree.
+
+    Raises:
+      ValueError: If a param is no floating-point array, ``linearize`` is unknown or the budget not positive.
+    """
+    if linearize not in (True, False, "auto"):
+        raise ValueError(f'`linearize` must be True, False or "auto", got {linearize!r}.')
+    if not memory_budget > 0:
+        raise ValueError(f"`memory_budget` must be positive, in bytes, got {memory_budget}.")
+    trees.check_floating(source.params, "params")
+    if linearize == "auto" and residual_bytes(source) > memory_budget:
+        return Partial(split_product, source, trees.Static(_examples_within(source, memory_budget)))
+    return make(source, linearize=bool(linearize))
+
+
+@loops.driven_by_python(traceable=True)
+def split_product(source: Source, size: trees.Static, vector: Params) -> Params:
+    """Multiply, one part of the batch after another, so that only the residuals of one part exist.
+
+    Args:
+      source: What the operator is made of; its functions are means over examples that do not influence each
+        other, by its weight.
+      size: Examples in a part; the last one may be smaller.
+      vector: A pytree like the params.
+
+    Returns:
+      A pytree like the params.
+
+    Raises:
+      ValueError: If ``vector`` does not look like the params.
+    """
+    if loops.choose(None, source, vector) == "device":
+        return _jitted_split_product(source, size, vector)
+    num_examples = batch_axis.num_examples(source.batch)
+    total, weights, ahead = zeros(vector), np.float32(0), deque[Any]()
+    for start in range(0, num_examples, size.value):
+        part = trees.Static(min(size.value, num_examples - start))
+        total, weights = _jitted_add_part(source, start, part, vector, total, weights)
+        loops.keep_pace(ahead, total)
+    return finish(total, weights, vector)
+
+
+def zeros(vector: Params) -> Params:
+    """Begin a sum of products.
+
+    Args:
+      vector: A pytree of floating-point arrays.
+
+    Returns:
+      Zeros of its shapes, in at least float32, on its devices.
+    """
+    # A product with zero keeps the sharding, on meshes with explicit axes too.
+    return jax.tree.map(lambda x: trees.upcast(x) * 0, vector)
+
+
+def weighted_product(source: Source, vector: Params) -> tuple[Params, jax.Array]:
+    """Multiply with what one part makes, by its weight.
+
+    Args:
+      source: Its batch is the part.
+      vector: A pytree like the params.
+
+    Returns:
+      The product times the weight, in at least float32, and 0 where the weight is 0, whatever the product; and
+      the weight, a scalar in at least float32.
+    """
+    weight = batch_axis.total_weight(source.weight, source.batch)
+    product = jax.tree.map(trees.upcast, multiply(source, None, vector))
+    return jax.tree.map(lambda p: jnp.where(weight != 0, weight.astype(p.dtype) * p, 0), product), weight
+
+
+def add(source: Source, vector: Params, total: Params, weights: jax.Array) -> tuple[Params, jax.Array]:
+    """Add a part to a sum of products and its weight to the sum of weights.
+
+    Args:
+      source: Its batch is the part.
+      vector: A pytree like the params.
+      total: The sum so far.
+      weights: The sum of weights so far.
+
+    Returns:
+      Both sums.
+    """
+    product, weight = weighted_product(source, vector)
+    return jax.tree.map(jnp.add, total, product), weights + weight
+
+
+@programs.jit
+def finish(total: Params, weights: Any, like: Params) -> Params:
+    """Divide a sum of products by the sum of weights.
+
+    Args:
+      total: The sum of products.
+      weights: The sum of weights.
+      like: A pytree of the dtypes to return.
+
+    Returns:
+      The mean, like ``like``.
+    """
+    return jax.tree.map(lambda t, x: (t / weights).astype(x.dtype), total, like)
+
+
+def _add_part(
+    source: Source, start: Any, size: trees.Static, vector: Params, total: Params, weights: jax.Array
+) -> tuple[Params, jax.Array]:
+    part = batch_axis.map_examples(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size.value), source.batch)
+    return add(source._replace(batch=part), vector, total, weights)
+
+
+def _split_product(source: Source, size: trees.Static, vector: Params) -> Params:
+    num_examples = batch_axis.num_examples(source.batch)
+    whole, rest = divmod(num_examples, size.value)
+    sums = jax.lax.fori_loop(
+        0,
+        whole,
+        lambda i, sums: _add_part(source, i * size.value, size, vector, *sums),
+        (zeros(vector), jnp.zeros(())),
+    )
+    if rest:
+        sums = _add_part(source, num_examples - rest, trees.Static(rest), vector, *sums)
+    return finish(*sums, vector)
+
+
+_jitted_add_part = programs.jit(_add_part)
+_jitted_split_product = programs.jit(_split_product)
+
+
+def _examples_within(source: Source, memory_budget: int) -> int:
+    size = batch_axis.num_examples(source.batch)
+    while size > 1:
+        size = (size + 1) // 2
+        part = batch_axis.map_examples(
+            lambda x, size=size: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), source.batch
+        )
+        if residual_bytes(source._replace(batch=part)) <= memory_budget:
+            break
+    return size

@@ -1,0 +1,148 @@
+"""Products summed over batches that are read one after another: a whole data set, on one device or several."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from hessabs import batch_axis, programs, trees
+from hessabs.curvature import loops, parts
+from hessabs.curvature.linearization import Source
+from hessabs.typing import Batch, Params
+
+
+@loops.driven_by_python(traceable=False)
+def stream_product(
+    source: Source, read: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
+) -> Params:
+    """Multiply, reading all batches; the function of the operators over a data set.
+
+    Args:
+      source: What the operator is made of; its batch is None.
+      read: ``() -> iterable of batches``.
+      mesh: A ``jax.sharding.Mesh``, or None.
+      progress: Called with the number of examples of each batch, or None.
+      vector: A pytree like the params.
+
+    Returns:
+      A pytree like the params.
+
+    Raises:
+      ValueError: If the data set is empty or weighs nothing, ``vector`` does not look like the params, or the
+        call is traced.
+    """
+    loops.choose(None, Partial(stream_product), vector)
+    trees.check_like(vector, source.params, "vector", "params")
+    # One collective ends a product of params that every device has; XLA places those of sharded params.
+    on_each = mesh.value is not None and not _is_sharded(vector)
+    total = _rows(vector, mesh.value) if on_each else parts.zeros(vector)
+    weights: list[Any] = []  # added up on the host: a float32 counts to 16 million
+    ahead: deque[Any] = deque()
+    for batch in read.value():
+        for piece in _pieces(batch, mesh.value):
+            one = source._replace(batch=piece)
+            if on_each:
+                total, weight = _add_on_each(one, vector, total, trees.Static((mesh.value, _is_sharded(piece))))
+            else:
+                total, weight = _add(one, vector, total)
+            weights.append(weight)
+            # JAX runs behind Python, so the next batch is read meanwhile.
+            loops.keep_pace(ahead, total)
+        if progress.value is not None:
+            progress.value(batch_axis.num_examples(batch))
+    if not weights:
+        raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
+    whole = check_total_weight(sum(map(_on_host, weights)))
+    return _finish_on_each(total, whole, vector) if on_each else parts.finish(total, whole, vector)
+
+
+def check_total_weight(weight: float) -> float:
+    """Raise unless the weights of all batches together are a positive number.
+
+    Args:
+      weight: Their sum.
+
+    Returns:
+      The sum.
+
+    Raises:
+      ValueError: If it is not positive and finite.
+    """
+    if not 0 < weight < float("inf"):
+        raise ValueError(f"The weights of all batches must sum to a positive number, got {weight}.")
+    return weight
+
+
+@programs.jit
+def _add(source: Source, vector: Params, total: Params) -> tuple[Params, jax.Array]:
+    return parts.add(source, vector, total, jnp.zeros(()))
+
+
+def _pieces(batch: Batch, mesh: Mesh | None) -> Iterator[Batch]:
+    # What divides among the devices, split over them, and the rest, which each of them computes.
+    if mesh is None:
+        yield batch
+        return
+    count = batch_axis.num_examples(batch)
+    even = count - count % mesh.size
+    split, whole = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    if even:
+        carries, treedef = batch_axis.carries_examples(batch), jax.tree.structure(batch)
+        part = batch_axis.map_examples(lambda x: x[:even], batch)
+        yield jax.device_put(part, treedef.unflatten([split if c else whole for c in carries]))
+    if count > even:
+        yield jax.device_put(batch_axis.map_examples(lambda x: x[even:], batch), whole)
+
+
+def _on_host(weight: jax.Array) -> float:
+    return float(np.sum(np.asarray(weight), dtype=np.float64) if weight.is_fully_addressable else weight.sum())
+
+
+def _is_sharded(tree: Any) -> bool:
+    shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(tree)]
+    return any(s is not None and not s.is_fully_replicated for s in shardings)
+
+
+def _rows(vector: Params, mesh: Mesh) -> jax.Array:
+    # One row a device, all params in it: that a product needs one collective only.
+    flat = jax.eval_shape(lambda v: trees.ravel(v)[0], vector)
+    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    return jax.device_put(jnp.zeros((mesh.size, flat.size), flat.dtype), sharding)
+
+
+@programs.jit
+def _add_on_each(
+    source: Source, vector: Params, total: jax.Array, where: trees.Static
+) -> tuple[jax.Array, jax.Array]:
+    mesh, split = where.value
+    whole, shards = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    examples, treedef = jax.tree.flatten(source.batch)
+    specs = [shards if split and c else whole for c in batch_axis.carries_examples(source.batch)]
+
+    def add(
+        source: Source, examples: list[Any], vector: Params, total: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        product, weight = parts.weighted_product(source._replace(batch=treedef.unflatten(examples)), vector)
+        # What does not divide is computed on every device.
+        share = 1.0 if split else 1 / mesh.size
+        return total + share * trees.ravel(product)[0].astype(total.dtype)[None], share * weight[None]
+
+    # check_vma=False: differentiating with respect to replicated params must not insert a sum per batch.
+    return jax.shard_map(
+        add,
+        mesh=mesh,
+        in_specs=(whole, specs, whole, shards),
+        out_specs=(shards, shards),
+        check_vma=False,
+    )(source._replace(batch=None), examples, vector, total)
+
+
+@programs.jit
+def _finish_on_each(total: jax.Array, weight: Any, like: Params) -> Params:
+    _, shape = trees.ravel(like)
+    return trees.unravel(jnp.sum(total, axis=0) / weight, shape)

@@ -1,0 +1,208 @@
+"""A mean over batches is the mean over what the loss averages, whatever the batches are cut into.
+
+The reference is the dense Hessian, in float64, of the loss of all tokens in one batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from hessabs import curvature
+
+
+def tokens(n=11, length=3, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = rng.integers(0, 2, (n, length)).astype(np.float64)
+    mask[4:6] = 0  # a part without a token
+    return {
+        "x": rng.normal(size=(n, length, 4)),
+        "y": rng.integers(0, 3, (n, length)),
+        "mask": mask,
+        "scale": 1.5,
+    }
+
+
+def model(params, batch):
+    return jnp.tanh(batch["x"] @ params["a"]) @ params["b"] * batch["scale"]
+
+
+def losses(logits, batch):
+    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch["y"][..., None], -1)[..., 0]
+
+
+def loss_of_outputs(logits, batch):
+    # NaN where nothing counts, as such losses are.
+    return jnp.sum(batch["mask"] * losses(logits, batch)) / jnp.sum(batch["mask"])
+
+
+def loss_fn(params, batch):
+    return loss_of_outputs(model(params, batch), batch)
+
+
+def weight(batch):
+    return batch["mask"]
+
+
+@pytest.fixture
+def params(x64):
+    rng = np.random.default_rng(1)
+    return {"a": jnp.asarray(rng.normal(size=(4, 2))), "b": jnp.asarray(rng.normal(size=(2, 3)))}
+
+
+def cut(batch, sizes):
+    ends = np.cumsum(sizes)
+    return [
+        {k: v if k == "scale" else v[end - size : end] for k, v in batch.items()}
+        for end, size in zip(ends, sizes, strict=True)
+    ]
+
+
+def matrix(operator, params):
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    columns = [jax.flatten_util.ravel_pytree(operator(unravel(e)))[0] for e in np.eye(flat.size)]
+    return np.stack(columns, axis=1)
+
+
+def dense_hessian(params, batch):
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return jax.hessian(lambda x: loss_fn(unravel(x), batch))(flat)
+
+
+def dense_gauss_newton(params, batch):
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    jacobian = jax.jacobian(lambda x: model(unravel(x), batch))(flat)  # (n, length, 3, size)
+    p = jax.nn.softmax(model(params, batch))
+    middle = jnp.einsum("ntk,kl->ntkl", p, jnp.eye(3)) - jnp.einsum("ntk,ntl->ntkl", p, p)
+    return jnp.einsum("nt,ntki,ntkl,ntlj->ij", batch["mask"], jacobian, middle, jacobian) / batch["mask"].sum()
+
+
+SIZES = [(4, 2, 5), (1, 10), (11,)]
+OVER_DATA = {
+    "hessian": lambda p, b, **o: curvature.dataset_hessian(loss_fn, p, b, **o),
+    "gauss_newton": lambda p, b, **o: curvature.dataset_gauss_newton(model, loss_of_outputs, p, b, **o),
+    "fisher": lambda p, b, **o: curvature.dataset_fisher(model, p, b, **o),
+}
+
+
+@pytest.mark.parametrize("num_devices", [None, 4])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", OVER_DATA)
+def test_data_sets(params, name, sizes, num_devices):
+    mesh = None if num_devices is None else Mesh(jax.devices()[:num_devices], ("data",))
+    batch = tokens()
+    operator = OVER_DATA[name](params, cut(batch, sizes), weight=weight, mesh=mesh)
+    want = dense_hessian(params, batch) if name == "hessian" else dense_gauss_newton(params, batch)
+    np.testing.assert_allclose(matrix(operator, params), want, rtol=1e-9, atol=1e-12)
+
+
+def test_landscape(params):
+    batch, direction = tokens(), jax.tree.map(jnp.ones_like, params)
+    found = curvature.landscape(
+        loss_fn, params, cut(batch, SIZES[0]), [direction], [np.array([0.0, 0.5])], weight=weight
+    )
+    moved = jax.tree.map(lambda p, d: p + 0.5 * d, params, direction)
+    np.testing.assert_allclose(found.values, [loss_fn(params, batch), loss_fn(moved, batch)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_parts_of_a_batch(params, traced):
+    batch = tokens()
+    operator = curvature.hessian(loss_fn, params, batch, linearize="auto", memory_budget=2_000, weight=weight)
+    assert operator.func is curvature.parts.split_product
+    assert operator.args[1].value < 11
+    product = jax.jit(lambda operator, v: operator(v)) if traced else lambda operator, v: operator(v)
+    got = matrix(lambda v: product(operator, v), params)
+    np.testing.assert_allclose(got, dense_hessian(params, batch), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["shard_map", "unchecked", "pmap"])
+@pytest.mark.parametrize("name", ["hessian", "gauss_newton"])
+def test_shares_of_devices(params, name, way):
+    batch = tokens(12)
+    shares = {k: v for k, v in batch.items() if k != "scale"}
+    vector = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), params)
+
+    def product(params, share):
+        share = {**share, "scale": 1.5}
+        options = {"axis_name": "data", "weight": weight}
+        if name == "hessian":
+            return curvature.hessian(loss_fn, params, share, **options)(vector)
+        return curvature.gauss_newton(model, loss_of_outputs, params, share, **options)(vector)
+
+    if way == "pmap":
+        parts = jax.tree.map(lambda x: x.reshape(4, 3, *x.shape[1:]), shares)
+        got = jax.tree.map(lambda x: x[0], jax.pmap(product, "data", in_axes=(None, 0))(params, parts))
+    else:
+        mesh, P = Mesh(jax.devices()[:4], ("data",)), jax.sharding.PartitionSpec
+        run = jax.shard_map(
+            product, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=way == "shard_map"
+        )
+        got = jax.jit(run)(params, shares)
+    want = dense_hessian(params, batch) if name == "hessian" else dense_gauss_newton(params, batch)
+    flat = jax.flatten_util.ravel_pytree
+    np.testing.assert_allclose(flat(got)[0], want @ flat(vector)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_empirical_fisher_of_padded_rows(params, streamed):
+    batch = tokens()
+
+    def gradient(i):
+        one = {k: v if k == "scale" else v[i : i + 1] for k, v in batch.items()}
+        return jax.flatten_util.ravel_pytree(jax.grad(loss_fn)(params, one))[0]
+
+    rows = [i for i in range(11) if batch["mask"][i].sum() > 0]
+    assert len(rows) < 11
+    count = batch["mask"].sum(1)
+    want = sum(count[i] * np.outer(gradient(i), gradient(i)) for i in rows) / count.sum()
+    if streamed:
+        operator = curvature.dataset_empirical_fisher(loss_fn, params, cut(batch, (4, 2, 5)), weight=weight)
+    else:
+        operator = curvature.empirical_fisher(loss_fn, params, batch, weight=weight)
+    np.testing.assert_allclose(matrix(operator, params), want, rtol=1e-9, atol=1e-12)
+
+
+def test_a_fisher_matrix_wants_to_know_which_positions_count(params):
+    operator = curvature.fisher(model, params, tokens(), weight=lambda batch: batch["mask"].sum())
+    with pytest.raises(ValueError, match=r"each position.*\(11, 3\).*got \(\)"):
+        operator(params)
+
+
+def test_nothing_counts(params):
+    batch = {**tokens(), "mask": np.zeros((11, 3))}
+    with pytest.raises(ValueError, match="positive number, got 0"):
+        curvature.dataset_hessian(loss_fn, params, [batch], weight=weight)(params)
+    with pytest.raises(ValueError, match="positive number, got 0"):
+        curvature.landscape(loss_fn, params, [batch], [params], [np.zeros(1)], weight=weight)
+
+
+@pytest.mark.parametrize("key", [jax.random.PRNGKey, jax.random.key])
+def test_a_random_key_is_no_example(key):
+    batches = [{"key": key(0), "x": jnp.ones(3)}, {"key": key(1), "x": 3 * jnp.ones(1)}]
+    loss = lambda w, batch: jnp.mean((w * batch["x"]) ** 2)  # noqa: E731
+    assert curvature.dataset_hessian(loss, jnp.ones(()), batches)(jnp.ones(())) == 6  # 2 (3 * 1 + 9) / 4
+    found = curvature.landscape(loss, jnp.ones(()), batches, [jnp.ones(())], [np.zeros(1)])
+    assert found.values[0] == 3
+
+
+def test_a_table_in_the_batch_is_named():
+    batches = [{"class_weights": jnp.ones(10), "x": jnp.ones(3)}]
+    operator = curvature.dataset_hessian(lambda w, b: jnp.mean(w * b["x"]), jnp.ones(()), batches)
+    with pytest.raises(ValueError, match=r"class_weights.*has 10.*has 3"):
+        operator(jnp.ones(()))
+
+
+def test_a_typed_key_that_changes_is_found():
+    class Loader:
+        seed = 0
+
+        def __iter__(self):
+            self.seed += 1
+            yield {"key": jax.random.key(self.seed), "x": jnp.ones(3)}
+
+    loss = lambda w, b: jnp.mean((w * b["x"] * jax.random.normal(b["key"], (3,))) ** 2)  # noqa: E731
+    operator = curvature.dataset_hessian(loss, jnp.ones(()), Loader())
+    with pytest.raises(ValueError, match="dropout keys"):
+        curvature.check_deterministic(operator, jnp.ones(()))
