@@ -41,10 +41,10 @@ def dataset_hessian(
       batches: An iterable that starts anew at each product: a list, a loader, but no generator.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
         the tokens or rows that count; None for the number of examples. What weighs 0 is not looked at.
-      mesh: Devices over which every batch is split along its examples, in a mesh with one axis. Each device
-        sums its part over the whole pass; one collective ends the product. Examples that do not divide are
-        computed on every device and weighted for it. Params that are sharded stay so; XLA then places the
-        collectives.
+      mesh: Devices over which every batch is split along its examples. Each device sums its part over the whole
+        pass; one collective ends the product. Examples that do not divide are computed on every device and
+        weighted for it. Where params are sharded they stay so, batches are split over the first axis of the
+        mesh alone, and XLA places the collectives.
       progress: Called after each batch with its number of examples, as ``tqdm(...).update`` takes it.
 
     Returns:
@@ -52,8 +52,8 @@ def dataset_hessian(
       on the host, and it cannot be traced.
 
     Raises:
-      ValueError: If a param is no floating-point array, ``batches`` can be iterated over only once, or the mesh
-        has several axes; at a product, if there is no batch or all weigh nothing.
+      ValueError: If a param is no floating-point array or ``batches`` can be iterated over only once; at a
+        product, if there is no batch or all weigh nothing.
 
     Example:
       >>> loss = lambda w, batch: jnp.sum(batch[1] * (w * batch[0]) ** 2) / jnp.sum(batch[1])
@@ -240,8 +240,6 @@ def _stream(
             f"`batches` must start anew at each product, but {type(batches).__name__} can be read only once; "
             "pass a list, or an object whose __iter__ starts again."
         )
-    if mesh is not None and len(mesh.axis_names) != 1:
-        raise ValueError(f"`mesh` must have one axis, over the examples, got {mesh.axis_names}.")
     return Partial(
         stream_product, source, trees.Static(lambda: batches), trees.Static(mesh), trees.Static(progress)
     )

@@ -1,5 +1,6 @@
 """Products summed over batches that are read one after another: a whole data set, on one device or several."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -44,7 +45,7 @@ def stream_product(
     weights: list[Any] = []  # added up on the host: a float32 counts to 16 million
     ahead: deque[Any] = deque()
     for batch in read.value():
-        for piece in _pieces(batch, mesh.value):
+        for piece in _pieces(batch, mesh.value, on_each):
             one = source._replace(batch=piece)
             if on_each:
                 total, weight = _add_on_each(one, vector, total, trees.Static((mesh.value, _is_sharded(piece))))
@@ -83,14 +84,15 @@ def _add(source: Source, vector: Params, total: Params) -> tuple[Params, jax.Arr
     return parts.add(source, vector, total, jnp.zeros(()))
 
 
-def _pieces(batch: Batch, mesh: Mesh | None) -> Iterator[Batch]:
+def _pieces(batch: Batch, mesh: Mesh | None, on_each: bool) -> Iterator[Batch]:
     # What divides among the devices, split over them, and the rest, which each of them computes.
     if mesh is None:
         yield batch
         return
     count = batch_axis.num_examples(batch)
-    even = count - count % mesh.size
-    split, whole = NamedSharding(mesh, PartitionSpec(*mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    axes = mesh.axis_names if on_each else mesh.axis_names[:1]
+    even = count - count % math.prod(mesh.shape[axis] for axis in axes)
+    split, whole = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
     if even:
         carries, treedef = batch_axis.carries_examples(batch), jax.tree.structure(batch)
         part = batch_axis.map_examples(lambda x: x[:even], batch)
@@ -111,7 +113,7 @@ def _is_sharded(tree: Any) -> bool:
 def _rows(vector: Params, mesh: Mesh) -> jax.Array:
     # One row a device, all params in it: that a product needs one collective only.
     flat = jax.eval_shape(lambda v: trees.ravel(v)[0], vector)
-    sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.device_put(jnp.zeros((mesh.size, flat.size), flat.dtype), sharding)
 
 
@@ -120,7 +122,7 @@ def _add_on_each(
     source: Source, vector: Params, total: jax.Array, where: trees.Static
 ) -> tuple[jax.Array, jax.Array]:
     mesh, split = where.value
-    whole, shards = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+    whole, shards = PartitionSpec(), PartitionSpec(mesh.axis_names)
     examples, treedef = jax.tree.flatten(source.batch)
     specs = [shards if split and c else whole for c in batch_axis.carries_examples(source.batch)]
 

@@ -163,9 +163,6 @@ def test_bad_data_sets_are_refused(make_problem):
         hessabs.power_iteration(operator, problem.params, loop="device")
     with pytest.raises(ValueError, match=r"at \['head'\]\['bias'\]"):
         operator({"hidden": problem.params["hidden"]})
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
-    with pytest.raises(ValueError, match=r"one axis, over the examples, got \('a', 'b'\)"):
-        curvature.dataset_hessian(problem.loss_fn, problem.params, [problem.batch], mesh=mesh)
 
 
 def _cut(batch, sizes):
