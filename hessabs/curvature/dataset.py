@@ -3,6 +3,7 @@
 Each product is one pass over the batches, in the memory of a few of them: the next batch is read while the
 present one is computed. What is averaged are the batches' own means, each by its weight: by its number of
 examples unless ``weight`` says what the loss divides by. So uneven batches, masks and padding are exact.
+Without a weight, the first product warns where a loss is not the mean over the rows of the first or last batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from jax.tree_util import Partial
 from hessabs import trees
 from hessabs.curvature.gauss_newton import Distribution, gauss_newton_source, log_partition, squared_losses
 from hessabs.curvature.linearization import Source
+from hessabs.curvature.means import DataSet
 from hessabs.curvature.operators import Weight, hessian_source
 from hessabs.curvature.streaming import stream_product
 from hessabs.typing import Batch, LossFn, Params
@@ -191,13 +193,13 @@ def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4
         raise ValueError(
             f"`operator` must be one over a data set, as dataset_hessian makes it, got {operator!r}."
         )
-    read = operator.args[1].value
+    batches = operator.args[1].value.batches
     first, second = operator(vector), operator(vector)
     apart = trees.normalize(jax.tree.map(jnp.subtract, first, second))[1]
     size = trees.normalize(first)[1]
     if apart <= rtol * size:
         return
-    one, two = _fingerprint(read()), _fingerprint(read())
+    one, two = _fingerprint(batches), _fingerprint(batches)
     if one.shape == two.shape and np.array_equal(one, two):
         advice = "the batches are the same in both passes: look at dropout, or another random draw in the loss"
     elif np.allclose(one.sum(0), two.sum(0), rtol=1e-6):
@@ -241,5 +243,5 @@ def _stream(
             "pass a list, or an object whose __iter__ starts again."
         )
     return Partial(
-        stream_product, source, trees.Static(lambda: batches), trees.Static(mesh), trees.Static(progress)
+        stream_product, source, trees.Static(DataSet(batches)), trees.Static(mesh), trees.Static(progress)
     )

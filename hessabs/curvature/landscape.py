@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, programs, trees
-from hessabs.curvature.operators import Weight
+from hessabs.curvature.linearization import Source
+from hessabs.curvature.means import DataSet, read
+from hessabs.curvature.operators import Weight, hessian_source
 from hessabs.curvature.streaming import check_total_weight
 from hessabs.typing import Batch, LossFn, Params
 
@@ -75,14 +77,15 @@ def landscape(
     values = np.full(shape, np.nan) if values is None else np.array(values, np.float64)
     if values.shape != shape:
         raise ValueError(f"`values` must have the shape of the grid, {shape}, got {values.shape}.")
-    loss, bound = trees.as_partial(loss_fn), None if weight is None else trees.as_partial(weight)
+    source, data = hessian_source(loss_fn, params, None, weight=weight), DataSet(batches)
     missing = np.argwhere(np.isnan(values))[:max_points]
     for index in map(tuple, missing):
         steps = [float(c[i]) for c, i in zip(grid, index, strict=True)]
-        found = [_jitted_loss(loss, bound, params, batch, tuple(directions), steps) for batch in batches]
-        if not found:
-            raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
-        losses, weights = np.array(found, np.float64).T
+        found = [
+            tuple(map(float, _jitted_loss(source._replace(batch=batch), tuple(directions), steps)))
+            for batch in read(data, source)
+        ]
+        losses, weights = np.array(found).T
         total = check_total_weight(float(weights.sum()))
         mean = float(losses[weights > 0] @ weights[weights > 0]) / total
         values[index] = np.inf if np.isnan(mean) else mean
@@ -125,13 +128,9 @@ def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
 
 @programs.jit
 def _jitted_loss(
-    loss_fn: LossFn,
-    weight: Weight,
-    params: Params,
-    batch: Batch,
-    directions: tuple[Params, ...],
-    steps: list[jax.Array],
+    source: Source, directions: tuple[Params, ...], steps: list[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
+    params = source.params
     for direction, step in zip(directions, steps, strict=True):
         params = jax.tree.map(lambda p, d, step=step: p + (step * d).astype(p.dtype), params, direction)
-    return loss_fn(params, batch), batch_axis.total_weight(weight, batch)
+    return source.functions[0](params, source.batch), batch_axis.total_weight(source.weight, source.batch)

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from hessabs import batch_axis, programs, trees
 from hessabs.curvature import loops
 from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
+from hessabs.curvature.means import check_mean_over_rows
 from hessabs.typing import MatVec, Params
 
 Linearize = bool | Literal["auto"]
@@ -35,7 +36,8 @@ def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> M
       An operator: callable, and a pytree.
 
     Raises:
-      ValueError: If a param is no floating-point array, ``linearize`` is unknown or the budget not positive.
+      ValueError: If a param is no floating-point array, ``linearize`` is unknown or the budget not positive; if
+        the batch must be split and the loss is not the mean over its rows, nor is a weight given.
     """
     if linearize not in (True, False, "auto"):
         raise ValueError(f'`linearize` must be True, False or "auto", got {linearize!r}.')
@@ -43,6 +45,8 @@ def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> M
         raise ValueError(f"`memory_budget` must be positive, in bytes, got {memory_budget}.")
     trees.check_floating(source.params, "params")
     if linearize == "auto" and residual_bytes(source) > memory_budget:
+        if found := check_mean_over_rows(source, source.batch):
+            raise ValueError(found)
         return Partial(split_product, source, trees.Static(_examples_within(source, memory_budget)))
     return make(source, linearize=bool(linearize))
 

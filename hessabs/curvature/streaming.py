@@ -14,18 +14,19 @@ from jax.tree_util import Partial
 from hessabs import batch_axis, programs, trees
 from hessabs.curvature import loops, parts
 from hessabs.curvature.linearization import Source
+from hessabs.curvature.means import read
 from hessabs.typing import Batch, Params
 
 
 @loops.driven_by_python(traceable=False)
 def stream_product(
-    source: Source, read: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
+    source: Source, data: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
 ) -> Params:
     """Multiply, reading all batches; the function of the operators over a data set.
 
     Args:
       source: What the operator is made of; its batch is None.
-      read: ``() -> iterable of batches``.
+      data: The ``DataSet``.
       mesh: A ``jax.sharding.Mesh``, or None.
       progress: Called with the number of examples of each batch, or None.
       vector: A pytree like the params.
@@ -44,7 +45,7 @@ def stream_product(
     total = _rows(vector, mesh.value) if on_each else parts.zeros(vector)
     weights: list[Any] = []  # added up on the host: a float32 counts to 16 million
     ahead: deque[Any] = deque()
-    for batch in read.value():
+    for batch in read(data.value, source):
         for piece in _pieces(batch, mesh.value, on_each):
             one = source._replace(batch=piece)
             if on_each:
@@ -56,8 +57,6 @@ def stream_product(
             loops.keep_pace(ahead, total)
         if progress.value is not None:
             progress.value(batch_axis.num_examples(batch))
-    if not weights:
-        raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
     whole = check_total_weight(sum(map(_on_host, weights)))
     return _finish_on_each(total, whole, vector) if on_each else parts.finish(total, whole, vector)
 

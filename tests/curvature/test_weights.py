@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from hessabs import curvature
+from hessabs import batch_axis, curvature
 
 
 def tokens(n=11, length=3, seed=0):
@@ -203,6 +203,27 @@ def test_a_typed_key_that_changes_is_found():
             yield {"key": jax.random.key(self.seed), "x": jnp.ones(3)}
 
     loss = lambda w, b: jnp.mean((w * b["x"] * jax.random.normal(b["key"], (3,))) ** 2)  # noqa: E731
-    operator = curvature.dataset_hessian(loss, jnp.ones(()), Loader())
+    operator = curvature.dataset_hessian(loss, jnp.ones(()), Loader(), weight=batch_axis.num_examples)
     with pytest.raises(ValueError, match="dropout keys"):
         curvature.check_deterministic(operator, jnp.ones(()))
+
+
+def test_a_loss_that_is_no_mean_over_rows_is_not_taken_for_one(params):
+    batch = tokens()
+    operator = curvature.dataset_hessian(loss_fn, params, cut(batch, (3, 8)))
+    with pytest.warns(UserWarning, match=r"not the mean of those of its halves, by rows.*Give `weight="):
+        operator(params)
+    operator(params)  # warns once
+    with pytest.warns(UserWarning, match="not the mean"):
+        curvature.landscape(loss_fn, params, cut(batch, (3, 8)), [params], [np.zeros(1)])
+    with pytest.raises(ValueError, match="not the mean"):
+        curvature.hessian(loss_fn, params, batch, linearize="auto", memory_budget=2_000)
+    with pytest.raises(ValueError, match="not the mean"):
+        curvature.gauss_newton(model, loss_of_outputs, params, batch, linearize="auto", memory_budget=2_000)
+
+
+def test_the_last_batch_may_be_the_padded_one(params):
+    batch = {**tokens(), "mask": np.ones((11, 3))}
+    batch["mask"][9:] = 0
+    with pytest.warns(UserWarning, match="not the mean"):
+        curvature.dataset_hessian(loss_fn, params, cut(batch, (4, 7)))(params)
