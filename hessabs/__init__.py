@@ -7,6 +7,8 @@ from hessabs.transforms import (
     adaptive_batch_size,
     adversarial_gradient,
     by_samples,
+    measurement_due,
+    read,
     scale_by_batch_size,
     self_measuring_batch_size,
 )
@@ -24,7 +26,9 @@ __all__ = [
     "hessian",
     "hvp",
     "lanczos",
+    "measurement_due",
     "power_iteration",
+    "read",
     "scale_by_batch_size",
     "self_measuring_batch_size",
     "spectral_density",

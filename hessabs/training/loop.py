@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs.batch_size import ControllerState, Observation
+from hessabs.batch_size import ControllerState, Count, Observation
 from hessabs.curvature import PowerIterationResult
 from hessabs.training.clock import Clock
 from hessabs.training.devices import processes
@@ -97,7 +97,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             state = (_drop if state.dropping else _train_on)(run, state, batch, count)
             keep_up(state.train, run.mesh)
             state = state._replace(position=position)
-            if state.samples >= state.controller.observe_at:
+            if state.samples >= int(state.controller.observe_at):
                 state = _observe(run, state, update_controller, clock)
             # Several processes have clocks of their own, and what is shown all of them compute together.
             if jax.process_count() == 1 and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
@@ -177,7 +177,7 @@ def _observe(
     update_controller: Callable[[Observation, ControllerState], ControllerState],
     clock: Clock,
 ) -> LoopState:
-    observation = Observation(state.samples)
+    observation = Observation(Count.of(state.samples))
     if run.controller.measures == "eigenvalue":
         eigenvalue = float("nan")
         if state.controller.measure:

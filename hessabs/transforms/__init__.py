@@ -31,17 +31,21 @@ from hessabs.transforms.adaptive import (
     self_measuring_batch_size,
 )
 from hessabs.transforms.adversarial import adversarial_gradient
+from hessabs.transforms.reading import Reading, measurement_due, read
 from hessabs.transforms.scaling import BySamplesState, ScaleByBatchSizeState, by_samples, scale_by_batch_size
 
 __all__ = [
     "AccumulateState",
     "AdaptiveBatchSizeState",
     "BySamplesState",
+    "Reading",
     "ScaleByBatchSizeState",
     "accumulate",
     "adaptive_batch_size",
     "adversarial_gradient",
     "by_samples",
+    "measurement_due",
+    "read",
     "scale_by_batch_size",
     "self_measuring_batch_size",
 ]
