@@ -48,6 +48,10 @@ def measured_rule():
     return hessabs.batch_size.stability_limited(16, 64, lr=0.01, measure_every=16)
 
 
+def noise_rule():
+    return hessabs.batch_size.gradient_noise_scale(16, 64, measure_every=16)
+
+
 def schedule(step):
     return 2.0 + step
 
@@ -95,6 +99,19 @@ CASES = {
         extra=lambda batch: {"weight": jnp.float32(16.0)},
         factory=hessabs.accumulate,
         arguments={"inner": optax.scale(2.0), "num_micro_batches": 2},
+        static=("inner", "num_micro_batches", "micro_batch_size", "statistics"),
+    ),
+    "accumulate_statistics": Case(
+        make=lambda: hessabs.accumulate(
+            hessabs.adaptive_batch_size(noise_rule()), micro_batch_size=8, statistics=True
+        ),
+        extra=lambda batch: {},
+        factory=hessabs.accumulate,
+        arguments={
+            "inner": hessabs.adaptive_batch_size(noise_rule()),
+            "micro_batch_size": 8,
+            "statistics": True,
+        },
         static=("inner", "num_micro_batches", "micro_batch_size", "statistics"),
     ),
     "by_samples": Case(
