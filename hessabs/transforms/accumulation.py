@@ -142,7 +142,7 @@ def accumulate(
                 extra["num_examples"] = examples
             if statistics:
                 extra["gradient_statistics"] = GradientStatistics(
-                    jnp.asarray(micro_batch_size, jnp.int32),
+                    micro_batch_size,
                     num_present,
                     square * scale,
                     trees.vdot(mean, mean).astype(jnp.float32),

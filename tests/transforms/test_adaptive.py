@@ -61,9 +61,6 @@ def test_a_measurement_that_is_not_given_is_asked_for_again():
     assert int(state.controller.rule.since_growth) == 5
     _, state = tx.update(jnp.ones(()), state, eigenvalue=8.0)
     assert (int(state.controller.batch_size), int(state.missed)) == (8, 5)
-    assert not bool(hessabs.measurement_due(state)) or int(state.samples) + 8 >= int(
-        state.controller.observe_at
-    )
 
 
 def test_an_observation_brings_its_own_count():
@@ -154,8 +151,8 @@ def test_not_measured_may_be_said_under_jit_and_a_late_measurement_is_heard(not_
     tx = hessabs.adaptive_batch_size(rule)
     update = jax.jit(lambda state, value: tx.update(jnp.ones(()), state, eigenvalue=value)[1])
     state = tx.init(jnp.ones(()))
-    for value in (8.0, 4.0):
-        for _ in range(2):
+    for missing, value in ((2, 8.0), (1, 4.0)):
+        for _ in range(missing):
             state = update(state, not_measured)
         assert bool(hessabs.measurement_due(state))
         state = update(state, value)
@@ -193,7 +190,7 @@ def test_a_rule_that_is_never_told_what_it_measures_is_refused():
         state = tx.init(jnp.ones(()))
         with pytest.raises(ValueError, match=message):
             jax.jit(tx.update)(jnp.ones(()), state)
-        with pytest.raises(ValueError, match="has no `eigenvalue`|needs `gradient_statistics`"):
+        with pytest.raises(ValueError, match=r"has no `eigenvalue`|needs `gradient_statistics`"):
             tx.update(jnp.ones(()), state, observation=Observation(4))
     tx = hessabs.accumulate(hessabs.adaptive_batch_size(noise), micro_batch_size=4, statistics=True)
     with pytest.raises(ValueError, match="must be at most half of its first batch of 4 examples, got 4"):
