@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 NEVER = 2**60
 """The count of examples that stands for "never"; all others are below it."""
@@ -25,12 +24,15 @@ _MASK = 2**_BITS - 1
 _DIGIT = 8  # bits of a quotient that are found at once
 
 
-class Count(NamedTuple):
-    """A whole number, ``high * 2**30 + low`` with ``0 <= low < 2**30``; a pytree of two int32 arrays."""
+class _Pair(NamedTuple):
+    high: Any  # int32
+    low: Any  # int32
 
-    high: ArrayLike  # int32
-    low: ArrayLike  # int32
 
+class Count(_Pair):
+    """A whole number, ``high * 2**30 + low`` with ``0 <= low < 2**30``; a named tuple of two int32 arrays."""
+
+    __slots__ = ()
     __array_ufunc__ = None  # NumPy scalars on the left leave operators to this class
 
     @classmethod
@@ -63,9 +65,9 @@ class Count(NamedTuple):
         return cls(jnp.asarray(several.high[0]), jnp.asarray(several.low[0]))
 
     def __int__(self) -> int:
-        return (int(self.high) << _BITS) + int(self.low)  # type: ignore[arg-type]
+        return (int(self.high) << _BITS) + int(self.low)
 
-    def __add__(self, other: Any) -> "Count":  # type: ignore[override]
+    def __add__(self, other: Any) -> "Count":
         other = Count.of(other)
         return _carried(self.high + other.high, self.low + other.low)
 
@@ -89,7 +91,7 @@ class Count(NamedTuple):
 
     def __eq__(self, other: object) -> jax.Array:  # type: ignore[override]
         other = Count.of(other)
-        return (self.high == other.high) & (self.low == other.low)  # type: ignore[return-value]
+        return (self.high == other.high) & (self.low == other.low)
 
     def __ne__(self, other: object) -> jax.Array:  # type: ignore[override]
         return ~(self == other)
@@ -221,4 +223,4 @@ def _carried(high: Any, low: Any) -> Count:
 
 
 def _at_least(a: Count, b: Count) -> Any:
-    return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))  # type: ignore[operator]
+    return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import Controller, ControllerState, Observation, check_events, num_passed
+from hessabs.batch_size.controller import (
+    Controller,
+    ControllerState,
+    Observation,
+    check_batch_sizes,
+    check_events,
+    num_passed,
+)
 from hessabs.batch_size.counting import NEVER, Count, minimum, where
 from hessabs.batch_size.options import Coupling, check_options, rounded
 
@@ -160,7 +167,8 @@ def linear_ramp(
     """
     if increment < 1:
         raise ValueError(f"`increment` must be at least 1 example, got {increment}.")
-    growths = -(-max(maximum - initial, 0) // increment)
+    check_batch_sizes(initial, maximum)
+    growths = -(-(maximum - initial) // increment)
     if not growths <= over < NEVER:
         raise ValueError(f"`over` must have an example for each of the {growths} growths, got {over}.")
     return schedule(

@@ -230,7 +230,7 @@ def _advance(
     after = jax.tree.map(lambda n, o: jnp.where(reached, n, o), controller.update(observation, before), before)
     eigenvalue = jnp.asarray(jnp.nan if observation.eigenvalue is None else observation.eigenvalue, jnp.float32)
     told = ~jnp.isnan(eigenvalue)
-    if controller.measures == "gradient":
+    if controller.measures == "gradient" and observation.gradient is not None:
         told = jnp.isfinite(noise_and_signal(observation.gradient)[0])
     return AdaptiveBatchSizeState(
         samples,
