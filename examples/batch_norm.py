@@ -33,7 +33,7 @@ class Network(nn.Module):
 NETWORK = Network()
 
 
-def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
+def cross_entropy(logits: Any, batch: dict) -> jax.Array:
     """Mean cross-entropy."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
 
@@ -60,7 +60,8 @@ def make_data(seed: int, examples: int) -> dict:
 
 def accuracy(params: dict, statistics: dict, batch: dict) -> float:
     """Percent of the examples classified rightly, in evaluation mode."""
-    logits = NETWORK.apply({"params": params, "batch_stats": statistics}, batch["image"], train=False)
+    variables = {"params": params, "batch_stats": statistics}
+    logits: Any = NETWORK.apply(variables, batch["image"], train=False)
     return 100 * float(jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"]))
 
 

@@ -123,7 +123,7 @@ def beyond_maximum(fraction: Any, max_fraction: float, num_examples: int) -> boo
       ValueError: If a fraction that is not traced does.
     """
     traced = trees.is_traced(fraction)
-    wanted = jnp.asarray(fraction, jnp.float32) if traced else np.float32(fraction)
+    wanted: Any = jnp.asarray(fraction, jnp.float32) if traced else np.float32(fraction)
     # The same fraction again is never beyond itself, however its product with the examples is rounded.
     within = wanted <= max_fraction * (1 + 1e-6)
     within |= wanted * num_examples + 1e-4 < _head_size(max_fraction, num_examples) + 1

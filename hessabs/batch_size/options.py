@@ -16,7 +16,7 @@ from hessabs.batch_size.controller import (
 )
 
 Coupling = Literal["linear", "sqrt", "none"]
-"""How the learning rate follows the batch: with it, with its square root, or not at all."""
+"""How the learning rate follows the batch: with it (SGD), with its square root (Adam and its kin), or not."""
 
 
 class Options(NamedTuple):
