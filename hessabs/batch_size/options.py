@@ -11,7 +11,7 @@ from hessabs.batch_size.controller import ControllerState, Decay, check_batch_si
 from hessabs.batch_size.counting import NEVER, Count, divide, minimum, where
 
 Coupling = Literal["linear", "sqrt", "none"]
-"""How the learning rate follows the batch: with it, with its square root, or not at all."""
+"""How the learning rate follows the batch: with it (SGD), with its square root (Adam and its kin), or not."""
 
 
 class Options(NamedTuple):

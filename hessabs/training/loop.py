@@ -178,7 +178,7 @@ def _observe(
     clock: Clock,
 ) -> LoopState:
     observation = Observation(Count.of(state.samples))
-    if run.controller.measures == "eigenvalue":
+    if run.controller.measures in ("eigenvalue", "last_layer_eigenvalue"):
         eigenvalue = float("nan")
         if state.controller.measure:
             state, eigenvalue = _measure(run, state, clock)
@@ -192,8 +192,9 @@ def _observe(
 
 def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float]:
     jax.block_until_ready(state.train)
+    measure = run.measure if run.controller.measures == "eigenvalue" else run.measure_last_layer
     with clock.measure("hessian"):
-        result: PowerIterationResult = run.measure(run.view(state.train), state.eigenvector)
+        result: PowerIterationResult = measure(run.view(state.train), state.eigenvector)
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.
     eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector

@@ -116,7 +116,7 @@ def accumulate(
         _check("num_micro_batches", num_micro_batches)
         wanted = num_micro_batches
         if wanted is None:
-            wanted = -(-_batch_size(state.inner_state, micro_batch_size) // micro_batch_size)
+            wanted = _num_micro_batches(state.inner_state, micro_batch_size)
         weight = jnp.asarray(weight, jnp.float32)
         # Not "above 0": a weight of NaN is a mistake and has to show.
         present = weight != 0
@@ -140,7 +140,7 @@ def accumulate(
             extra = dict(extra_args)
             if num_examples is not None:
                 extra["num_examples"] = examples
-            if statistics:
+            if statistics and micro_batch_size is not None:
                 extra["gradient_statistics"] = GradientStatistics(
                     micro_batch_size,
                     num_present,
@@ -178,8 +178,8 @@ def _check(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
-def _batch_size(inner_state: optax.OptState, micro_batch_size: int | None) -> jax.Array:
-    """Return the batch size of the rule in ``inner``."""
+def _num_micro_batches(inner_state: optax.OptState, micro_batch_size: int | None) -> jax.Array:
+    """Return how many micro-batches make the batch that the rule in ``inner`` asks for."""
     if micro_batch_size is None:
         raise ValueError(
             "accumulate needs to know how many micro-batches make an update: call "
@@ -194,4 +194,4 @@ def _batch_size(inner_state: optax.OptState, micro_batch_size: int | None) -> ja
             f"and finds {len(rules) or 'no'} adaptive_batch_size there: put one there, or call "
             "update(gradient, state, params, num_micro_batches=...)."
         )
-    return rules[0].controller.batch_size
+    return -(-rules[0].controller.batch_size // micro_batch_size)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from hessabs import models
-from hessabs.batch_size import Observation
+from hessabs.batch_size import Observation, hessian_adaptive
 from hessabs.curvature import PowerIterationResult
 from hessabs.data import Dataset, eval_batches, load
 from hessabs.training import Config, loop, loop_state, set_up, train
@@ -437,6 +437,24 @@ def test_each_measurement_starts_from_the_last_vector(base):
     assert len(starts) == 3
     for start, end in zip([*starts[1:], *final], ends, strict=True):
         jax.tree.map(np.testing.assert_array_equal, start, end)
+
+
+def test_a_rule_of_the_last_layer_is_told_its_eigenvalue(base):
+    run, _ = prepare(base, method="abs", epochs=3, lr_decay_epochs=())
+    rule = hessian_adaptive(
+        2 * MICRO, 16 * MICRO, measure_every=run.epoch_examples, patience=None, block="last_layer"
+    )
+    starts, script = [], iter((8.0, 3.0, 1.0))
+
+    def measure(state, v0):
+        starts.append(v0)
+        return measure_constant(optax.tree.scale(2.0, v0))._replace(eigenvalue=jnp.float32(next(script)))
+
+    run = run._replace(controller=rule, measure=None, measure_last_layer=measure)
+    records = train(run._replace(measure_final=lambda state, v0: measure_constant(v0))).records
+    assert [record["eigenvalue"] for record in records] == [8.0, 3.0, 1.0]
+    assert [record["batch_size"] for record in records] == [2 * MICRO, 2 * MICRO, 4 * MICRO]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(2 * a, b), *starts[:2])
 
 
 def test_controller_decays_by_examples(base):

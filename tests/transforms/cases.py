@@ -56,6 +56,10 @@ def schedule(step):
     return 2.0 + step
 
 
+def adam_by_examples(batch_size):
+    return hessabs.by_examples(optax.scale_by_adam, batch_size=batch_size)(b1=0.9, b2=0.99)
+
+
 CASES = {
     "adversarial_gradient": Case(
         make=functools.partial(hessabs.adversarial_gradient, attack(), max_fraction=0.5),
@@ -113,6 +117,13 @@ CASES = {
             "statistics": True,
         },
         static=("inner", "num_micro_batches", "micro_batch_size", "statistics"),
+    ),
+    "by_examples": Case(
+        make=lambda: adam_by_examples(8),
+        extra=lambda batch: {"num_examples": jnp.int32(16)},
+        factory=adam_by_examples,
+        arguments={"batch_size": 8},
+        static=("batch_size",),
     ),
     "by_samples": Case(
         make=lambda: hessabs.by_samples(schedule, 16, flip_sign=False),
