@@ -46,6 +46,15 @@ def test_optax_chain():
     assert float(lines[-1].removeprefix("final loss ")) < 0.6  # 0.69 is guessing
 
 
+def test_batch_norm():
+    *rows, last = run("batch_norm.py").splitlines()
+    assert rows[0] == "  8192 examples: now batches of 64, fraction 0.25"
+    assert rows[-1] == " 32768 examples: now batches of 256, fraction 0.0"
+    clean, robust = (float(part.split()[-1]) for part in last.split(" %")[:2])
+    assert clean > 95
+    assert robust > 75
+
+
 @pytest.mark.slow
 def test_data_parallel(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from hessabs import batch_axis, trees
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -50,7 +52,8 @@ def replace_fraction(
         batch norm statistics neither mix examples nor change.
       params: The params to attack.
       batch: A pytree with a leading example axis.
-      fraction: Fraction of the batch to replace, in [0, max_fraction].
+      fraction: Fraction of the batch to replace, in [0, max_fraction]. A traced one beyond it makes the whole
+        batch NaN.
       key: Random key for the attack, if it needs one.
       max_fraction: The largest fraction there will be, a Python float in [0, 1].
       part_size: Examples in a part, a divisor of the batch, if the batch is several micro-batches one behind
@@ -61,7 +64,8 @@ def replace_fraction(
       A batch of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: If ``max_fraction`` lies outside [0, 1], or ``part_size`` does not divide the batch.
+      ValueError: If ``max_fraction`` lies outside [0, 1], ``fraction`` lies above it (and is not traced), or
+        ``part_size`` does not divide the batch.
 
     Example:
       >>> import hessabs
@@ -74,27 +78,82 @@ def replace_fraction(
     References:
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1.
     """
-    num_examples = jax.tree.leaves(batch)[0].shape[0]
-    if part_size is None or part_size == num_examples:
+    num_examples = batch_axis.num_examples(batch)
+    part = num_examples if part_size is None else part_size
+    if part < 1 or num_examples % part:
+        raise ValueError(f"`part_size` must divide the batch of {num_examples} examples, got {part_size}.")
+    beyond = beyond_maximum(fraction, max_fraction, part)
+    if part == num_examples:
         attacked, _ = attacked_head(
             attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
         )
-        size = jax.tree.leaves(attacked)[0].shape[0]
-        return jax.tree.map(lambda head, x: jnp.concatenate([head, x[size:]]), attacked, batch)
-    if part_size < 1 or num_examples % part_size:
-        raise ValueError(f"`part_size` must divide the batch of {num_examples} examples, got {part_size}.")
-    parts = num_examples // part_size
-    size = _head_size(max_fraction, part_size)
-    split = jax.tree.map(lambda x: x.reshape(parts, part_size, *x.shape[1:]), batch)
-    heads = jax.tree.map(lambda x: x[:, :size].reshape(parts * size, *x.shape[2:]), split)
-    places = jnp.tile(jnp.arange(size), parts)
-    attacked = _replace(attack, loss_fn, params, heads, places < num_replaced(fraction, part_size), key)
 
-    def join(head: jax.Array, x: jax.Array, original: jax.Array) -> jax.Array:
-        head = head.reshape(parts, size, *head.shape[1:])
-        return jnp.concatenate([head, x[:, size:]], axis=1).reshape(original.shape)
+        def join(x: jax.Array, head: jax.Array) -> jax.Array:
+            return jnp.concatenate([head, x[head.shape[0] :]])
 
-    return jax.tree.map(join, attacked, split, batch)
+        return made_visible(beyond, batch_axis.map_examples(join, batch, attacked))
+    parts, size = num_examples // part, _head_size(max_fraction, part)
+
+    def take(x: jax.Array) -> jax.Array:
+        return x.reshape(parts, part, *x.shape[1:])[:, :size].reshape(parts * size, *x.shape[1:])
+
+    def join_parts(x: jax.Array, head: jax.Array) -> jax.Array:
+        head = head.reshape(parts, size, *x.shape[1:])
+        tail = x.reshape(parts, part, *x.shape[1:])[:, size:]
+        return jnp.concatenate([head, tail], axis=1).reshape(x.shape)
+
+    heads = batch_axis.map_examples(take, batch)
+    chosen = jnp.tile(jnp.arange(size), parts) < num_replaced(fraction, part)
+    attacked = _replace(attack, loss_fn, params, heads, chosen, key)
+    return made_visible(beyond, batch_axis.map_examples(join_parts, batch, attacked))
+
+
+def beyond_maximum(fraction: Any, max_fraction: float, num_examples: int) -> bool | jax.Array:
+    """Tell whether a fraction asks for more examples than the head of a batch has.
+
+    Args:
+      fraction: Fraction of the batch; may be traced.
+      max_fraction: The fraction that the head is made for.
+      num_examples: Examples in the batch.
+
+    Returns:
+      False, or, for a traced fraction, a traced scalar bool, for ``made_visible``; true for NaN.
+
+    Raises:
+      ValueError: If a fraction that is not traced does.
+    """
+    traced = trees.is_traced(fraction)
+    wanted: Any = jnp.asarray(fraction, jnp.float32) if traced else np.float32(fraction)
+    # The same fraction again is never beyond itself, however its product with the examples is rounded.
+    within = wanted <= max_fraction * (1 + 1e-6)
+    within |= wanted * num_examples + 1e-4 < _head_size(max_fraction, num_examples) + 1
+    if traced:
+        return ~within
+    if not within:
+        raise ValueError(
+            f"The fraction to replace must be at most max_fraction={max_fraction}, got {fraction}: give the "
+            "largest fraction there will be as `max_fraction`."
+        )
+    return False
+
+
+def made_visible(beyond: bool | jax.Array, tree: Any) -> Any:
+    """Turn a result into NaN where ``beyond_maximum`` is true, for it would be that of another fraction.
+
+    Args:
+      beyond: What ``beyond_maximum`` returned.
+      tree: The result.
+
+    Returns:
+      The tree, with NaN in its floating-point leaves where ``beyond``.
+    """
+    if beyond is False:
+        return tree
+    return jax.tree.map(lambda x: jnp.where(beyond, jnp.nan, x) if _is_floating(x) else x, tree)
+
+
+def _is_floating(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
 def attacked_head(
@@ -123,8 +182,8 @@ def attacked_head(
     Raises:
       ValueError: If ``max_fraction`` lies outside [0, 1].
     """
-    size = _head_size(max_fraction, jax.tree.leaves(batch)[0].shape[0])
-    clean = jax.tree.map(lambda x: x[:size], batch)
+    size = _head_size(max_fraction, batch_axis.num_examples(batch))
+    clean = batch_axis.map_examples(lambda x: x[:size], batch)
     return _replace(attack, loss_fn, params, clean, jnp.arange(size) < num_examples, key), clean
 
 
@@ -140,7 +199,7 @@ def _replace(
     if chosen.size == 0:
         return clean
 
-    def select(adversarial: jax.Array, original: jax.Array) -> jax.Array:
+    def select(original: jax.Array, adversarial: jax.Array) -> jax.Array:
         return jnp.where(chosen.reshape(-1, *(1,) * (original.ndim - 1)), adversarial, original)
 
-    return jax.tree.map(select, attack(loss_fn, params, clean, key), clean)
+    return batch_axis.map_examples(select, clean, attack(loss_fn, params, clean, key))

@@ -3,13 +3,13 @@
 from hessabs.batch_size.adascale import adascale
 from hessabs.batch_size.bounds import Bounds, growth_bounds, training_seconds
 from hessabs.batch_size.controller import (
-    NEVER,
     Controller,
     ControllerState,
     GradientStatistics,
     Measurement,
     Observation,
 )
+from hessabs.batch_size.counting import NEVER, Count
 from hessabs.batch_size.cyclical import cyclical
 from hessabs.batch_size.eigenvalues import mean_and_error
 from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
@@ -20,12 +20,14 @@ from hessabs.batch_size.resume import restore
 from hessabs.batch_size.schedules import constant, linear_scaling
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.statistics import gradient_statistics, noise_and_signal
+from hessabs.batch_size.table import linear_ramp, schedule
 
 __all__ = [
     "NEVER",
     "Bounds",
     "Controller",
     "ControllerState",
+    "Count",
     "GradientStatistics",
     "Measurement",
     "Observation",
@@ -40,12 +42,14 @@ __all__ = [
     "gradient_statistics",
     "growth_bounds",
     "hessian_adaptive",
+    "linear_ramp",
     "linear_scaling",
     "mean_and_error",
     "noise_and_signal",
     "norm_test",
     "plan",
     "restore",
+    "schedule",
     "stability_limited",
     "timer",
     "training_seconds",

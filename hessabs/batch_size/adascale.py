@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation, check_decay
+from hessabs.batch_size.controller import Controller, ControllerState, Observation, check_decay
+from hessabs.batch_size.counting import Count, where
 from hessabs.batch_size.noise import NoiseMemory, check_average
 from hessabs.batch_size.options import check_every, check_options, next_multiple, rounded
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal
@@ -15,9 +16,9 @@ from hessabs.batch_size.statistics import need_gradient, noise_and_signal
 class _Memory(NamedTuple):
     average: NoiseMemory
     gain: jax.Array  # shape (), float32: in [1, batch_size / base_batch_size]
-    progress: jax.Array  # shape (), int32: examples of the base batch that the updates so far are worth
-    samples: jax.Array  # shape (), int32: examples at the last call
-    measure_at: jax.Array  # shape (), int32: examples at the next measurement
+    progress: Count  # examples of the base batch that the updates so far are worth
+    samples: Count  # examples at the last call
+    measure_at: Count  # examples at the next measurement
 
 
 def adascale(
@@ -80,7 +81,7 @@ def adascale(
     decay = check_decay(lr_decay_at, lr_decay)
     scale = batch_size // base_batch_size
 
-    def decide(samples: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
+    def decide(samples: Count, fraction: jax.Array, memory: _Memory) -> ControllerState:
         rate = memory.gain * decay.scale(memory.progress)
         size = jnp.asarray(batch_size, jnp.int32)
         return options.decide(samples, size, fraction, memory, lr_scale=rate, measure_at=memory.measure_at)
@@ -89,34 +90,32 @@ def adascale(
         memory = _Memory(
             average=NoiseMemory.empty(),
             gain=jnp.ones((), jnp.float32),
-            progress=jnp.zeros((), jnp.int32),
-            samples=jnp.zeros((), jnp.int32),
-            measure_at=jnp.asarray(measure_every, jnp.int32),
+            progress=Count.of(0),
+            samples=Count.of(0),
+            measure_at=Count.of(measure_every),
         )
-        return decide(jnp.zeros((), jnp.int32), jnp.float32(adversarial_fraction), memory)
+        return decide(Count.of(0), jnp.float32(adversarial_fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule
-        samples = jnp.asarray(observation.samples, jnp.int32)
+        samples = Count.of(observation.samples)
         measured = state.measure & (samples >= memory.measure_at)
         noise, signal = noise_and_signal(need_gradient(observation, "adascale"))
         valid = measured & jnp.isfinite(noise) & jnp.isfinite(signal)
         average = memory.average.add(noise, signal, valid, average_over)
 
         # The updates since the last call were made with the old gain.
-        worth = (samples - memory.samples).astype(jnp.float32) * memory.gain * (1 / scale)
-        progress = memory.progress + jnp.round(worth).astype(jnp.int32)
+        worth = (samples - memory.samples).to_float() * memory.gain * (1 / scale)
+        progress = memory.progress + Count.from_float(worth)
         sigma2 = rounded(average.noise, 1 / base_batch_size)
         mu2 = jnp.maximum(average.signal, 0.0)
         below = rounded(sigma2, 1 / scale) + mu2
         usable = valid & (below >= jnp.finfo(jnp.float32).tiny)
         gain = jnp.where(usable, (sigma2 + mu2) / jnp.where(usable, below, 1.0), memory.gain)
         gain = jnp.clip(gain, 1.0, float(scale))
-        measure_at = jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at)
-        # A count at the end of the range of int32 must not turn negative.
-        progress = jnp.where(progress < memory.progress, NEVER, progress)
+        measure_at = where(measured, next_multiple(samples, measure_every), memory.measure_at)
         return decide(
             samples, state.adversarial_fraction, _Memory(average, gain, progress, samples, measure_at)
         )
 
-    return Controller(init, update, "gradient")
+    return Controller(init, update, "gradient", options.batch_sizes)

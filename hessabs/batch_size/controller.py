@@ -11,6 +11,9 @@ says when it wants to be told and whether it wants a measurement then::
             eigenvalue = measure() if state.measure else float("nan")
             state = controller.update(Observation(samples, eigenvalue), state)
 
+Counts of examples go up to 2**60: ``samples`` may be any Python int. In jitted code it is a ``Count``, or an
+int32 where that suffices, for JAX cuts larger integers down without a word.
+
 ``controller.measures`` says what a measurement is: a top eigenvalue of the Hessian, of the whole network or of
 its last layer, or the gradient statistics of the update just made.
 
@@ -18,6 +21,7 @@ A decision holds for whole updates: a trainer that accumulates gradients takes i
 so that no update mixes two batch sizes.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-NEVER = 2**31 - 1
-"""The count of examples that stands for "never"."""
-
+from hessabs.batch_size.counting import NEVER, Count, at, counts, minimum, where
 
 Measurement = Literal["nothing", "eigenvalue", "last_layer_eigenvalue", "gradient"]
 """What a rule asks for: the field of the observation, and for an eigenvalue the block of the Hessian."""
@@ -50,8 +52,8 @@ class GradientStatistics(NamedTuple):
 class Observation(NamedTuple):
     """What a controller is told."""
 
-    samples: ArrayLike  # shape (), int32: examples trained on so far
-    eigenvalue: ArrayLike | None = None  # shape (), float32: top Hessian eigenvalue, fresh if asked for
+    samples: Count | ArrayLike  # examples trained on so far: a count, a Python int or an int32 scalar
+    eigenvalue: ArrayLike | None = None  # shape (), float32: top Hessian eigenvalue, fresh if asked for; or NaN
     standard_error: ArrayLike | None = None  # shape (), float32: of an eigenvalue averaged over batches
     gradient: GradientStatistics | None = None  # of the last update, fresh if asked for
 
@@ -62,7 +64,7 @@ class ControllerState(NamedTuple):
     batch_size: jax.Array  # shape (), int32: examples per update
     lr_scale: jax.Array  # shape (), float32: the learning rate is lr * lr_scale
     adversarial_fraction: jax.Array  # shape (), float32: fraction of each batch to replace
-    observe_at: jax.Array  # shape (), int32: call update once this many examples have been trained on
+    observe_at: Count  # call update once this many examples have been trained on; NEVER for never
     measure: jax.Array  # shape (), bool: whether that call must carry a fresh measurement
     rule: Any  # what the rule itself remembers, a pytree of arrays
 
@@ -73,6 +75,7 @@ class Controller(NamedTuple):
     init: Callable[[], ControllerState]
     update: Callable[[Observation, ControllerState], ControllerState]
     measures: Measurement = "eigenvalue"  # what `state.measure` asks for; static
+    batch_sizes: tuple[int, int] | None = None  # the smallest and the largest that it decides for; static
 
 
 class Decay(NamedTuple):
@@ -81,50 +84,51 @@ class Decay(NamedTuple):
     at: tuple[int, ...]  # examples after which the rate is multiplied by `factor`, ascending
     factor: float
 
-    def scale(self, samples: Any) -> jax.Array:
+    def scale(self, samples: Count) -> jax.Array:
         """Return the product of the decays that have happened, a float32 scalar."""
         # A table and not a power: the same bits from eager code, jit and scan, and each entry rounded once.
         table = jnp.asarray([self.factor**count for count in range(len(self.at) + 1)], jnp.float32)
         return table[num_passed(samples, self.at)]
 
-    def next(self, samples: Any) -> jax.Array:
-        """Return the examples at the first decay still to come, an int32 scalar, or NEVER."""
-        return next_event(samples, self.at)
 
-
-def num_passed(samples: Any, events: Sequence[int]) -> jax.Array:
+def num_passed(samples: Count, events: Sequence[int]) -> jax.Array:
     """Count the events that have happened.
 
     Args:
-      samples: Examples so far, a scalar.
-      events: Counts of examples.
+      samples: Examples so far.
+      events: Numbers of examples.
 
     Returns:
       How many events are at or below ``samples``, a scalar int32.
 
     Example:
-      >>> int(num_passed(300, (100, 300, 400)))
+      >>> int(num_passed(Count.of(300), (100, 300, 400)))
       2
     """
-    return jnp.sum(jnp.asarray(samples) >= jnp.asarray(tuple(events), jnp.int32), dtype=jnp.int32)
+    return jnp.sum(samples >= counts(events), dtype=jnp.int32)
 
 
-def next_event(samples: Any, events: Sequence[Any]) -> jax.Array:
+def next_event(samples: Count, events: Sequence[int | Count]) -> Count:
     """Find the first event after a count of examples.
 
     Args:
-      samples: Examples so far, a scalar.
-      events: Counts of examples, scalars, in any order.
+      samples: Examples so far.
+      events: Numbers of examples, in any order: those that are known beforehand as Python ints.
 
     Returns:
-      The smallest event above ``samples``, an int32 scalar, or NEVER.
+      The smallest event above ``samples``, or NEVER.
 
     Example:
-      >>> int(next_event(300, (100, 300, 400)))
+      >>> int(next_event(Count.of(300), (100, 300, 400)))
       400
     """
-    upcoming = [jnp.where(jnp.asarray(event) > samples, event, NEVER) for event in events]
-    return jnp.asarray(jnp.min(jnp.stack(upcoming)) if upcoming else NEVER, jnp.int32)
+    # However many are known beforehand, they are one look-up.
+    known = sorted(event for event in events if isinstance(event, int))
+    first = at(counts([*known, NEVER]), num_passed(samples, known))
+    for event in events:
+        if not isinstance(event, int):
+            first = minimum(first, where(event > samples, event, NEVER))
+    return first
 
 
 def check_decay(lr_decay_at: Sequence[int], lr_decay: float) -> Decay:
@@ -141,15 +145,32 @@ def check_decay(lr_decay_at: Sequence[int], lr_decay: float) -> Decay:
       ValueError: If a point is not positive, the points do not ascend, or the factor lies outside (0, 1].
 
     Example:
-      >>> float(check_decay((10, 20), 0.5).scale(15))
+      >>> float(check_decay((10, 20), 0.5).scale(Count.of(15)))
       0.5
     """
-    points = tuple(lr_decay_at)
-    if any(not 0 < at < NEVER for at in points) or list(points) != sorted(set(points)):
-        raise ValueError(f"`lr_decay_at` must be positive counts of examples that ascend, got {points}.")
+    points = check_events("lr_decay_at", lr_decay_at)
     if not 0 < lr_decay <= 1:
         raise ValueError(f"`lr_decay` must lie in (0, 1], got {lr_decay}.")
     return Decay(points, lr_decay)
+
+
+def check_events(name: str, events: Sequence[int]) -> tuple[int, ...]:
+    """Check points in time that are given by their examples.
+
+    Args:
+      name: Of the parameter, for the error.
+      events: Numbers of examples, positive, below 2**60 and ascending.
+
+    Returns:
+      The same, as Python ints.
+
+    Raises:
+      ValueError: If they are not.
+    """
+    points = tuple(events)
+    if any(not 0 < point < NEVER for point in points) or list(points) != sorted(set(points)):
+        raise ValueError(f"`{name}` must be positive counts of examples that ascend, got {points}.")
+    return tuple(map(operator.index, points))
 
 
 def check_batch_sizes(initial: int, maximum: int) -> None:
@@ -160,12 +181,9 @@ def check_batch_sizes(initial: int, maximum: int) -> None:
       maximum: The most examples per update.
 
     Raises:
-      ValueError: If ``initial`` lies outside [1, maximum], or ``maximum`` is no multiple of it.
+      ValueError: If ``initial`` lies outside [1, maximum], or ``maximum`` is beyond int32.
     """
     if not 1 <= initial <= maximum:
         raise ValueError(f"`initial` must lie in [1, maximum={maximum}], got {initial}.")
-    if maximum % initial:
-        raise ValueError(
-            f"`maximum` must be a multiple of initial={initial}, got {maximum}; "
-            f"the nearest below is {maximum // initial * initial}."
-        )
+    if maximum >= 2**31:
+        raise ValueError(f"`maximum` must be below 2**31 examples per update, got {maximum}.")

@@ -6,7 +6,8 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import Controller, ControllerState, Observation
+from hessabs.batch_size.controller import Controller, ControllerState, Observation, num_passed
+from hessabs.batch_size.counting import Count, at, counts, divide
 from hessabs.batch_size.options import Coupling, check_above_one, check_every, check_options, ladder
 
 Shape = Literal["sawtooth", "triangular"]
@@ -35,9 +36,9 @@ def cyclical(
 
     Args:
       initial: Examples per update at the start of a cycle.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       cycle: Examples in a cycle, at least one for each part.
-      growth_factor: From one batch to the next, above 1. The batch stays a multiple of ``initial``.
+      growth_factor: From one batch to the next, above 1.
       shape: ``"sawtooth"`` or ``"triangular"``.
       lr_coupling: How the learning rate follows the batch: ``"none"``, ``"sqrt"`` or ``"linear"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
@@ -77,25 +78,25 @@ def cyclical(
     check_above_one("growth_factor", growth_factor)
     if shape not in get_args(Shape):
         raise ValueError(f"`shape` must be one of {list(get_args(Shape))}, got {shape!r}.")
-    factors = ladder(maximum // initial, growth_factor)
+    sizes = ladder(initial, maximum, growth_factor)
     if shape == "triangular":
-        factors += factors[-2:0:-1]
-    if cycle < len(factors):
-        raise ValueError(f"`cycle` must have an example for each of its {len(factors)} parts, got {cycle}.")
+        sizes += sizes[-2:0:-1]
+    if cycle < len(sizes):
+        raise ValueError(f"`cycle` must have an example for each of its {len(sizes)} parts, got {cycle}.")
     # Part j begins at ceil(j * cycle / parts) examples of the cycle.
-    starts = [-(-part * cycle // len(factors)) for part in range(len(factors) + 1)]
+    starts = [-(-part * cycle // len(sizes)) for part in range(len(sizes) + 1)]
 
-    def decide(samples: jax.Array, fraction: jax.Array) -> ControllerState:
-        within = samples % cycle
-        part = jnp.sum(within >= jnp.asarray(starts[1:], jnp.int32), dtype=jnp.int32)
-        batch_size = jnp.asarray(factors, jnp.int32)[part] * initial
-        next_part = samples - within + jnp.asarray(starts, jnp.int32)[part + 1]
+    def decide(samples: Count, fraction: jax.Array) -> ControllerState:
+        _, within = divide(samples, cycle)
+        part = num_passed(within, starts[1:])
+        batch_size = jnp.asarray(sizes, jnp.int32)[part]
+        next_part = samples - within + at(counts(starts), part + 1)
         return options.decide(samples, batch_size, fraction, events=(next_part,))
 
     def init() -> ControllerState:
-        return decide(jnp.zeros((), jnp.int32), jnp.float32(adversarial_fraction))
+        return decide(Count.of(0), jnp.float32(adversarial_fraction))
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
-        return decide(jnp.asarray(observation.samples, jnp.int32), state.adversarial_fraction)
+        return decide(Count.of(observation.samples), state.adversarial_fraction)
 
-    return Controller(init, update, "nothing")
+    return Controller(init, update, "nothing", options.batch_sizes)

@@ -1,28 +1,12 @@
 """Batches that grow at given times: Smith et al., and two rules that say what a measurement is worth."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import jax
-import jax.numpy as jnp
-
-from hessabs.batch_size.controller import (
-    NEVER,
-    Controller,
-    ControllerState,
-    Observation,
-    check_decay,
-    num_passed,
-)
-from hessabs.batch_size.options import (
-    Coupling,
-    Options,
-    check_above_one,
-    check_every,
-    check_options,
-    ladder,
-)
+from hessabs.batch_size.controller import Controller, check_batch_sizes, check_decay, check_events
+from hessabs.batch_size.counting import NEVER
+from hessabs.batch_size.options import Coupling, check_above_one, check_every, ladder
+from hessabs.batch_size.table import schedule
 
 Leftover = Literal["decay", "hold"]
 
@@ -48,7 +32,7 @@ def batch_growth(
 
     Args:
       initial: Examples per update at the start.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       lr_decay_at: Examples after which the learning rate would decay, ascending.
       lr_decay: The factor that it would decay by, in (0, 1].
       growth_factor: Growth of the batch at each point, above 1; None for ``1 / lr_decay``. The batch is rounded
@@ -81,14 +65,7 @@ def batch_growth(
     References:
       Smith et al. (2017), arXiv:1711.00489.
     """
-    options = check_options(
-        initial,
-        maximum,
-        lr_coupling=lr_coupling,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    check_batch_sizes(initial, maximum)
     check_decay(lr_decay_at, lr_decay)
     # Rounded, so that 1 / 0.2 is 5 and not a neighbour that the next rounding down makes 4.
     factor = round(1 / lr_decay, 9) if growth_factor is None else growth_factor
@@ -96,12 +73,20 @@ def batch_growth(
     if leftover not in get_args(Leftover):
         raise ValueError(f"`leftover` must be one of {list(get_args(Leftover))}, got {leftover!r}.")
 
-    most = maximum // initial
-    factors = [1]
+    sizes, multiple = [initial], 1
     for _ in lr_decay_at:
-        factors.append(min(int(factors[-1] * factor), most))
-    rates = [grown / factor**points if leftover == "decay" else 1.0 for points, grown in enumerate(factors)]
-    return _table(options, lr_decay_at, factors, rates)
+        multiple = int(multiple * factor) if sizes[-1] < maximum else multiple
+        sizes.append(min(multiple * initial, maximum))
+    rates = [size / initial / factor**points for points, size in enumerate(sizes)]
+    return schedule(
+        sizes,
+        lr_decay_at,
+        lr_scales=rates if leftover == "decay" else None,
+        lr_coupling=lr_coupling,
+        adversarial_fraction=adversarial_fraction,
+        fraction_decrease=fraction_decrease,
+        adversarial_until=adversarial_until,
+    )
 
 
 def fixed_growth(
@@ -121,9 +106,9 @@ def fixed_growth(
 
     Args:
       initial: Examples per update at the start.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       grow_at: Examples after which the batch grows, positive and ascending.
-      growth_factor: Growth of the batch, above 1. The batch stays a multiple of ``initial``.
+      growth_factor: Growth of the batch, above 1.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
       fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
@@ -147,9 +132,12 @@ def fixed_growth(
     References:
       An ablation of Yao et al. (2018), arXiv:1810.01021.
     """
-    options = check_options(
-        initial,
-        maximum,
+    check_batch_sizes(initial, maximum)
+    points = check_events("grow_at", grow_at)
+    check_above_one("growth_factor", growth_factor)
+    return schedule(
+        ladder(initial, maximum, growth_factor, growths=len(points)),
+        points,
         lr_coupling=lr_coupling,
         lr_decay_at=lr_decay_at,
         lr_decay=lr_decay,
@@ -157,12 +145,6 @@ def fixed_growth(
         fraction_decrease=fraction_decrease,
         adversarial_until=adversarial_until,
     )
-    points = tuple(grow_at)
-    if any(not 0 < at < NEVER for at in points) or list(points) != sorted(set(points)):
-        raise ValueError(f"`grow_at` must be positive counts of examples that ascend, got {points}.")
-    check_above_one("growth_factor", growth_factor)
-    factors = ladder(maximum // initial, growth_factor, growths=len(points))
-    return _table(options, points, factors, [1.0] * len(factors))
 
 
 def timer(
@@ -182,9 +164,9 @@ def timer(
 
     Args:
       initial: Examples per update at the start.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       every: Examples between growths (kappa * n of ABS), at least 1.
-      growth_factor: Growth of the batch, above 1. The batch stays a multiple of ``initial``.
+      growth_factor: Growth of the batch, above 1.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
       adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
       fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
@@ -210,7 +192,8 @@ def timer(
     """
     check_every("every", every)
     check_above_one("growth_factor", growth_factor)
-    growths = len(ladder(max(maximum // max(initial, 1), 1), growth_factor)) - 1
+    check_batch_sizes(initial, maximum)
+    growths = len(ladder(initial, maximum, growth_factor)) - 1
     return fixed_growth(
         initial,
         maximum,
@@ -223,31 +206,3 @@ def timer(
         lr_decay_at=lr_decay_at,
         lr_decay=lr_decay,
     )
-
-
-def _table(
-    options: Options, grow_at: Sequence[int], factors: Sequence[int], rates: Sequence[float]
-) -> Controller:
-    # All is known beforehand: the state is looked up by the growths that have happened.
-    points = tuple(grow_at)
-    fractions = [options.fraction]
-    for before, after in itertools.pairwise(factors):
-        ends = options.fraction_decrease > 1 and after == options.maximum // options.initial
-        shrunk = 0.0 if ends else fractions[-1] / options.fraction_decrease
-        fractions.append(shrunk if after > before else fractions[-1])
-
-    def decide(samples: jax.Array) -> ControllerState:
-        growths = num_passed(samples, points)
-        return options.decide(
-            samples,
-            jnp.asarray(factors, jnp.int32)[growths] * options.initial,
-            jnp.asarray(fractions, jnp.float32)[growths],
-            lr_scale=jnp.asarray(rates, jnp.float32)[growths],
-            events=points,
-        )
-
-    def update(observation: Observation, state: ControllerState) -> ControllerState:
-        del state
-        return decide(jnp.asarray(observation.samples, jnp.int32))
-
-    return Controller(lambda: decide(jnp.zeros((), jnp.int32)), update, "nothing")

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Measurement, Observation
+from hessabs.batch_size.controller import Controller, ControllerState, Measurement, Observation
+from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.eigenvalues import is_valid, need_eigenvalue
 from hessabs.batch_size.options import (
     Coupling,
@@ -16,6 +17,7 @@ from hessabs.batch_size.options import (
     check_patience,
     grow_by,
     next_multiple,
+    whole_batches,
 )
 
 Signal = Literal["eigenvalue", "eigenvalue_times_lr"]
@@ -26,8 +28,9 @@ class _Memory(NamedTuple):
     reference: jax.Array  # shape (), float32: the signal that the next one is held against
     reference_error: jax.Array  # shape (), float32: its standard error
     has_reference: jax.Array  # shape (), bool
-    since_growth: jax.Array  # shape (), int32: measurements since the batch grew
-    measure_at: jax.Array  # shape (), int32: examples at the next measurement
+    since_growth: jax.Array  # shape (), int32: measurements that were due since the batch grew
+    measure_at: Count  # examples at the next measurement
+    owed: jax.Array  # shape (), bool: whether one that was due has not been told yet
 
 
 def hessian_adaptive(
@@ -57,14 +60,16 @@ def hessian_adaptive(
     enough, at first the first one measured. At the maximum, adversarial examples and measurements end.
 
     A negative, zero, subnormal or non-finite eigenvalue never grows the batch, is never the reference, and does
-    not let the patience end; the measurement after it may.
+    not let the patience end; the measurement after it may. NaN stands for "not measured" (and for a measurement
+    that diverged): the rule asks again at the next update, and the measurement that was due counts towards the
+    patience.
 
     Args:
       initial: Examples per update at the start (B0).
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       measure_every: Examples between measurements (n). The published code measures once an epoch.
       eigenvalue_decrease: The fall that counts (alpha), above 1.
-      growth_factor: Growth of the batch (beta), above 1. The batch stays a multiple of ``initial``.
+      growth_factor: Growth of the batch (beta), above 1.
       patience: Measurements without growth after which the batch grows anyway (kappa), or None for never.
       signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: the eigenvalue times the learning-rate scale at
         the time, which a growth raises and a decay lowers.
@@ -134,12 +139,11 @@ def hessian_adaptive(
             f"`fraction_decrease`, the plain eigenvalue and the linear coupling, got {sorted(ratios)}, "
             f"{signal!r} and {lr_coupling!r}."
         )
-    most_measurements = NEVER if patience is None else patience
+    most_measurements = 2**31 - 1 if patience is None else patience
 
-    def decide(
-        samples: jax.Array, batch_size: jax.Array, fraction: jax.Array, memory: _Memory
-    ) -> ControllerState:
-        measure_at = jnp.where(batch_size < maximum, memory.measure_at, NEVER)
+    def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
+        measure_at = where(memory.owed, samples + 1, memory.measure_at)
+        measure_at = where(batch_size < maximum, measure_at, NEVER)
         return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
 
     def init() -> ControllerState:
@@ -148,21 +152,22 @@ def hessian_adaptive(
             reference_error=jnp.zeros((), jnp.float32),
             has_reference=jnp.zeros((), bool),
             since_growth=jnp.zeros((), jnp.int32),
-            measure_at=jnp.asarray(measure_every, jnp.int32),
+            measure_at=Count.of(measure_every),
+            owed=jnp.zeros((), bool),
         )
-        return decide(
-            jnp.zeros((), jnp.int32), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory
-        )
+        return decide(Count.of(0), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule
-        samples = jnp.asarray(observation.samples, jnp.int32)
+        samples = Count.of(observation.samples)
         eigenvalue = need_eigenvalue(observation, "hessian_adaptive")
         error = jnp.asarray(
             0.0 if observation.standard_error is None else observation.standard_error, jnp.float32
         )
-        measured = state.measure & (samples >= memory.measure_at)
+        due = state.measure & (samples >= memory.measure_at)
+        measured = due | (state.measure & memory.owed)
         valid = measured if published else measured & is_valid(eigenvalue) & (error >= 0)
+        owed = jnp.zeros((), bool) if published else jnp.where(measured, jnp.isnan(eigenvalue), memory.owed)
         if signal == "eigenvalue_times_lr":
             eigenvalue, error = eigenvalue * state.lr_scale, error * state.lr_scale
 
@@ -171,13 +176,13 @@ def hessian_adaptive(
         if not published:
             noise = noise_factor * jnp.hypot(error, memory.reference_error)
             fell &= memory.reference - eigenvalue >= noise
-        since_growth = memory.since_growth + measured
+        since_growth = memory.since_growth + due
         grow = fell | (valid & (since_growth >= most_measurements))
 
         factor = state.batch_size // initial
         rounded = jnp.floor(factor * growth_factor).astype(jnp.int32)
-        grown = jnp.minimum(rounded if published else grow_by(factor, growth_factor), maximum // initial)
-        batch_size = jnp.where(grow, grown * initial, state.batch_size)
+        grown = rounded if published else grow_by(factor, growth_factor)
+        batch_size = jnp.where(grow, whole_batches(grown, options), state.batch_size)
         fraction = state.adversarial_fraction * jnp.where(grow, 1 / fraction_decrease, 1.0)
         if fraction_decrease > 1:
             fraction = jnp.where(grow & (batch_size >= maximum), 0.0, fraction)
@@ -186,9 +191,10 @@ def hessian_adaptive(
             reference_error=jnp.where(fell | first, error, memory.reference_error),
             has_reference=memory.has_reference | first,
             since_growth=jnp.where(grow, 0, since_growth),
-            measure_at=jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at),
+            measure_at=where(due, next_multiple(samples, measure_every), memory.measure_at),
+            owed=owed,
         )
         return decide(samples, batch_size, fraction, memory)
 
     measures: Measurement = "eigenvalue" if block == "all" else "last_layer_eigenvalue"
-    return Controller(init, update, measures)
+    return Controller(init, update, measures, options.batch_sizes)

@@ -117,6 +117,11 @@ def make_controller(settings: Settings) -> Controller:
         raise ValueError(
             f"`max_batch_size` must not exceed the data set, got {maximum} of {s.num_examples} examples."
         )
+    if maximum % initial and s.method not in ("bl", "fb"):
+        raise ValueError(
+            f"`max_batch_size` must be a multiple of batch_size={initial}, for `hessabs train` takes whole "
+            f"micro-batches, got {maximum}; the nearest below is {maximum // initial * initial}."
+        )
     if s.patience < 0:
         raise ValueError(f"`patience` must be at least 0, got {s.patience}.")
     if s.method == "timer" and s.patience == 0:

@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
+from hessabs.batch_size.controller import Controller, ControllerState, Observation
+from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.options import (
     Coupling,
     Options,
@@ -14,6 +15,7 @@ from hessabs.batch_size.options import (
     check_every,
     check_options,
     next_multiple,
+    whole_batches,
 )
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
 
@@ -44,7 +46,7 @@ class NoiseMemory(NamedTuple):
 
 class _Memory(NamedTuple):
     average: Any  # what the rule averages over observations, or ()
-    measure_at: jax.Array  # shape (), int32: examples at the next measurement
+    measure_at: Count  # examples at the next measurement
 
 
 def gradient_noise_scale(
@@ -72,7 +74,7 @@ def gradient_noise_scale(
 
     Args:
       initial: Examples per update at the start, at least two parts of an update.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       measure_every: Examples between observations, at least 1.
       scale: Batch size in noise scales, above 0.
       average_over: Observations that the running means cover (their weight is its inverse), a power of two.
@@ -154,7 +156,7 @@ def norm_test(
 
     Args:
       initial: Examples per update at the start, at least two parts of an update.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       measure_every: Examples between tests, at least 1. The paper tests every update.
       test: ``"norm"`` or ``"inner_product"``; the latter needs ``GradientStatistics.inner_square``.
       tolerance: eta of the norm test, theta of the inner-product test, above 0.
@@ -228,30 +230,28 @@ def _grown_to(
     wanted: Callable[[Observation, ControllerState, jax.Array], tuple[jax.Array, Any]],
     average: Any,
 ) -> Controller:
-    # `wanted` gives the batch as a multiple of the initial one, 0 where it decides nothing.
+    # `wanted` gives the batch in initial ones, 0 where it decides nothing.
     check_every("measure_every", measure_every)
 
-    def decide(
-        samples: jax.Array, batch_size: jax.Array, fraction: jax.Array, memory: _Memory
-    ) -> ControllerState:
-        measure_at = jnp.where(batch_size < options.maximum, memory.measure_at, NEVER)
+    def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
+        measure_at = where(batch_size < options.maximum, memory.measure_at, NEVER)
         return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
 
     def init() -> ControllerState:
-        memory = _Memory(average, jnp.asarray(measure_every, jnp.int32))
+        memory = _Memory(average, Count.of(measure_every))
         batch_size = jnp.asarray(options.initial, jnp.int32)
-        return decide(jnp.zeros((), jnp.int32), batch_size, jnp.float32(options.fraction), memory)
+        return decide(Count.of(0), batch_size, jnp.float32(options.fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule
-        samples = jnp.asarray(observation.samples, jnp.int32)
+        samples = Count.of(observation.samples)
         measured = state.measure & (samples >= memory.measure_at)
         factor, averaged = wanted(observation, state, measured)
-        batch_size = jnp.maximum(factor * options.initial, state.batch_size)
-        measure_at = jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at)
+        batch_size = jnp.maximum(whole_batches(factor, options), state.batch_size)
+        measure_at = where(measured, next_multiple(samples, measure_every), memory.measure_at)
         return decide(samples, batch_size, options.shrunk(state, batch_size), _Memory(averaged, measure_at))
 
-    return Controller(init, update, "gradient")
+    return Controller(init, update, "gradient", options.batch_sizes)
 
 
 def check_average(average_over: int) -> None:

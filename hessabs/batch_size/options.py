@@ -1,22 +1,17 @@
 """What every rule shares: the decays, the learning rate's coupling to the batch, the adversarial examples."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import (
-    NEVER,
-    ControllerState,
-    Decay,
-    check_batch_sizes,
-    check_decay,
-    next_event,
-)
+from hessabs.batch_size.controller import ControllerState, Decay, check_batch_sizes, check_decay, next_event
+from hessabs.batch_size.counting import NEVER, Count, divide, minimum, where
 
 Coupling = Literal["linear", "sqrt", "none"]
-"""How the learning rate follows the batch: with it, with its square root, or not at all."""
+"""How the learning rate follows the batch: with it (SGD), with its square root (Adam and its kin), or not."""
 
 
 class Options(NamedTuple):
@@ -30,40 +25,39 @@ class Options(NamedTuple):
     fraction_decrease: float
     until: int  # examples after which the adversarial fraction is 0, or NEVER
 
-    def first(self, rule: Any = (), *, events: Sequence[Any] = (), measure_at: Any = NEVER) -> ControllerState:
-        """Return the state before training."""
-        zero = jnp.zeros((), jnp.int32)
-        initial = jnp.asarray(self.initial, jnp.int32)
-        fraction = jnp.asarray(self.fraction, jnp.float32)
-        return self.decide(zero, initial, fraction, rule, events=events, measure_at=measure_at)
+    @property
+    def batch_sizes(self) -> tuple[int, int]:
+        """The smallest and the largest batch, as a ``Controller`` says."""
+        return self.initial, self.maximum
 
     def decide(
         self,
-        samples: jax.Array,
+        samples: Count,
         batch_size: jax.Array,
         fraction: jax.Array,
         rule: Any = (),
         *,
         lr_scale: Any = 1.0,
-        events: Sequence[Any] = (),
-        measure_at: Any = NEVER,
+        events: Sequence[int | Count] = (),
+        measure_at: int | Count = NEVER,
     ) -> ControllerState:
         """Return the state after a decision.
 
         Args:
-          samples: Examples so far, a scalar int32.
+          samples: Examples so far.
           batch_size: Examples per update from now on, a scalar int32.
           fraction: Adversarial fraction, a scalar float32, before its end at ``until`` is looked at.
           rule: What the rule remembers.
           lr_scale: A factor on the learning rate beside decay and coupling, a scalar.
-          events: Counts of examples at which the rule wants to be called without a measurement.
+          events: Examples at which the rule wants to be called without a measurement.
           measure_at: Examples at the next measurement, or NEVER.
 
         Returns:
           The state. A measurement that is overdue (an update may end far beyond it) is due at the next update.
         """
-        measuring = jnp.asarray(measure_at) < NEVER
-        measure_at = jnp.where(measuring, jnp.maximum(measure_at, samples + 1), NEVER)
+        measure_at = Count.of(measure_at)
+        measuring, soonest = measure_at < NEVER, samples + 1
+        measure_at = where(measure_at < soonest, soonest, measure_at)
         observe_at = next_event(samples, (*self.decay.at, self.until, *events, measure_at))
         scale = self.coupled(batch_size) * self.decay.scale(samples) * lr_scale
         return ControllerState(
@@ -77,8 +71,11 @@ class Options(NamedTuple):
 
     def coupled(self, batch_size: Any) -> jax.Array:
         """Return the factor on the learning rate that a batch brings, float32 of the batch's shape."""
-        # The batch is a multiple of `initial`: the integer division is exact, in eager and in compiled code.
-        factor = (jnp.asarray(batch_size) // self.initial).astype(jnp.float32)
+        # The batch is a multiple of `initial`, or the maximum: nothing is rounded here, so eager and compiled
+        # code agree.
+        batch_size = jnp.asarray(batch_size)
+        factor = (batch_size // self.initial).astype(jnp.float32)
+        factor = jnp.where(batch_size == self.maximum, jnp.float32(self.maximum / self.initial), factor)
         if self.coupling == "none":
             return jnp.ones_like(factor)
         return factor if self.coupling == "linear" else jnp.sqrt(factor)
@@ -110,7 +107,7 @@ def check_options(
 
     Args:
       initial: Examples per update at the start.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update.
       lr_coupling: ``"linear"``, ``"sqrt"`` or ``"none"``.
       lr_decay_at: Examples after which the learning rate decays, positive and ascending.
       lr_decay: Factor of each decay, in (0, 1].
@@ -132,7 +129,7 @@ def check_options(
         raise ValueError(f"`adversarial_fraction` must lie in [0, 1], got {adversarial_fraction}.")
     if not 1 <= fraction_decrease < float("inf"):
         raise ValueError(f"`fraction_decrease` must be at least 1, got {fraction_decrease}.")
-    until = NEVER if adversarial_until is None else adversarial_until
+    until = NEVER if adversarial_until is None else operator.index(adversarial_until)
     if not 0 <= until <= NEVER:
         raise ValueError(f"`adversarial_until` must be at least 0 examples, got {until}.")
     return Options(initial, maximum, lr_coupling, decay, adversarial_fraction, fraction_decrease, until)
@@ -160,7 +157,7 @@ def check_every(name: str, value: int) -> None:
       value: Its value, in examples.
 
     Raises:
-      ValueError: If it is below 1, or as large as NEVER.
+      ValueError: If it is below 1, or as large as 2**60.
     """
     if not 1 <= value < NEVER:
         raise ValueError(f"`{name}` must be at least 1 example, got {value}.")
@@ -179,22 +176,22 @@ def check_patience(patience: int | None) -> None:
         raise ValueError(f"`patience` must be at least 1 measurement, or None, got {patience}.")
 
 
-def next_multiple(samples: jax.Array, every: int) -> jax.Array:
-    """Return the first multiple of ``every`` above a count of examples, an int32 scalar, or NEVER.
+def next_multiple(samples: Count, every: int) -> Count:
+    """Return the first multiple of ``every`` above a count of examples, or NEVER.
 
     Args:
-      samples: Shape (), int32, examples so far.
-      every: Examples, at least 1.
+      samples: Examples so far.
+      every: Examples, from 1 to below 2**60.
 
     Returns:
-      Shape (), int32; NEVER where int32 cannot hold the multiple.
+      The multiple.
 
     Example:
-      >>> int(next_multiple(jnp.int32(1200), 1000))
+      >>> int(next_multiple(Count.of(1200), 1000))
       2000
     """
-    count = samples // every + 1
-    return jnp.where(count > (NEVER - 1) // every, NEVER, count * every).astype(jnp.int32)
+    _, beyond = divide(samples, every)
+    return minimum(samples + (Count.of(every) - beyond), NEVER)
 
 
 def grow_by(factor: jax.Array, growth: float) -> jax.Array:
@@ -208,6 +205,20 @@ def grow_by(factor: jax.Array, growth: float) -> jax.Array:
       Shape (), int32.
     """
     return jnp.maximum(factor + 1, jnp.floor(factor * growth).astype(jnp.int32))
+
+
+def whole_batches(factor: jax.Array, options: Options) -> jax.Array:
+    """Return a whole number of initial batches, the maximum where that is less.
+
+    Args:
+      factor: Shape (), int32, initial batches.
+      options: Of the rule.
+
+    Returns:
+      Examples, shape (), int32.
+    """
+    most = options.maximum // options.initial
+    return jnp.where(factor > most, options.maximum, jnp.minimum(factor, most) * options.initial)
 
 
 def rounded(a: Any, b: Any) -> jax.Array:
@@ -225,22 +236,24 @@ def rounded(a: Any, b: Any) -> jax.Array:
     return jnp.maximum(jnp.asarray(a, jnp.float32) * jnp.asarray(b, jnp.float32), 0)
 
 
-def ladder(most: int, growth_factor: float, *, growths: int | None = None) -> list[int]:
-    """List the whole numbers of initial batches that growth goes through, as ``grow_by`` does.
+def ladder(initial: int, maximum: int, growth_factor: float, *, growths: int | None = None) -> list[int]:
+    """List the batches that growth goes through, as ``grow_by`` does.
 
     Args:
-      most: The last of them.
+      initial: The first; the others are multiples of it, or the last.
+      maximum: The last.
       growth_factor: Growth, above 1.
       growths: How many growths; None for as many as reach the last.
 
     Returns:
-      The factors, 1 first.
+      Examples per update.
 
     Example:
-      >>> ladder(12, 1.5)
-      [1, 2, 3, 4, 6, 9, 12]
+      >>> ladder(2, 25, 1.5)
+      [2, 4, 6, 8, 12, 18, 25]
     """
-    factors = [1]
-    while len(factors) <= growths if growths is not None else factors[-1] < most:
-        factors.append(min(max(factors[-1] + 1, int(factors[-1] * growth_factor)), most))
-    return factors
+    sizes, factor = [initial], 1
+    while len(sizes) <= growths if growths is not None else sizes[-1] < maximum:
+        factor = max(factor + 1, int(factor * growth_factor)) if sizes[-1] < maximum else factor
+        sizes.append(min(factor * initial, maximum))
+    return sizes

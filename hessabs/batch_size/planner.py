@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, GradientStatistics, Observation
+from hessabs.batch_size.controller import Controller, ControllerState, GradientStatistics, Observation
+from hessabs.batch_size.counting import NEVER, Count
 
 Remainder = Literal["drop", "keep", "fill"]
 """What becomes of the examples that fill no micro-batch: left out, trained on, or made a full one."""
@@ -69,8 +70,8 @@ def plan(
       A ``Plan``.
 
     Raises:
-      ValueError: If a count is below 1, a batch is larger than the data set, or the examples of the run do not
-        fit into an int32.
+      ValueError: If a count is below 1, a batch is larger than the data set, or the examples of the run reach
+        2**60.
 
     Example:
       >>> from hessabs.batch_size import batch_growth
@@ -91,9 +92,7 @@ def plan(
         raise ValueError(f"A micro-batch must lie in [1, num_examples={num_examples}], got {size}.")
     per_epoch = epoch_examples(num_examples, size, remainder)
     if epochs * per_epoch >= NEVER:
-        raise ValueError(
-            f"The examples of a run must stay below 2**31 - 1, got {epochs} epochs of {per_epoch}."
-        )
+        raise ValueError(f"The examples of a run must stay below 2**60, got {epochs} epochs of {per_epoch}.")
     observe = steady(controller) if observe is None else observe
     update = jax.jit(controller.update)
 
@@ -184,7 +183,7 @@ def told_eigenvalue(samples: int, eigenvalue: float) -> Observation:
     Returns:
       The observation.
     """
-    return Observation(np.int32(samples), np.float32(eigenvalue))
+    return Observation(Count.of(samples), np.float32(eigenvalue))
 
 
 def _silent(samples: int, count: int) -> Observation:
@@ -205,7 +204,7 @@ def told_gradient(samples: int, mean_square: float, inner_square: float) -> Obse
     statistics = GradientStatistics(
         np.int32(1 << 20), np.int32(2), np.float32(mean_square), np.float32(1), np.float32(inner_square)
     )
-    return Observation(np.int32(samples), gradient=statistics)
+    return Observation(Count.of(samples), gradient=statistics)
 
 
 def _row(

@@ -11,9 +11,9 @@ from hessabs.batch_size.controller import Controller, ControllerState
 def restore(controller: Controller, state: Any) -> ControllerState:
     """Check that a saved state belongs to a rule, and make it one of its states.
 
-    What is compared is the structure, the dtypes and the batch size. Two rules that remember the same things
-    and start at the same batch size (``constant``, ``timer``) are not told apart: whoever saves a state saves
-    the settings of its rule too, and compares them.
+    What is compared is the structure, the dtypes and the range of the batch size. Two rules that remember the
+    same things (``timer``, ``fixed_growth``) are not told apart within it: whoever saves a state saves the
+    settings of its rule too, and compares them.
 
     Args:
       controller: The rule that is to go on.
@@ -40,11 +40,11 @@ def restore(controller: Controller, state: Any) -> ControllerState:
             raise ValueError(
                 f"The saved state is not one of this rule: at {path} it has {left} and the rule has {right}."
             )
-    initial = int(want.batch_size)
-    if int(saved[".batch_size"]) % initial:
+    size, range_ = int(saved[".batch_size"]), controller.batch_sizes
+    if range_ is not None and not range_[0] <= size <= range_[1]:
         raise ValueError(
-            f"The saved state is not one of this rule: its batch size is {int(saved['.batch_size'])} "
-            f"and the rule has multiples of {initial}."
+            f"The saved state is not one of this rule: its batch size is {size} and the rule's go from "
+            f"{range_[0]} to {range_[1]}."
         )
     return jax.tree.map(lambda leaf, path: jnp.asarray(saved[path]), want, _paths(want))
 

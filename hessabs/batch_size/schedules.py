@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
-from hessabs.batch_size.options import Coupling, check_options, rounded
+from hessabs.batch_size.controller import Controller, ControllerState, Observation, check_batch_sizes
+from hessabs.batch_size.counting import NEVER, Count
+from hessabs.batch_size.options import Coupling, check_options
+from hessabs.batch_size.table import each_update, schedule, straight
 
 
 def constant(
@@ -45,20 +47,15 @@ def constant(
     References:
       Yao et al. (2018), arXiv:1810.01021, baseline of section 4.
     """
-    options = check_options(
-        batch_size,
-        batch_size,
+    check_batch_sizes(batch_size, batch_size)
+    return schedule(
+        (batch_size,),
+        (),
         lr_decay_at=lr_decay_at,
         lr_decay=lr_decay,
         adversarial_fraction=adversarial_fraction,
         adversarial_until=adversarial_until,
     )
-
-    def update(observation: Observation, state: ControllerState) -> ControllerState:
-        samples = jnp.asarray(observation.samples, jnp.int32)
-        return options.decide(samples, state.batch_size, state.adversarial_fraction)
-
-    return Controller(options.first, update, "nothing")
 
 
 def linear_scaling(
@@ -123,17 +120,16 @@ def linear_scaling(
     ratio = batch_size / base_batch_size
     target = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[lr_coupling]
 
-    def decide(samples: jax.Array, fraction: jax.Array) -> ControllerState:
-        remaining = jnp.maximum(warmup - samples, 0)
-        scale = target - rounded(remaining, abs(target - 1) / max(warmup, 1)) * (1 if target > 1 else -1)
-        each_update = jnp.where(samples < warmup, samples + 1, NEVER)
+    def decide(samples: Count, fraction: jax.Array) -> ControllerState:
+        scale = straight(samples, 0, warmup, target)
         batch = jnp.asarray(batch_size, jnp.int32)
-        return options.decide(samples, batch, fraction, lr_scale=scale, events=(each_update,))
+        events = (each_update(samples, 0, warmup),)
+        return options.decide(samples, batch, fraction, lr_scale=scale, events=events)
 
     def init() -> ControllerState:
-        return decide(jnp.zeros((), jnp.int32), jnp.float32(adversarial_fraction))
+        return decide(Count.of(0), jnp.float32(adversarial_fraction))
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
-        return decide(jnp.asarray(observation.samples, jnp.int32), state.adversarial_fraction)
+        return decide(Count.of(observation.samples), state.adversarial_fraction)
 
-    return Controller(init, update, "nothing")
+    return Controller(init, update, "nothing", options.batch_sizes)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import NEVER, Controller, ControllerState, Observation
+from hessabs.batch_size.controller import Controller, ControllerState, Observation
+from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.eigenvalues import is_valid, need_eigenvalue
 from hessabs.batch_size.options import (
     Coupling,
@@ -20,7 +21,7 @@ from hessabs.batch_size.options import (
 
 class _Memory(NamedTuple):
     limit: jax.Array  # shape (), float32: factor in (0, 1] that keeps the step stable
-    measure_at: jax.Array  # shape (), int32: examples at the next measurement
+    measure_at: Count  # examples at the next measurement
 
 
 def stability_limited(
@@ -44,17 +45,17 @@ def stability_limited(
     Gradient descent on a quadratic is stable while ``eigenvalue * lr < 2``, with momentum m while it is below
     ``2 (1 + m)``. At each measurement the batch grows by as many factors as keep ``eigenvalue * lr`` after the
     growth below the threshold; it never falls. A negative, zero, subnormal or non-finite eigenvalue changes
-    nothing.
+    nothing. NaN stands for "not measured": the rule asks again at the next update.
 
     Args:
       initial: Examples per update at the start.
-      maximum: The most examples per update, a multiple of ``initial``.
+      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       lr: The learning rate at the start, which ``state.lr_scale`` multiplies, above 0.
       measure_every: Examples between measurements, at least 1.
       threshold: Bound on eigenvalue times learning rate, above 0. The default was chosen on held-out images
         (``experiments/results/go_beyond``); 2, which leaves momentum 0.9 a margin of 1.9, makes fewer updates
         and less accurate networks.
-      growth_factor: One step of growth, above 1. The batch stays a multiple of ``initial``.
+      growth_factor: One step of growth, above 1.
       limit_lr: Whether the learning rate also shrinks, to ``threshold / eigenvalue``, where the eigenvalue has
         risen above that; it recovers with the eigenvalue. Measurements then go on at the maximum.
       lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"`` (the batch
@@ -96,25 +97,22 @@ def stability_limited(
             raise ValueError(f"`{name}` must be above 0, got {value}.")
     check_every("measure_every", measure_every)
     check_above_one("growth_factor", growth_factor)
-    sizes = [factor * initial for factor in ladder(maximum // initial, growth_factor)]
+    sizes = ladder(initial, maximum, growth_factor)
 
-    def decide(
-        samples: jax.Array, batch_size: jax.Array, fraction: jax.Array, memory: _Memory
-    ) -> ControllerState:
+    def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
         measuring = limit_lr | (batch_size < maximum)
-        measure_at = jnp.where(measuring, memory.measure_at, NEVER)
+        measure_at = where(measuring, memory.measure_at, NEVER)
         return options.decide(
             samples, batch_size, fraction, memory, lr_scale=memory.limit, measure_at=measure_at
         )
 
     def init() -> ControllerState:
-        memory = _Memory(jnp.ones((), jnp.float32), jnp.asarray(measure_every, jnp.int32))
-        zero = jnp.zeros((), jnp.int32)
-        return decide(zero, jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
+        memory = _Memory(jnp.ones((), jnp.float32), Count.of(measure_every))
+        return decide(Count.of(0), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule
-        samples = jnp.asarray(observation.samples, jnp.int32)
+        samples = Count.of(observation.samples)
         eigenvalue = need_eigenvalue(observation, "stability_limited")
         measured = state.measure & (samples >= memory.measure_at)
         valid = measured & is_valid(eigenvalue)
@@ -129,7 +127,8 @@ def stability_limited(
         if limit_lr:
             sharpness = decayed * options.coupled(batch_size)
             limit = jnp.where(valid, jnp.minimum(threshold / jnp.where(valid, sharpness, 1.0), 1.0), limit)
-        measure_at = jnp.where(measured, next_multiple(samples, measure_every), memory.measure_at)
+        told = measured & ~jnp.isnan(eigenvalue)
+        measure_at = where(told, next_multiple(samples, measure_every), memory.measure_at)
         return decide(samples, batch_size, options.shrunk(state, batch_size), _Memory(limit, measure_at))
 
-    return Controller(init, update)
+    return Controller(init, update, batch_sizes=options.batch_sizes)

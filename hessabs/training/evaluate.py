@@ -1,5 +1,6 @@
 """Accuracy on clean and on attacked images, and the top Hessian eigenvalue."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hessabs import curvature
+from hessabs import curvature, trees
 from hessabs.attacks import losses
 from hessabs.training.devices.mesh import keep_up, split_whole
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
@@ -74,7 +75,7 @@ Measure = Callable[[TrainState, Params], curvature.PowerIterationResult]
 
 def make_measure(
     model: nn.Module, batch: Any, *, max_iters: int, rtol: float, mesh: Mesh | None = None
-) -> Measure:
+) -> Callable[..., curvature.PowerIterationResult]:
     """Make a function that measures the top Hessian eigenvalue on a fixed batch, in evaluation mode.
 
     The batch is the same at every call, so that a change of the eigenvalue is a change of the network and not
@@ -88,13 +89,20 @@ def make_measure(
       mesh: Devices over which the batch is split, or None.
 
     Returns:
-      ``measure(state, v0) -> PowerIterationResult``; pass the last eigenvector as v0.
+      ``measure(state, v0, block=None) -> PowerIterationResult``, a ``Measure``; pass the last eigenvector as
+      v0. A block of params, as ``hessabs.curvature.restrict`` takes it, is measured alone: the other leaves of
+      the vector stay those of v0.
     """
     on_device = jax.jit(scale_images)(jax.device_put(batch) if mesh is None else split_whole(batch, mesh))
 
-    def measure(state: TrainState, v0: Params) -> curvature.PowerIterationResult:
+    def measure(state: TrainState, v0: Params, block: str | None = None) -> curvature.PowerIterationResult:
         loss_fn = evaluation_loss(model, state.model_state)
-        operator = curvature.hessian(loss_fn, state.params, on_device, linearize=True)
-        return curvature.power_iteration(operator, v0, max_iters=max_iters, rtol=rtol)
+        iterate = functools.partial(curvature.power_iteration, max_iters=max_iters, rtol=rtol)
+        if block is None:
+            return iterate(curvature.hessian(loss_fn, state.params, on_device, linearize=True), v0)
+        whole = curvature.hessian(loss_fn, state.params, on_device)
+        start, others = trees.partition(v0, block)
+        result = iterate(curvature.restrict(whole, state.params, block, linearize=True), start)
+        return result._replace(eigenvector=trees.combine(result.eigenvector, others))
 
     return measure

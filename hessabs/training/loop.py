@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs.batch_size import ControllerState, Observation
+from hessabs.batch_size import ControllerState, Count, Observation
 from hessabs.curvature import PowerIterationResult
 from hessabs.training.clock import Clock
 from hessabs.training.devices import processes
@@ -97,7 +97,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             state = (_drop if state.dropping else _train_on)(run, state, batch, count)
             keep_up(state.train, run.mesh)
             state = state._replace(position=position)
-            if state.samples >= state.controller.observe_at:
+            if state.samples >= int(state.controller.observe_at):
                 state = _observe(run, state, update_controller, clock)
             # Several processes have clocks of their own, and what is shown all of them compute together.
             if jax.process_count() == 1 and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
@@ -177,8 +177,8 @@ def _observe(
     update_controller: Callable[[Observation, ControllerState], ControllerState],
     clock: Clock,
 ) -> LoopState:
-    observation = Observation(state.samples)
-    if run.controller.measures == "eigenvalue":
+    observation = Observation(Count.of(state.samples))
+    if run.controller.measures in ("eigenvalue", "last_layer_eigenvalue"):
         eigenvalue = float("nan")
         if state.controller.measure:
             state, eigenvalue = _measure(run, state, clock)
@@ -192,8 +192,9 @@ def _observe(
 
 def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float]:
     jax.block_until_ready(state.train)
+    measure = run.measure if run.controller.measures == "eigenvalue" else run.measure_last_layer
     with clock.measure("hessian"):
-        result: PowerIterationResult = run.measure(run.view(state.train), state.eigenvector)
+        result: PowerIterationResult = measure(run.view(state.train), state.eigenvector)
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.
     eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector

@@ -25,7 +25,7 @@ from hessabs.training.machine import dealt
 from hessabs.training.robust import Objective, make_objective
 from hessabs.training.state import TrainState, init_state
 from hessabs.training.step import StepFunctions, jit_each, make_step_functions
-from hessabs.training.track import Track, make_track, parse
+from hessabs.training.track import Track, last_layer, make_track, parse
 from hessabs.transforms import scale_by_batch_size
 
 _HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the images of the eigenvalue measurements
@@ -45,6 +45,7 @@ class Run(NamedTuple):
     accuracy: Accuracy  # on the test set
     final: dict[str, Accuracy]  # what is evaluated at the end, by its name in the summary
     measure: Measure  # the top eigenvalue during training
+    measure_last_layer: Measure  # that of the last layer's block, for a rule that asks for it
     measure_final: Measure  # the same on the same images, with more products if it needs them
     track: Track  # what is measured at the end of every epoch
     gather: Gather | None = None  # of a training set that lies on the device
@@ -150,6 +151,9 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         rtol=config.hessian_rtol,
         mesh=mesh,
     )
+    measure = make_measure(
+        model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol, mesh=mesh
+    )
     test = _whole(dataset.test, devices)
     state = init_state(params, model_state, optimizer, objective.init(image_shape))
     return Run(
@@ -168,9 +172,8 @@ def set_up(config: Config, dataset: Dataset | None = None) -> Run:
         state=state if mesh is None else rows.spread(state, mesh),
         accuracy=make_accuracy(model, test, mesh=mesh),
         final=_final_accuracies(model, config, test, held_out, mesh),
-        measure=make_measure(
-            model, hessian_batch, max_iters=config.hessian_iters, rtol=config.hessian_rtol, mesh=mesh
-        ),
+        measure=measure,
+        measure_last_layer=lambda state, v0: measure(state, v0, last_layer(state.params, dataset.num_classes)),
         measure_final=measure_final,
         track=make_track(parse(config.track), model, dataset, hessian_batch, measure_final),
         gather=None if isinstance(dataset.train["image"], Column) else make_gather(dataset.train, mesh),

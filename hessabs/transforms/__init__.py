@@ -31,17 +31,26 @@ from hessabs.transforms.adaptive import (
     self_measuring_batch_size,
 )
 from hessabs.transforms.adversarial import adversarial_gradient
+from hessabs.transforms.following import ByExamplesState, by_examples
+from hessabs.transforms.laws import follow_batch
+from hessabs.transforms.reading import Reading, measurement_due, read
 from hessabs.transforms.scaling import BySamplesState, ScaleByBatchSizeState, by_samples, scale_by_batch_size
 
 __all__ = [
     "AccumulateState",
     "AdaptiveBatchSizeState",
+    "ByExamplesState",
     "BySamplesState",
+    "Reading",
     "ScaleByBatchSizeState",
     "accumulate",
     "adaptive_batch_size",
     "adversarial_gradient",
+    "by_examples",
     "by_samples",
+    "follow_batch",
+    "measurement_due",
+    "read",
     "scale_by_batch_size",
     "self_measuring_batch_size",
 ]

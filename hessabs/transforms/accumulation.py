@@ -8,17 +8,20 @@ import optax
 
 from hessabs import trees
 from hessabs.batch_size import GradientStatistics
+from hessabs.transforms.adaptive import AdaptiveBatchSizeState
 from hessabs.typing import Params
 
 
 class AccumulateState(NamedTuple):
     """State of ``accumulate``."""
 
-    num_accumulated: jax.Array  # shape (), int32: micro-batches in `total`
+    num_accumulated: jax.Array  # shape (), int32: micro-batches since the last boundary, absent ones too
+    num_present: jax.Array  # shape (), int32: those whose weight is not 0, the ones in `total`
+    num_examples: jax.Array  # shape (), int32: examples in those, where their number is known
     updated: jax.Array  # shape (), bool: whether the last call made an update
     weight: jax.Array  # shape (), float32: sum of their weights
     square: jax.Array  # shape (), float32: sum of weight * ||gradient||^2, with `statistics`
-    total: Params  # sum of weight * gradient, at least float32
+    total: Params  # sum of weight * gradient, at least float32, sharded like the params
     inner_state: optax.OptState
 
 
@@ -36,25 +39,35 @@ def accumulate(
     by which as many micro-batches have been accumulated as are asked for in that very call: if the number
     shrinks half-way, the update comes at once, with all that was accumulated.
 
-    ``update`` takes the extra arguments ``num_micro_batches`` (an int32 that may be traced and change from
-    call to call) and ``weight`` (of this micro-batch's mean gradient; 1 if not given, its number of examples
-    where micro-batches differ in size). All others are passed to ``inner``: those of the last micro-batch, so
-    ``adversarial_gradient`` stands before ``accumulate`` and not in it.
+    ``update`` takes the extra arguments
+
+    * ``num_micro_batches``: an int32 that may be traced and change from call to call; a traced number below 1
+      acts as 1;
+    * ``weight`` of this micro-batch's mean gradient: 1 if not given, its number of examples (or of tokens that
+      count) where micro-batches differ in size. A micro-batch of weight 0 is absent, whatever its gradient is,
+      NaN too: it counts to the boundary alone. Where all of them are absent there is no update: zero updates,
+      ``inner`` does not run and its state stays;
+    * ``num_examples`` in this micro-batch, at every call or at none: ``micro_batch_size`` if not given.
+
+    All others are passed to ``inner``: those of the last micro-batch, so ``adversarial_gradient`` stands before
+    ``accumulate`` and not in it. ``inner`` also gets ``num_examples``, all those in its update (none of absent
+    micro-batches); ``adaptive_batch_size``, ``by_samples`` and ``by_examples`` go by it.
 
     Args:
       inner: The transformation to update, usually a whole optimizer.
       num_micro_batches: How many to accumulate where the extra argument is not given, at least 1.
-      micro_batch_size: Examples in a micro-batch. The number to accumulate is then the ``batch_size`` of an
-        ``adaptive_batch_size`` in ``inner``, divided by this and rounded up.
+      micro_batch_size: Examples in a micro-batch. The number to accumulate, where nothing else says it, is then
+        the batch size of the ``adaptive_batch_size`` in ``inner``, divided by this and rounded up.
       statistics: Whether to pass ``gradient_statistics`` to ``inner``, for a rule that reads the noise of the
         gradient. Costs one norm for each micro-batch, needs ``micro_batch_size``, and takes all micro-batches
-        for equally large.
+        that are present for equally large.
 
     Returns:
       A ``GradientTransformationExtraArgs``. ``state.updated`` tells whether the last call made an update.
 
     Raises:
-      ValueError: If a number is below 1, or both are given; from ``update``, if none says how many.
+      ValueError: If a number is below 1, or both are given; from ``update``, if none says how many, or two
+        rules do.
 
     Example:
       >>> tx = accumulate(optax.sgd(1.0))
@@ -67,9 +80,8 @@ def accumulate(
       0.0
       -3.0
     """
-    for name, value in (("num_micro_batches", num_micro_batches), ("micro_batch_size", micro_batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    _check("num_micro_batches", num_micro_batches)
+    _check("micro_batch_size", micro_batch_size)
     if num_micro_batches is not None and micro_batch_size is not None:
         raise ValueError(
             "`num_micro_batches` and `micro_batch_size` both say how many to accumulate, "
@@ -82,10 +94,12 @@ def accumulate(
     def init(params: Params) -> AccumulateState:
         return AccumulateState(
             num_accumulated=jnp.zeros((), jnp.int32),
+            num_present=jnp.zeros((), jnp.int32),
+            num_examples=jnp.zeros((), jnp.int32),
             updated=jnp.zeros((), bool),
             weight=jnp.zeros((), jnp.float32),
             square=jnp.zeros((), jnp.float32),
-            total=jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params),
+            total=jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params),
             inner_state=inner.init(params),
         )
 
@@ -96,31 +110,40 @@ def accumulate(
         *,
         num_micro_batches: Any = num_micro_batches,
         weight: Any = 1.0,
+        num_examples: Any = micro_batch_size,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AccumulateState]:
+        _check("num_micro_batches", num_micro_batches)
         wanted = num_micro_batches
-        if wanted is None and micro_batch_size is not None:
-            wanted = -(-optax.tree.get(state.inner_state, "batch_size") // micro_batch_size)
         if wanted is None:
-            raise ValueError(
-                "accumulate needs to know how many micro-batches make an update: call "
-                "update(gradient, state, params, num_micro_batches=...), or give `num_micro_batches` or "
-                "`micro_batch_size` when it is made."
-            )
+            wanted = _num_micro_batches(state.inner_state, micro_batch_size)
         weight = jnp.asarray(weight, jnp.float32)
+        # Not "above 0": a weight of NaN is a mistake and has to show.
+        present = weight != 0
         count = state.num_accumulated + 1
+        num_present = state.num_present + present
+        examples = state.num_examples
+        if num_examples is not None:
+            examples = examples + jnp.where(present, jnp.asarray(num_examples, jnp.int32), 0)
         total_weight = state.weight + weight
-        total = jax.tree.map(lambda t, g: t + weight * g.astype(t.dtype), state.total, updates)
-        square = state.square + weight * trees.vdot(updates, updates) if statistics else state.square
+        total = jax.tree.map(
+            lambda t, g: t + jnp.where(present, weight * g.astype(t.dtype), 0), state.total, updates
+        )
+        square = state.square
+        if statistics:
+            norm = trees.vdot(updates, updates).astype(jnp.float32)
+            square = square + jnp.where(present, weight * norm, 0)
 
         def complete(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
             scale = trees.safe_inverse(total_weight)
             mean = jax.tree.map(lambda t, g: (t * scale).astype(g.dtype), total, updates)
             extra = dict(extra_args)
-            if statistics:
+            if num_examples is not None:
+                extra["num_examples"] = examples
+            if statistics and micro_batch_size is not None:
                 extra["gradient_statistics"] = GradientStatistics(
-                    jnp.asarray(micro_batch_size, jnp.int32),
-                    count,
+                    micro_batch_size,
+                    num_present,
                     square * scale,
                     trees.vdot(mean, mean).astype(jnp.float32),
                 )
@@ -130,13 +153,17 @@ def accumulate(
         shapes, _ = jax.eval_shape(complete, state.inner_state)
 
         def wait(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), inner_state
+            # Like the shapes, which know how they are sharded: both branches must agree.
+            return jax.tree.map(jnp.zeros_like, shapes), inner_state
 
         boundary = count >= wanted
-        new_updates, inner_state = jax.lax.cond(boundary, complete, wait, state.inner_state)
+        updated = boundary & (num_present > 0)
+        new_updates, inner_state = jax.lax.cond(updated, complete, wait, state.inner_state)
         return new_updates, AccumulateState(
             num_accumulated=jnp.where(boundary, 0, count),
-            updated=jnp.asarray(boundary),
+            num_present=jnp.where(boundary, 0, num_present),
+            num_examples=jnp.where(boundary, 0, examples),
+            updated=updated,
             weight=jnp.where(boundary, 0, total_weight),
             square=jnp.where(boundary, 0, square),
             total=jax.tree.map(lambda t: jnp.where(boundary, 0, t), total),
@@ -144,3 +171,27 @@ def accumulate(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(name: str, value: Any) -> None:
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def _num_micro_batches(inner_state: optax.OptState, micro_batch_size: int | None) -> jax.Array:
+    """Return how many micro-batches make the batch that the rule in ``inner`` asks for."""
+    if micro_batch_size is None:
+        raise ValueError(
+            "accumulate needs to know how many micro-batches make an update: call "
+            "update(gradient, state, params, num_micro_batches=...), or give `num_micro_batches` or "
+            "`micro_batch_size` when it is made."
+        )
+    nodes = jax.tree.leaves(inner_state, is_leaf=lambda node: isinstance(node, AdaptiveBatchSizeState))
+    rules = [node for node in nodes if isinstance(node, AdaptiveBatchSizeState)]
+    if len(rules) != 1:
+        raise ValueError(
+            f"accumulate(..., micro_batch_size={micro_batch_size}) reads the batch size from a rule in `inner` "
+            f"and finds {len(rules) or 'no'} adaptive_batch_size there: put one there, or call "
+            "update(gradient, state, params, num_micro_batches=...)."
+        )
+    return -(-rules[0].controller.batch_size // micro_batch_size)

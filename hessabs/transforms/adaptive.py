@@ -6,37 +6,51 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs.batch_size import NEVER, Controller, ControllerState, GradientStatistics, Observation
+from hessabs.batch_size import (
+    Controller,
+    ControllerState,
+    Count,
+    GradientStatistics,
+    Observation,
+    noise_and_signal,
+)
 from hessabs.curvature import hessian, power_iteration
 from hessabs.typing import LossFn, Params
 
+_ABSENT = object()
+
 
 class AdaptiveBatchSizeState(NamedTuple):
-    """State of ``adaptive_batch_size`` and ``self_measuring_batch_size``."""
+    """State of ``adaptive_batch_size`` and ``self_measuring_batch_size``; ``hessabs.read`` finds it."""
 
-    samples: jax.Array  # shape (), int32: examples trained on
+    samples: Count  # examples trained on
     controller: ControllerState  # its `batch_size` is that of the next update
+    eigenvalue: jax.Array  # shape (), float32: the last one measured, NaN before the first
+    measurement_due: jax.Array  # shape (), bool: whether the next update is to bring a measurement
+    missed: jax.Array  # shape (), int32: updates that were to bring one and brought none
     eigenvector: Any  # like the params: where the next measurement starts; () where none is made here
 
 
 def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationExtraArgs:
     """Hold a batch-size rule, and scale updates by its learning-rate factor.
 
-    The incoming updates are those of a batch of ``optax.tree.get(state, "batch_size")`` examples. They are
-    scaled by the factor that the rule had decided for it; the count of examples goes up by the batch; then the
-    rule is called if it is time, and what it decides holds from the next update on. Place it after momentum,
-    where a learning rate stands. ``optax.tree.get`` reads ``"batch_size"``, ``"lr_scale"``,
-    ``"adversarial_fraction"``, and ``"observe_at"`` and ``"measure"``: whether a measurement is asked for once
-    ``"samples"`` reaches that count.
+    The incoming updates are those of a batch of ``hessabs.read(state).batch_size`` examples. They are scaled by
+    the factor that the rule had decided for it; the count of examples goes up; then the rule is called if it is
+    time, and what it decides holds from the next update on. Place it after momentum, where a learning rate
+    stands. ``hessabs.read`` reads what the rule decided, ``hessabs.measurement_due`` whether the next update is
+    to bring a measurement.
 
-    ``update`` takes one of these extra arguments, and ignores others:
+    ``update`` takes these extra arguments, and ignores others:
 
-    * ``eigenvalue``, with ``standard_error`` if it has one;
-    * ``gradient_statistics``, as ``hessabs.accumulate(..., statistics=True)`` passes them;
-    * ``observation``: an ``Observation``, whose count of examples then replaces the state's own.
+    * ``num_examples`` of this update, which ``hessabs.accumulate`` passes: what the count goes up by; the batch
+      size if not given;
+    * what the rule measures: ``eigenvalue``, with ``standard_error`` if it has one, or ``gradient_statistics``,
+      as ``hessabs.accumulate(..., statistics=True)`` passes them. It must be given, for a rule that is told
+      nothing never grows the batch: an eigenvalue of None or NaN says that none was measured;
+    * ``observation``: an ``Observation`` instead; its count of examples then replaces the state's own.
 
-    Where a measurement is due and none of them is given, the rule is not told one, and asks again at the next
-    update.
+    Where a measurement is due and none is told, the rule asks again at the next update, and ``state.missed``
+    counts it.
 
     Args:
       controller: The rule.
@@ -44,21 +58,28 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
     Returns:
       A ``GradientTransformationExtraArgs``.
 
+    Raises:
+      ValueError: From ``update``, if what the rule measures is not given, or can never be measured because an
+        update has one micro-batch.
+
     Example:
       >>> import hessabs
       >>> rule = hessabs.batch_size.hessian_adaptive(2, 8, measure_every=4)
       >>> tx = optax.chain(adaptive_batch_size(rule), optax.sgd(0.1))
       >>> w = jnp.ones(())
       >>> state = tx.init(w)
-      >>> for eigenvalue in (9.0, 8.0, 7.0, 4.0):
-      ...     updates, state = tx.update(w, state, w, eigenvalue=eigenvalue)
-      >>> int(optax.tree.get(state, "batch_size")), float(optax.tree.get(state, "lr_scale"))
-      (4, 2.0)
+      >>> for measured in (8.0, 4.0):
+      ...     for _ in range(2):
+      ...         eigenvalue = measured if hessabs.measurement_due(state) else None
+      ...         updates, state = tx.update(w, state, w, eigenvalue=eigenvalue)
+      >>> reading = hessabs.read(state)
+      >>> int(reading.batch_size), float(reading.lr_scale), int(reading.samples)
+      (4, 2.0, 8)
     """
 
     def init(params: Params) -> AdaptiveBatchSizeState:
         del params
-        return AdaptiveBatchSizeState(jnp.zeros((), jnp.int32), controller.init(), ())
+        return _start(controller, ())
 
     def update(
         updates: optax.Updates,
@@ -66,19 +87,25 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
         params: Params | None = None,
         *,
         observation: Observation | None = None,
-        eigenvalue: Any = None,
+        eigenvalue: Any = _ABSENT,
         standard_error: Any = None,
         gradient_statistics: GradientStatistics | None = None,
+        num_examples: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AdaptiveBatchSizeState]:
         del params, extra_args
-        samples = _count(state)
         if observation is None:
-            observation = Observation(samples, eigenvalue, standard_error, gradient_statistics)
-        else:
-            samples = jnp.asarray(observation.samples, jnp.int32)
-        new = _advance(controller, observation, state.controller)
-        return _scale(updates, state), AdaptiveBatchSizeState(samples, new, ())
+            if controller.measures.endswith("eigenvalue") and eigenvalue is _ABSENT:
+                raise ValueError(
+                    "adaptive_batch_size needs `eigenvalue`, for its rule measures one: call "
+                    "update(gradient, state, params, eigenvalue=...), with None or NaN where none was measured "
+                    "(hessabs.measurement_due(state) is False)."
+                )
+            told = jnp.float32(jnp.nan) if eigenvalue is _ABSENT or eigenvalue is None else eigenvalue
+            observation = Observation(_count(state, num_examples), told, standard_error, gradient_statistics)
+        if controller.measures == "gradient":
+            _check_parts(controller, observation.gradient)
+        return _scale(updates, state), _advance(controller, observation, state, ())
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -98,9 +125,10 @@ def self_measuring_batch_size(
     eigenvector of the last measurement. For GPU and TPU: on the CPU, convolutions inside ``lax.cond`` run 20 to
     50 times slower than outside; there measure outside and use ``adaptive_batch_size``.
 
-    ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required; batch norm in evaluation mode),
-    and ignores others. ``batch`` may be another one than the gradient's: a fixed one makes eigenvalues
-    comparable. Place it outside ``optax.masked``, ``optax.partition`` and ``shard_map``'s split params.
+    ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required; batch norm in evaluation mode) and
+    ``num_examples``, as ``adaptive_batch_size`` does, and ignores others. ``batch`` may be another one than the
+    gradient's: a fixed one makes eigenvalues comparable. Place it outside ``optax.masked``, ``optax.partition``
+    and ``shard_map``'s split params.
 
     Args:
       controller: The rule, one that measures an eigenvalue of the whole Hessian.
@@ -122,7 +150,7 @@ def self_measuring_batch_size(
       >>> loss = lambda w, batch: 2.5 * jnp.sum(w**2)  # eigenvalue 5
       >>> w = jnp.ones(3)
       >>> updates, state = tx.update(w, tx.init(w), w, loss_fn=loss, batch=None)
-      >>> int(optax.tree.get(state, "batch_size"))  # 5 * 0.1 * 2 < 2 <= 5 * 0.1 * 4
+      >>> int(hessabs.read(state).batch_size)  # 5 * 0.1 * 2 < 2 <= 5 * 0.1 * 4
       4
     """
     if controller.measures not in ("eigenvalue", "nothing"):
@@ -135,7 +163,7 @@ def self_measuring_batch_size(
 
     def init(params: Params) -> AdaptiveBatchSizeState:
         start = optax.tree.random_like(key, params, jax.random.normal)
-        return AdaptiveBatchSizeState(jnp.zeros((), jnp.int32), controller.init(), start)
+        return _start(controller, start)
 
     def update(
         updates: optax.Updates,
@@ -144,6 +172,7 @@ def self_measuring_batch_size(
         *,
         loss_fn: LossFn | None = None,
         batch: Any = None,
+        num_examples: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AdaptiveBatchSizeState]:
         del extra_args
@@ -152,7 +181,7 @@ def self_measuring_batch_size(
                 "self_measuring_batch_size needs params and `loss_fn`: call "
                 "update(gradient, state, params, loss_fn=..., batch=...)."
             )
-        samples = _count(state)
+        samples = _count(state, num_examples)
 
         def measure(start: Params) -> tuple[jax.Array, Params]:
             matvec = hessian(loss_fn, params, batch, axis_name=axis_name)
@@ -166,28 +195,66 @@ def self_measuring_batch_size(
         eigenvalue, eigenvector = jax.lax.cond(
             due, measure, lambda start: (jnp.float32(jnp.nan), start), state.eigenvector
         )
-        new = _advance(controller, Observation(samples, eigenvalue), state.controller)
-        return _scale(updates, state), AdaptiveBatchSizeState(samples, new, eigenvector)
+        observation = Observation(samples, eigenvalue)
+        return _scale(updates, state), _advance(controller, observation, state, eigenvector)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _count(state: AdaptiveBatchSizeState) -> jax.Array:
-    # Stops below NEVER, where an int32 would turn negative.
-    return state.samples + jnp.minimum(state.controller.batch_size, NEVER - 1 - state.samples)
+def _start(controller: Controller, eigenvector: Any) -> AdaptiveBatchSizeState:
+    samples, state = Count.of(0), controller.init()
+    return AdaptiveBatchSizeState(
+        samples,
+        state,
+        eigenvalue=jnp.full((), jnp.nan, jnp.float32),
+        measurement_due=_due(samples, state),
+        missed=jnp.zeros((), jnp.int32),
+        eigenvector=eigenvector,
+    )
 
 
-def _advance(controller: Controller, observation: Observation, state: ControllerState) -> ControllerState:
-    given = observation.gradient if controller.measures == "gradient" else observation.eigenvalue
-    told = state
-    if given is None:
-        nothing = jnp.float32(jnp.nan)
-        statistics = GradientStatistics(1, 1, nothing, nothing, nothing)
-        observation = observation._replace(eigenvalue=nothing, gradient=statistics)
-        told = state._replace(measure=jnp.zeros((), bool))
-    due = jnp.asarray(observation.samples, jnp.int32) >= state.observe_at
-    new = controller.update(observation, told)
-    return jax.tree.map(lambda n, o: jnp.where(due, n, o), new, state)
+def _count(state: AdaptiveBatchSizeState, num_examples: Any) -> Count:
+    return state.samples + (state.controller.batch_size if num_examples is None else num_examples)
+
+
+def _due(samples: Count, state: ControllerState) -> jax.Array:
+    return state.measure & (samples + state.batch_size >= state.observe_at)
+
+
+def _advance(
+    controller: Controller, observation: Observation, state: AdaptiveBatchSizeState, eigenvector: Any
+) -> AdaptiveBatchSizeState:
+    samples, before = Count.of(observation.samples), state.controller
+    observation = observation._replace(samples=samples)
+    reached = samples >= before.observe_at
+    after = jax.tree.map(lambda n, o: jnp.where(reached, n, o), controller.update(observation, before), before)
+    eigenvalue = jnp.asarray(jnp.nan if observation.eigenvalue is None else observation.eigenvalue, jnp.float32)
+    told = ~jnp.isnan(eigenvalue)
+    if controller.measures == "gradient" and observation.gradient is not None:
+        told = jnp.isfinite(noise_and_signal(observation.gradient)[0])
+    return AdaptiveBatchSizeState(
+        samples,
+        after,
+        eigenvalue=jnp.where(jnp.isnan(eigenvalue), state.eigenvalue, eigenvalue),
+        measurement_due=_due(samples, after),
+        missed=state.missed + (reached & before.measure & ~told),
+        eigenvector=eigenvector,
+    )
+
+
+def _check_parts(controller: Controller, statistics: GradientStatistics | None) -> None:
+    if statistics is None:
+        raise ValueError(
+            "adaptive_batch_size needs `gradient_statistics`, for its rule reads the noise of the gradient: "
+            "put it into hessabs.accumulate(..., micro_batch_size=..., statistics=True), or call "
+            "update(gradient, state, params, gradient_statistics=...)."
+        )
+    size, first = statistics.part_size, (controller.batch_sizes or (None,))[0]
+    if isinstance(size, int) and first is not None and size >= first:
+        raise ValueError(
+            "A rule that reads the noise of the gradient compares the micro-batches of an update: "
+            f"`micro_batch_size` must be at most half of its first batch of {first} examples, got {size}."
+        )
 
 
 def _scale(updates: optax.Updates, state: AdaptiveBatchSizeState) -> optax.Updates:

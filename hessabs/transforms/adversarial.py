@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import optax
 
-from hessabs.attacks.mixing import attacked_head, num_replaced
+from hessabs import batch_axis
+from hessabs.attacks.mixing import attacked_head, beyond_maximum, made_visible, num_replaced
 from hessabs.collectives import pmean
 from hessabs.typing import Attack, LossFn, Params
 
@@ -19,15 +20,21 @@ def adversarial_gradient(
     ``g + (1 / n) sum_{i < m} (grad l(adversarial_i) - grad l(x_i))``: it is computed from the incoming clean
     gradient ``g`` and the head of the batch alone.
 
+    **Not for batch norm in training mode.** The formula holds where examples do not influence each other.
+    Whoever trains batch norm has a gradient ``g`` in training mode, and the sum over the head alone would be
+    that of another loss: replace the examples before the gradient is taken, with
+    ``hessabs.attacks.replace_fraction`` (``examples/batch_norm.py`` does).
+
     ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required: those of the incoming gradient,
-    the loss a mean over examples that do not influence each other, so batch norm in evaluation mode),
-    ``adversarial_fraction`` (may be traced; ``max_fraction`` if not given) and ``key`` (for attacks that need
-    one). Place it first in a chain, outside ``optax.masked``.
+    the loss a mean over examples), ``adversarial_fraction`` (may be traced; ``max_fraction`` if not given) and
+    ``key`` (for attacks that need one). Place it first in a chain, outside ``optax.masked``.
 
     Args:
       attack: ``attack(loss_fn, params, batch, key) -> batch``, as ``hessabs.attacks.fgsm`` makes it.
       max_fraction: The largest fraction of the batch that will ever be replaced, in [0, 1]. It is static: the
-        first ``floor(max_fraction * n)`` examples are attacked at every update.
+        first ``floor(max_fraction * n)`` examples are attacked at every update, so the work grows with it. With
+        a rule it is the rule's own: ``float(rule.init().adversarial_fraction)``, from where rules only lower
+        it. A larger fraction is refused; where it is traced, the updates are NaN.
       axis_name: The mapped axis over which the batch is split, or None. The incoming gradient is then the mean
         over the devices, and each device attacks the first of its own examples.
 
@@ -37,7 +44,7 @@ def adversarial_gradient(
 
     Raises:
       ValueError: If ``max_fraction`` lies outside [0, 1]; from ``update``, if params, loss or batch are
-        missing.
+        missing, the loss returns more than a scalar, or the fraction lies above ``max_fraction``.
 
     Example:
       >>> import hessabs, jax.numpy as jnp
@@ -75,16 +82,19 @@ def adversarial_gradient(
         if loss_fn is None or missing:
             raise ValueError(
                 f"adversarial_gradient needs {', '.join(missing)}: call "
-                "update(gradient, state, params, loss_fn=..., batch=...)."
+                "update(gradient, state, params, loss_fn=..., batch=...), the loss in evaluation mode. "
+                + _TRAINING_MODE
             )
-        num_examples = jax.tree.leaves(batch)[0].shape[0]
+        _check_loss(loss_fn, params, batch)
+        num_examples = batch_axis.num_examples(batch)
         fraction = max_fraction if adversarial_fraction is None else adversarial_fraction
+        beyond = beyond_maximum(fraction, max_fraction, num_examples)
         adversarial, clean = attacked_head(
             attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
         )
-        size = jax.tree.leaves(clean)[0].shape[0]
+        size = batch_axis.num_examples(clean)
         if size == 0:
-            return updates, state
+            return made_visible(beyond, updates), state
 
         def difference(p: Params) -> jax.Array:
             return pmean(loss_fn(p, adversarial) - loss_fn(p, clean), axis_name)
@@ -94,6 +104,21 @@ def adversarial_gradient(
         updates = jax.tree.map(
             lambda g, c: (g + (size / num_examples) * c).astype(g.dtype), updates, correction
         )
-        return updates, state
+        return made_visible(beyond, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+_TRAINING_MODE = (
+    "For batch norm in training mode replace the examples before the gradient is taken, with "
+    "hessabs.attacks.replace_fraction, and leave adversarial_gradient out."
+)
+
+
+def _check_loss(loss_fn: LossFn, params: Params, batch: Any) -> None:
+    shape = jax.eval_shape(loss_fn, params, batch)
+    if not isinstance(shape, jax.ShapeDtypeStruct) or shape.shape:
+        raise ValueError(
+            "adversarial_gradient needs a loss that returns one scalar, the mean over examples that do not "
+            f"influence each other, got {shape}. {_TRAINING_MODE}"
+        )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs.batch_size import NEVER
+from hessabs.batch_size.counting import Count, divide
 from hessabs.typing import Params
 
 
@@ -24,8 +24,7 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
     a change acts at once on the whole step.
 
     Returns:
-      A ``GradientTransformationExtraArgs``; its state keeps the last factor, which
-      ``optax.tree.get(opt_state, "lr_scale")`` reads.
+      A ``GradientTransformationExtraArgs``; its state keeps the last factor, which ``hessabs.read`` reads.
 
     Raises:
       ValueError: From ``update``, if ``lr_scale`` is not given.
@@ -69,7 +68,7 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
 class BySamplesState(NamedTuple):
     """State of ``by_samples``."""
 
-    samples: jax.Array  # shape (), int32: examples trained on
+    samples: Count  # examples trained on
 
 
 def by_samples(
@@ -81,7 +80,8 @@ def by_samples(
     ``samples / examples_per_step``: where the batch grows, the schedule goes on at the pace of the data, and a
     run of as many epochs ends where it was meant to.
 
-    ``update`` takes the extra argument ``batch_size``: the examples of this update, which may be traced.
+    ``update`` takes the extra argument ``num_examples``, which ``hessabs.accumulate`` passes, or ``batch_size``
+    where that is not given: the examples of this update, which may be traced.
 
     Args:
       schedule: From a count of steps (a float32 scalar, not always whole) to a learning rate.
@@ -92,7 +92,7 @@ def by_samples(
       A ``GradientTransformationExtraArgs``.
 
     Raises:
-      ValueError: If ``examples_per_step`` is below 1; from ``update``, if ``batch_size`` is not given.
+      ValueError: If ``examples_per_step`` is below 1; from ``update``, if neither is given.
 
     Example:
       >>> tx = by_samples(optax.piecewise_constant_schedule(1.0, {10: 0.1}), 128)
@@ -110,7 +110,7 @@ def by_samples(
 
     def init(params: Params) -> BySamplesState:
         del params
-        return BySamplesState(jnp.zeros((), jnp.int32))
+        return BySamplesState(Count.of(0))
 
     def update(
         updates: optax.Updates,
@@ -118,21 +118,21 @@ def by_samples(
         params: Params | None = None,
         *,
         batch_size: Any = None,
+        num_examples: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, BySamplesState]:
         del params, extra_args
-        if batch_size is None:
+        examples = batch_size if num_examples is None else num_examples
+        if examples is None:
             raise ValueError(
                 "by_samples needs `batch_size`, the examples of this update: call "
                 "update(gradient, state, params, batch_size=...)."
             )
         # Whole steps apart, so that they stay exact beyond the 2**24 that a float32 can count to.
-        step = (state.samples // examples_per_step).astype(jnp.float32)
-        step += (state.samples % examples_per_step).astype(jnp.float32) / examples_per_step
+        whole, rest = divide(state.samples, examples_per_step)
+        step = whole.to_float() + rest.to_float() / examples_per_step
         rate = jnp.asarray(schedule(step), jnp.float32) * (-1 if flip_sign else 1)
         updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
-        left = NEVER - 1 - state.samples
-        samples = state.samples + jnp.minimum(jnp.asarray(batch_size, jnp.int32), left)
-        return updates, BySamplesState(samples)
+        return updates, BySamplesState(state.samples + examples)
 
     return optax.GradientTransformationExtraArgs(init, update)

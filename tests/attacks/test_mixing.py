@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hessabs.attacks import fgsm, num_replaced, replace_fraction
-from hessabs.attacks.mixing import attacked_head
+from hessabs.attacks.mixing import attacked_head, beyond_maximum
 
 FRACTIONS = (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625)
 
@@ -62,13 +62,35 @@ def test_replaces_exactly_the_first(fraction, n):
         assert mixed[name].dtype == batch[name].dtype
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.25, 1.0])
-@pytest.mark.parametrize("max_fraction", [0.0, 0.01, 0.25])
-def test_max_fraction_caps(max_fraction, fraction):
-    batch = make_batch(16)
-    mixed = replace_fraction(mark, loss, 1.0, batch, fraction, max_fraction=max_fraction)
-    m = min(int(16 * fraction), int(16 * max_fraction))
-    np.testing.assert_array_equal(marked(mixed, batch), np.arange(16) < m)
+@pytest.mark.parametrize("part_size", [None, 8])
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("max_fraction", [0.0, 0.01, 0.25, 1.0])
+def test_a_fraction_beyond_the_largest_is_refused_or_shows(max_fraction, fraction, part_size):
+    batch, n = make_batch(16), part_size or 16
+
+    def mix(fraction):
+        options = {"max_fraction": max_fraction, "part_size": part_size}
+        return replace_fraction(mark, loss, 1.0, batch, fraction, **options)
+
+    traced = jax.jit(mix)(fraction)
+    if fraction <= max_fraction or np.floor(n * fraction) <= np.floor(n * max_fraction):
+        for mixed in (mix(fraction), mix(jnp.float32(fraction)), traced):
+            want = np.arange(16) % n < np.floor(n * fraction)
+            np.testing.assert_array_equal(marked(mixed, batch), want)
+    else:
+        for value in (fraction, jnp.float32(fraction)):
+            with pytest.raises(ValueError, match=f"at most max_fraction={max_fraction}, got {fraction}"):
+                mix(value)
+        assert np.isnan(traced["image"]).all()
+        np.testing.assert_array_equal(traced["label"], batch["label"])
+
+
+@pytest.mark.parametrize("n", [7, 1000, 123_457])
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 1 / 3, 0.7, 0.123_456_7])
+def test_the_largest_fraction_itself_is_never_beyond(fraction, n):
+    for value in (fraction, jnp.float32(fraction)):
+        assert beyond_maximum(value, fraction, n) is False
+    assert not jax.jit(lambda f: beyond_maximum(f, fraction, n))(fraction)
 
 
 def test_attacks_the_head_alone():
@@ -88,7 +110,7 @@ def test_no_attack_where_no_example_can_be_replaced():
         raise AssertionError("attacked")
 
     batch = make_batch(4)
-    mixed = replace_fraction(fail, loss, 1.0, batch, 1.0, max_fraction=0.2)
+    mixed = replace_fraction(fail, loss, 1.0, batch, 0.2, max_fraction=0.2)
     jax.tree.map(np.testing.assert_array_equal, mixed, batch)
 
 

@@ -77,7 +77,7 @@ def test_the_timer_is_abs_whose_eigenvalue_never_falls():
         (fixed_growth, {"grow_at": (0,)}, "`grow_at` must be positive"),
         (fixed_growth, {"growth_factor": 1.0}, "`growth_factor` must be above 1"),
         (timer, {"every": 0}, "`every` must be at least 1 example, got 0"),
-        (timer, {"maximum": 9}, "`maximum` must be a multiple"),
+        (timer, {"maximum": 2**31}, "`maximum` must be below"),
         (timer, {"initial": 0}, "`initial` must lie in"),
     ],
 )

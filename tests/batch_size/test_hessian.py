@@ -124,7 +124,7 @@ def test_a_measurement_that_was_not_asked_for_is_not_counted():
         ({"patience": 0}, "`patience` must be at least 1 .* got 0"),
         ({"adversarial_fraction": -0.1}, "`adversarial_fraction` must lie in"),
         ({"adversarial_until": -5}, "`adversarial_until` must be at least 0"),
-        ({"maximum": 13}, "`maximum` must be a multiple of initial=4, got 13; .* is 12"),
+        ({"maximum": 3}, "`initial` must lie in .* got 4"),
         ({"lr_decay_at": (5, 5)}, "`lr_decay_at` must be positive"),
         ({"noise_factor": -1.0}, "`noise_factor` must be at least 0, got -1.0"),
         ({"signal": "trace"}, "`signal` must be one of .* got 'trace'"),

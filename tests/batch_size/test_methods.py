@@ -76,7 +76,7 @@ def test_times_can_be_measured_here(capsys):
         ([], "`num_examples` is required"),
         (["--num_examples=1000", "--batch_size=2000"], "must lie in [1, num_examples=1000], got 2000"),
         (["--num_examples=1000", "--max_batch_size=1280"], "must not exceed the data set, got 1280 of 1000"),
-        (["--num_examples=1000", "--max_batch_size=200"], "must be a multiple of initial=128, got 200"),
+        (["--num_examples=1000", "--max_batch_size=200"], "must be a multiple of batch_size=128"),
         (["--num_examples=1000", "--method=sgd"], "`method` must be one of bl, fb, gg"),
         (["--num_examples=1000", "--patience=-1"], "`patience` must be at least 0, got -1"),
         (["--num_examples=1000", "--method=timer", "--patience=0"], "`patience` must be at least 1 epoch"),

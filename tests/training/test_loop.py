@@ -10,14 +10,16 @@ import optax
 import pytest
 
 from hessabs import models
-from hessabs.batch_size import Observation
+from hessabs.batch_size import Observation, hessian_adaptive
 from hessabs.curvature import PowerIterationResult
 from hessabs.data import Dataset, eval_batches, load
-from hessabs.training import Config, set_up, train
+from hessabs.training import Config, loop, loop_state, set_up, train
 from hessabs.training import setup as setup_lib
+from hessabs.training.clock import Clock
 from hessabs.training.config import resolve
 from hessabs.training.evaluate import make_accuracy
 from hessabs.training.metrics import read_lines
+from hessabs.training.saving.snapshot import Snapshot, arrays_of, record_of, restore
 
 N, TEST, MICRO = 200, 30, 8  # 25 micro-batches an epoch: odd, so that epochs end inside updates
 RECORD_FIELDS = {
@@ -437,6 +439,24 @@ def test_each_measurement_starts_from_the_last_vector(base):
         jax.tree.map(np.testing.assert_array_equal, start, end)
 
 
+def test_a_rule_of_the_last_layer_is_told_its_eigenvalue(base):
+    run, _ = prepare(base, method="abs", epochs=3, lr_decay_epochs=())
+    rule = hessian_adaptive(
+        2 * MICRO, 16 * MICRO, measure_every=run.epoch_examples, patience=None, block="last_layer"
+    )
+    starts, script = [], iter((8.0, 3.0, 1.0))
+
+    def measure(state, v0):
+        starts.append(v0)
+        return measure_constant(optax.tree.scale(2.0, v0))._replace(eigenvalue=jnp.float32(next(script)))
+
+    run = run._replace(controller=rule, measure=None, measure_last_layer=measure)
+    records = train(run._replace(measure_final=lambda state, v0: measure_constant(v0))).records
+    assert [record["eigenvalue"] for record in records] == [8.0, 3.0, 1.0]
+    assert [record["batch_size"] for record in records] == [2 * MICRO, 2 * MICRO, 4 * MICRO]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(2 * a, b), *starts[:2])
+
+
 def test_controller_decays_by_examples(base):
     run, _ = prepare(base, method="bl", lr_decay_epochs=(2, 4))
     state = run.controller.init()
@@ -445,3 +465,17 @@ def test_controller_decays_by_examples(base):
         state = run.controller.update(Observation(samples), state)
         scales.append(float(state.lr_scale))
     np.testing.assert_allclose(scales, [1, 0.2, 0.2, 0.04], rtol=1e-6)
+
+
+def test_controller_decays_beyond_the_examples_that_an_int32_counts(base):
+    run, _ = prepare(base, method="bl", lr_decay_epochs=(10**9,))
+    state = loop_state.start(run)
+    assert int(state.controller.observe_at) == 10**9 * N > 2**31
+    update = jax.jit(run.controller.update)
+    for samples, scale in ((10**9 * N - 1, 1.0), (10**9 * N, 0.2)):
+        observed = loop._observe(run, state._replace(samples=samples), update, Clock())
+        assert float(observed.controller.lr_scale) == np.float32(scale)
+    snapshot = Snapshot(observed, [], {})
+    saved = restore(state, arrays_of(observed), json.loads(json.dumps(record_of(snapshot))))
+    assert saved.state.samples == 10**9 * N
+    jax.tree.map(np.testing.assert_array_equal, saved.state.controller, observed.controller)

@@ -16,6 +16,7 @@ from hessabs.training.robust import make_inner, mixing
 from hessabs.training.setup import make_optimizer
 from hessabs.training.state import init_state, read_loss
 from hessabs.training.step import make_step_functions
+from hessabs.training.track import last_layer
 
 RTOL = 1e-5  # sums of float32 in another order
 ATOL = 2e-7
@@ -262,9 +263,24 @@ def test_the_eigenvalue_is_measured_in_evaluation_mode_and_touches_nothing(batch
     def loss(p):
         return mean_nll(normed(unravel(p), (stats["mean"], stats["var"]), image), label)
 
-    values = np.linalg.eigvalsh(jax.hessian(loss)(flat))
-    top = values[np.argmax(np.abs(values))]
-    assert float(result.eigenvalue) == pytest.approx(top, rel=1e-3)
+    dense = np.asarray(jax.hessian(loss)(flat))
+    assert float(result.eigenvalue) == pytest.approx(largest_of(dense), rel=1e-3)
+
+    block = last_layer(state.params, CLASSES)
+    inside = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full(x.shape, block in jax.tree_util.keystr(path)), state.params
+    )
+    chosen = np.asarray(jax.flatten_util.ravel_pytree(inside)[0])
+    assert 0 < chosen.sum() < chosen.size
+    result = make_measure(Normed(), part, max_iters=200, rtol=1e-5)(state, v0, block)
+    assert float(result.eigenvalue) == pytest.approx(largest_of(dense[chosen][:, chosen]), rel=1e-3)
+    vector, start = (np.asarray(jax.flatten_util.ravel_pytree(x)[0]) for x in (result.eigenvector, v0))
+    np.testing.assert_array_equal(vector[~chosen], start[~chosen])
+
+
+def largest_of(matrix):
+    values = np.linalg.eigvalsh(matrix)
+    return values[np.argmax(np.abs(values))]
 
 
 @pytest.mark.parametrize("model", [mlp(CLASSES, (7,)), Normed()], ids=["mlp", "batch_norm"])

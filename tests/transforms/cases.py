@@ -48,8 +48,16 @@ def measured_rule():
     return hessabs.batch_size.stability_limited(16, 64, lr=0.01, measure_every=16)
 
 
+def noise_rule():
+    return hessabs.batch_size.gradient_noise_scale(16, 64, measure_every=16)
+
+
 def schedule(step):
     return 2.0 + step
+
+
+def adam_by_examples(batch_size):
+    return hessabs.by_examples(optax.scale_by_adam, batch_size=batch_size)(b1=0.9, b2=0.99)
 
 
 CASES = {
@@ -96,6 +104,26 @@ CASES = {
         factory=hessabs.accumulate,
         arguments={"inner": optax.scale(2.0), "num_micro_batches": 2},
         static=("inner", "num_micro_batches", "micro_batch_size", "statistics"),
+    ),
+    "accumulate_statistics": Case(
+        make=lambda: hessabs.accumulate(
+            hessabs.adaptive_batch_size(noise_rule()), micro_batch_size=8, statistics=True
+        ),
+        extra=lambda batch: {},
+        factory=hessabs.accumulate,
+        arguments={
+            "inner": hessabs.adaptive_batch_size(noise_rule()),
+            "micro_batch_size": 8,
+            "statistics": True,
+        },
+        static=("inner", "num_micro_batches", "micro_batch_size", "statistics"),
+    ),
+    "by_examples": Case(
+        make=lambda: adam_by_examples(8),
+        extra=lambda batch: {"num_examples": jnp.int32(16)},
+        factory=adam_by_examples,
+        arguments={"batch_size": 8},
+        static=("batch_size",),
     ),
     "by_samples": Case(
         make=lambda: hessabs.by_samples(schedule, 16, flip_sign=False),

@@ -43,6 +43,55 @@ def test_without_a_fraction_it_is_the_largest():
     np.testing.assert_array_equal(one["w"], two["w"])
 
 
+def make_update(max_fraction, **options):
+    params, batch = make_params(), make_batch()
+    tx = hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.1), max_fraction=max_fraction)
+
+    def update(fraction):
+        extra = {"loss_fn": loss_fn, "batch": batch, "adversarial_fraction": fraction, **options}
+        return tx.update(gradient(params, batch), tx.init(params), params, **extra)[0]["w"]
+
+    return update
+
+
+def test_the_fraction_of_a_rule_is_its_own_largest():
+    rule = hessabs.batch_size.timer(16, 64, every=16, adversarial_fraction=0.5)
+    state, params, batch = rule.init(), make_params(), make_batch()
+    got = jax.jit(make_update(float(state.adversarial_fraction)))(state.adversarial_fraction)
+    mixed = hessabs.attacks.replace_fraction(hessabs.attacks.fgsm(0.1), loss_fn, params, batch, 0.5)
+    np.testing.assert_allclose(got, gradient(params, mixed)["w"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("max_fraction", [0.2, 0.01, 0.0])  # the second makes a head of no examples
+def test_a_fraction_beyond_the_largest_is_refused_or_shows(max_fraction):
+    update = make_update(max_fraction)
+    with pytest.raises(ValueError, match=rf"at most max_fraction={max_fraction}, got 0\.5"):
+        update(0.5)
+    assert np.isnan(jax.jit(update)(0.5)).all()
+    assert np.isfinite(jax.jit(update)(max_fraction)).all()
+
+
+def test_a_loss_with_new_statistics_is_in_training_mode():
+    update = make_update(0.2, loss_fn=lambda params, batch: (loss_fn(params, batch), {"mean": jnp.zeros(3)}))
+    with pytest.raises(ValueError, match=r"one scalar, .* hessabs\.attacks\.replace_fraction"):
+        update(0.2)
+
+
+def test_scalars_of_a_batch_are_no_examples():
+    params, batch = make_params(), make_batch()
+    tx = hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.1), max_fraction=0.5)
+
+    def scaled(params, batch):
+        return batch["a_scale"] * loss_fn(params, batch)
+
+    def update(loss_fn, batch):
+        clean = jax.grad(loss_fn)(params, batch)
+        return tx.update(clean, tx.init(params), params, loss_fn=loss_fn, batch=batch)[0]
+
+    got, want = update(scaled, {"a_scale": jnp.float32(2.0), **batch}), update(loss_fn, batch)
+    np.testing.assert_allclose(got["w"], 2 * want["w"], rtol=1e-5, atol=1e-7)
+
+
 def test_what_is_missing_is_named():
     tx = hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.1))
     with pytest.raises(ValueError, match="needs params, batch"):

@@ -71,17 +71,20 @@ def test_unknown_extra_arguments_are_ignored(case):
     chex.assert_trees_all_equal(got, plain(case))
 
 
-def test_structure_types_and_weakness_of_the_state_are_stable(case):
-    tx = case.make()
-    state = tx.init(make_params())
-    for step in range(2):
-        params, batch = make_params(), make_batch(seed=step)
-        updates, new = tx.update(gradient(params, batch), state, params, **case.extra(batch))
-        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-        assert jax.tree.structure(new) == jax.tree.structure(state)
-        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
-            assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
-        state = new
+@pytest.mark.parametrize("wide", [False, True])
+def test_structure_types_and_weakness_of_the_state_are_stable(case, wide):
+    dtype = jnp.float64 if wide else jnp.float32
+    with jax.enable_x64(wide):
+        tx = case.make()
+        state = tx.init(make_params(dtype))
+        for step in range(2):
+            params, batch = make_params(dtype), make_batch(dtype=dtype, seed=step)
+            updates, new = tx.update(gradient(params, batch), state, params, **case.extra(batch))
+            chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+            assert jax.tree.structure(new) == jax.tree.structure(state)
+            for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+                assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+            state = new
 
 
 def test_the_second_update_compiles_nothing_and_equals_eager(case):

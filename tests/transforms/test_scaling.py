@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import hessabs
+from hessabs.batch_size import Count
 
 
 def rates(tx, batch_sizes):
@@ -46,9 +47,11 @@ def test_parts_of_a_step_are_read_between():
 
 def test_whole_steps_stay_exact_after_many_examples():
     tx = hessabs.by_samples(lambda step: step, 1000, flip_sign=False)
-    state = hessabs.transforms.BySamplesState(jnp.int32(2_000_001_000))
+    state = hessabs.transforms.BySamplesState(Count.of(5_000_000_001_500))
     updates, _ = tx.update(jnp.ones(()), state, batch_size=1)
-    assert float(updates) == 2_000_001.0
+    assert float(updates) == float(np.float32(5_000_000_001) + np.float32(0.5))
+    state = hessabs.transforms.BySamplesState(Count.of(2_000_001_500))
+    assert float(tx.update(jnp.ones(()), state, num_examples=1)[0]) == 2_000_001.5
 
 
 def test_refusals():
@@ -67,4 +70,4 @@ def test_the_factor_scales_and_can_be_read():
     state = tx.init(jnp.ones(()))
     updates, state = tx.update(jnp.ones(()), state, lr_scale=4.0)
     assert float(updates) == pytest.approx(-0.4)
-    assert float(optax.tree.get(state, "lr_scale")) == 4.0
+    assert float(hessabs.read(state).lr_scale) == 4.0
