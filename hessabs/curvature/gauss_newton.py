@@ -5,18 +5,28 @@ the forward mode. They differ in M alone, and each M is the Hessian of a functio
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
-from hessabs.curvature.linearization import MEMORY_BUDGET, Linearize, LinearMaps, Source, make_operator
+from hessabs import batch_axis, trees
+from hessabs.curvature.differences import check_step, difference
+from hessabs.curvature.linearization import (
+    MEMORY_BUDGET,
+    Linearize,
+    LinearMaps,
+    Source,
+    make_operator,
+    traceable,
+)
+from hessabs.curvature.losses import call, scalar, without_aux
 from hessabs.curvature.operators import mean_loss
 from hessabs.typing import Batch, LossFn, MatVec, Params
 
 Distribution = Literal["categorical", "bernoulli", "normal"]
+Mode = Literal["forward", "reverse", "finite_difference"]
 
 
 def gauss_newton(
@@ -27,7 +37,9 @@ def gauss_newton(
     *,
     linearize: Linearize = False,
     memory_budget: int = MEMORY_BUDGET,
-    mode: Literal["forward", "reverse"] = "forward",
+    mode: Mode = "forward",
+    step: float | None = None,
+    has_aux: bool = False,
     axis_name: str | None = None,
 ) -> MatVec:
     """Make the generalised Gauss-Newton matrix ``J' (d^2 loss / d outputs^2) J`` an operator.
@@ -43,7 +55,10 @@ def gauss_newton(
       linearize: Keep the residuals of the linearisation: True, False or ``"auto"``, as in ``hessian``.
       memory_budget: Bytes of residuals, for ``"auto"``.
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
-        product is then the transpose of the reverse one.
+        product is then the transpose of the reverse one. ``"finite_difference"`` of two outputs of the model
+        is for backward passes that cannot be differentiated; the transposed product stays exact.
+      step: For ``"finite_difference"``, as in ``hessian``.
+      has_aux: Whether the model returns ``(outputs, aux)``; the second is dropped.
       axis_name: The mapped axis over which the batch is split, or None.
 
     Returns:
@@ -51,7 +66,7 @@ def gauss_newton(
 
     Raises:
       ValueError: If a param is no floating-point array, the loss is no scalar, or an option is unknown.
-      TypeError: If a ``custom_vjp`` in the model blocks forward mode.
+      TypeError: If a ``custom_vjp`` in the model or the loss blocks the mode, with the modes that work.
 
     Example:
       >>> model = lambda w, x: x @ w
@@ -63,11 +78,35 @@ def gauss_newton(
     References:
       Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    if mode not in _MAPS:
-        raise ValueError(f'`mode` must be "forward" or "reverse", got {mode!r}.')
-    functions = (trees.as_partial(model_fn), trees.as_partial(loss_fn))
-    source = Source(trees.Static(_MAPS[mode]), functions, params, batch, trees.Static(axis_name))
+    if mode == "finite_difference" and linearize is True:
+        raise ValueError('`linearize=True` needs a derivative; with mode="finite_difference" leave it False.')
+    if mode == "finite_difference":
+        linearize = False
+    functions = (without_aux(model_fn, has_aux), trees.as_partial(loss_fn))
+    maps = trees.Static(gauss_newton_maps(mode, step))
+    source = Source(maps, functions, params, batch, trees.Static(axis_name))
     return make_operator(source, linearize, memory_budget)
+
+
+def gauss_newton_maps(mode: Mode = "forward", step: float | None = None) -> LinearMaps:
+    """Return the ways to multiply with a Gauss-Newton matrix that a mode names.
+
+    Args:
+      mode: As in ``gauss_newton``.
+      step: As in ``gauss_newton``.
+
+    Returns:
+      ``LinearMaps``.
+
+    Raises:
+      ValueError: If the mode is unknown, or the step not positive or of another mode.
+    """
+    if mode not in (*_MAPS, "finite_difference"):
+        raise ValueError(f'`mode` must be "forward", "reverse" or "finite_difference", got {mode!r}.')
+    check_step(mode, step)
+    if mode != "finite_difference":
+        return _MAPS[mode]
+    return LinearMaps(_Difference(step), _Difference(step))
 
 
 def fisher(
@@ -89,7 +128,8 @@ def fisher(
       batch: What the model takes; its labels are not used.
       distribution: ``"categorical"`` (outputs are logits over the last axis), ``"bernoulli"`` (one logit per
         output) or ``"normal"`` (outputs are means of unit variance).
-      **options: ``linearize``, ``memory_budget``, ``mode`` and ``axis_name``, as in ``gauss_newton``.
+      **options: ``linearize``, ``memory_budget``, ``mode``, ``step``, ``has_aux`` and ``axis_name``, as in
+        ``gauss_newton``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``. Positive semi-definite; the mean over all
@@ -111,7 +151,9 @@ def fisher(
     return gauss_newton(model_fn, _LOG_PARTITION[distribution], params, batch, **options)
 
 
-def empirical_fisher(loss_fn: LossFn, params: Params, batch: Batch, **options: Any) -> MatVec:
+def empirical_fisher(
+    loss_fn: LossFn, params: Params, batch: Batch, *, has_aux: bool = False, **options: Any
+) -> MatVec:
     """Make the second moment of the per-example gradients, ``1/n sum_i g_i g_i'``, an operator.
 
     One product costs about what a Gauss-Newton product does: the gradients themselves are never formed.
@@ -121,7 +163,8 @@ def empirical_fisher(loss_fn: LossFn, params: Params, batch: Batch, **options: A
         so batch norm must be in evaluation mode.
       params: A pytree of floating-point arrays.
       batch: What the loss takes.
-      **options: ``linearize``, ``memory_budget``, ``mode`` and ``axis_name``, as in ``gauss_newton``.
+      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
+      **options: ``linearize``, ``memory_budget``, ``mode``, ``step`` and ``axis_name``, as in ``gauss_newton``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``. Positive semi-definite.
@@ -138,44 +181,65 @@ def empirical_fisher(loss_fn: LossFn, params: Params, batch: Batch, **options: A
     References:
       Kunstner et al. (2019), arXiv:1905.12558, on how it differs from the Fisher matrix.
     """
-    return gauss_newton(
-        Partial(_losses_by_example, trees.as_partial(loss_fn)), _half_mean_square, params, batch, **options
-    )
+    losses = Partial(_losses_by_example, without_aux(loss_fn, has_aux))
+    return gauss_newton(losses, _half_mean_square, params, batch, **options)
 
 
 def _linear(
     functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch, axis_name: str | None
 ) -> MatVec:
     model_fn, loss_fn = functions
-    outputs, forward = jax.linearize(lambda p: model_fn(p, batch), params)
+    outputs, forward = jax.linearize(lambda p: call(model_fn, p, batch), params)
     transposed = jax.linear_transpose(forward, params)
-    return _sandwich(outputs, forward, transposed, loss_fn, batch, axis_name)
+    _, middle = jax.linearize(jax.grad(mean_loss(loss_fn, batch, axis_name)), outputs)
+    return lambda vector: transposed(middle(forward(vector)))[0]
 
 
 def _reverse(
     functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch, axis_name: str | None
 ) -> MatVec:
     model_fn, loss_fn = functions
-    outputs, transposed = jax.vjp(lambda p: model_fn(p, batch), params)
+    outputs, transposed = jax.vjp(lambda p: call(model_fn, p, batch), params)
     backward = jax.linear_transpose(lambda u: transposed(u)[0], outputs)
-    return _sandwich(outputs, lambda v: backward(v)[0], transposed, loss_fn, batch, axis_name)
+    # The Hessian of the loss is symmetric: the transposed product is the product.
+    _, middle = jax.vjp(jax.grad(mean_loss(loss_fn, batch, axis_name)), outputs)
+    return lambda vector: transposed(middle(backward(vector)[0])[0])[0]
 
 
-def _sandwich(
-    outputs: Any,
-    forward: Callable[[Any], Any],
-    transposed: Callable[[Any], tuple[Any, ...]],
-    loss_fn: LossFn,
-    batch: Batch,
-    axis_name: str | None,
-) -> MatVec:
-    _, middle = jax.linearize(jax.grad(mean_loss(loss_fn, batch, axis_name)), outputs)
-    return lambda vector: transposed(middle(forward(vector)))[0]
+class _Difference(NamedTuple):
+    """Central differences of the model, and of the gradient of the loss if that has no forward mode either."""
+
+    step: float | None
+
+    def __call__(
+        self,
+        functions: tuple[Callable[..., Any], ...],
+        params: Params,
+        batch: Batch,
+        axis_name: str | None,
+    ) -> MatVec:
+        model_fn, loss_fn = functions
+
+        def model(params: Params) -> Any:
+            return call(model_fn, params, batch)
+
+        outputs, transposed = jax.vjp(model, params)
+        forward = difference(model, params, self.step)
+        gradient = jax.grad(mean_loss(loss_fn, batch, axis_name))
+
+        def middle(u: Any) -> Any:
+            return jax.jvp(gradient, (outputs,), (u,))[1]
+
+        exact = traceable(middle, outputs)
+        second = middle if exact else difference(gradient, outputs, None)
+        return lambda vector: transposed(second(forward(vector)))[0]
 
 
+_DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _Difference(None))
+_REVERSE = ('mode="reverse" (exact) of `gauss_newton`', _reverse)
 _MAPS = {
-    "forward": LinearMaps(_linear, _linear, 'mode="reverse" of `gauss_newton`'),
-    "reverse": LinearMaps(_reverse, _reverse, "a model without it"),
+    "forward": LinearMaps(_linear, _linear, (_REVERSE, _DIFFERENCE)),
+    "reverse": LinearMaps(_reverse, _reverse, (_DIFFERENCE,)),
 }
 
 
@@ -199,9 +263,9 @@ _LOG_PARTITION = {"categorical": _categorical, "bernoulli": _bernoulli, "normal"
 
 def _losses_by_example(loss_fn: LossFn, params: Params, batch: Batch) -> jax.Array:
     def loss_of_one(example: Batch) -> jax.Array:
-        return loss_fn(params, jax.tree.map(lambda x: x[None], example))
+        return scalar(loss_fn, params, batch_axis.map_examples(lambda _, x: x[None], batch, example))
 
-    return jax.vmap(loss_of_one)(batch)
+    return jax.vmap(loss_of_one, in_axes=(batch_axis.in_axes(batch),))(batch)
 
 
 def _half_mean_square(losses: jax.Array, batch: Batch) -> jax.Array:

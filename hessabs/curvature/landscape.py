@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import trees
+from hessabs.curvature.layers import output_axes, stack_axes
+from hessabs.paths import Where
 from hessabs.typing import Batch, LossFn, Params
 
 
@@ -86,18 +88,27 @@ def landscape(
     return Landscape(grid, values)
 
 
-def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
+def filter_normalized_direction(
+    key: jax.Array, params: Params, *, output_axis: int | None = None, stacked: Where | None = None
+) -> Params:
     """Draw a random direction with the scale of the params, filter by filter.
 
-    Every filter (all entries that share the last index, as in flax kernels) gets the norm it has in ``params``;
-    leaves with fewer than two axes (biases, normalisation) get zeros.
+    Every filter (all entries that share the index of one output) gets the norm it has in ``params``; biases and
+    normalisation get zeros.
 
     Args:
       key: A random key.
       params: A pytree of floating-point arrays.
+      output_axis: The axis of the outputs in all kernels: -1 in flax and haiku, 0 in Equinox and PyTorch. None
+        for 0 in the layers of ``equinox.nn`` and -1 elsewhere.
+      stacked: The leaves that hold a stack of layers, of a model that scans over them, as part of a path or a
+        predicate: each layer has its own filters. None for those whose boxes name an axis ``"layers"``.
 
     Returns:
       A pytree like ``params``.
+
+    Raises:
+      ValueError: If ``stacked`` finds no leaf.
 
     Example:
       >>> direction = filter_normalized_direction(jax.random.key(0), {"w": 3 * jnp.eye(2), "b": jnp.ones(2)})
@@ -108,14 +119,17 @@ def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
       Li et al. (2018), arXiv:1712.09913.
     """
 
-    def scale(noise: jax.Array, param: jax.Array) -> jax.Array:
-        if param.ndim < 2:
+    def scale(noise: jax.Array, param: jax.Array, output: int | None, stack: int | None) -> jax.Array:
+        if output is None:
             return jnp.zeros_like(param)
-        axes = tuple(range(param.ndim - 1))
-        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes)) for x in (param, noise)]
+        axes = tuple(axis for axis in range(param.ndim) if axis not in (output, stack))
+        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (param, noise)]
         return (noise * norms[0] * trees.safe_inverse(norms[1])).astype(param.dtype)
 
-    return jax.tree.map(scale, trees.normal_like(key, params), params)
+    leaves, treedef = jax.tree.flatten(params)
+    noise = jax.tree.leaves(trees.normal_like(key, params))
+    outputs, stacks = output_axes(params, output_axis, stacked=stacked), stack_axes(params, stacked)
+    return treedef.unflatten([scale(*x) for x in zip(noise, leaves, outputs, stacks, strict=True)])
 
 
 @jax.jit
