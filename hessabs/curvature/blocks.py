@@ -91,9 +91,9 @@ def block_params(params: Params, where: Where | Layer) -> Params:
 
 
 class _Cut(NamedTuple):
-    """A layer of a stack. The index is an array, so that all layers of a stack share one program."""
+    """A layer of a stack. The position is an array, so that all layers of a stack share one program."""
 
-    index: jax.Array
+    position: jax.Array
     axis: trees.Static
 
 
@@ -102,9 +102,9 @@ def _split(params: Params, where: Where | Layer) -> tuple[Params, Params, _Cut |
     if not isinstance(where, Layer):
         return *trees.partition(params, where), None
     chosen, others = trees.partition(params, where.paths.__contains__)
-    if where.index is None:
+    if where.position is None:
         return chosen, others, None
-    cut = _Cut(jnp.asarray(where.index, jnp.int32), trees.Static(where.axis))
+    cut = _Cut(jnp.asarray(where.position, jnp.int32), trees.Static(where.axis))
     return _take(chosen, cut), params, cut
 
 
@@ -112,7 +112,7 @@ def _take(stacks: Params, cut: _Cut | None) -> Params:
     if cut is None:
         return stacks
     return jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, cut.index, cut.axis.value, keepdims=False), stacks
+        lambda x: jax.lax.dynamic_index_in_dim(x, cut.position, cut.axis.value, keepdims=False), stacks
     )
 
 
@@ -121,7 +121,7 @@ def _join(block: Params, others: Params, cut: _Cut | None) -> Params:
         return trees.combine(block, others)
     return jax.tree.map(
         lambda x, whole: (
-            whole if x is None else jax.lax.dynamic_update_index_in_dim(whole, x, cut.index, cut.axis.value)
+            whole if x is None else jax.lax.dynamic_update_index_in_dim(whole, x, cut.position, cut.axis.value)
         ),
         block,
         others,

@@ -112,6 +112,6 @@ def _step_for(jaxpr: Jaxpr, x: Any) -> jax.Array:
 def _operands(jaxpr: Jaxpr) -> Iterator[Any]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in _PRODUCTS:
-            yield from (atom.aval.dtype for atom in eqn.invars)
+            yield from (atom.aval.dtype for atom in eqn.invars)  # type: ignore[attr-defined]
         for inner in inner_jaxprs(eqn):
             yield from _operands(inner)

@@ -4,8 +4,9 @@ All are ``J' M J``: forward mode through the model, a small symmetric map on its
 the forward mode. They differ in M alone, and each M is the Hessian of a function of the outputs.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def gauss_newton_maps(mode: Mode = "forward", step: float | None = None) -> Line
     check_step(mode, step)
     if mode != "finite_difference":
         return _MAPS[mode]
-    return LinearMaps(_Difference(step), _Difference(step))
+    return LinearMaps(_differences(step), _differences(step))
 
 
 def fisher(
@@ -206,17 +207,10 @@ def _reverse(
     return lambda vector: transposed(middle(backward(vector)[0])[0])[0]
 
 
-class _Difference(NamedTuple):
-    """Central differences of the model, and of the gradient of the loss if that has no forward mode either."""
-
-    step: float | None
-
-    def __call__(
-        self,
-        functions: tuple[Callable[..., Any], ...],
-        params: Params,
-        batch: Batch,
-        axis_name: str | None,
+@functools.cache  # one function for each step: operators of one step share their program
+def _differences(step: float | None) -> Callable[..., MatVec]:
+    def product(
+        functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch, axis_name: str | None
     ) -> MatVec:
         model_fn, loss_fn = functions
 
@@ -224,18 +218,20 @@ class _Difference(NamedTuple):
             return call(model_fn, params, batch)
 
         outputs, transposed = jax.vjp(model, params)
-        forward = difference(model, params, self.step)
+        forward = difference(model, params, step)
         gradient = jax.grad(mean_loss(loss_fn, batch, axis_name))
 
         def middle(u: Any) -> Any:
             return jax.jvp(gradient, (outputs,), (u,))[1]
 
-        exact = traceable(middle, outputs)
-        second = middle if exact else difference(gradient, outputs, None)
+        # The loss may hold a kernel without forward mode, too.
+        second = middle if traceable(middle, outputs) else difference(gradient, outputs, None)
         return lambda vector: transposed(second(forward(vector)))[0]
 
+    return product
 
-_DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _Difference(None))
+
+_DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _differences(None))
 _REVERSE = ('mode="reverse" (exact) of `gauss_newton`', _reverse)
 _MAPS = {
     "forward": LinearMaps(_linear, _linear, (_REVERSE, _DIFFERENCE)),

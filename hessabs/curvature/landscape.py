@@ -129,7 +129,8 @@ def filter_normalized_direction(
     leaves, treedef = jax.tree.flatten(params)
     noise = jax.tree.leaves(trees.normal_like(key, params))
     outputs, stacks = output_axes(params, output_axis, stacked=stacked), stack_axes(params, stacked)
-    return treedef.unflatten([scale(*x) for x in zip(noise, leaves, outputs, stacks, strict=True)])
+    drawn = [scale(*x) for x in zip(noise, leaves, outputs, stacks, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 @jax.jit

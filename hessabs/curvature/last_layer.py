@@ -92,7 +92,7 @@ def _product(
     results = [
         jnp.sum(w, axis=over) if axis is None else product if axis == 1 else product.T for axis in axes.value
     ]
-    return treedef.unflatten([r.astype(x.dtype) for r, x in zip(results, leaves, strict=True)])
+    return jax.tree.unflatten(treedef, [r.astype(x.dtype) for r, x in zip(results, leaves, strict=True)])
 
 
 def _shares(shape: tuple[int, ...], weights: jax.Array | None, dtype: Any) -> jax.Array:

@@ -27,7 +27,7 @@ class Layer(NamedTuple):
 
     name: str  # the path of the layer, keys joined with "/"; "[i]" appended in a stack
     paths: tuple[str, ...]  # of its leaves, as ``hessabs.paths.paths`` writes them
-    index: int | None = None  # which layer of the stack, or None for no stack
+    position: int | None = None  # which layer of the stack, or None for no stack
     axis: int = 0  # where the layers lie in the leaves of the stack
 
 
@@ -55,7 +55,7 @@ def layers(
       >>> list(layers(params)), list(layers(params, stacked="body"))
       (['body', 'head'], ['body[0]', 'body[1]', 'head'])
       >>> layers(params, ["head"])
-      {'head': Layer(name='head', paths=('head/bias',), index=None, axis=0)}
+      {'head': Layer(name='head', paths=('head/bias',), position=None, axis=0)}
     """
     names = paths(params)
     belongs = _naming(names, is_layer)
@@ -181,8 +181,8 @@ def _slices(layer: str, members: list[tuple[str, tuple[int, ...], int | None]]) 
             f"The leaves of a stacked layer must have one number of layers, but in {layer} "
             f"{', '.join(f'{name} has shape {shape}' for name, shape, _ in members)}."
         )
-    for index in range(lengths.pop()):
-        yield Layer(f"{layer}[{index}]", names, index, axis)
+    for position in range(lengths.pop()):
+        yield Layer(f"{layer}[{position}]", names, position, axis)
 
 
 def _named_axes(params: Params) -> list[int | None]:

@@ -10,8 +10,9 @@ right under ``pmap`` and under ``shard_map`` with and without varying-axes check
 already inserts the sum, and averaging equal values changes nothing).
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 
@@ -152,7 +153,7 @@ def hessian_maps(mode: Mode = "forward_over_reverse", step: float | None = None)
     check_step(mode, step)
     if mode != "finite_difference":
         return _MAPS[mode]
-    return LinearMaps(_Difference(step), _Difference(step))
+    return LinearMaps(_differences(step), _differences(step))
 
 
 def mean_loss(loss_fn: LossFn, batch: Batch, axis_name: str | None) -> Callable[[Any], jax.Array]:
@@ -192,18 +193,15 @@ def _reverse(functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_n
     return lambda vector: transposed(vector)[0]
 
 
-class _Difference(NamedTuple):
-    """Central differences of the gradient. A value, so that two operators of one step share their program."""
+@functools.cache  # one function for each step: operators of one step share their program
+def _differences(step: float | None) -> Callable[..., MatVec]:
+    def product(functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_name: str | None) -> MatVec:
+        return difference(_gradient(functions, batch, axis_name), params, step)
 
-    step: float | None
-
-    def __call__(
-        self, functions: tuple[LossFn, ...], params: Params, batch: Batch, axis_name: str | None
-    ) -> MatVec:
-        return difference(_gradient(functions, batch, axis_name), params, self.step)
+    return product
 
 
-_DIFFERENCE = ('mode="finite_difference" of `hessian`', _Difference(None))
+_DIFFERENCE = ('mode="finite_difference" of `hessian`', _differences(None))
 _REVERSE = ('mode="reverse_over_reverse" (exact) of `hessian`', _reverse)
 HESSIAN = LinearMaps(_product, _linear, (_REVERSE, _DIFFERENCE))
 _MAPS = {
