@@ -131,9 +131,8 @@ def each_example(function: Callable[[Any], Any], batch: Any) -> Any:
 
     def one(examples: list[Any]) -> Any:
         rows = iter(examples)
-        return function(
-            treedef.unflatten([next(rows)[None] if c else x for x, c in zip(leaves, carries, strict=True)])
-        )
+        one_each = [next(rows)[None] if c else x for x, c in zip(leaves, carries, strict=True)]
+        return function(jax.tree.unflatten(treedef, one_each))
 
     return jax.vmap(one)([jnp.asarray(x) for x, c in zip(leaves, carries, strict=True) if c])
 

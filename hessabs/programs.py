@@ -104,10 +104,10 @@ class _Weak:
         self._references = tuple(weakref.ref(part, died) for part in parts)
 
     def get(self) -> Callable[..., Any]:
-        parts = [reference() for reference in self._references]
+        parts: list[Any] = [reference() for reference in self._references]
         if any(part is None for part in parts):
             raise ReferenceError("The function of this operator no longer exists; keep the operator itself.")
-        return parts[0] if len(parts) == 1 else types.MethodType(parts[0], parts[1])  # type: ignore[return-value]
+        return parts[0] if len(parts) == 1 else types.MethodType(*parts)
 
     def refers_to(self, parts: tuple[Any, ...]) -> bool:
         return all(reference() is part for reference, part in zip(self._references, parts, strict=True))
@@ -135,8 +135,9 @@ def _weak(function: Callable[..., Any]) -> _Weak:
     # JAX wraps what a Partial is made of when that is a functools.partial, anew at each time.
     function = getattr(function, "fun", function) if type(function) is _SHIM else function
     # A bound method is made anew at each access: its function and its object are what lives.
-    bound = isinstance(function, types.MethodType)
-    parts = (function.__func__, function.__self__) if bound else (function,)  # type: ignore[attr-defined]
+    parts: tuple[Any, ...] = (function,)
+    if isinstance(function, types.MethodType):
+        parts = (function.__func__, function.__self__)
     key = tuple(id(part) for part in parts)
     known = _KNOWN.get(key)
     if known is not None and known.refers_to(parts):
@@ -165,7 +166,7 @@ def _veil(tree: Any, functions: list[_Weak]) -> Any:
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_partial)
     if not any(map(_is_partial, leaves)):
         return tree
-    return treedef.unflatten([_veiled(x, functions) if _is_partial(x) else x for x in leaves])
+    return jax.tree.unflatten(treedef, [_veiled(x, functions) if _is_partial(x) else x for x in leaves])
 
 
 def _veiled(partial: Partial, functions: list[_Weak]) -> _Veiled:

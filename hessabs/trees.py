@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hessabs import explanations
+from hessabs.paths import Where, matcher, paths
+
 
 @jax.tree_util.register_static
 class Static:
@@ -45,7 +48,7 @@ def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
-def check_like(got: Any, want: Any, got_name: str, want_name: str) -> None:
+def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bool = False) -> None:
     """Raise unless two pytrees have the same structure and leaf shapes.
 
     Args:
@@ -53,6 +56,7 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str) -> None:
       want: The pytree it must look like.
       got_name: What to call ``got`` in the message.
       want_name: What to call ``want`` in the message.
+      dtypes: Compare the dtypes of the leaves, too.
 
     Raises:
       ValueError: With both sides at the first path where they differ.
@@ -66,6 +70,12 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str) -> None:
                 f"`{got_name}` must have the structure of `{want_name}`, but at {path or 'the root'} "
                 f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}."
             )
+        if dtypes and jnp.result_type(left) != jnp.result_type(right):
+            raise ValueError(
+                f"`{got_name}` must have the dtypes of `{want_name}`, but at {path or 'the root'} "
+                f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}; cast it, "
+                f"`jax.tree.map(lambda v, p: v.astype(p.dtype), {got_name}, {want_name})`."
+            )
 
 
 def check_floating(tree: Any, name: str) -> None:
@@ -76,27 +86,31 @@ def check_floating(tree: Any, name: str) -> None:
       name: What to call it in the message.
 
     Raises:
-      ValueError: With the first other leaf, or when there is no leaf at all.
+      ValueError: With the first other leaf and what to do about it, or when there is no leaf at all, or the
+        tree is a whole model and not its params.
     """
     leaves = _leaves_by_path(tree)
     if not leaves:
         raise ValueError(f"`{name}` must hold at least one array, got an empty pytree.")
+    if reason := explanations.whole_model(tree):
+        raise ValueError(f"`{name}` {reason}.")
     for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if wrong := explanations.no_param(leaf):
+            what, advice = wrong
             raise ValueError(
-                f"`{name}` must hold floating-point arrays, got {dtype} at {path or 'the root'}; "
-                "bind other arrays with jax.tree_util.Partial."
+                f"`{name}` must hold floating-point arrays, got {what} at {path or 'the root'}; {advice}."
             )
+    if not any(leaf.size for _, leaf in leaves):
+        raise ValueError(f"`{name}` must hold at least one number, got arrays of size zero only.")
 
 
-def partition(tree: Any, where: str | Callable[[str], bool]) -> tuple[Any, Any]:
+def partition(tree: Any, where: Where) -> tuple[Any, Any]:
     """Split a pytree into chosen leaves and the others, with None in the place of what is missing.
 
     Args:
       tree: A pytree.
       where: Part of a path, whole keys joined with "/" (``"Dense_2"`` or ``"Dense_2/kernel"``), or a predicate
-        on the whole path.
+        on the whole path; the paths are those of ``hessabs.paths.paths``.
 
     Returns:
       ``(chosen, others)``; ``combine`` puts them together again.
@@ -108,16 +122,13 @@ def partition(tree: Any, where: str | Callable[[str], bool]) -> tuple[Any, Any]:
       >>> partition({"body": {"w": 1.0}, "head": {"w": 2.0}}, "head")
       ({'body': {'w': None}, 'head': {'w': 2.0}}, {'body': {'w': 1.0}, 'head': {'w': None}})
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    if isinstance(where, str):
-        keep = [f"/{where.strip('/')}/" in f"/{path}/" for path in paths]
-    else:
-        keep = [bool(where(path)) for path in paths]
+    leaves, treedef = jax.tree.flatten(tree)
+    names = paths(tree)
+    keep = [bool(matcher(where)(name)) for name in names]
     if not any(keep):
-        raise ValueError(f"`where` chooses none of the leaves: got {where!r}, there are {', '.join(paths)}.")
-    chosen = [leaf if k else None for (_, leaf), k in zip(leaves, keep, strict=True)]
-    others = [None if k else leaf for (_, leaf), k in zip(leaves, keep, strict=True)]
+        raise ValueError(f"`where` chooses none of the leaves: got {where!r}, there are {', '.join(names)}.")
+    chosen = [leaf if k else None for leaf, k in zip(leaves, keep, strict=True)]
+    others = [None if k else leaf for leaf, k in zip(leaves, keep, strict=True)]
     return jax.tree.unflatten(treedef, chosen), jax.tree.unflatten(treedef, others)
 
 

@@ -1,7 +1,7 @@
 """What is the curvature here? Matrix-vector products and what is computed from them."""
 
 from hessabs.curvature.batches import BatchSpectra, DebiasedEigenvalue, batch_spectra, debiased_eigenvalue
-from hessabs.curvature.blocks import restrict
+from hessabs.curvature.blocks import block_params, restrict
 from hessabs.curvature.dataset import (
     check_deterministic,
     dataset_empirical_fisher,
@@ -12,13 +12,15 @@ from hessabs.curvature.dataset import (
 from hessabs.curvature.deflation import deflated_power_iteration
 from hessabs.curvature.density import SpectralDensity, evaluate_density, spectral_density
 from hessabs.curvature.eigsh import EigshResult, eigsh
-from hessabs.curvature.gauss_newton import empirical_fisher, fisher, gauss_newton
+from hessabs.curvature.fisher import empirical_fisher, fisher
+from hessabs.curvature.gauss_newton import gauss_newton
 from hessabs.curvature.input_hessian import input_hessian
 from hessabs.curvature.krylov import KrylovState
 from hessabs.curvature.lanczos import LanczosResult, lanczos
 from hessabs.curvature.landscape import Landscape, filter_normalized_direction, landscape
 from hessabs.curvature.last_layer import last_layer
-from hessabs.curvature.layers import LayerCurvature, layer_table
+from hessabs.curvature.layer_table import LayerCurvature, layer_table
+from hessabs.curvature.layers import Layer, layers
 from hessabs.curvature.operators import hessian, hvp
 from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra
 from hessabs.curvature.power import PowerIterationResult, power_iteration
@@ -32,10 +34,12 @@ __all__ = [
     "KrylovState",
     "LanczosResult",
     "Landscape",
+    "Layer",
     "LayerCurvature",
     "PowerIterationResult",
     "SpectralDensity",
     "batch_spectra",
+    "block_params",
     "check_deterministic",
     "dataset_empirical_fisher",
     "dataset_fisher",
@@ -61,6 +65,7 @@ __all__ = [
     "landscape",
     "last_layer",
     "layer_table",
+    "layers",
     "power_iteration",
     "restrict",
     "spectral_density",

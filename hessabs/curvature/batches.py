@@ -5,7 +5,6 @@ The largest eigenvalue of a small batch is biased upwards: its eigenvector is fi
 along the eigenvector of one batch, the curvature of another, independent one has no such bias.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from hessabs import batch_axis, trees
 from hessabs.curvature import loops
 from hessabs.curvature.eigsh import eigsh
 from hessabs.curvature.operators import Weight, hessian, hvp
+from hessabs.curvature.passes import Batches, one_pass
 from hessabs.curvature.power import power_iteration
 from hessabs.typing import Batch, LossFn, Params
 
@@ -32,11 +32,12 @@ class BatchSpectra(NamedTuple):
 def batch_spectra(
     loss_fn: LossFn,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Batches,
     v0: Params,
     k: int = 1,
     *,
     linearize: bool = True,
+    has_aux: bool = False,
     weight: Weight = None,
     **options: Any,
 ) -> BatchSpectra:
@@ -47,10 +48,11 @@ def batch_spectra(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
-      batches: Read once.
+      batches: An iterable, read once, or a function that opens one.
       v0: Start vector for the first batch, like ``params``.
       k: Number of eigenvalues.
       linearize: As in ``hessian``.
+      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is; None for the number of
         examples. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
       **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
@@ -70,15 +72,13 @@ def batch_spectra(
              [8.]])
     """
     results, weights, start = [], [], v0
-    for batch in batches:
-        operator = hessian(loss_fn, params, batch, linearize=linearize)
+    for batch in one_pass(batches):
+        operator = hessian(loss_fn, params, batch, linearize=linearize, has_aux=has_aux)
         result = eigsh(operator, start, k, **options)
         if np.isfinite(result.eigenvalues).all():
             start = jax.tree.map(lambda x: x.sum(0), result.eigenvectors)
         results.append((result.eigenvalues, result.residuals, result.converged, result.num_matvecs))
         weights.append(float(batch_axis.total_weight(weight, batch)))
-    if not results:
-        raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
     values, residuals, converged, num_matvecs = (np.array(x) for x in zip(*results, strict=True))
     return BatchSpectra(values, residuals, converged, num_matvecs, np.array(weights))
 
@@ -101,6 +101,7 @@ def debiased_eigenvalue(
     *,
     max_iters: int = 20,
     rtol: float = 1e-2,
+    has_aux: bool = False,
     loop: loops.Loop | None = None,
 ) -> DebiasedEigenvalue:
     """Measure the dominant curvature: the direction from one batch, the curvature from another.
@@ -113,6 +114,7 @@ def debiased_eigenvalue(
       v0: Start vector, like ``params``.
       max_iters: As in ``power_iteration``.
       rtol: As in ``power_iteration``.
+      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
       loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -129,7 +131,8 @@ def debiased_eigenvalue(
       >>> round(float(result.biased), 2), round(float(result.eigenvalue), 2)
       (4.0, 1.0)
     """
-    operator = hessian(loss_fn, params, batch_a, linearize=loops.choose(loop, params, batch_a, v0) == "host")
+    linearize = loops.choose(loop, params, batch_a, v0) == "host"
+    operator = hessian(loss_fn, params, batch_a, linearize=linearize, has_aux=has_aux)
     top = power_iteration(operator, v0, max_iters=max_iters, rtol=rtol, loop=loop)
-    across = trees.vdot(top.eigenvector, hvp(loss_fn, params, batch_b, top.eigenvector))
+    across = trees.vdot(top.eigenvector, hvp(loss_fn, params, batch_b, top.eigenvector, has_aux=has_aux))
     return DebiasedEigenvalue(across, top.eigenvalue, top.eigenvector, top.residual)

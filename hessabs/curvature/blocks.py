@@ -1,23 +1,25 @@
 """Blocks of an operator: the curvature of some of the params, the others held fixed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
+from hessabs.curvature.layers import Layer
 from hessabs.curvature.linearization import Source, source_of
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator, split_product
 from hessabs.curvature.streaming import stream_product
+from hessabs.paths import Where
 from hessabs.typing import MatVec, Params
 
 
 def restrict(
     operator: MatVec,
     params: Params,
-    where: str | Callable[[str], bool],
+    where: Where | Layer,
     *,
     linearize: Linearize | None = None,
     memory_budget: int = MEMORY_BUDGET,
@@ -25,7 +27,7 @@ def restrict(
     """Take the diagonal block of an operator that belongs to chosen leaves of the params.
 
     Vectors of the block have the structure of ``params`` with None in the place of the leaves that are not
-    chosen; ``hessabs.trees.partition(params, where)[0]`` makes one. An operator that this library made is made
+    chosen; ``block_params(params, where)`` makes one. An operator that this library made is made
     again with the other leaves fixed, so nothing is propagated below the block; when it is linearised, what
     lies below is not computed at a product at all (the trunk is cut) and a product costs no more than one of
     the network above. Any other callable is multiplied with the vector padded by zeros, at its full cost.
@@ -34,8 +36,9 @@ def restrict(
       operator: From ``hessian``, ``gauss_newton``, ``fisher``, ``dataset_hessian`` and the like, or any
         callable.
       params: The params of the operator.
-      where: Part of a path, whole keys joined with "/" (``"Dense_2"``, ``"head/kernel"``), or a predicate on
-        the path: a layer, the last layer, all kernels.
+      where: Part of a path, whole keys joined with "/" (``"Dense_2"``, ``"head/kernel"``), a predicate on
+        the path (all kernels, say), or a ``Layer``: one of ``layers(params).values()``. For the layer of a
+        stack the vectors hold its slices.
       linearize: As in ``hessian``; None to linearise the block if the operator is linearised.
       memory_budget: As in ``hessian``.
 
@@ -53,14 +56,14 @@ def restrict(
       >>> block({"scale": None, "shift": jnp.ones(())})
       {'scale': None, 'shift': Array(12., dtype=float32)}
     """
-    _, frozen = trees.partition(params, where)
     if isinstance(operator, Partial) and operator.func in (split_product, stream_product):
         source, *others = operator.args
         trees.check_like(params, source.params, "params", "the params of `operator`")
         return Partial(operator.func, _source_of_block(source, where), *others)
     made = source_of(operator)
     if made is None:
-        return Partial(_padded_product, trees.as_partial(operator), jax.tree.map(jnp.zeros_like, frozen))
+        _, others, cut = _split(params, where)
+        return Partial(_padded_product, trees.as_partial(operator), jax.tree.map(jnp.zeros_like, others), cut)
     source, linearized = made
     trees.check_like(params, source.params, "params", "the params of `operator`")
     return make_operator(
@@ -68,18 +71,82 @@ def restrict(
     )
 
 
-def _source_of_block(source: Source, where: str | Callable[[str], bool]) -> Source:
-    block, frozen = trees.partition(source.params, where)
-    first, *others = source.functions
-    return source._replace(functions=(Partial(_with_frozen, first, frozen), *others), params=block)
+def block_params(params: Params, where: Where | Layer) -> Params:
+    """Take the leaves of a block, in the structure of its vectors.
+
+    Args:
+      params: The params of an operator, or any pytree of their structure: a start vector, say.
+      where: As in ``restrict``.
+
+    Returns:
+      ``params`` with None in the place of the leaves that are not chosen.
+
+    Raises:
+      ValueError: If no leaf is chosen, with the paths there are.
+
+    Example:
+      >>> block_params({"body": jnp.ones(2), "head": jnp.ones(1)}, "head")
+      {'body': None, 'head': Array([1.], dtype=float32)}
+    """
+    return _split(params, where)[0]
 
 
-def _with_frozen(function: Callable[..., Any], frozen: Params, block: Params, batch: Any) -> Any:
-    return function(trees.combine(block, frozen), batch)
+class _Cut(NamedTuple):
+    """A layer of a stack. The position is an array, so that all layers of a stack share one program."""
+
+    position: jax.Array
+    axis: trees.Static
 
 
-def _padded_product(operator: MatVec, zeros: Params, vector: Params) -> Params:
-    product = operator(trees.combine(vector, zeros))
+def _split(params: Params, where: Where | Layer) -> tuple[Params, Params, _Cut | None]:
+    """The leaves of a block, all that is fixed, and how to cut the block out of a stack that is fixed, too."""
+    if not isinstance(where, Layer):
+        return *trees.partition(params, where), None
+    chosen, others = trees.partition(params, where.paths.__contains__)
+    if where.position is None:
+        return chosen, others, None
+    cut = _Cut(jnp.asarray(where.position, jnp.int32), trees.Static(where.axis))
+    return _take(chosen, cut), params, cut
+
+
+def _take(stacks: Params, cut: _Cut | None) -> Params:
+    if cut is None:
+        return stacks
     return jax.tree.map(
-        lambda chosen, whole: None if chosen is None else whole, vector, product, is_leaf=lambda x: x is None
+        lambda x: jax.lax.dynamic_index_in_dim(x, cut.position, cut.axis.value, keepdims=False), stacks
+    )
+
+
+def _join(block: Params, others: Params, cut: _Cut | None) -> Params:
+    if cut is None:
+        return trees.combine(block, others)
+    return jax.tree.map(
+        lambda x, whole: (
+            whole if x is None else jax.lax.dynamic_update_index_in_dim(whole, x, cut.position, cut.axis.value)
+        ),
+        block,
+        others,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _source_of_block(source: Source, where: Where | Layer) -> Source:
+    block, others, cut = _split(source.params, where)
+    first, *rest = source.functions
+    return source._replace(functions=(Partial(_with_fixed, first, others, cut), *rest), params=block)
+
+
+def _with_fixed(
+    function: Callable[..., Any], others: Params, cut: _Cut | None, block: Params, batch: Any
+) -> Any:
+    return function(_join(block, others, cut), batch)
+
+
+def _padded_product(operator: MatVec, zeros: Params, cut: _Cut | None, vector: Params) -> Params:
+    product = operator(_join(vector, zeros, cut))
+    return jax.tree.map(
+        lambda chosen, whole: None if chosen is None else _take(whole, cut),
+        vector,
+        product,
+        is_leaf=lambda x: x is None,
     )

@@ -6,7 +6,7 @@ examples unless ``weight`` says what the loss divides by. So uneven batches, mas
 Without a weight, the first product warns where a loss is not the mean over the rows of the first or last batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.curvature.gauss_newton import Distribution, gauss_newton_source, log_partition, squared_losses
+from hessabs.curvature.fisher import Distribution, log_partition, squared_losses
+from hessabs.curvature.gauss_newton import gauss_newton_source
 from hessabs.curvature.linearization import Source
-from hessabs.curvature.means import DataSet
 from hessabs.curvature.operators import Weight, hessian_source
+from hessabs.curvature.passes import Batches, Passes
 from hessabs.curvature.streaming import stream_product
 from hessabs.typing import Batch, LossFn, Params
 
@@ -27,11 +28,12 @@ from hessabs.typing import Batch, LossFn, Params
 def dataset_hessian(
     loss_fn: LossFn,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Batches,
     *,
     weight: Weight = None,
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Partial:
     """Make the Hessian of the mean loss over a whole data set an operator.
 
@@ -40,7 +42,8 @@ def dataset_hessian(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
-      batches: An iterable that starts anew at each product: a list, a loader, but no generator.
+      batches: An iterable that starts anew at each product, a list or a loader but no generator; or a function
+        that opens one, ``lambda: iter(loader)``.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
         the tokens or rows that count; None for the number of examples. What weighs 0 is not looked at.
       mesh: Devices over which every batch is split along its examples. Each device sums its part over the whole
@@ -48,6 +51,7 @@ def dataset_hessian(
         weighted for it. Where params are sharded they stay so, batches are split over the first axis of the
         mesh alone, and XLA places the collectives.
       progress: Called after each batch with its number of examples, as ``tqdm(...).update`` takes it.
+      **options: ``mode``, ``step`` and ``has_aux``, as in ``hessian``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``. It reads data in Python: loops over it run
@@ -63,18 +67,19 @@ def dataset_hessian(
       >>> dataset_hessian(loss, jnp.ones(()), halves, weight=lambda batch: batch[1])(jnp.ones(()))
       Array(9.333333, dtype=float32)
     """
-    return _stream(hessian_source(loss_fn, params, None, weight=weight), batches, mesh, progress)
+    return _stream(hessian_source(loss_fn, params, None, weight=weight, **options), batches, mesh, progress)
 
 
 def dataset_gauss_newton(
     model_fn: Callable[[Params, Batch], Any],
     loss_fn: Callable[[Any, Batch], jax.Array],
     params: Params,
-    batches: Iterable[Batch],
+    batches: Batches,
     *,
     weight: Weight = None,
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Partial:
     """Make the Gauss-Newton matrix of the mean loss over a whole data set an operator.
 
@@ -86,6 +91,7 @@ def dataset_gauss_newton(
       weight: As in ``dataset_hessian``.
       mesh: As in ``dataset_hessian``.
       progress: As in ``dataset_hessian``.
+      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
 
     Returns:
       As ``dataset_hessian``.
@@ -99,19 +105,20 @@ def dataset_gauss_newton(
       >>> dataset_gauss_newton(model, loss, jnp.zeros(1), uneven)(jnp.ones(1))  # 2 (4 * 1 + 9) / 5
       Array([5.2], dtype=float32)
     """
-    source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight)
+    source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
     return _stream(source, batches, mesh, progress)
 
 
 def dataset_fisher(
     model_fn: Callable[[Params, Batch], Any],
     params: Params,
-    batches: Iterable[Batch],
+    batches: Batches,
     *,
     distribution: Distribution = "categorical",
     weight: Weight = None,
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Partial:
     """Make the Fisher matrix of a model over a whole data set an operator.
 
@@ -123,6 +130,7 @@ def dataset_fisher(
       weight: How much each position of the outputs counts, as in ``fisher``.
       mesh: As in ``dataset_hessian``.
       progress: As in ``dataset_hessian``.
+      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
 
     Returns:
       As ``dataset_hessian``.
@@ -137,17 +145,19 @@ def dataset_fisher(
       Array([[ 0.4375, -0.4375]], dtype=float32)
     """
     loss_fn = log_partition(distribution, weight)
-    return _stream(gauss_newton_source(model_fn, loss_fn, params, None, weight=weight), batches, mesh, progress)
+    source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
+    return _stream(source, batches, mesh, progress)
 
 
 def dataset_empirical_fisher(
     loss_fn: LossFn,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Batches,
     *,
     weight: Weight = None,
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Partial:
     """Make the second moment of the per-example gradients over a whole data set an operator.
 
@@ -158,6 +168,7 @@ def dataset_empirical_fisher(
       weight: How much each example counts, as in ``empirical_fisher``.
       mesh: As in ``dataset_hessian``.
       progress: As in ``dataset_hessian``.
+      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
 
     Returns:
       As ``dataset_hessian``.
@@ -171,8 +182,9 @@ def dataset_empirical_fisher(
       >>> operator(jnp.ones(1))  # (3 * 1 + 9) / 4
       Array([3.], dtype=float32)
     """
-    functions = squared_losses(loss_fn, weight)
-    return _stream(gauss_newton_source(*functions, params, None, weight=weight), batches, mesh, progress)
+    functions = squared_losses(loss_fn, weight, has_aux=options.pop("has_aux", False))
+    source = gauss_newton_source(*functions, params, None, weight=weight, **options)
+    return _stream(source, batches, mesh, progress)
 
 
 def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4) -> None:
@@ -193,13 +205,13 @@ def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4
         raise ValueError(
             f"`operator` must be one over a data set, as dataset_hessian makes it, got {operator!r}."
         )
-    batches = operator.args[1].value.batches
+    passes = operator.args[1].value
     first, second = operator(vector), operator(vector)
     apart = trees.normalize(jax.tree.map(jnp.subtract, first, second))[1]
     size = trees.normalize(first)[1]
     if apart <= rtol * size:
         return
-    one, two = _fingerprint(batches), _fingerprint(batches)
+    one, two = _fingerprint(passes()), _fingerprint(passes())
     if one.shape == two.shape and np.array_equal(one, two):
         advice = "the batches are the same in both passes: look at dropout, or another random draw in the loss"
     elif np.allclose(one.sum(0), two.sum(0), rtol=1e-6):
@@ -233,15 +245,10 @@ def _numbers(leaf: Any) -> Any:
 
 def _stream(
     source: Source,
-    batches: Iterable[Batch],
+    batches: Batches,
     mesh: Mesh | None,
     progress: Callable[[int], Any] | None,
 ) -> Partial:
-    if isinstance(batches, Iterator):
-        raise ValueError(
-            f"`batches` must start anew at each product, but {type(batches).__name__} can be read only once; "
-            "pass a list, or an object whose __iter__ starts again."
-        )
     return Partial(
-        stream_product, source, trees.Static(DataSet(batches)), trees.Static(mesh), trees.Static(progress)
+        stream_product, source, trees.Static(Passes(batches)), trees.Static(mesh), trees.Static(progress)
     )

@@ -1,24 +1,24 @@
-"""Positive semi-definite curvature: Gauss-Newton and Fisher matrices as operators.
+"""The generalised Gauss-Newton matrix as an operator.
 
-All are ``J' M J``: forward mode through the model, a small symmetric map on its outputs, and the transpose of
-the forward mode. They differ in M alone, and each M is the Hessian of a function of the outputs.
+It is ``J' M J``: forward mode through the model, the Hessian M of a loss of its outputs, and the transpose of
+the forward mode.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-from jax.tree_util import Partial
 
-from hessabs import batch_axis, trees
-from hessabs.curvature.linearization import LinearMaps, Source
-from hessabs.curvature.operators import Weight, scalar_loss
+from hessabs import trees
+from hessabs.curvature.differences import check_step, difference
+from hessabs.curvature.linearization import LinearMaps, Source, traceable
+from hessabs.curvature.losses import call, scalar, without_aux
+from hessabs.curvature.operators import Weight
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
-from hessabs.typing import Batch, LossFn, MatVec, Params
+from hessabs.typing import Batch, MatVec, Params
 
-Distribution = Literal["categorical", "bernoulli", "normal"]
-Mode = Literal["forward", "reverse"]
+Mode = Literal["forward", "reverse", "finite_difference"]
 
 
 def gauss_newton(
@@ -30,6 +30,8 @@ def gauss_newton(
     linearize: Linearize = False,
     memory_budget: int = MEMORY_BUDGET,
     mode: Mode = "forward",
+    step: float | None = None,
+    has_aux: bool = False,
     axis_name: str | None = None,
     weight: Weight = None,
 ) -> MatVec:
@@ -46,7 +48,10 @@ def gauss_newton(
       linearize: Keep the residuals of the linearisation: True, False or ``"auto"``, as in ``hessian``.
       memory_budget: Bytes of residuals, for ``"auto"``.
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
-        product is then the transpose of the reverse one.
+        product is then the transpose of the reverse one. ``"finite_difference"`` of two outputs of the model
+        is for backward passes that cannot be differentiated; the transposed product stays exact.
+      step: For ``"finite_difference"``, as in ``hessian``.
+      has_aux: Whether the model returns ``(outputs, aux)``; the second is dropped.
       axis_name: The mapped axis over which the batch is split, or None.
       weight: What the mean is over, where the batch is split; as in ``hessian``.
 
@@ -55,7 +60,7 @@ def gauss_newton(
 
     Raises:
       ValueError: If a param is no floating-point array, the loss is no scalar, or an option is unknown.
-      TypeError: If a ``custom_vjp`` in the model blocks forward mode.
+      TypeError: If a ``custom_vjp`` in the model or the loss blocks the mode, with the modes that work.
 
     Example:
       >>> model = lambda w, x: x @ w
@@ -67,8 +72,20 @@ def gauss_newton(
     References:
       Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
+    if mode == "finite_difference" and linearize is True:
+        raise ValueError('`linearize=True` needs a derivative; with mode="finite_difference" leave it False.')
+    if mode == "finite_difference":
+        linearize = False
     source = gauss_newton_source(
-        model_fn, loss_fn, params, batch, mode=mode, axis_name=axis_name, weight=weight
+        model_fn,
+        loss_fn,
+        params,
+        batch,
+        mode=mode,
+        step=step,
+        has_aux=has_aux,
+        axis_name=axis_name,
+        weight=weight,
     )
     return make_operator(source, linearize, memory_budget)
 
@@ -80,6 +97,8 @@ def gauss_newton_source(
     batch: Batch,
     *,
     mode: Mode = "forward",
+    step: float | None = None,
+    has_aux: bool = False,
     axis_name: str | None = None,
     weight: Weight = None,
 ) -> Source:
@@ -91,6 +110,8 @@ def gauss_newton_source(
       params: As in ``gauss_newton``; checked.
       batch: As in ``gauss_newton``; None where batches are read later.
       mode: As in ``gauss_newton``.
+      step: As in ``gauss_newton``.
+      has_aux: As in ``gauss_newton``.
       axis_name: As in ``gauss_newton``.
       weight: As in ``gauss_newton``.
 
@@ -98,209 +119,67 @@ def gauss_newton_source(
       What operators are made of.
 
     Raises:
-      ValueError: If a param is no floating-point array, or the mode is unknown.
+      ValueError: If a param is no floating-point array, the mode is unknown, or the step not positive or of
+        another mode.
     """
-    if mode not in _MAPS:
-        raise ValueError(f'`mode` must be "forward" or "reverse", got {mode!r}.')
     trees.check_floating(params, "params")
-    functions = (trees.as_partial(model_fn), trees.as_partial(loss_fn))
+    maps, axis = trees.Static(_maps(mode, step)), trees.Static(axis_name)
+    functions = (without_aux(model_fn, has_aux), trees.as_partial(loss_fn))
     bound = None if weight is None else trees.as_partial(weight)
-    return Source(trees.Static(_MAPS[mode]), functions, params, batch, trees.Static(axis_name), bound)
+    return Source(maps, functions, params, batch, axis, bound)
 
 
-def fisher(
-    model_fn: Callable[[Params, Batch], Any],
-    params: Params,
-    batch: Batch,
-    *,
-    distribution: Distribution = "categorical",
-    weight: Weight = None,
-    **options: Any,
-) -> MatVec:
-    """Make the Fisher matrix of a model's predictive distribution an operator.
-
-    The expectation over labels is exact, no labels are sampled: outputs that are the natural parameters of an
-    exponential family have the Fisher matrix ``d^2 A / d outputs^2``, with A the log-partition function.
-
-    Args:
-      model_fn: ``model_fn(params, batch) -> outputs``, an array of shape (examples, ..., outputs).
-      params: A pytree of floating-point arrays.
-      batch: What the model takes; its labels are not used.
-      distribution: ``"categorical"`` (outputs are logits over the last axis), ``"bernoulli"`` (one logit per
-        output) or ``"normal"`` (outputs are means of unit variance).
-      weight: ``weight(batch)``, of the shape of the outputs without their last axis, or of their leading axes:
-        how much each position counts in the mean, 0 where it is padding. None for all alike.
-      **options: ``linearize``, ``memory_budget``, ``mode`` and ``axis_name``, as in ``gauss_newton``.
-
-    Returns:
-      A callable pytree: ``operator(vector) -> pytree like params``. Positive semi-definite; the mean over all
-      axes of the outputs but the last.
-
-    Raises:
-      ValueError: If the distribution is unknown, or as in ``gauss_newton``.
-
-    Example:
-      >>> operator = fisher(lambda w, x: x @ w, jnp.zeros((1, 2)), jnp.ones((4, 1)))
-      >>> operator(jnp.array([[1.0, 0.0]]))
-      Array([[ 0.25, -0.25]], dtype=float32)
-
-    References:
-      Martens (2020), arXiv:1412.1193, section 9.
-    """
-    loss_fn = log_partition(distribution, weight)
-    return gauss_newton(model_fn, loss_fn, params, batch, weight=weight, **options)
-
-
-def log_partition(distribution: Distribution, weight: Weight) -> Partial:
-    """Make the mean log-partition function of a distribution, whose Hessian in the outputs a Fisher matrix has.
-
-    Args:
-      distribution: As in ``fisher``.
-      weight: As in ``fisher``.
-
-    Returns:
-      ``loss_fn(outputs, batch) -> scalar``.
-
-    Raises:
-      ValueError: If the distribution is unknown.
-    """
-    if distribution not in _LOG_PARTITION:
-        raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
-    bound = None if weight is None else trees.as_partial(weight)
-    return Partial(_mean_log_partition, trees.Static(_LOG_PARTITION[distribution]), bound)
-
-
-def empirical_fisher(
-    loss_fn: LossFn, params: Params, batch: Batch, *, weight: Weight = None, **options: Any
-) -> MatVec:
-    """Make the second moment of the per-example gradients, ``1/n sum_i g_i g_i'``, an operator.
-
-    One product costs about what a Gauss-Newton product does: the gradients themselves are never formed.
-
-    Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``. It is called with one example at a time (under ``vmap``),
-        so batch norm must be in evaluation mode.
-      params: A pytree of floating-point arrays.
-      batch: What the loss takes; its scalars and random keys are those of every example.
-      weight: How much each example counts, called as the loss is; one that counts 0 is not looked at. None for
-        all alike.
-      **options: ``linearize``, ``memory_budget``, ``mode`` and ``axis_name``, as in ``gauss_newton``.
-
-    Returns:
-      A callable pytree: ``operator(vector) -> pytree like params``. Positive semi-definite.
-
-    Raises:
-      ValueError: As in ``gauss_newton``.
-
-    Example:
-      >>> loss = lambda w, x: jnp.mean(x @ w)
-      >>> operator = empirical_fisher(loss, jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 2.0]]))
-      >>> operator(jnp.ones(2))
-      Array([0.5, 2. ], dtype=float32)
-
-    References:
-      Kunstner et al. (2019), arXiv:1905.12558, on how it differs from the Fisher matrix.
-    """
-    model_fn, half_mean_square = squared_losses(loss_fn, weight)
-    return gauss_newton(model_fn, half_mean_square, params, batch, weight=weight, **options)
-
-
-def squared_losses(loss_fn: LossFn, weight: Weight) -> tuple[Partial, Partial]:
-    """Make the two functions whose Gauss-Newton matrix is the empirical Fisher matrix.
-
-    Args:
-      loss_fn: As in ``empirical_fisher``.
-      weight: As in ``empirical_fisher``.
-
-    Returns:
-      The losses of all examples, as a model, and half their mean square, as its loss.
-    """
-    bound = None if weight is None else trees.as_partial(weight)
-    model_fn = Partial(_losses_by_example, trees.as_partial(loss_fn), bound)
-    return model_fn, Partial(_half_mean_square, bound)
+def _maps(mode: Mode, step: float | None) -> LinearMaps:
+    if mode not in (*_MAPS, "finite_difference"):
+        raise ValueError(f'`mode` must be "forward", "reverse" or "finite_difference", got {mode!r}.')
+    check_step(mode, step)
+    if mode != "finite_difference":
+        return _MAPS[mode]
+    return LinearMaps(_differences(step), _differences(step))
 
 
 def _linear(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
-    outputs, forward = jax.linearize(lambda p: model_fn(p, batch), params)
+    outputs, forward = jax.linearize(lambda p: call(model_fn, p, batch), params)
     transposed = jax.linear_transpose(forward, params)
-    return _sandwich(outputs, forward, transposed, loss_fn, batch)
+    _, middle = jax.linearize(jax.grad(lambda u: scalar(loss_fn, u, batch)), outputs)
+    return lambda vector: transposed(middle(forward(vector)))[0]
 
 
 def _reverse(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
-    outputs, transposed = jax.vjp(lambda p: model_fn(p, batch), params)
+    outputs, transposed = jax.vjp(lambda p: call(model_fn, p, batch), params)
     backward = jax.linear_transpose(lambda u: transposed(u)[0], outputs)
-    return _sandwich(outputs, lambda v: backward(v)[0], transposed, loss_fn, batch)
+    # The Hessian of the loss is symmetric: the transposed product is the product.
+    _, middle = jax.vjp(jax.grad(lambda u: scalar(loss_fn, u, batch)), outputs)
+    return lambda vector: transposed(middle(backward(vector)[0])[0])[0]
 
 
-def _sandwich(
-    outputs: Any,
-    forward: Callable[[Any], Any],
-    transposed: Callable[[Any], tuple[Any, ...]],
-    loss_fn: LossFn,
-    batch: Batch,
-) -> MatVec:
-    _, middle = jax.linearize(jax.grad(scalar_loss(loss_fn, batch)), outputs)
-    return lambda vector: transposed(middle(forward(vector)))[0]
+@functools.cache  # one function for each step: operators of one step share their program
+def _differences(step: float | None) -> Callable[..., MatVec]:
+    def product(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
+        model_fn, loss_fn = functions
+
+        def model(params: Params) -> Any:
+            return call(model_fn, params, batch)
+
+        outputs, transposed = jax.vjp(model, params)
+        forward = difference(model, params, step)
+        gradient = jax.grad(lambda u: scalar(loss_fn, u, batch))
+
+        def middle(u: Any) -> Any:
+            return jax.jvp(gradient, (outputs,), (u,))[1]
+
+        # The loss may hold a kernel without forward mode, too.
+        second = middle if traceable(middle, outputs) else difference(gradient, outputs, None)
+        return lambda vector: transposed(second(forward(vector)))[0]
+
+    return product
 
 
+_DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _differences(None))
+_REVERSE = ('mode="reverse" (exact) of `gauss_newton`', _reverse)
 _MAPS = {
-    "forward": LinearMaps(_linear, _linear, 'mode="reverse" of `gauss_newton`'),
-    "reverse": LinearMaps(_reverse, _reverse, "a model without it"),
+    "forward": LinearMaps(_linear, _linear, (_REVERSE, _DIFFERENCE)),
+    "reverse": LinearMaps(_reverse, _reverse, (_DIFFERENCE,)),
 }
-
-
-def _categorical(outputs: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(outputs, axis=-1)
-
-
-def _bernoulli(outputs: jax.Array) -> jax.Array:
-    return jnp.sum(jax.nn.softplus(outputs), axis=-1)
-
-
-def _normal(outputs: jax.Array) -> jax.Array:
-    return jnp.sum(outputs**2, axis=-1) / 2
-
-
-_LOG_PARTITION = {"categorical": _categorical, "bernoulli": _bernoulli, "normal": _normal}
-
-
-def _mean_log_partition(
-    function: trees.Static, weight: Partial | None, outputs: jax.Array, batch: Batch
-) -> Any:
-    values = function.value(outputs)
-    if weight is None:
-        return jnp.mean(values)
-    weights = jnp.asarray(weight(batch))
-    if weights.ndim == 0 or weights.shape != values.shape[: weights.ndim]:
-        raise ValueError(
-            "`weight` must say how much each position counts in the Fisher matrix: of the outputs' shape "
-            f"without the last axis, {values.shape}, or of its leading axes, got {weights.shape}."
-        )
-    return _weighted_mean(values, weights.reshape(*weights.shape, *(1,) * (values.ndim - weights.ndim)))
-
-
-def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    weights = jnp.broadcast_to(weights, values.shape)
-    return jnp.sum(jnp.where(weights > 0, weights * values, 0)) / jnp.sum(weights)
-
-
-def _example_weights(weight: Partial, batch: Batch) -> jax.Array:
-    return batch_axis.each_example(lambda one: batch_axis.total_weight(weight, one), batch)
-
-
-def _losses_by_example(loss_fn: LossFn, weight: Partial | None, params: Params, batch: Batch) -> jax.Array:
-    if weight is not None:
-        # The loss of an example that does not count may be 0 / 0. Another one, which is then not counted twice,
-        # takes its place: its derivative would still be NaN times 0.
-        counts = _example_weights(weight, batch) > 0
-        places = jnp.where(counts, jnp.arange(counts.size), jnp.argmax(counts))
-        batch = batch_axis.map_examples(lambda x: jnp.asarray(x)[places], batch)
-    return batch_axis.each_example(lambda one: loss_fn(params, one), batch)
-
-
-def _half_mean_square(weight: Partial | None, losses: jax.Array, batch: Batch) -> jax.Array:
-    if weight is None:
-        return jnp.mean(losses**2) / 2
-    return _weighted_mean(losses**2, _example_weights(weight, batch)) / 2

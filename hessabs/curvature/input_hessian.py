@@ -4,6 +4,7 @@ import jax
 
 from hessabs import trees
 from hessabs.attacks.inputs import get_inputs, with_inputs
+from hessabs.curvature.losses import scalar, without_aux
 from hessabs.curvature.operators import hessian
 from hessabs.typing import Batch, LossFn, MatVec, Params
 
@@ -15,6 +16,7 @@ def input_hessian(
     *,
     inputs_key: str | int = "image",
     linearize: bool = False,
+    has_aux: bool = False,
 ) -> MatVec:
     """Make the Hessian of each example's loss with respect to its input an operator.
 
@@ -28,6 +30,7 @@ def input_hessian(
       batch: What the loss takes.
       inputs_key: The key, field name or index of the inputs in the batch.
       linearize: Keep the residuals of the linearisation, as in ``hessian``.
+      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
 
     Returns:
       A callable pytree: ``operator(vector)``, both shaped like the inputs.
@@ -44,11 +47,13 @@ def input_hessian(
              [2., 6.]], dtype=float32)
     """
     inputs = get_inputs(batch, inputs_key)
-    summed = jax.tree_util.Partial(_summed_loss, trees.as_partial(loss_fn), params, trees.Static(inputs_key))
+    summed = jax.tree_util.Partial(
+        _summed_loss, without_aux(loss_fn, has_aux), params, trees.Static(inputs_key)
+    )
     return hessian(summed, inputs, batch, linearize=linearize)
 
 
 def _summed_loss(
     loss_fn: LossFn, params: Params, key: trees.Static, inputs: jax.Array, batch: Batch
 ) -> jax.Array:
-    return loss_fn(params, with_inputs(batch, key.value, inputs)) * inputs.shape[0]
+    return scalar(loss_fn, params, with_inputs(batch, key.value, inputs)) * inputs.shape[0]

@@ -1,6 +1,6 @@
 """The loss around the params: along a line, or on a plane."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, programs, trees
+from hessabs.curvature.layers import output_axes, stack_axes
 from hessabs.curvature.linearization import Source
-from hessabs.curvature.means import DataSet, read
+from hessabs.curvature.losses import scalar
+from hessabs.curvature.means import read
 from hessabs.curvature.operators import Weight, hessian_source
+from hessabs.curvature.passes import Batches, Passes
 from hessabs.curvature.streaming import check_total_weight
-from hessabs.typing import Batch, LossFn, Params
+from hessabs.paths import Where
+from hessabs.typing import LossFn, Params
 
 
 class Landscape(NamedTuple):
@@ -25,11 +29,12 @@ class Landscape(NamedTuple):
 def landscape(
     loss_fn: LossFn,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Batches,
     directions: Sequence[Params],
     coordinates: Sequence[np.ndarray],
     *,
     weight: Weight = None,
+    has_aux: bool = False,
     values: np.ndarray | None = None,
     max_points: int | None = None,
     on_point: Callable[[Landscape], Any] | None = None,
@@ -42,11 +47,12 @@ def landscape(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
-      batches: An iterable that starts anew at each point; ``[batch]`` for one.
+      batches: An iterable that starts anew at each point, or a function that opens one; ``[batch]`` for one.
       directions: One or two pytrees like ``params``: eigenvectors, or ``filter_normalized_direction``.
       coordinates: The grid along each direction, in units of the direction's length.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
         the tokens or rows that count; None for the number of examples. What weighs 0 is not looked at.
+      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
       values: Losses that are known, NaN where not, in the shape of the grid.
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
@@ -77,7 +83,7 @@ def landscape(
     values = np.full(shape, np.nan) if values is None else np.array(values, np.float64)
     if values.shape != shape:
         raise ValueError(f"`values` must have the shape of the grid, {shape}, got {values.shape}.")
-    source, data = hessian_source(loss_fn, params, None, weight=weight), DataSet(batches)
+    source, data = hessian_source(loss_fn, params, None, has_aux=has_aux, weight=weight), Passes(batches)
     missing = np.argwhere(np.isnan(values))[:max_points]
     for index in map(tuple, missing):
         steps = [float(c[i]) for c, i in zip(grid, index, strict=True)]
@@ -94,18 +100,27 @@ def landscape(
     return Landscape(grid, values)
 
 
-def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
+def filter_normalized_direction(
+    key: jax.Array, params: Params, *, output_axis: int | None = None, stacked: Where | None = None
+) -> Params:
     """Draw a random direction with the scale of the params, filter by filter.
 
-    Every filter (all entries that share the last index, as in flax kernels) gets the norm it has in ``params``;
-    leaves with fewer than two axes (biases, normalisation) get zeros.
+    Every filter (all entries that share the index of one output) gets the norm it has in ``params``; biases and
+    normalisation get zeros.
 
     Args:
       key: A random key.
       params: A pytree of floating-point arrays.
+      output_axis: The axis of the outputs in all kernels: -1 in flax and haiku, 0 in Equinox and PyTorch. None
+        for 0 in the layers of ``equinox.nn`` and -1 elsewhere.
+      stacked: The leaves that hold a stack of layers, of a model that scans over them, as part of a path or a
+        predicate: each layer has its own filters. None for those whose boxes name an axis ``"layers"``.
 
     Returns:
       A pytree like ``params``.
+
+    Raises:
+      ValueError: If ``stacked`` finds no leaf.
 
     Example:
       >>> direction = filter_normalized_direction(jax.random.key(0), {"w": 3 * jnp.eye(2), "b": jnp.ones(2)})
@@ -116,14 +131,18 @@ def filter_normalized_direction(key: jax.Array, params: Params) -> Params:
       Li et al. (2018), arXiv:1712.09913.
     """
 
-    def scale(noise: jax.Array, param: jax.Array) -> jax.Array:
-        if param.ndim < 2:
+    def scale(noise: jax.Array, param: jax.Array, output: int | None, stack: int | None) -> jax.Array:
+        if output is None:
             return jnp.zeros_like(param)
-        axes = tuple(range(param.ndim - 1))
-        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes)) for x in (param, noise)]
+        axes = tuple(axis for axis in range(param.ndim) if axis not in (output, stack))
+        norms = [jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (param, noise)]
         return (noise * norms[0] * trees.safe_inverse(norms[1])).astype(param.dtype)
 
-    return jax.tree.map(scale, trees.normal_like(key, params), params)
+    leaves, treedef = jax.tree.flatten(params)
+    noise = jax.tree.leaves(trees.normal_like(key, params))
+    outputs, stacks = output_axes(params, output_axis, stacked=stacked), stack_axes(params, stacked)
+    drawn = [scale(*x) for x in zip(noise, leaves, outputs, stacks, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 @programs.jit
@@ -133,4 +152,5 @@ def _jitted_loss(
     params = source.params
     for direction, step in zip(directions, steps, strict=True):
         params = jax.tree.map(lambda p, d, step=step: p + (step * d).astype(p.dtype), params, direction)
-    return source.functions[0](params, source.batch), batch_axis.total_weight(source.weight, source.batch)
+    loss = scalar(source.functions[0], params, source.batch)
+    return loss, batch_axis.total_weight(source.weight, source.batch)

@@ -1,96 +1,222 @@
-"""Curvature layer by layer: the diagonal blocks of an operator, in numbers."""
+"""What a layer is: the one place that says it, for the models of any library.
 
-from typing import NamedTuple
+The leaves with one parent are a layer: kernel and bias of a ``Dense``, in Linen params (boxed or not), an NNX
+state, an Equinox module, Haiku's flat names or plain dicts. The params of a model that scans over its layers
+hold all of them in one array each, with a leading axis of layers: its layers are the slices, when the caller
+says so (``stacked=``) or the boxes of the arrays name an axis ``"layers"``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
-from hessabs import trees
-from hessabs.curvature import loops
-from hessabs.curvature.blocks import restrict
-from hessabs.curvature.eigsh import eigsh
-from hessabs.curvature.trace import Estimate, frobenius_norm, trace
-from hessabs.typing import MatVec, Params
+from hessabs.paths import Where, is_box, matcher, paths
+from hessabs.typing import Params
+
+IsLayer: TypeAlias = Callable[[str], str | None] | Sequence[str]
+"""The caller's own word: ``path -> name of its layer`` (None for none), or the layers as prefixes of paths."""
+
+_LAYERS = "layers"  # what flax models that scan call the axis (nn.PARTITION_NAME)
+_ONE_LAYER = {"kernel", "weight", "w", "bias", "b"}  # leaves of one layer, without a key above
+_NO_KERNEL = {"bias", "scale", "offset"}  # flax, haiku, Equinox: biases, and the scales of normalisation
 
 
-class LayerCurvature(NamedTuple):
-    """The block of one layer."""
+class Layer(NamedTuple):
+    """The leaves of one layer, or its slice of the leaves of a stack."""
 
-    layer: str  # the path of the layer, keys joined with "/"
-    num_params: int
-    largest: float  # largest eigenvalue
-    smallest: float  # smallest eigenvalue
-    converged: bool  # whether both reached `rtol`
-    trace: Estimate
-    frobenius_norm: Estimate
+    name: str  # the path of the layer, keys joined with "/"; "[i]" appended in a stack
+    paths: tuple[str, ...]  # of its leaves, as ``hessabs.paths.paths`` writes them
+    position: int | None = None  # which layer of the stack, or None for no stack
+    axis: int = 0  # where the layers lie in the leaves of the stack
 
 
-def layer_table(
-    operator: MatVec,
-    params: Params,
-    key: jax.Array,
-    *,
-    rtol: float = 1e-2,
-    max_matvecs: int = 200,
-    num_probes: int = 30,
-    loop: loops.Loop | None = None,
-) -> list[LayerCurvature]:
-    """Measure the block of every layer: extreme eigenvalues, trace and Frobenius norm.
-
-    A layer is all leaves with one parent: kernel and bias of a ``Dense``, say.
+def layers(
+    params: Params, is_layer: IsLayer | None = None, *, stacked: Where | None = None
+) -> dict[str, Layer]:
+    """Find the layers of a model.
 
     Args:
-      operator: From ``hessian``, ``gauss_newton`` and the like, or any callable on trees like ``params``. Each
-        block is made as ``restrict`` makes it: a linearised operator is linearised once more for each layer.
-      params: The params of the operator.
-      key: A random key.
-      rtol: Relative residual of the eigenvalues.
-      max_matvecs: Largest number of products for the two eigenvalues of a layer.
-      num_probes: Products for the trace, and again for the norm.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      params: Its params: a pytree of arrays.
+      is_layer: A function from the path of a leaf to the name of its layer (None: of none), or a list of
+        prefixes, of which the first that fits holds. None for the leaves that have one parent.
+      stacked: Which leaves have a leading axis of layers, as part of a path or a predicate. None for those
+        whose boxes name an axis ``"layers"``.
 
     Returns:
-      One ``LayerCurvature`` a layer, in the order of the tree.
+      ``Layer`` by name, in the order of the tree. Layers without a number are left out.
 
     Raises:
-      ValueError: As ``restrict`` and ``eigsh``.
+      ValueError: If ``is_layer`` or ``stacked`` finds nothing, or the leaves of a stacked layer disagree.
 
     Example:
-      >>> from hessabs import curvature
-      >>> params = {"a": {"w": jax.numpy.ones(2)}, "b": {"w": jax.numpy.ones(1)}}
-      >>> loss = lambda p, x: x[0] * (p["a"]["w"] ** 2).sum() + (p["b"]["w"] ** 4).sum()
-      >>> table = layer_table(curvature.hessian(loss, params, jax.numpy.ones(1)), params, jax.random.key(0))
-      >>> [(row.layer, round(row.largest, 3), float(row.trace.value)) for row in table]
-      [('a', 2.0, 4.0), ('b', 12.0, 12.0)]
+      >>> import jax.numpy as jnp
+      >>> params = {"body": {"kernel": jnp.ones((2, 3, 3))}, "head": {"bias": jnp.ones(3)}}
+      >>> list(layers(params)), list(layers(params, stacked="body"))
+      (['body', 'head'], ['body[0]', 'body[1]', 'head'])
+      >>> layers(params, ["head"])
+      {'head': Layer(name='head', paths=('head/bias',), position=None, axis=0)}
     """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    names = dict.fromkeys(_layer(jax.tree_util.keystr(path, simple=True, separator="/")) for path in paths)
-    rows = []
-    for name, one in zip(names, jax.random.split(key, len(names)), strict=True):
+    names = paths(params)
+    belongs = _naming(names, is_layer)
+    leaves = jax.tree.leaves(params)
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        layer = belongs(name)
+        if layer is not None and leaves[i].size:
+            groups.setdefault(layer, []).append(i)
+    if not groups:
+        raise ValueError(f"`is_layer` finds no layer: got {is_layer!r}, there are {', '.join(names)}.")
+    axes = stack_axes(params, stacked)
+    found = {}
+    for layer, members in groups.items():
+        for one in _slices(layer, [(names[i], leaves[i].shape, axes[i]) for i in members]):
+            found[one.name] = one
+    return found
 
-        def belongs(path: str, name: str = name) -> bool:
-            return _layer(path) == name
 
-        start_key, trace_key, norm_key = jax.random.split(one, 3)
-        block = restrict(operator, params, belongs)
-        like, _ = trees.partition(params, belongs)
-        size = sum(x.size for x in jax.tree.leaves(like))
-        start = trees.normal_like(start_key, like)
-        ends = eigsh(
-            block, start, min(2, size), which="BE", rtol=rtol, max_matvecs=max(max_matvecs, 2), loop=loop
+def stack_axes(params: Params, stacked: Where | None = None) -> list[int | None]:
+    """Say which axis of each leaf counts the layers of a stack.
+
+    Args:
+      params: A pytree of arrays.
+      stacked: As in ``layers``.
+
+    Returns:
+      One axis for each leaf, None where there is no stack.
+
+    Raises:
+      ValueError: If ``stacked`` finds no leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> stack_axes({"body": jnp.ones((2, 3)), "head": jnp.ones(3)}, "body")
+      [0, None]
+    """
+    names = paths(params)
+    if stacked is not None:
+        axes = [0 if matcher(stacked)(name) else None for name in names]
+        if not any(axis == 0 for axis in axes):
+            raise ValueError(f"`stacked` finds no leaf: got {stacked!r}, there are {', '.join(names)}.")
+        return axes
+    known = _named_axes(params)
+    belongs = _naming(names, None)
+    # A scan stacks all leaves of a layer alike, and may have boxed some of them only.
+    by_layer = {belongs(name): axis for name, axis in zip(names, known, strict=True) if axis is not None}
+    return [by_layer.get(belongs(name)) for name in names]
+
+
+def output_axes(
+    params: Params, output_axis: int | None = None, *, stacked: Where | None = None
+) -> list[int | None]:
+    """Say which axis of each leaf counts the outputs of its layer: filters, units, classes.
+
+    Args:
+      params: A pytree of arrays.
+      output_axis: The axis in all kernels, without the axis of a stack: -1 in flax and haiku, 0 in Equinox and
+        PyTorch. None for 0 in the layers of ``equinox.nn``, which are certain, and -1 elsewhere.
+      stacked: As in ``layers``.
+
+    Returns:
+      One axis for each leaf, not negative. None for what is no kernel: fewer than two axes beside that of a
+      stack, biases and scales by their names (``bias``, ``scale``, ``offset``, ``b`` beside ``w``), the
+      normalisation of Equinox.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> output_axes({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+      [None, 1]
+    """
+    found: list[int | None] = []
+    leaves, names, stacks = jax.tree.leaves(params), paths(params), stack_axes(params, stacked)
+    for leaf, name, owner, stack in zip(leaves, names, _owners(params), stacks, strict=True):
+        own = [axis for axis in range(leaf.ndim) if axis != stack]
+        equinox = type(owner).__name__ if _is_equinox_layer(owner) else None
+        parent, _, key = name.rpartition("/")
+        haiku_bias = key == "b" and f"{parent}/w" in names
+        if len(own) < 2 or key in _NO_KERNEL or haiku_bias or (equinox and "Norm" in equinox):
+            found.append(None)
+        elif output_axis is not None:
+            found.append(own[output_axis])
+        else:
+            found.append(own[0 if equinox else -1])
+    return found
+
+
+def _naming(names: list[str], is_layer: IsLayer | None) -> Callable[[str], str | None]:
+    if callable(is_layer):
+        return is_layer
+    if is_layer is not None:
+        prefixes = [prefix.strip("/") for prefix in ([is_layer] if isinstance(is_layer, str) else is_layer)]
+        for prefix in prefixes:
+            if not any(f"{name}/".startswith(f"{prefix}/") for name in names):
+                raise ValueError(f"`is_layer` names {prefix!r}, but no leaf lies there: {', '.join(names)}.")
+        return lambda path: next((p for p in prefixes if f"{path}/".startswith(f"{p}/")), None)
+    root = [name for name in names if "/" not in name]
+    one = len(root) > 1 and set(root) <= _ONE_LAYER
+
+    def parent(path: str) -> str:
+        if "/" in path:
+            return path.rpartition("/")[0]
+        return path.rpartition(".")[0] or ("root" if one else path)  # "layers.0.weight", as PyTorch names it
+
+    return parent
+
+
+def _slices(layer: str, members: list[tuple[str, tuple[int, ...], int | None]]) -> Iterator[Layer]:
+    names = tuple(name for name, _, _ in members)
+    axes = {axis for _, _, axis in members}
+    if axes == {None}:
+        yield Layer(layer, names)
+        return
+    if len(axes) > 1 or None in axes or any(not shape for _, shape, _ in members):
+        raise ValueError(
+            f"The leaves of a stacked layer must all have the axis of layers, but in {layer} "
+            f"{', '.join(f'{name} has {axis}' for name, _, axis in members)}."
         )
-        rows.append(
-            LayerCurvature(
-                name,
-                size,
-                float(ends.eigenvalues[0]),
-                float(ends.eigenvalues[-1]),
-                bool(ends.converged.all()),
-                trace(block, like, trace_key, num_matvecs=num_probes, loop=loop),
-                frobenius_norm(block, like, norm_key, num_matvecs=num_probes, loop=loop),
-            )
+    axis = next(axis for axis in axes if axis is not None)
+    lengths = {shape[axis] for _, shape, _ in members}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The leaves of a stacked layer must have one number of layers, but in {layer} "
+            f"{', '.join(f'{name} has shape {shape}' for name, shape, _ in members)}."
         )
-    return rows
+    for position in range(lengths.pop()):
+        yield Layer(f"{layer}[{position}]", names, position, axis)
 
 
-def _layer(path: str) -> str:
-    return path.rpartition("/")[0] or path
+def _named_axes(params: Params) -> list[int | None]:
+    axes: list[int | None] = []
+    for node in jax.tree.leaves(params, is_leaf=is_box):
+        names: Any = ()
+        if hasattr(type(node), "get_metadata"):
+            metadata = node.get_metadata()
+            names = metadata.get("out_sharding") or metadata.get("sharding_names") or ()
+        elif is_box(node):
+            names = getattr(node, "names", ())
+        axis = list(names).index(_LAYERS) if _LAYERS in tuple(names) else None
+        axes += [axis] * len(jax.tree.leaves(node))
+    return axes
+
+
+def _owners(params: Params) -> list[Any]:
+    """The node that each leaf hangs from, boxes left out."""
+    owners: list[Any] = []
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box):
+        owner = params
+        for key in path[:-1]:
+            owner = _child(owner, key)
+        owners += [owner] * len(jax.tree.leaves(node))
+    return owners
+
+
+def _child(node: Any, key: Any) -> Any:
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return getattr(node, key.name, None)
+    if isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey) and node is not None:
+        return node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
+    return None
+
+
+def _is_equinox_layer(node: Any) -> bool:
+    return any(c.__module__.startswith("equinox.nn") for c in type(node).__mro__)

@@ -25,7 +25,7 @@ class LinearMaps(NamedTuple):
 
     product: Callable[..., MatVec]  # cheapest when it is applied once
     linear: Callable[..., MatVec]  # closes over its residuals: cheapest when it is applied again and again
-    instead: str  # what to use where a custom_vjp blocks forward mode
+    others: tuple[tuple[str, Callable[..., MatVec]], ...] = ()  # modes to name where it fails
 
 
 class Source(NamedTuple):
@@ -135,19 +135,59 @@ _jitted_linearize = programs.jit(_linearize)
 jitted_multiply = programs.jit(multiply)
 
 
+def traceable(function: Callable[..., Any], *args: Any) -> bool:
+    """Tell whether a function that differentiates can be traced, and compiled then.
+
+    Args:
+      function: Of pytrees of arrays.
+      *args: Arrays, or their shapes and dtypes.
+
+    Returns:
+      False if tracing raises, or meets a ``custom_vjp`` in forward mode.
+    """
+    try:
+        return not _is_blocked(jax.make_jaxpr(function)(*args))
+    except Exception:
+        return False
+
+
 @full_precision
 def _stage(make_map: Callable[..., MatVec], source: Source) -> ClosedJaxpr:
     params = collectives.own(source.params, source.axis.value)
-    linear_map = make_map(source.functions, params, source.batch)
-    leaves, treedef = jax.tree.flatten(params)
-    closed = jax.make_jaxpr(lambda *x: jax.tree.leaves(linear_map(jax.tree.unflatten(treedef, x))))(*leaves)
+    error: Exception | None = None
+    try:
+        closed = _trace(make_map, source._replace(params=params))
+        if not _is_blocked(closed):
+            return split_kernel_gradients(closed) if jax.default_backend() == "cpu" else closed
+    except Exception as caught:
+        error = caught
+    # Which modes work depends on the function, so each is tried before it is named.
+    arguments = source.functions, params, source.batch
+    others = [
+        name
+        for name, make_other in source.maps.value.others
+        if traceable(lambda v, make=make_other: make(*arguments)(v), params)
+    ]
+    if error is not None and not others:
+        raise error  # not a matter of the mode
+    advice = f"Use {' or '.join(others)}" if others else "No other mode works with it"
+    says = "" if error is None else f" JAX says: {error}"
+    raise TypeError(
+        "The loss or the model cannot be differentiated in this mode: a custom_vjp (flash attention, a Pallas "
+        "kernel) has no forward mode, or its backward pass has no derivative. "
+        f"{advice}, or give the function a jax.custom_jvp rule.{says}"
+    ) from error
+
+
+def _trace(make_map: Callable[..., MatVec], source: Source) -> ClosedJaxpr:
+    linear_map = make_map(source.functions, source.params, source.batch)
+    leaves, treedef = jax.tree.flatten(source.params)
+    return jax.make_jaxpr(lambda *x: jax.tree.leaves(linear_map(jax.tree.unflatten(treedef, x))))(*leaves)
+
+
+def _is_blocked(closed: ClosedJaxpr) -> bool:
     # JAX leaves this primitive where forward mode met a custom_vjp, and complains only when it is compiled.
-    if _holds(closed.jaxpr, "custom_lin"):
-        raise TypeError(
-            "A custom_vjp in the loss or the model has no forward mode (its forward or backward pass calls it "
-            f"again). Use {source.maps.value.instead}, or give the function a jax.custom_jvp rule."
-        )
-    return split_kernel_gradients(closed) if jax.default_backend() == "cpu" else closed
+    return _holds(closed.jaxpr, "custom_lin")
 
 
 def _holds(jaxpr: Jaxpr, primitive: str) -> bool:

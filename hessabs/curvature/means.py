@@ -5,7 +5,7 @@ a batch in two shows it.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 
 from hessabs import batch_axis, programs, trees
 from hessabs.curvature.linearization import Source
+from hessabs.curvature.passes import Passes
 from hessabs.typing import Batch
 
 _ROWS = 64  # of a batch that are looked at, an even number
@@ -63,25 +64,11 @@ def check_mean_over_rows(source: Source, batch: Any) -> str | None:
     )
 
 
-class DataSet:
-    """Batches that are read again and again.
-
-    A class, against the house rule, for it remembers that a loss was checked on them.
-
-    Args:
-      batches: An iterable that starts anew each time.
-    """
-
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = batches
-        self.checked = False
-
-
-def read(data: DataSet, source: Source) -> Iterator[Batch]:
+def read(passes: Passes, source: Source) -> Iterator[Batch]:
     """Read all batches, and warn the first time where the loss is not the mean over the rows of one.
 
     Args:
-      data: The batches.
+      passes: The batches.
       source: What an operator over them is made of.
 
     Yields:
@@ -91,21 +78,19 @@ def read(data: DataSet, source: Source) -> Iterator[Batch]:
       ValueError: If there is none.
     """
     first, batch = True, None
-    for batch in data.batches:
+    for batch in passes():
         if first:
-            _warn(data, source, batch)
+            _warn(passes, source, batch)
         first = False
         yield batch
-    if first:
-        raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
-    _warn(data, source, batch)  # the one that may be padded
-    data.checked = True
+    _warn(passes, source, batch)  # the one that may be padded
+    passes.checked = True
 
 
-def _warn(data: DataSet, source: Source, batch: Batch) -> None:
-    found = None if data.checked else check_mean_over_rows(source, batch)
+def _warn(passes: Passes, source: Source, batch: Batch) -> None:
+    found = None if passes.checked else check_mean_over_rows(source, batch)
     if found:
-        data.checked = True
+        passes.checked = True
         warnings.warn(found, stacklevel=4)
 
 

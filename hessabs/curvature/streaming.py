@@ -20,13 +20,13 @@ from hessabs.typing import Batch, Params
 
 @loops.driven_by_python(traceable=False)
 def stream_product(
-    source: Source, data: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
+    source: Source, passes: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
 ) -> Params:
     """Multiply, reading all batches; the function of the operators over a data set.
 
     Args:
       source: What the operator is made of; its batch is None.
-      data: The ``DataSet``.
+      passes: ``Passes`` over the batches.
       mesh: A ``jax.sharding.Mesh``, or None.
       progress: Called with the number of examples of each batch, or None.
       vector: A pytree like the params.
@@ -45,7 +45,7 @@ def stream_product(
     total = _rows(vector, mesh.value) if on_each else parts.zeros(vector)
     weights: list[Any] = []  # added up on the host: a float32 counts to 16 million
     ahead: deque[Any] = deque()
-    for batch in read(data.value, source):
+    for batch in read(passes.value, source):
         for piece in _pieces(batch, mesh.value, on_each):
             one = source._replace(batch=piece)
             if on_each:
@@ -95,7 +95,7 @@ def _pieces(batch: Batch, mesh: Mesh | None, on_each: bool) -> Iterator[Batch]:
     if even:
         carries, treedef = batch_axis.carries_examples(batch), jax.tree.structure(batch)
         part = batch_axis.map_examples(lambda x: x[:even], batch)
-        yield jax.device_put(part, treedef.unflatten([split if c else whole for c in carries]))
+        yield jax.device_put(part, jax.tree.unflatten(treedef, [split if c else whole for c in carries]))
     if count > even:
         yield jax.device_put(batch_axis.map_examples(lambda x: x[even:], batch), whole)
 
@@ -128,7 +128,9 @@ def _add_on_each(
     def add(
         source: Source, examples: list[Any], vector: Params, total: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        product, weight = parts.weighted_product(source._replace(batch=treedef.unflatten(examples)), vector)
+        product, weight = parts.weighted_product(
+            source._replace(batch=jax.tree.unflatten(treedef, examples)), vector
+        )
         # What does not divide is computed on every device.
         share = 1.0 if split else 1 / mesh.size
         return total + share * trees.ravel(product)[0].astype(total.dtype)[None], share * weight[None]

@@ -10,6 +10,7 @@ import numpy as np
 
 from hessabs import curvature, trees
 from hessabs.data import Dataset, eval_batches
+from hessabs.paths import paths
 from hessabs.training.evaluate import Measure
 from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.state import TrainState
@@ -105,11 +106,11 @@ def last_layer(params: Params, num_classes: int) -> str:
     Raises:
       ValueError: If there is none.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
     heads = [
-        jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[0]
-        for path, leaf in leaves
-        if leaf.ndim == 2 and leaf.shape[-1] == num_classes
+        name
+        for name, layer in curvature.layers(params).items()
+        if any(leaves[path].ndim == 2 and leaves[path].shape[-1] == num_classes for path in layer.paths)
     ]
     if not heads:
         raise ValueError(f"The network has no last layer: no matrix with {num_classes} outputs.")

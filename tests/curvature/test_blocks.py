@@ -1,5 +1,6 @@
 """Blocks against the rows and columns of the dense matrix, and what a product of them costs."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +90,45 @@ def test_last_layer_is_the_block_of_the_hessian(x64, make_problem, to_dense, den
         lambda p, b: problem.output_loss(features(b) @ p["kernel"], b), without_bias, problem.batch
     )
     np.testing.assert_allclose(got, to_dense(linear, without_bias), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layout", ["kernel", "equinox", "output_axis"])
+def test_last_layer_of_sequences_is_the_dense_hessian(
+    x64, to_dense, dense_hessian, random_like, layout, masked
+):
+    features, kernel, bias = (random_like(jnp.ones(s), i) for i, s in enumerate([(2, 4, 3), (3, 3), (3,)]))
+    labels = jnp.arange(8).reshape(2, 4) % 3
+    weights = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 2.0, 0.0]]) if masked else None
+    if layout == "kernel":
+        head, options, logits_of = (
+            {"kernel": kernel, "bias": bias},
+            {},
+            lambda h, a: a @ h["kernel"] + h["bias"],
+        )
+    else:  # (classes, features), a square matrix: no shape tells the layouts apart
+        head, options = {"kernel": kernel.T}, {"output_axis": 0}
+        logits_of = lambda h, a: a @ h["kernel"].T  # noqa: E731
+    if layout == "equinox":
+        linear = eqx.nn.Linear(3, 3, key=jax.random.key(0))
+        head, options = eqx.tree_at(lambda m: (m.weight, m.bias), linear, (kernel.T, bias)), {}
+        logits_of = lambda h, a: a @ h.weight.T + h.bias  # noqa: E731
+
+    def loss(head, features):
+        log_p = jax.nn.log_softmax(logits_of(head, features))
+        losses = -jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+        return jnp.mean(losses) if weights is None else jnp.sum(weights * losses) / jnp.sum(weights)
+
+    operator = curvature.last_layer(lambda x: x, head, features, weights=weights, **options)
+    np.testing.assert_allclose(to_dense(operator, head), dense_hessian(loss, head, features), atol=1e-12)
+
+
+def test_last_layer_without_a_weight_is_zero():
+    head = {"kernel": jnp.ones((3, 2))}
+    operator = curvature.last_layer(lambda x: x, head, jnp.ones((4, 3)), weights=jnp.zeros(4))
+    np.testing.assert_array_equal(operator(head)["kernel"], 0)
+    with pytest.raises(ValueError, match=r"without the last axis, \(4,\), got \(4, 1\)"):
+        curvature.last_layer(lambda x: x, head, jnp.ones((4, 3)), weights=jnp.zeros((4, 1)))
 
 
 def test_bad_blocks_are_refused(make_problem):

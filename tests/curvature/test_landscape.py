@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from hessabs import curvature
+from hessabs.paths import paths
+from tests.curvature import models
 
 
 def test_values_are_the_losses_along_the_directions(make_problem, random_like):
@@ -84,6 +86,38 @@ def test_random_direction_has_the_norm_of_every_filter():
     np.testing.assert_array_equal(direction["conv"]["bias"], 0)
     zero = curvature.filter_normalized_direction(jax.random.key(0), {"w": jnp.zeros((2, 2))})
     np.testing.assert_array_equal(zero["w"], 0)
+
+
+@pytest.mark.parametrize("library", ["linen", "equinox", "haiku", "nnx"])
+def test_filters_of_every_library(library):
+    params, _ = models.make(library)
+    direction = curvature.filter_normalized_direction(jax.random.key(7), params)
+    assert jax.tree.structure(direction) == jax.tree.structure(params)
+    outputs = 0 if library == "equinox" else 1
+    for path, param, drawn in zip(
+        paths(params), jax.tree.leaves(params), jax.tree.leaves(direction), strict=True
+    ):
+        if param.ndim < 2:
+            np.testing.assert_array_equal(drawn, 0)
+            continue
+        norms = [np.linalg.norm(x, axis=1 - outputs) for x in (param, drawn)]
+        np.testing.assert_allclose(*norms, rtol=1e-5, err_msg=path)
+        assert np.abs(drawn - param).max() > 0.1
+
+
+def test_filters_of_a_stack_of_layers():
+    params = {"steps": {"weight": jnp.arange(1.0, 25).reshape(2, 3, 4), "norm": jnp.ones((2, 4))}}
+    for output_axis, summed in ((-1, 1), (0, 2)):
+        direction = curvature.filter_normalized_direction(
+            jax.random.key(0), params, output_axis=output_axis, stacked="steps"
+        )["steps"]
+        norms = [np.linalg.norm(x, axis=summed) for x in (params["steps"]["weight"], direction["weight"])]
+        np.testing.assert_allclose(*norms, rtol=1e-5)
+        np.testing.assert_array_equal(direction["norm"], 0)
+    scanned, _ = models.make("scanned")  # what flax calls a scale or a bias is one, stacked or not
+    direction = curvature.filter_normalized_direction(jax.random.key(0), scanned)
+    np.testing.assert_array_equal(direction["steps"]["LayerNorm_0"]["scale"], 0)
+    np.testing.assert_array_equal(direction["steps"]["Dense_0"]["bias"], 0)
 
 
 def test_bad_input_is_refused():

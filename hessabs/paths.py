@@ -1,0 +1,62 @@
+"""Names of the leaves of a pytree, the same whatever library the model is written in."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+
+Where: TypeAlias = str | Callable[[str], bool]
+"""Part of a path, whole keys joined with "/" (``"Dense_2"``, ``"Dense_2/kernel"``), or a predicate on paths."""
+
+
+def paths(tree: Any) -> list[str]:
+    """Name the leaves of a pytree: the keys of each, joined with "/".
+
+    Boxes that hold one array and its metadata (flax's ``Partitioned``, the variables of NNX) are no key: the
+    names are those of the same model without them.
+
+    Args:
+      tree: A pytree.
+
+    Returns:
+      One path for each leaf, in the order of ``jax.tree.leaves``.
+
+    Example:
+      >>> paths({"head": {"kernel": 1.0, "bias": 2.0}, "scales": [3.0, 4.0]})
+      ['head/bias', 'head/kernel', 'scales/0', 'scales/1']
+    """
+    named = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        named += [name] * len(jax.tree.leaves(node))
+    return named
+
+
+def is_box(node: Any) -> bool:
+    """Tell whether a node is an array in a box: an ``AxisMetadata`` of flax or a ``Variable`` of NNX.
+
+    Args:
+      node: A node of a pytree.
+
+    Returns:
+      True for a box. Flax is not imported: what counts is the methods of the class.
+    """
+    return hasattr(type(node), "unbox") or hasattr(type(node), "get_metadata")
+
+
+def matcher(where: Where) -> Callable[[str], bool]:
+    """Turn a part of a path into a predicate on whole paths.
+
+    Args:
+      where: Whole keys joined with "/", or a predicate, which is returned as it is.
+
+    Returns:
+      A predicate.
+
+    Example:
+      >>> [matcher("Dense_1")(path) for path in ("net/Dense_1/kernel", "net/Dense_10/kernel")]
+      [True, False]
+    """
+    if callable(where):
+        return where
+    return lambda path: f"/{where.strip('/')}/" in f"/{path}/"
