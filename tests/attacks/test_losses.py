@@ -1,5 +1,7 @@
 """Losses: what they refuse, each with what to do, and what their gradients are where the network is sure."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +127,26 @@ def test_cross_entropy_keeps_its_gradient_where_the_network_is_sure(scale, targe
     np.testing.assert_allclose(sign * float(value), log_total.sum(), rtol=1e-5)
     if scale > 1 and not targeted:  # what log_softmax loses: gradients far below the rounding of 1
         assert (np.abs(want[kept]) < 1e-12).any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_robust_accuracy_of_a_network_that_is_sure_is_the_exact_one(scale):
+    # In closed form: a linear network of two classes is left after epsilon times the L1 norm of the difference.
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(scale * rng.normal(size=(20, 2)), jnp.float32)
+    batch = {"image": jnp.asarray(rng.uniform(-1, 1, (100, 20)), jnp.float32)}
+    ahead = np.float64(batch["image"]) @ np.diff(np.float64(weights), axis=1)[:, 0]
+    batch["label"] = jnp.asarray(ahead > 0, jnp.int32)
+    exact = np.abs(ahead) > 0.1 * np.abs(np.diff(np.float64(weights), axis=1)).sum()
+    loss_fn = losses.cross_entropy(lambda w, x: x @ w)
+    make = {"bim": lambda epsilon: attacks.bim(epsilon, bounds=None)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        row = attacks.evaluate(loss_fn, weights, batch, make, [0.1], bounds=None)[1]
+    assert 0.1 < exact.mean() < 0.9
+    lost = np.abs(ahead) > 87  # where float32 has no gradient left; these are warned of
+    np.testing.assert_array_equal(row.withstood[~lost], exact[~lost])
+    assert [("is zero" in str(w.message)) for w in caught] == [True] * bool(lost.any())
 
 
 def test_masked_classes_are_no_fault():
