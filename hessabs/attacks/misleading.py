@@ -15,7 +15,7 @@ from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
 from hessabs.typing import LossFn, Params
 
 _SAME = 1e-3  # of the largest logit: what other rows of the batch may change, by rounding
-_SUM = 1e-3  # by which the sum of probabilities may differ from 1
+_SUM, _NARROW_SUM = 1e-3, 0.03  # by which the sum of probabilities may differ from 1, below float32 the second
 _SURE = 2.0  # standard deviations from which on a difference between attacks is none of chance
 
 
@@ -83,13 +83,13 @@ def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> 
     gradient = np.asarray(_gradient(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
     gradient = gradient.reshape(len(gradient), -1)
     inputs = get_inputs(batch, inputs_key)
-    first, second, alone = (
-        np.asarray(logits_fn(params, x), np.float32) for x in (inputs, inputs, _first_everywhere(inputs))
-    )
+    raw = [np.asarray(logits_fn(params, x)) for x in (inputs, inputs, _first_everywhere(inputs))]
+    first, second, alone = (x.astype(np.float32) if x.dtype.itemsize < 4 else x for x in raw)
     random = not np.array_equal(first, second, equal_nan=True)
     largest = np.max(np.abs(first[0]), initial=0, where=np.isfinite(first[0]))
     same = np.allclose(first[0], alone[0], rtol=0, atol=_SAME * largest, equal_nan=True)
-    probable = (first.min() >= 0) & (np.abs(first.sum(axis=1) - 1) <= _SUM).all()
+    tolerance = _SUM if raw[0].dtype.itemsize >= 4 else _NARROW_SUM
+    probable = (first.min() >= 0) & (np.abs(first.sum(axis=1) - 1) <= tolerance).all()
     return Misleading(
         zero_gradient=np.all((gradient == 0) | ~np.isfinite(gradient), axis=1),
         non_finite_gradient=~np.isfinite(gradient).all(axis=1) & np.isfinite(first.max(axis=1)),

@@ -18,6 +18,7 @@ from hessabs.typing import Attack, LossFn, Params
 CLEAN = "clean"
 WORST = "worst case"
 _RTOL = 1e-5  # of the norm of a perturbation that float32 computed, for a few entries
+_ROWS = 256  # examples that are measured at once, for float64 takes twice the memory
 _ORDERS: dict[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
@@ -153,13 +154,9 @@ def measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndar
       >>> bool(sizes[0] > 1e-3 > least[0] > 0.999e-3)
       True
     """
-    rows = (len(points), -1)
-    here, there = (np.asarray(x).reshape(rows).astype(np.float64) for x in (inputs, points))
-    moved, order = np.abs(there - here), _ORDERS[norm]
-    rounding = float(jnp.finfo(points.dtype).eps) * np.maximum(np.abs(here), np.abs(there))
-    accumulated = _RTOL + 4 * float(jnp.finfo(jnp.float32).eps) * np.sqrt(moved.shape[1])
-    least = np.linalg.norm(np.maximum(moved - rounding, 0), order, axis=1) / (1 + accumulated)
-    return np.linalg.norm(moved, order, axis=1), least
+    parts = [_measure(points[i : i + _ROWS], inputs[i : i + _ROWS], norm) for i in range(0, len(points), _ROWS)]
+    sizes, least = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return sizes, least
 
 
 def table(clean: Clean, results: Mapping[tuple[str, float], Outcome], *, keep_fallen: bool) -> list[Evaluation]:
@@ -226,3 +223,13 @@ def _judge(
     logits = logits_fn(params, get_inputs(batch, inputs_key.value))
     finite = losses.usable(logits)
     return finite & ~losses.has_fallen(spec, logits, batch), finite
+
+
+def _measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    here, there = (np.asarray(x).reshape(len(x), -1).astype(np.float64) for x in (inputs, points))
+    moved, order = np.abs(there - here), _ORDERS[norm]
+    rounding = float(jnp.finfo(points.dtype).eps) * np.maximum(np.abs(here), np.abs(there))
+    accumulated = _RTOL + 4 * float(jnp.finfo(jnp.float32).eps) * np.sqrt(moved.shape[1])
+    with np.errstate(invalid="ignore"):  # inf - inf, at a point that is none
+        least = np.linalg.norm(np.maximum(moved - rounding, 0), order, axis=1) / (1 + accumulated)
+    return np.linalg.norm(moved, order, axis=1), least

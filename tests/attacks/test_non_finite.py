@@ -64,7 +64,8 @@ def test_logits_that_are_not_finite_are_reported():
         return lambda loss, params, b, key=None: {**b, "image": b["image"].at[:, 1, 2].add(epsilon)}
 
     def broken(epsilon):
-        return lambda loss, params, b, key=None: {**b, "image": jnp.full_like(b["image"], jnp.nan)}
+        wrong = jnp.where(jnp.arange(6) % 2, jnp.nan, jnp.inf)[:, None, None]
+        return lambda loss, params, b, key=None: {**b, "image": b["image"] + wrong}
 
     message = r"logits of some of 6 examples are not finite: 1 as they are, 1 after bright at epsilon 0\.1\."
     with (
@@ -86,7 +87,7 @@ def test_logits_that_are_not_finite_are_reported():
     want[0] = False
     np.testing.assert_array_equal(bright.withstood, want)
     assert (bright.mean_relative > 0) == fell.any()
-    # Pixels of NaN are no perturbation: nothing has fallen, and nothing is in doubt.
+    # Pixels of NaN or infinity are no perturbation: nothing has fallen, and nothing is in doubt.
     np.testing.assert_array_equal(nan_pixels.withstood, right)
     np.testing.assert_array_equal(nan_pixels.non_finite, clean.non_finite)
     np.testing.assert_array_equal(worst.non_finite, bright.non_finite)
