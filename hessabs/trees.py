@@ -161,6 +161,22 @@ def safe_inverse(x: jax.Array) -> jax.Array:
     return jnp.where(x != 0, 1 / jnp.where(x != 0, x, 1), 0)
 
 
+def finite_or_zero(x: jax.Array) -> jax.Array:
+    """Return an array with 0 in the place of each entry that is not finite.
+
+    Args:
+      x: A floating-point array.
+
+    Returns:
+      An array of the same shape and dtype.
+
+    Example:
+      >>> finite_or_zero(jnp.array([1.0, jnp.nan, -jnp.inf]))
+      Array([1., 0., 0.], dtype=float32)
+    """
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
 def upcast(x: jax.Array) -> jax.Array:
     """Bring an array to float32 at the least.
 

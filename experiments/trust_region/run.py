@@ -77,28 +77,28 @@ def measure(folder: pathlib.Path, name: str, seed: int, *, compiled: bool) -> li
     loss_fn = losses.cross_entropy(evaluation_logits(trained.model, trained.model_state))
     test = trained.dataset.test
     batch = scale_images({part: test[part][: _IMAGES.value] for part in ("image", "label")})
-    right = outcomes.right(loss_fn, trained.params, batch, "image")
     rows = []
     for (norm, attack_name), attack in menu().items():
+        clean = outcomes.look(loss_fn, trained.params, batch, "image", norm)  # type: ignore[arg-type]
         options: Any = {"norm": norm, "bounds": (0.0, 1.0), "inputs_key": "image"}
         if not compiled:
             outcomes.run(attack, loss_fn, trained.params, batch, None, **options)
         cpu = time.process_time()
         outcome, _ = outcomes.run(attack, loss_fn, trained.params, batch, None, **options)
         cpu = time.process_time() - cpu
-        fell = right & ~outcome.stands
-        relative = outcome.sizes[fell] / outcomes.sizes(batch["image"], norm)[fell]  # type: ignore[arg-type]
+        fell = clean.right & ~outcome.stands
+        relative = outcome.sizes[fell] / clean.lengths[fell]
         row = {
             "run": name,
             "seed": seed,
             "norm": norm,
             "attack": attack_name,
-            "clean": float(right.mean()),
-            "success": float(fell.sum() / right.sum()),
+            "clean": float(clean.right.mean()),
+            "success": float(fell.sum() / clean.right.sum()),
             "mean_relative": float(relative.mean()),
             "max_relative": float(relative.max()),
-            "ms_per_image": 1000 * outcome.seconds / len(right),
-            "cpu_ms_per_image": 1000 * cpu / len(right),
+            "ms_per_image": 1000 * outcome.seconds / len(clean.right),
+            "cpu_ms_per_image": 1000 * cpu / len(clean.right),
         }
         rows.append(row)
         print(row, flush=True)

@@ -16,9 +16,8 @@ from jax.tree_util import Partial
 from hessabs import trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.checks import (
-    check_bounds,
+    check_ball,
     check_count,
-    check_epsilon,
     checked_inputs,
     checked_key,
 )
@@ -92,8 +91,7 @@ def make_attack(
     Raises:
       ValueError: If a number is out of range, or there are restarts without random starts.
     """
-    check_epsilon(ball.epsilon)
-    check_bounds(ball.bounds.value)
+    check_ball(ball.epsilon, ball.norm.value, ball.bounds.value)
     check_count("steps", steps)
     check_count("restarts", restarts)
     if restarts > 1 and not random_start:

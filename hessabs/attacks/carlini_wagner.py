@@ -169,7 +169,7 @@ def _step(
         return jnp.sum(loss), (loss, point, size, fallen & (lead >= confidence))
 
     gradient, (loss, point, size, success) = jax.grad(total, has_aux=True)(rows.free)
-    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
+    gradient = trees.finite_or_zero(gradient)
     better = success & (size < rows.best_size)
     best = jnp.where(_over(better, point), point, rows.best)
     fell = rows.fell | success

@@ -1,19 +1,46 @@
 """What attacks refuse, each in one line, before anything is compiled."""
 
+import numbers
+import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hessabs import trees
 from hessabs.attacks import losses
 from hessabs.attacks.inputs import get_inputs
-from hessabs.attacks.norms import Bounds
+from hessabs.attacks.norms import Bounds, Norm
 from hessabs.typing import LossFn, Params
 
 
+def check_ball(epsilon: float, norm: Norm, bounds: Bounds) -> None:
+    """Raise unless epsilon and the bounds make a ball to attack in.
+
+    Args:
+      epsilon: As in ``check_epsilon``.
+      norm: Of epsilon.
+      bounds: As in ``check_bounds``.
+
+    Raises:
+      ValueError: As those two.
+
+    Warns:
+      UserWarning: If the L-infinity ball holds all that lies between the bounds, as 8 in the place of 8 / 255.
+    """
+    check_epsilon(epsilon)
+    check_bounds(bounds)
+    if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
+        warnings.warn(
+            f"`epsilon` {epsilon:g} exceeds the width of `bounds` {bounds}: every input is allowed. Give it in "
+            "the units of the inputs, 8 / 255 for eight grey levels of images in [0, 1].",
+            stacklevel=4,
+        )
+
+
 def check_epsilon(epsilon: float) -> None:
-    """Raise unless epsilon is finite and at least 0.
+    """Raise unless epsilon is one number, finite and at least 0.
 
     Args:
       epsilon: Size of a perturbation, in units of the batch.
@@ -21,6 +48,12 @@ def check_epsilon(epsilon: float) -> None:
     Raises:
       ValueError: If it is not.
     """
+    if np.ndim(epsilon) > 0:
+        raise ValueError(
+            f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
+            "examples of each epsilon by themselves."
+        )
+    _check_number("epsilon", epsilon)
     if not (0 <= epsilon < float("inf")):
         raise ValueError(f"`epsilon` must be finite and at least 0, got {epsilon}.")
 
@@ -48,6 +81,7 @@ def check_count(name: str, count: int) -> None:
     Raises:
       ValueError: If it is below 1.
     """
+    _check_number(name, count)
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
@@ -62,6 +96,8 @@ def check_positive(name: str, value: float | None) -> None:
     Raises:
       ValueError: If it is neither.
     """
+    if value is not None:
+        _check_number(name, value)
     if value is not None and not (0 < value < float("inf")):
         raise ValueError(f"`{name}` must be finite and above 0, got {value}.")
 
@@ -84,15 +120,22 @@ def checked_inputs(
       The inputs.
 
     Raises:
-      ValueError: If the batch has no such inputs, they are not finite or outside the bounds, or labels or
-        targets are missing or out of range.
+      ValueError: If the batch is empty or has no such inputs, they are not finite or outside the bounds, or
+        labels or targets are missing, of another shape or dtype, or out of range.
+
+    Warns:
+      UserWarning: If some targets equal the labels.
     """
     inputs = get_inputs(batch, inputs_key)
+    if inputs.ndim == 0 or inputs.shape[0] == 0:
+        raise ValueError(
+            f"The batch has no examples, got inputs of shape {inputs.shape} at key {inputs_key!r}."
+        )
     if not trees.is_traced(inputs):
         values = np.asarray(inputs, np.float32) if inputs.dtype.itemsize < 4 else np.asarray(inputs)
         if not np.isfinite(values).all():
             raise ValueError(f"The inputs at key {inputs_key!r} hold values that are not finite (NaN or inf).")
-        if bounds is not None and values.size:
+        if bounds is not None:
             low, high = float(values.min()), float(values.max())
             if low < np.float32(bounds[0]) or high > np.float32(bounds[1]):
                 raise ValueError(
@@ -121,4 +164,33 @@ def checked_key(key: jax.Array | None, why: str) -> jax.Array:
     """
     if key is None:
         raise ValueError(f"{why} needs a random key: pass `key=jax.random.key(seed)`.")
+    check_key(key)
     return key
+
+
+def check_key(key: Any) -> None:
+    """Raise unless a random key is one, or None.
+
+    Args:
+      key: What the caller gave.
+
+    Raises:
+      ValueError: If it is neither.
+    """
+    if key is None:
+        return
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and key.ndim == 1)
+    ):
+        raise ValueError(f"`key` must be a random key, got {key!r}: pass `key=jax.random.key(seed)`.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"`{name}` must be known when the attack is made, got a traced value: make it outside of jit."
+        )
+    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.ndim == 0
+    if not is_array and not isinstance(value, numbers.Real):
+        raise ValueError(f"`{name}` must be a number, got {value!r}.")

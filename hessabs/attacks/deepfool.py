@@ -97,8 +97,8 @@ def deepfool(
 def _begin(spec: trees.Static, options: trees.Static, logits_fn: Partial, params: Params, batch: Any) -> _Rows:
     num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
-    labels, _ = losses.classes_of(spec.value, batch)
     logits = logits_fn(params, inputs)
+    labels, _ = losses.checked_classes(spec.value, logits, batch)
     rivals = top_rivals(logits, labels, check_num_rivals(num_rivals, logits.shape[-1], default=9))
     fallen = losses.has_fallen(spec.value, logits, batch)
     return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, fallen)

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from hessabs import trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
-from hessabs.attacks.checks import check_bounds, check_count, check_epsilon, checked_inputs, checked_key
+from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.inputs import with_inputs
 from hessabs.attacks.losses.criteria import difference_of_logits
@@ -71,8 +71,7 @@ def ensemble(
       5,000 by default.
     """
     norms.check_norm(norm, ("linf", "l2"))
-    check_epsilon(epsilon)
-    check_bounds(bounds)
+    check_ball(epsilon, norm, bounds)
     check_count("steps", steps)
     check_count("queries", queries)
     if num_targets < 0:
@@ -93,7 +92,7 @@ def ensemble(
         ratio = losses.dlr if num_classes >= 3 else losses.margin
         members = [(ascend, losses.cross_entropy(network), labels), (ascend, ratio(network), labels)]
         if num_classes >= 4:
-            led = losses.from_logits(network, _ratio_to_the_second)
+            led = losses.from_logits(network, _ratio_to_the_second, soft_labels=True)
             members += [
                 (ascend, led, _weights(labels, rivals[:, i], num_classes)) for i in range(rivals.shape[1])
             ]
@@ -119,10 +118,10 @@ def ensemble(
 def _look(
     logits_fn: Partial, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: int
 ) -> tuple[jax.Array, jax.Array]:
-    # The rivals of each example, and whether it is classified rightly.
+    # The rivals of each example, and whether it stands.
     logits = trees.upcast(logits_fn(params, inputs))
     rivals = top_rivals(logits, labels, min(num_targets, logits.shape[-1] - 1))
-    return rivals, jnp.argmax(logits, axis=-1) == labels
+    return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~losses.usable(logits)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -135,14 +134,15 @@ def _judge(
     left: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    # The points brought into the ball (DeepFool knows none), and which of them are classified wrongly.
+    # The points brought into the ball (DeepFool knows none), and which of them have fallen.
     point = jax.vmap(lambda x, y: norms.restrict(y, x, epsilon, *options.value))(inputs, left)
-    return point, jnp.argmax(logits_fn(params, point), axis=-1) != labels
+    logits = logits_fn(params, point)
+    return point, (jnp.argmax(logits, axis=-1) != labels) & losses.usable(logits)
 
 
 def _weights(labels: jax.Array, rivals: jax.Array, num_classes: int) -> jax.Array:
     # Both classes in one leaf, as an untargeted loss wants it: the label weighs most, the rival second.
-    return 2 * jax.nn.one_hot(labels, num_classes) + jax.nn.one_hot(rivals, num_classes)
+    return (2 * jax.nn.one_hot(labels, num_classes) + jax.nn.one_hot(rivals, num_classes)) / 3
 
 
 def _ratio_to_the_second(logits: jax.Array, weights: jax.Array, targets: jax.Array | None) -> jax.Array:

@@ -1,23 +1,19 @@
 """How many examples withstand which attack: accuracy by attack and epsilon, size and time of the attacks."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
-from hessabs import trees
-from hessabs.attacks import losses, norms, outcomes
-from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
-from hessabs.attacks.inputs import get_inputs
+from hessabs.attacks import losses, misleading, norms, outcomes
+from hessabs.attacks.checks import check_ball, check_bounds, check_key, checked_inputs
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.outcomes import Evaluation, Outcome
+from hessabs.attacks.outcomes import CLEAN, WORST, Evaluation, Outcome
+from hessabs.attacks.square import square
 from hessabs.typing import Attack, LossFn, Params
-
-CLEAN = "clean"
-WORST = "worst case"
 
 
 def evaluate(
@@ -33,6 +29,7 @@ def evaluate(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     source: tuple[LossFn, Params] | None = None,
+    keep_fallen: bool = False,
 ) -> list[Evaluation]:
     """Attack one batch in several ways at several epsilons.
 
@@ -50,25 +47,30 @@ def evaluate(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       source: Another (loss, params) to make the examples on: how they transfer. None for the network itself.
+      keep_fallen: If True an example that an attack felled at a smaller epsilon has fallen at the larger ones
+        too, for the perturbation lies in their balls: the accuracy then never rises with epsilon.
 
     Returns:
       One ``Evaluation`` a row: the clean batch first, then each epsilon with every attack and, if there are
-      several, the worst case. An attack whose result lies outside the ball of epsilon by more than 1e-5 of it,
-      or outside the bounds, has not felled that example.
+      several, the worst case. A result that is not finite, lies outside the bounds, or outside the ball of
+      epsilon by more than rounding in the dtype of the inputs, has not felled its example. An example whose
+      logits are not finite is neither robust nor fallen: ``withstood`` is False and ``non_finite`` True.
 
     Raises:
-      ValueError: If an argument is out of range, the batch is not as described, or the loss is targeted or
-        carries no logits.
+      ValueError: If an argument is out of range or of another kind, the batch is empty or not as described, or
+        the loss is targeted or carries no logits.
 
     Warns:
-      UserWarning: If the gradient of a rightly classified example is zero, for attacks that follow it then say
-        nothing, or if the network gives other logits for the same inputs at a second call.
+      UserWarning: Of what makes the accuracy look better than it is: gradients that are zero, or not finite;
+        logits that look like probabilities; a network that gives other logits at a second call, or whose logits
+        depend on the other examples; ``square`` that fells more than the attacks along the gradient; an epsilon
+        beyond the bounds. And of what does not count: logits that are not finite, results outside the ball.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from hessabs.attacks import fgsm
       >>> batch = {"image": jnp.array([[0.6, 0.4], [0.9, 0.1]]), "label": jnp.array([0, 0])}
-      >>> loss_fn = losses.cross_entropy(lambda w, x: x @ w)
+      >>> loss_fn = losses.cross_entropy(lambda w, x: 4 * x @ w)
       >>> rows = evaluate(loss_fn, jnp.eye(2), batch, {"fgsm": fgsm}, [0.2])
       >>> [(row.attack, row.epsilon, row.accuracy) for row in rows]
       [('clean', 0.0, 1.0), ('fgsm', 0.2, 0.5)]
@@ -83,92 +85,64 @@ def evaluate(
         )
     norms.check_norm(norm)
     check_bounds(bounds)
-    for epsilon in epsilons:
-        check_epsilon(epsilon)
     minimal = {} if minimal is None else minimal
-    if names := {CLEAN, WORST} & {*attacks, *minimal} | {*attacks} & {*minimal}:
-        raise ValueError(
-            f"Every attack needs a name of its own, not {CLEAN!r} or {WORST!r}, got {sorted(names)}."
-        )
-    inputs = np.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
-    right = outcomes.right(loss_fn, params, batch, inputs_key)
-    _warn(look(loss_fn, params, batch, inputs_key), right)
-    lengths = outcomes.sizes(inputs, norm)
+    _check_attacks(attacks, minimal)
+    if isinstance(epsilons, str) or np.ndim(epsilons) != 1:
+        raise ValueError(f"`epsilons` must be a sequence of numbers, each for all examples, got {epsilons!r}.")
+    for epsilon in epsilons:
+        check_ball(epsilon, norm, bounds)
+    check_key(key)
+    checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+    clean = outcomes.look(loss_fn, params, batch, inputs_key, norm)
+    messages = misleading.look(loss_fn, params, batch, inputs_key).messages(clean.right)
+    black_box = set[str]()
 
-    def run(attack: Attack, number: int) -> Outcome:
+    def run(name: str, attack: Attack, number: int) -> Outcome:
+        if getattr(attack, "__module__", None) == square.__module__:
+            black_box.add(name)
         own_key = None if key is None else jax.random.fold_in(key, number)
         options: dict[str, Any] = {"norm": norm, "bounds": bounds, "inputs_key": inputs_key, "source": source}
         return outcomes.run(attack, loss_fn, params, batch, own_key, **options)[0]
 
-    rows = [Evaluation(CLEAN, 0.0, float(right.mean()), 0.0, 0.0, 0.0, right)]
-    unbounded = {name: run(attack, number) for number, (name, attack) in enumerate(minimal.items())}
-    for epsilon in epsilons:
-        results = dict(unbounded)
+    unbounded = {name: run(name, attack, number) for number, (name, attack) in enumerate(minimal.items())}
+    results: dict[tuple[str, float], Outcome] = {}
+    for epsilon in map(float, epsilons):
+        results |= {(name, epsilon): outcome for name, outcome in unbounded.items()}
         for number, (name, make) in enumerate(attacks.items(), start=len(minimal)):
-            results[name] = run(make(epsilon), number)
-        found = [outcomes.evaluation(name, epsilon, right, lengths, o) for name, o in results.items()]
-        rows += found
-        if len(found) > 1:
-            worst = outcomes.worst_case(found, list(results.values()))
-            rows.append(outcomes.evaluation(WORST, epsilon, right, lengths, worst))
+            results[name, epsilon] = run(name, make(epsilon), number)
+    rows = outcomes.table(clean, results, keep_fallen=keep_fallen)
+    messages += misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
+    for message in messages:
+        warnings.warn(message, stacklevel=2)
     return rows
 
 
-class Misleading(NamedTuple):
-    """What makes the accuracy under attack look better than it is."""
-
-    zero_gradient: np.ndarray  # (n,), bool: examples at which the gradient of the loss is zero
-    random: bool  # whether the network gives other logits for the same inputs at a second call
-
-    def messages(self, right: np.ndarray) -> list[str]:
-        """Say it, in a line each.
-
-        Args:
-          right: Shape (n,), bool: which examples are classified rightly.
-
-        Returns:
-          No, one or two lines.
-        """
-        lines, flat = [], int(np.sum(self.zero_gradient & right))
-        if flat:
-            lines.append(
-                f"The gradient of {flat} of {int(right.sum())} rightly classified examples is zero: attacks "
-                "that follow it cannot move them, which is no robustness. Try another loss, minimal attacks or "
-                "square."
-            )
-        if self.random:
-            lines.append(
-                "The network gives other logits for the same inputs at a second call: it is not deterministic, "
-                "and the accuracies are those of single draws."
-            )
-        return lines
+def _check_attacks(attacks: Any, minimal: Any) -> None:
+    for argument, given, positional, what in (
+        ("attacks", attacks, 1, "a function from epsilon to an attack, fgsm or lambda epsilon: fgsm(epsilon)"),
+        ("minimal", minimal, 4, "an attack, deepfool()"),
+    ):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"`{argument}` must map a name to {what}, got {given!r}.")
+        for name, value in given.items():
+            if not _takes(value, positional):
+                raise ValueError(
+                    f"`{argument}` must map each name to {what}, got {value!r} for {name!r}. An attack that "
+                    "takes no epsilon belongs in `minimal`."
+                )
+    if names := {CLEAN, WORST} & {*attacks, *minimal} | {*attacks} & {*minimal}:
+        raise ValueError(
+            f"Every attack needs a name of its own, not {CLEAN!r} or {WORST!r}, got {sorted(names)}."
+        )
 
 
-def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> Misleading:
-    """Look for what misleads attacks.
-
-    Args:
-      loss_fn: A loss that carries its logits.
-      params: What it takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-
-    Returns:
-      What was found.
-    """
-    logits_fn, _ = losses.parts(loss_fn, "look")
-    gradient = np.asarray(_gradient(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
-    inputs = get_inputs(batch, inputs_key)
-    first, second = (np.asarray(logits_fn(params, inputs)) for _ in range(2))
-    zero = np.all(gradient.reshape(len(gradient), -1) == 0, axis=1)
-    return Misleading(np.asarray(zero), not np.array_equal(first, second))
-
-
-@jax.jit
-def _gradient(loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static) -> jax.Array:
-    return losses.with_gradient(loss_fn, params, batch, inputs_key.value)[2]
-
-
-def _warn(found: Misleading, right: np.ndarray) -> None:
-    for message in found.messages(right):
-        warnings.warn(message, stacklevel=3)
+def _takes(function: Any, positional: int) -> bool:
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*[None] * positional)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature to see
+        return True
+    return True

@@ -1,13 +1,15 @@
 """Attacks that follow the gradient of the loss with respect to the inputs."""
 
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
+from hessabs import trees
+from hessabs.attacks.checks import check_ball, checked_inputs
 from hessabs.attacks.inputs import with_inputs
-from hessabs.attacks.norms import check_norm, steepest
+from hessabs.attacks.norms import Bounds, Norm, check_norm, restrict, steepest
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -21,7 +23,8 @@ def fgsm(
     """Make the fast gradient sign method: one step of size epsilon up the gradient of the loss.
 
     ``x + epsilon * sign(g)`` for ``norm="linf"``, ``x + epsilon * g / ||g||_2`` for ``norm="l2"`` (the norm of
-    each example's gradient), then clipped to the bounds. An example whose gradient is zero stays as it is.
+    each example's gradient), then clipped to the bounds. An example whose gradient is zero stays as it is, and
+    so does an entry whose gradient is not finite.
 
     Args:
       epsilon: Size of the perturbation in ``norm``, in the units of the batch (an image in [0, 1]: 0.005 is
@@ -37,7 +40,7 @@ def fgsm(
     Raises:
       ValueError: If epsilon is negative or not finite, the norm unknown, or the bounds out of order; when
         called, if the batch has no such inputs, or they are not finite or outside the bounds. Traced values
-        cannot raise: under jit, as in a training step, inputs outside the bounds are clipped.
+        cannot raise, as in a training step.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,21 +53,43 @@ def fgsm(
       Goodfellow et al. (2014), arXiv:1412.6572, section 4; for l2: Shaham et al. (2015), arXiv:1511.05432.
       Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch.
     """
-    check_epsilon(epsilon)
     check_norm(norm, ("linf", "l2"))
-    check_bounds(bounds)
+    check_ball(epsilon, norm, bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         gradient = jax.grad(lambda x: loss_fn(params, with_inputs(batch, inputs_key, x)))(inputs)
-        direction = jax.vmap(lambda g: steepest(g, norm))(gradient)
-        perturbed = inputs + epsilon * direction.astype(inputs.dtype)
-        if bounds is not None:
-            perturbed = jnp.clip(perturbed, *bounds)
-        return with_inputs(batch, inputs_key, perturbed.astype(inputs.dtype))
+        perturbed = along(inputs, gradient, epsilon, norm, bounds)
+        return with_inputs(batch, inputs_key, perturbed)
 
     return attack
+
+
+def along(inputs: Any, ascent: jax.Array, epsilon: float, norm: Norm, bounds: Bounds) -> jax.Array:
+    """Move each example by epsilon, along the perturbation that is steepest for a given ascent.
+
+    Args:
+      inputs: Shape (n, ...).
+      ascent: The same shape: a gradient, or what replaces it; an entry that is not finite counts as 0.
+      epsilon: Size of the perturbation.
+      norm: ``"linf"`` or ``"l2"``.
+      bounds: (lowest, highest) value of an input, or None.
+
+    Returns:
+      The points, like ``inputs``, in the ball and between the bounds.
+    """
+    return _along(trees.Static((norm, bounds)), epsilon, jnp.asarray(inputs), ascent)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(where: trees.Static, epsilon: jax.Array, inputs: jax.Array, ascent: jax.Array) -> jax.Array:
+    norm, bounds = where.value
+
+    def move(x: jax.Array, g: jax.Array) -> jax.Array:
+        return restrict(x + epsilon * steepest(trees.finite_or_zero(g), norm), x, epsilon, norm, bounds)
+
+    return jax.vmap(move)(inputs, ascent)
 
 
 def l2grad(

@@ -1,28 +1,45 @@
 """What one attack did to one batch, example by example, and the numbers that sum it up."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import losses
 from hessabs.attacks.inputs import get_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.typing import Attack, LossFn, Params
 
-_SLACK = 1e-5  # by which part of epsilon rounding may take a perturbation out of its ball
+CLEAN = "clean"
+WORST = "worst case"
+_RTOL = 1e-5  # of the norm of a perturbation that float32 computed, for a few entries
+_ROWS = 256  # examples that are measured at once, for float64 takes twice the memory
+_ORDERS: dict[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
+
+
+class Clean(NamedTuple):
+    """What n examples are before an attack."""
+
+    right: np.ndarray  # (n,), bool: classified rightly
+    non_finite: np.ndarray  # (n,), bool: the network gives logits that say nothing (NaN, or infinite)
+    lengths: np.ndarray  # (n,), float: the norm of each input
 
 
 class Outcome(NamedTuple):
     """What an attack did to n examples."""
 
-    stands: np.ndarray  # (n,), bool: classified rightly, or outside the bounds, after the attack
+    stands: (
+        np.ndarray
+    )  # (n,), bool: not felled; right, or without finite logits, or not at an input there can be
     sizes: np.ndarray  # (n,), float: the norm of each perturbation
     seconds: float  # wall clock of the attack
+    non_finite: np.ndarray  # (n,), bool: the logits after the attack say nothing
+    least: np.ndarray  # (n,), float: the norm less what rounding may have added; nan: not finite, out of bounds
 
 
 class Evaluation(NamedTuple):
@@ -35,6 +52,7 @@ class Evaluation(NamedTuple):
     max_relative: float  # the largest of them
     seconds_per_image: float  # wall clock of the attack, compilation included unless it was compiled before
     withstood: np.ndarray  # (n,), bool: which examples are classified rightly
+    non_finite: np.ndarray  # (n,), bool: whose logits say nothing, before or after: neither robust nor fallen
 
 
 def run(
@@ -68,16 +86,39 @@ def run(
     start = time.perf_counter()
     attacked = jax.block_until_ready(attack(*(source or (loss_fn, params)), batch, key))
     seconds = time.perf_counter() - start
-    points = np.asarray(get_inputs(attacked, inputs_key))
-    stands = right(loss_fn, params, attacked, inputs_key)
+    points, inputs = (np.asarray(get_inputs(each, inputs_key)) for each in (attacked, batch))
+    right, finite = judge(loss_fn, params, attacked, inputs_key)
+    flat = points.reshape(len(points), -1)
+    there_is = np.isfinite(flat).all(axis=1)
     if bounds is not None:
-        flat = points.reshape(len(points), -1)
         low, high = np.asarray(bounds, flat.dtype)
-        stands = stands | (flat < low).any(axis=1) | (flat > high).any(axis=1)
-    return Outcome(stands, sizes(points - np.asarray(get_inputs(batch, inputs_key)), norm), seconds), attacked
+        there_is &= (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
+    norms, least = measure(points, inputs, norm)
+    outcome = Outcome(
+        right | ~finite | ~there_is, norms, seconds, ~finite & there_is, np.where(there_is, least, np.nan)
+    )
+    return outcome, attacked
 
 
-def right(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> np.ndarray:
+def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, norm: Norm) -> Clean:
+    """Look at a batch before any attack.
+
+    Args:
+      loss_fn: A loss that carries its logits.
+      params: What it takes.
+      batch: n examples.
+      inputs_key: Where the inputs are.
+      norm: In which their lengths are measured.
+
+    Returns:
+      A ``Clean``.
+    """
+    right, finite = judge(loss_fn, params, batch, inputs_key)
+    inputs = np.asarray(get_inputs(batch, inputs_key))
+    return Clean(right, ~finite, measure(inputs, np.zeros_like(inputs), norm)[0])
+
+
+def judge(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> tuple[np.ndarray, np.ndarray]:
     """Tell which examples are classified rightly.
 
     Args:
@@ -87,73 +128,108 @@ def right(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) ->
       inputs_key: Where the inputs are.
 
     Returns:
-      Shape (n,), bool.
+      ``(right, finite)``, each (n,) bool: classified rightly, and whether the logits say anything.
     """
-    return ~np.asarray(_fallen(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
+    right, finite = _judge(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key))
+    return np.asarray(right), np.asarray(finite)
 
 
-def sizes(deltas: Any, norm: Norm) -> np.ndarray:
-    """Return the norm of each row.
+def measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    """Return the norm of each perturbation, and what it is at least, were nothing rounded.
+
+    An attack adds a perturbation to an input and rounds, by up to a unit in the last place of the larger one,
+    in its dtype: nothing beside a perturbation of 0.1, much beside one of 0.001, or in bfloat16.
 
     Args:
-      deltas: Shape (n, ...).
+      points: Shape (n, ...).
+      inputs: The same shape and dtype.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Returns:
-      Shape (n,), at least float32.
+      ``(sizes, least)``, each (n,), float64.
 
     Example:
-      >>> sizes(np.array([[3.0, -4.0], [0.0, 1.0]]), "l1").tolist()
-      [7.0, 1.0]
+      >>> x = np.full((1, 1), 0.1, np.float32)
+      >>> sizes, least = measure(x + np.float32(1e-3), x, "linf")
+      >>> bool(sizes[0] > 1e-3 > least[0] > 0.999e-3)
+      True
     """
-    return np.asarray(_sizes(deltas, trees.Static(norm)))
+    parts = [_measure(points[i : i + _ROWS], inputs[i : i + _ROWS], norm) for i in range(0, len(points), _ROWS)]
+    sizes, least = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return sizes, least
 
 
-def evaluation(
-    name: str, epsilon: float, was_right: np.ndarray, lengths: np.ndarray, outcome: Outcome
-) -> Evaluation:
-    """Sum up an outcome at one epsilon.
+def table(clean: Clean, results: Mapping[tuple[str, float], Outcome], *, keep_fallen: bool) -> list[Evaluation]:
+    """Sum up what attacks did at several epsilons.
+
+    Args:
+      clean: The examples before.
+      results: What each attack did, by its name and epsilon; every attack at every epsilon.
+      keep_fallen: Whether an example that an attack felled at a smaller epsilon has fallen at a larger one too.
+
+    Returns:
+      The rows: the clean examples, then each epsilon with every attack and, if there are several, the worst
+      case.
+    """
+    rows = [Evaluation(CLEAN, 0.0, float(clean.right.mean()), 0.0, 0.0, 0.0, clean.right, clean.non_finite)]
+    for epsilon in dict.fromkeys(epsilon for _, epsilon in results):
+        every = []
+        for name in dict.fromkeys(name for name, _ in results):
+            before = [
+                outcome._replace(seconds=0.0)
+                for (other, smaller), outcome in results.items()
+                if keep_fallen and other == name and smaller < epsilon
+            ]
+            outcomes = [*before, results[name, epsilon]]
+            rows.append(evaluation(name, epsilon, clean, outcomes))
+            every += outcomes
+        if len({name for name, _ in results}) > 1:
+            rows.append(evaluation(WORST, epsilon, clean, every))
+    return rows
+
+
+def evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outcome]) -> Evaluation:
+    """Sum up outcomes at one epsilon: what any of them felled has fallen, by the smallest perturbation.
 
     Args:
       name: Of the attack.
-      epsilon: Perturbations that are larger, by more than 1e-5 of it, have felled nothing.
-      was_right: Shape (n,), bool: which examples were classified rightly before.
-      lengths: Shape (n,): the norms of the clean inputs.
-      outcome: What the attack did.
+      epsilon: Perturbations that are larger, by more than rounding, have felled nothing.
+      clean: The examples before.
+      outcomes: What was done to them.
 
     Returns:
-      An ``Evaluation``.
+      An ``Evaluation``, with the time of all together.
     """
-    stands = was_right & (outcome.stands | (outcome.sizes > epsilon * (1 + _SLACK)))
-    fell = was_right & ~stands
-    relative = outcome.sizes[fell] / np.where(lengths[fell] > 0, lengths[fell], 1)
+    inside = [outcome.least <= epsilon for outcome in outcomes]
+    felled = np.stack([clean.right & ~o.stands & here for o, here in zip(outcomes, inside, strict=True)])
+    lost = np.any([clean.right & o.non_finite & here for o, here in zip(outcomes, inside, strict=True)], axis=0)
+    fell = felled.any(axis=0)
+    lost &= ~fell
+    smallest = np.min(np.where(felled, [o.sizes for o in outcomes], np.inf), axis=0)
+    relative = smallest[fell] / np.where(clean.lengths[fell] > 0, clean.lengths[fell], 1)
     mean, largest = (float(relative.mean()), float(relative.max())) if fell.any() else (0.0, 0.0)
+    stands = clean.right & ~fell & ~lost
+    seconds = sum(o.seconds for o in outcomes) / len(stands)
     return Evaluation(
-        name, epsilon, float(stands.mean()), mean, largest, outcome.seconds / max(len(stands), 1), stands
+        name, epsilon, float(stands.mean()), mean, largest, seconds, stands, clean.non_finite | lost
     )
 
 
-def worst_case(evaluations: Sequence[Evaluation], outcomes: Sequence[Outcome]) -> Outcome:
-    """Join attacks: an example stands if it withstood all; the smallest perturbation that felled it counts.
-
-    Args:
-      evaluations: What each attack did at one epsilon.
-      outcomes: The same, by example and in the same order.
-
-    Returns:
-      An ``Outcome``, with the time of all together.
-    """
-    rows = list(zip(evaluations, outcomes, strict=True))
-    smallest = np.min([np.where(e.withstood, np.inf, o.sizes) for e, o in rows], axis=0)
-    stands = np.all([e.withstood for e, _ in rows], axis=0)
-    return Outcome(stands, smallest, sum(o.seconds for _, o in rows))
-
-
 @jax.jit
-def _fallen(loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static) -> jax.Array:
-    return losses.per_example(loss_fn, params, batch, inputs_key.value)[1]
+def _judge(
+    loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static
+) -> tuple[jax.Array, jax.Array]:
+    logits_fn, spec = losses.parts(loss_fn)
+    logits = logits_fn(params, get_inputs(batch, inputs_key.value))
+    finite = losses.usable(logits)
+    return finite & ~losses.has_fallen(spec, logits, batch), finite
 
 
-@jax.jit
-def _sizes(deltas: jax.Array, norm: trees.Static) -> jax.Array:
-    return jax.vmap(lambda delta: norms.size(delta, norm.value))(deltas)
+def _measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    here, there = (np.asarray(x).reshape(len(x), -1).astype(np.float64) for x in (inputs, points))
+    moved, order = np.abs(there - here), _ORDERS[norm]
+    rounding = float(jnp.finfo(points.dtype).eps) * np.maximum(np.abs(here), np.abs(there))
+    accumulated = _RTOL + 4 * float(jnp.finfo(jnp.float32).eps) * np.sqrt(moved.shape[1])
+    with np.errstate(invalid="ignore"):  # inf - inf, at a point that is none
+        least = np.linalg.norm(np.maximum(moved - rounding, 0), order, axis=1) / (1 + accumulated)
+    return np.linalg.norm(moved, order, axis=1), least

@@ -75,4 +75,4 @@ def leads(
     differences = one_hot - jax.nn.one_hot(own, logits.shape[-1], dtype=logits.dtype)
     (gradients,) = jax.vmap(pull, in_axes=1, out_axes=1)(differences)
     ahead = jnp.take_along_axis(logits, rivals, axis=-1) - jnp.take_along_axis(logits, own, axis=-1)
-    return logits, ahead, jnp.where(jnp.isfinite(gradients), gradients, 0)
+    return logits, ahead, trees.finite_or_zero(gradients)

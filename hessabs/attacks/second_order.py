@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
-from hessabs.attacks.checks import check_bounds, check_count, check_epsilon, check_positive, checked_inputs
+from hessabs.attacks import losses
+from hessabs.attacks.checks import check_ball, check_count, check_positive, checked_inputs
+from hessabs.attacks.gradient import along
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
@@ -127,19 +128,18 @@ def _second_order(
     inputs_key: str | int,
     loop: Loop | None,
 ) -> Attack:
-    check_epsilon(epsilon)
+    check_ball(epsilon, norm, bounds)
     check_count("max_iters", max_iters)
     check_positive("rtol", rtol)
     check_positive("damping", damping)
-    check_bounds(bounds)
-    where = trees.Static((norm, bounds, inputs_key))
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         problem = (trees.as_partial(loss_fn), params, trees.Static(inputs_key))
         rows = iterate(Partial(_step, problem, damping, rtol), _begin(problem, batch), max_iters, loop)
-        return with_inputs(batch, inputs_key, _finish(where, epsilon, batch, rows.solution))
+        perturbed = along(get_inputs(batch, inputs_key), rows.solution, epsilon, norm, bounds)
+        return with_inputs(batch, inputs_key, perturbed)
 
     return attack
 
@@ -189,13 +189,3 @@ def _conjugate_step(
         "scale": scale,
         "done": ~good | (jnp.sqrt(after) <= rtol),
     }
-
-
-@jax.jit
-def _finish(where: trees.Static, epsilon: jax.Array, batch: Any, solution: jax.Array) -> jax.Array:
-    norm, bounds, inputs_key = where.value
-
-    def perturb(x: jax.Array, direction: jax.Array) -> jax.Array:
-        return norms.restrict(x + epsilon * norms.steepest(direction, norm), x, epsilon, norm, bounds)
-
-    return jax.vmap(perturb)(get_inputs(batch, inputs_key), solution)

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from hessabs import trees
 from hessabs.attacks import losses, norms, patterns
 from hessabs.attacks.ascent import Best
-from hessabs.attacks.checks import check_bounds, check_count, check_epsilon, checked_inputs, checked_key
+from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
@@ -71,8 +71,7 @@ def square(
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
     norms.check_norm(norm, ("linf", "l2"))
-    check_epsilon(epsilon)
-    check_bounds(bounds)
+    check_ball(epsilon, norm, bounds)
     check_count("queries", queries)
     if not 0 < share <= 1:
         raise ValueError(f"`share` must lie in (0, 1], got {share}.")

@@ -143,8 +143,9 @@ def _begin(
 ) -> _Rows:
     norm, rival, num_rivals, inputs_key = choice.value
     inputs = get_inputs(batch, inputs_key)
-    labels, targets = losses.classes_of(spec.value, batch)
-    logits = trees.upcast(logits_fn(params, inputs))
+    logits = logits_fn(params, inputs)
+    labels, targets = losses.checked_classes(spec.value, logits, batch)
+    logits = trees.upcast(logits)
     count = check_num_rivals(num_rivals, logits.shape[-1], default=9)
     if targets is None:
         candidates = top_rivals(logits, labels, count)
@@ -189,6 +190,7 @@ def _step(
     def move(x: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array) -> tuple[jax.Array, ...]:
         distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
         length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
+        length = jnp.where(jnp.isnan(margin), 0, length)  # the network says nothing here
         moved = (x + length * norms.steepest(g, norm)).astype(x.dtype)
         moved = moved if bounds is None else jnp.clip(moved, *bounds)
         return moved, trees.vdot(g, moved - x), length

@@ -48,9 +48,9 @@ def make_accuracy(
     def count(params: Params, model_state: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         batch = scale_images(batch)
         if attack is not None and not driven:
-            batch = attack(evaluation_loss(model, model_state), params, batch)
+            batch = attack(losses.cross_entropy(evaluation_logits(model, model_state)), params, batch)
         logits = evaluation_logits(model, model_state)(params, batch["image"])
-        right = jnp.argmax(logits, axis=-1) == batch["label"]
+        right = (jnp.argmax(logits, axis=-1) == batch["label"]) & losses.usable(logits)
         return jnp.sum(right * batch["weight"]), jnp.sum(batch["weight"])
 
     on_device = [jax.device_put(batch) if mesh is None else split_whole(batch, mesh) for batch in batches]

@@ -252,7 +252,7 @@ def test_refuses_a_targeted_attack_without_targets(name):
 @pytest.mark.parametrize("name", ["pgd-linf", "apgd-linf", "trust_region-l2", "carlini_wagner"])
 def test_targeted(name):
     batch = make_batch(PARAMS, 7)
-    batch["target"] = (jnp.argmax(logits_fn(PARAMS, batch["image"]), -1) + 1) % 4
+    batch["target"] = (jnp.argmax(logits_fn(PARAMS, batch["image"]), -1) + 2) % 4
     targeted = losses.cross_entropy(logits_fn, targeted=True)
     got = make(name, 0.5)(targeted, PARAMS, batch, KEY)
     assert not fallen(PARAMS, batch, targeted).any()

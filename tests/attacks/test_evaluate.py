@@ -1,14 +1,12 @@
 """`evaluate` against counting by hand."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hessabs import attacks
-from hessabs.attacks import losses
+from hessabs.attacks import losses, outcomes
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, make_params, size_of
 
 BATCH = make_batch(PARAMS, n=30)
@@ -46,36 +44,65 @@ def test_an_attack_that_cheats_fells_nothing():
     def too_far(epsilon):
         return lambda loss, params, batch, key=None: {**batch, "image": 1 - batch["image"]}
 
-    rows = attacks.evaluate(LOSS, PARAMS, BATCH, {"far": too_far}, [0.01])
+    with pytest.warns(
+        UserWarning, match=r"Results of far lie outside .* 29 of 29 at epsilon 0\.01\. Are its norm"
+    ):
+        rows = attacks.evaluate(LOSS, PARAMS, BATCH, {"far": too_far}, [0.01])
     assert fallen(PARAMS, too_far(0.01)(LOSS, PARAMS, BATCH)).sum() > fallen(PARAMS, BATCH).sum()
     assert rows[1].accuracy == rows[0].accuracy
 
 
-def test_warns_of_zero_gradients():
-    dead = losses.cross_entropy(lambda params, x: jax.lax.stop_gradient(logits_fn(params, x)))
-    with pytest.warns(UserWarning, match="The gradient of 29 of 29 rightly classified examples is zero"):
-        attacks.evaluate(dead, PARAMS, BATCH, {"fgsm": attacks.fgsm}, [0.1])
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"), [(jnp.float32, 1e-3), (jnp.float32, 1e-5), (jnp.bfloat16, 8 / 255)]
+)
+def test_one_rounding_of_a_pixel_is_no_way_out_of_the_ball(dtype, epsilon):
+    # Two pixels, the darker one wins after a step of epsilon each; the closed form says which ones fall.
+    first = jnp.asarray(np.linspace(0.55, 0.95, 50), dtype)
+    gap = np.linspace(0.5, 3.0, 50) * epsilon
+    batch = {"image": jnp.stack([first, (first - gap).astype(dtype)], axis=1), "label": jnp.zeros(50, int)}
+    loss_fn = losses.cross_entropy(lambda w, x: x @ w)
+
+    def plain(size):  # without a projection of its own: what float arithmetic makes of x + epsilon
+        return lambda loss, w, b, key=None: {
+            **b,
+            "image": (b["image"] + dtype(size) * jnp.array([-1, 1], dtype)),
+        }
+
+    made = {"plain": plain, "fgsm": attacks.fgsm}
+    clean, *rows = attacks.evaluate(loss_fn, jnp.eye(2, dtype=dtype), batch, made, [epsilon])
+    for row, attack in zip(rows, made.values(), strict=False):
+        moved = np.float64(attack(epsilon)(loss_fn, jnp.eye(2, dtype=dtype), batch)["image"])
+        np.testing.assert_array_equal(row.withstood, clean.withstood & (moved[:, 0] >= moved[:, 1]))
+        assert 0 < row.accuracy < clean.accuracy
 
 
-def test_warns_of_a_network_that_is_not_deterministic():
-    noise = np.random.default_rng(0)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_result_that_is_outside_by_one_percent_is_rejected(norm):
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(0.2, 0.8, (40, 3, 256)).astype(np.float32)
+    steps = rng.normal(size=inputs.shape)
+    steps *= 0.05 / size_of(steps, norm)[:, None, None]
+    for factor, outside in ((1.0, False), (1.01, True)):
+        sizes, least = outcomes.measure((inputs + factor * steps).astype(np.float32), inputs, norm)
+        np.testing.assert_allclose(sizes, 0.05 * factor, rtol=2e-3 if norm == "l1" else 1e-3)
+        if norm != "l1":  # 768 pixels of one rounding each are 1e-3 of this ball, in L1
+            np.testing.assert_array_equal(least > 0.05, np.full(40, outside))
+        else:
+            assert not outside or np.all(least > 0.05 * (1.01 - 768 * 1.2e-7 / 0.05))
 
-    def drawn(rate):
-        return noise.normal(size=np.shape(rate)).astype(np.float32)
 
-    def noisy(params, x):
-        rate = jax.lax.stop_gradient(x[0, 0, 0])
-        draw = jax.pure_callback(drawn, jax.ShapeDtypeStruct((), jnp.float32), rate, vmap_method="sequential")
-        return logits_fn(params, x) * (1 + 1e-3 * draw)
-
-    with pytest.warns(UserWarning, match="it is not deterministic"):
-        attacks.evaluate(losses.cross_entropy(noisy), PARAMS, BATCH, {}, [])
-
-
-def test_is_silent_about_a_sound_network():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        attacks.evaluate(LOSS, PARAMS, BATCH, {}, [])
+def test_accuracy_does_not_rise_with_epsilon_where_what_fell_is_kept():
+    # The network is wrong near 0.6 only, and one step of 0.3 from 0.5 jumps over it.
+    loss_fn = losses.cross_entropy(lambda w, x: jnp.concatenate([0 * x, 0.05 - jnp.abs(x - 0.6)], axis=1))
+    batch = {"image": jnp.array([[0.5], [0.35]]), "label": jnp.array([0, 0])}
+    arguments = (loss_fn, None, batch, {"fgsm": attacks.fgsm}, [0.3, 0.1])
+    jumped = {row.epsilon: row for row in attacks.evaluate(*arguments)}
+    kept = {row.epsilon: row for row in attacks.evaluate(*arguments, keep_fallen=True)}
+    assert [jumped[e].withstood.tolist() for e in (0.1, 0.3)] == [[False, True], [True, False]]
+    assert [kept[e].withstood.tolist() for e in (0.1, 0.3)] == [[False, True], [False, False]]
+    assert list(kept) == [0.0, 0.3, 0.1]
+    # The size is that of the perturbation that felled it.
+    np.testing.assert_allclose(kept[0.3].mean_relative, (0.1 / 0.5 + 0.3 / 0.35) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +115,44 @@ def test_is_silent_about_a_sound_network():
         (LOSS, {"attacks": {"clean": attacks.fgsm}}, "Every attack needs a name of its own"),
         (LOSS, {"minimal": {"fgsm": attacks.deepfool()}}, "Every attack needs a name of its own"),
         (LOSS, {"bounds": (0.4, 0.6)}, "outside `bounds`"),
+        (
+            LOSS,
+            {"attacks": {"fgsm": attacks.fgsm(0.1)}},
+            "`attacks` must map each name to a function from epsilon",
+        ),
+        (
+            LOSS,
+            {"attacks": {"deepfool": attacks.deepfool}},
+            "An attack that takes no epsilon belongs in `minimal`",
+        ),
+        (LOSS, {"attacks": attacks.fgsm}, "`attacks` must map a name to a function from epsilon"),
+        (
+            LOSS,
+            {"minimal": {"deepfool": attacks.deepfool}},
+            "`minimal` must map each name to an attack, deepfool",
+        ),
+        (LOSS, {"minimal": attacks.deepfool()}, "`minimal` must map a name to an attack"),
+        (LOSS, {"key": 0}, r"`key` must be a random key, got 0: pass `key=jax\.random\.key\(seed\)`"),
+        (LOSS, {"epsilons": ["8/255"]}, "`epsilon` must be a number, got '8/255'"),
+        (
+            LOSS,
+            {"epsilons": "0.1"},
+            "`epsilons` must be a sequence of numbers, each for all examples, got '0.1'",
+        ),
+        (LOSS, {"epsilons": 0.1}, "`epsilons` must be a sequence of numbers, each for all examples, got 0.1"),
+        (LOSS, {"epsilons": np.full((1, 30), 0.1)}, "`epsilons` must be a sequence of numbers, each for all"),
     ],
 )
 def test_refuses(loss_fn, options, message):
     arguments = {"attacks": {"fgsm": attacks.fgsm}, "epsilons": [0.1], **options}
     with pytest.raises(ValueError, match=message):
         attacks.evaluate(loss_fn, PARAMS, BATCH, **arguments)
+
+
+def test_refuses_an_empty_batch():
+    batch = jax.tree.map(lambda x: x[:0], BATCH)
+    with pytest.raises(ValueError, match=r"The batch has no examples, got inputs of shape \(0, 2, 3\)"):
+        attacks.evaluate(LOSS, PARAMS, batch, {}, [])
 
 
 def test_transfer_makes_the_examples_on_the_source():

@@ -12,13 +12,15 @@ from hessabs.attacks.losses.carrying import (
     LogitsFn,
     Spec,
     carries_logits,
+    checked_classes,
     classes_of,
     from_logits,
     parts,
 )
 from hessabs.attacks.losses.criteria import cross_entropy, dlr, kl, margin
 from hessabs.attacks.losses.examples import check_classes, has_fallen, per_example, with_gradient
-from hessabs.attacks.losses.logits import other_classes, take_class
+from hessabs.attacks.losses.logits import other_classes, take_class, usable
+from hessabs.attacks.losses.shapes import check_shapes
 
 __all__ = [
     "Criterion",
@@ -26,6 +28,8 @@ __all__ = [
     "Spec",
     "carries_logits",
     "check_classes",
+    "check_shapes",
+    "checked_classes",
     "classes_of",
     "cross_entropy",
     "dlr",
@@ -37,5 +41,6 @@ __all__ = [
     "parts",
     "per_example",
     "take_class",
+    "usable",
     "with_gradient",
 ]

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks.inputs import get_inputs
+from hessabs.attacks.losses.shapes import check_shapes
 from hessabs.typing import LossFn, Params
 
 LogitsFn = Callable[[Params, Any], jax.Array]
@@ -26,6 +27,7 @@ class Spec(NamedTuple):
     inputs_key: str | int
     label_key: str | int
     target_key: str | int
+    soft_labels: bool
 
 
 def from_logits(
@@ -36,6 +38,7 @@ def from_logits(
     inputs_key: str | int = "image",
     label_key: str | int = "label",
     target_key: str | int = "target",
+    soft_labels: bool = False,
 ) -> LossFn:
     """Make a loss that carries its logits, of a criterion of your own.
 
@@ -49,10 +52,13 @@ def from_logits(
       inputs_key: Key, field name or index of the inputs in the batch.
       label_key: The same for the labels, int (n,).
       target_key: The same for the targets, int (n,); only read when ``targeted``.
+      soft_labels: If True the labels are class probabilities, float (n, classes); an example has fallen when it
+        is not classified as the most probable class.
 
     Returns:
       ``loss_fn(params, batch) -> scalar``, the mean; a pytree, so new arrays bound in ``logits_fn`` compile
-      nothing.
+      nothing. It raises ``ValueError``, under ``jit`` too, when logits, labels or targets have another shape or
+      dtype. Pixels or tokens with a label each are out of scope.
 
     Example:
       >>> logits_fn = lambda w, x: x @ w
@@ -61,7 +67,7 @@ def from_logits(
       >>> loss_fn(jnp.eye(2), batch)
       Array(-2., dtype=float32)
     """
-    spec = Spec(criterion, targeted, inputs_key, label_key, target_key)
+    spec = Spec(criterion, targeted, inputs_key, label_key, target_key, soft_labels)
     return Partial(_mean_loss, trees.as_partial(logits_fn), trees.Static(spec))
 
 
@@ -99,6 +105,28 @@ def parts(loss_fn: LossFn, wanted_by: str = "This attack") -> tuple[LogitsFn, Sp
     return logits_fn, spec.value
 
 
+def checked_classes(spec: Spec, logits: Any, batch: Any) -> tuple[Any, Any]:
+    """Take labels and targets out of a batch, and see whether they fit the logits.
+
+    Args:
+      spec: Says where they are.
+      logits: What the network returned for this batch, or its shape and dtype.
+      batch: A mapping, a named tuple, a tuple or a list.
+
+    Returns:
+      As ``classes_of``.
+
+    Raises:
+      ValueError: As ``classes_of`` and ``check_shapes``.
+    """
+    labels, targets = classes_of(spec, batch)
+    if labels is not None:
+        check_shapes(logits, labels, soft=spec.soft_labels)
+    if targets is not None:
+        check_shapes(logits, targets, "targets")
+    return labels, targets
+
+
 def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
     """Take labels and targets out of a batch.
 
@@ -122,8 +150,9 @@ def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
 
 
 def _mean_loss(logits_fn: LogitsFn, spec: trees.Static, params: Params, batch: Any) -> jax.Array:
-    logits = trees.upcast(logits_fn(params, get_inputs(batch, spec.value.inputs_key)))
-    return jnp.mean(spec.value.criterion(logits, *classes_of(spec.value, batch)))
+    logits = logits_fn(params, get_inputs(batch, spec.value.inputs_key))
+    classes = checked_classes(spec.value, logits, batch)
+    return jnp.mean(spec.value.criterion(trees.upcast(logits), *classes))
 
 
 def _leaf(batch: Any, key: str | int, what: str) -> jax.Array:

@@ -1,5 +1,6 @@
 """A loss example by example: its values, its gradients, and which examples have fallen."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -8,8 +9,11 @@ import numpy as np
 
 from hessabs import trees
 from hessabs.attacks.inputs import get_inputs, with_inputs
-from hessabs.attacks.losses.carrying import Spec, carries_logits, classes_of, parts
+from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, classes_of, parts
+from hessabs.attacks.losses.logits import usable
 from hessabs.typing import LossFn, Params
+
+_SUM_TOLERANCE = 0.02  # what bfloat16 makes of a sum of 1
 
 
 def per_example(
@@ -24,12 +28,15 @@ def per_example(
       inputs_key: Where the inputs are; only read for other losses, to see which dtype they have.
 
     Returns:
-      ``(values, fallen)``, (n,) in at least float32 and (n,) bool; a loss without logits says False throughout.
+      ``(values, fallen)``, (n,) in at least float32 and (n,) bool. A loss without logits says False throughout.
+      Where the logits are not finite the value is nan, not known, and the example has not fallen.
     """
     if carries_logits(loss_fn):
         logits_fn, spec = parts(loss_fn)
-        logits = trees.upcast(logits_fn(params, get_inputs(batch, spec.inputs_key)))
-        return spec.criterion(logits, *classes_of(spec, batch)), has_fallen(spec, logits, batch)
+        logits = logits_fn(params, get_inputs(batch, spec.inputs_key))
+        classes = checked_classes(spec, logits, batch)
+        values = spec.criterion(trees.upcast(logits), *classes)
+        return jnp.where(usable(logits), values, jnp.nan), has_fallen(spec, logits, batch)
 
     def alone(example: Any) -> jax.Array:
         return loss_fn(params, jax.tree.map(lambda x: x[None], example))
@@ -59,7 +66,7 @@ def with_gradient(
         return jnp.sum(values), (values, fallen)
 
     gradient, (values, fallen) = jax.grad(total, has_aux=True)(get_inputs(batch, inputs_key))
-    return values, fallen, jnp.where(jnp.isfinite(gradient), gradient, 0)
+    return values, fallen, trees.finite_or_zero(gradient)
 
 
 def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
@@ -71,12 +78,15 @@ def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
       batch: n examples.
 
     Returns:
-      Shape (n,), bool.
+      Shape (n,), bool; False where the logits are not finite, for they say nothing.
+
+    Raises:
+      ValueError: As ``check_shapes``.
     """
-    labels, targets = classes_of(spec, batch)
+    labels, targets = checked_classes(spec, logits, batch)
     wanted = targets if spec.targeted else labels
-    wanted = jnp.argmax(wanted, axis=-1) if wanted.ndim == 2 else wanted
-    return (jnp.argmax(logits, axis=-1) == wanted) == spec.targeted
+    wanted = wanted if spec.targeted or not spec.soft_labels else jnp.argmax(wanted, axis=-1)
+    return ((jnp.argmax(logits, axis=-1) == wanted) == spec.targeted) & usable(logits)
 
 
 def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
@@ -88,7 +98,10 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
       batch: The batch; traced values are not looked at.
 
     Raises:
-      ValueError: If labels or targets are missing or out of range.
+      ValueError: If labels or targets are missing, of another shape or dtype, or out of range.
+
+    Warns:
+      UserWarning: If some targets equal the labels.
     """
     if not carries_logits(loss_fn):
         return
@@ -96,14 +109,35 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
     labels, targets = classes_of(spec, batch)
     if trees.is_traced(labels, targets):
         return
-    num_classes = jax.eval_shape(logits_fn, params, get_inputs(batch, spec.inputs_key)).shape[-1]
+    logits = jax.eval_shape(logits_fn, params, get_inputs(batch, spec.inputs_key))
+    checked_classes(spec, logits, batch)
+    num_classes = logits.shape[-1]
+    if spec.soft_labels:
+        _check_probabilities(np.asarray(labels, np.float64))
+        return
     for name, values in (("labels", labels), ("targets", targets)):
-        if values is None or jnp.ndim(values) != 1:
+        if values is None:
             continue
         known = np.asarray(values)
-        low, high = int(known.min()), int(known.max())
+        low, high = int(known.min(initial=0)), int(known.max(initial=0))
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"The {name} must lie in [0, {num_classes - 1}], one of {num_classes} classes, "
                 f"got values from {low} to {high}."
             )
+    if labels is not None and targets is not None and (same := int(np.sum(np.equal(labels, targets)))):
+        warnings.warn(
+            f"{same} of {len(np.asarray(labels))} targets equal the label: such an example counts as fallen "
+            "where it is right. Choose other targets.",
+            stacklevel=4,
+        )
+
+
+def _check_probabilities(known: np.ndarray) -> None:
+    # NaN passes: a network that has diverged is not the caller's mistake.
+    low, off = known.min(initial=0), np.abs(known.sum(axis=-1) - 1).max(initial=0)
+    if low < 0 or off > _SUM_TOLERANCE:
+        raise ValueError(
+            "The label probabilities must be at least 0 and sum to 1 for each example, got a smallest one of "
+            f"{low:g} and a sum that is off by {off:g}: pass jax.nn.softmax(logits)."
+        )

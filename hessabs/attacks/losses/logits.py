@@ -17,6 +17,22 @@ def other_classes(logits: jax.Array, classes: jax.Array) -> jax.Array:
     return jnp.where(jax.nn.one_hot(classes, logits.shape[-1], dtype=bool), -jnp.inf, logits)
 
 
+def usable(logits: jax.Array) -> jax.Array:
+    """Tell which rows of logits say something: no NaN, and the largest is finite.
+
+    Args:
+      logits: Shape (n, classes). Minus infinity is the logit of a class that is masked out.
+
+    Returns:
+      Shape (n,), bool.
+
+    Example:
+      >>> usable(jnp.array([[0.0, -jnp.inf], [0.0, jnp.nan], [0.0, jnp.inf]])).tolist()
+      [True, False, False]
+    """
+    return jnp.isfinite(jnp.max(logits, axis=-1))
+
+
 def take_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
     """Return the logit of one class a row.
 

@@ -11,13 +11,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, get_args
 
-from hessabs.attacks import outcomes
-from hessabs.attacks.evaluate import CLEAN, WORST, Misleading
+from hessabs.attacks import misleading, outcomes
 from hessabs.attacks.norms import Norm, check_norm
-from hessabs.attacks.outcomes import Evaluation, Outcome
+from hessabs.attacks.outcomes import Clean, Evaluation, Outcome
 from hessabs.training import metrics
 from hessabs.training.analysis import attack_chunks
-from hessabs.training.analysis.attack_menu import NAMES, make
+from hessabs.training.analysis.attack_menu import NAMES, is_black_box, is_minimal, make
 from hessabs.training.analysis.attack_pictures import Shown, draw_curve, draw_sheet
 from hessabs.training.analysis.trained import Trained, load_trained
 from hessabs.training.progress import Progress
@@ -39,6 +38,9 @@ class Options(NamedTuple):
     source: Annotated[str | None, "folder of another finished run to make the examples on (transfer)"] = None
     data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: that of the run"] = None
     seed: Annotated[int, "seed of random starts"] = 0
+    keep_fallen: Annotated[
+        bool, "count an image that fell at a smaller epsilon as fallen at the larger ones"
+    ] = True
 
 
 def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
@@ -64,40 +66,38 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
         source = attack_chunks.network(other)
     task = attack_chunks.Task(workdir / metrics.ATTACKS, network, source, options)
     chunks = attack_chunks.chunks(trained.dataset.test, options)
-    clean = attack_chunks.join([attack_chunks.clean(task, start, batch) for start, batch in chunks])
-    right = clean["right"]
+    seen_clean = attack_chunks.join([attack_chunks.clean(task, start, batch) for start, batch in chunks])
+    clean = Clean(*(seen_clean[name] for name in Clean._fields))
+    misled = misleading.Misleading(*(seen_clean[name] for name in misleading.Misleading._fields))
+    right = clean.right
 
-    rows = [Evaluation(CLEAN, 0.0, float(right.mean()), 0.0, 0.0, 0.0, right)]
+    results: dict[tuple[str, float], Outcome] = {}
     shown = None
     with Progress(len(right) * len(names) * len(epsilons)) as bar:
         for number, epsilon in enumerate(epsilons):
-            results: list[Outcome] = []
-            for name in names:
+            for place, name in enumerate(names):
                 parts = []
                 for start, batch in chunks:
                     parts.append(attack_chunks.attacked(task, name, epsilon, start, batch))
-                    seen = (number * len(names) + len(results)) * len(right) + start + len(batch["label"])
+                    seen = (number * len(names) + place) * len(right) + start + len(batch["label"])
                     bar.show(seen, attack=name, epsilon=epsilon)
                 shown = (
                     attack_chunks.shown(f"{name}, epsilon {epsilon:g}", chunks[0][1], parts[0], epsilon)
                     or shown
                 )
                 whole = attack_chunks.join(parts)
-                results.append(Outcome(whole["stands"], whole["sizes"], float(whole["seconds"].sum())))
-            found = [
-                outcomes.evaluation(name, epsilon, right, clean["lengths"], outcome)
-                for name, outcome in zip(names, results, strict=True)
-            ]
-            rows += found
-            if len(found) > 1:
-                worst = outcomes.worst_case(found, results)
-                rows.append(outcomes.evaluation(WORST, epsilon, right, clean["lengths"], worst))
-    misled = Misleading(clean["zero_gradient"], bool(clean["random"].any()))
+                results[name, epsilon] = Outcome(
+                    seconds=float(whole["seconds"].sum()),
+                    **{field: whole[field] for field in Outcome._fields if field != "seconds"},
+                )
+    rows = outcomes.table(clean, results, keep_fallen=options.keep_fallen)
+    minimal, black_box = (set(filter(belongs, names)) for belongs in (is_minimal, is_black_box))
+    found = misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
     record = {
         **{name: value for name, value in options._asdict().items() if name != "data_dir"},
         "images": len(right),
         "rows": [{name: getattr(row, name) for name in _COLUMNS} for row in rows],
-        "warnings": misled.messages(right),
+        "warnings": [*misled.messages(right), *found],
     }
     _write(workdir / stem(options), record, rows, shown)
     return record

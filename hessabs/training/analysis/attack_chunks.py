@@ -10,8 +10,8 @@ from jax.tree_util import Partial
 
 import hessabs
 from hessabs import trees
-from hessabs.attacks import losses, outcomes
-from hessabs.attacks.evaluate import CLEAN, look
+from hessabs.attacks import losses, misleading, outcomes
+from hessabs.attacks.outcomes import CLEAN
 from hessabs.training.analysis import finished
 from hessabs.training.analysis.attack_menu import is_minimal, make
 from hessabs.training.analysis.attack_pictures import Shown
@@ -21,6 +21,7 @@ from hessabs.training.losses import evaluation_logits, scale_images
 from hessabs.typing import Params
 
 _SHOWN = 6  # images of each chunk that are kept for the sheet
+_FIELDS = 2  # changes with the arrays that are kept: those of another version are not found
 
 
 class Network(NamedTuple):
@@ -86,17 +87,15 @@ def clean(task: Task, start: int, batch: dict[str, np.ndarray]) -> Arrays:
     """
     loss_fn, params, digest = task.network
     norm = task.options.norm
-    identity = finished.identify(what=CLEAN, network=digest, norm=norm, images=finished.digest(batch))
+    images = finished.digest(batch)
+    identity = finished.identify(what=CLEAN, network=digest, norm=norm, images=images, fields=_FIELDS)
     known = finished.find(task.folder, f"{CLEAN}-{start}", identity)
     if known is not None:
         return known
     scaled = scale_images(batch)
-    found = look(loss_fn, params, scaled, "image")
     arrays = {
-        "right": outcomes.right(loss_fn, params, scaled, "image"),
-        "lengths": outcomes.sizes(scaled["image"], norm),
-        "zero_gradient": found.zero_gradient,
-        "random": np.array([found.random]),
+        **outcomes.look(loss_fn, params, scaled, "image", norm)._asdict(),
+        **misleading.look(loss_fn, params, scaled, "image")._asdict(),
     }
     finished.keep(task.folder, f"{CLEAN}-{start}", identity, arrays)
     return arrays
@@ -113,7 +112,7 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
       batch: image, label.
 
     Returns:
-      Arrays stands and sizes (n,), seconds (1,); of the first images that fell, places, images, and the
+      The arrays of an ``Outcome``, seconds (1,); of the first images that fell, places, images, and the
       predicted labels before and after.
     """
     options, (loss_fn, params, digest) = task.options, task.network
@@ -125,6 +124,7 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
         images=finished.digest(batch),
         start=start,
         version=hessabs.__version__,
+        fields=_FIELDS,
         **{field: getattr(options, field) for field in ("norm", "steps", "restarts", "queries", "seed")},
     )
     label = f"{name}-{start}" if is_minimal(name) else f"{name}-{epsilon:g}-{start}"
@@ -147,8 +147,7 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
     before, after = (np.argmax(logits_fn(params, x), axis=-1) for x in (scale_images(batch)["image"], images))
     felled = np.flatnonzero((before == batch["label"]) & ~outcome.stands)[:_SHOWN]
     arrays = {
-        "stands": outcome.stands,
-        "sizes": outcome.sizes,
+        **outcome._asdict(),
         "seconds": np.array([outcome.seconds]),
         "places": felled,
         "images": images[felled],
@@ -183,7 +182,7 @@ def shown(title: str, batch: dict[str, np.ndarray], part: Arrays, epsilon: float
     Returns:
       A ``Shown``, or None if nothing fell.
     """
-    within = part["sizes"][part["places"]] <= epsilon * (1 + 1e-5)
+    within = part["least"][part["places"]] <= epsilon
     if not within.any():
         return None
     clean = np.asarray(scale_images(batch)["image"])[part["places"][within]]

@@ -11,6 +11,7 @@ class _Dish(NamedTuple):
     norms: tuple[str, ...]
     make: Callable[[float, Any], Attack]  # (epsilon, options) -> attack
     minimal: bool = False  # looks for the smallest perturbation, whatever epsilon is
+    black_box: bool = False  # follows no gradient
 
 
 _RADIUS = {"l2": 0.05, "linf": 0.005}  # to begin with; it adapts
@@ -25,7 +26,7 @@ _MENU: dict[str, _Dish] = {
     "apgd": _Dish(_BOTH, lambda e, o: attacks.apgd(e, norm=o.norm, steps=o.steps, restarts=o.restarts)),
     "fhsm": _Dish(("linf",), lambda e, o: attacks.fhsm(e)),
     "l2hess": _Dish(("l2",), lambda e, o: attacks.l2hess(e)),
-    "square": _Dish(_BOTH, lambda e, o: attacks.square(e, norm=o.norm, queries=o.queries)),
+    "square": _Dish(_BOTH, lambda e, o: attacks.square(e, norm=o.norm, queries=o.queries), black_box=True),
     "ensemble": _Dish(_BOTH, lambda e, o: attacks.ensemble(e, norm=o.norm, steps=o.steps, queries=o.queries)),
     "trust_region": _Dish(
         _BOTH, lambda e, o: attacks.trust_region(_RADIUS[o.norm], norm=o.norm, steps=o.steps), minimal=True
@@ -47,6 +48,18 @@ def is_minimal(name: str) -> bool:
       True or False.
     """
     return _MENU[name].minimal
+
+
+def is_black_box(name: str) -> bool:
+    """Tell whether an attack follows no gradient.
+
+    Args:
+      name: One of ``NAMES``.
+
+    Returns:
+      True or False.
+    """
+    return _MENU[name].black_box
 
 
 def make(name: str, epsilon: float, options: Any) -> Attack:

@@ -8,7 +8,7 @@ import flax.linen as nn
 from hessabs import attacks
 from hessabs.attacks import losses
 from hessabs.curvature import loops
-from hessabs.training.losses import evaluation_logits, evaluation_loss
+from hessabs.training.losses import evaluation_logits
 from hessabs.typing import Attack, LossFn
 
 ONE_STEP = ("fgsm", "l2grad")
@@ -55,7 +55,7 @@ def make_inner(
       False
     """
     if name in ONE_STEP:
-        return InnerAttack(getattr(attacks, name)(epsilon), evaluation_loss, False)
+        return InnerAttack(getattr(attacks, name)(epsilon), _with_logits, False)
     if name not in ITERATED:
         raise ValueError(f"`attack` must be one of {', '.join(ONE_STEP + ITERATED)}, got {name!r}.")
     if name in ("fhsm", "l2hess"):

@@ -70,6 +70,24 @@ def test_numbers_files_and_transfer(runs, capsys):
             assert (runs / "0" / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("keep_fallen", [True, False])
+def test_what_fell_at_a_smaller_epsilon_stays_fallen_unless_told_otherwise(runs, keep_fallen):
+    run = load_trained(runs / "0")
+    image, label = run.dataset.test["image"][:80], run.dataset.test["label"][:80]
+    batch = {"image": image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1), "label": label}
+    loss_fn = losses.cross_entropy(lambda params, x: logits(run, x))
+    want = attacks.evaluate(
+        loss_fn, None, batch, {"fgsm": attacks.fgsm}, [0.9, 0.3, 0.1], keep_fallen=keep_fallen
+    )
+    options = Options(**{**SMALL, "attack": "fgsm", "epsilon": "0.9,0.3,0.1"})
+    got = attack(runs / "0", options if keep_fallen else options._replace(keep_fallen=False))
+    accuracies = [row["accuracy"] for row in got["rows"]]
+    assert accuracies == [row.accuracy for row in want]
+    assert got["warnings"] == []
+    if keep_fallen:
+        assert accuracies == [accuracies[0], *sorted(accuracies[1:])]
+
+
 @pytest.mark.slow
 def test_a_kill_loses_no_finished_chunk(runs, tmp_path):
     workdir = tmp_path / "run"
