@@ -42,7 +42,7 @@ def report(settings: Settings, bounds: Bounds, whole: Bounds, times: StepSeconds
     lines.append(f"epoch{columns}")
     for rows in zip(*(plan.epochs for plan in plans), strict=True):
         cells = "".join(
-            f"{row.batch_size:>9}{settings.lr * row.lr_scale:>11.5g}{int(row.updates):>12}" for row in rows
+            f" {row.batch_size:>8}{settings.lr * row.lr_scale:>11.5g}{int(row.updates):>12}" for row in rows
         )
         lines.append(f"{rows[0].epoch:>5}{cells}")
     lines.append(f"updates: {_both(bounds, lambda plan: plan.updates)}")

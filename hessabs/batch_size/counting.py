@@ -78,23 +78,26 @@ class Count(_Pair):
         return _carried(self.high - other.high, self.low - other.low)
 
     def __ge__(self, other: Any) -> jax.Array:  # type: ignore[override]
-        return _at_least(self, Count.of(other))
-
-    def __le__(self, other: Any) -> jax.Array:  # type: ignore[override]
-        return _at_least(Count.of(other), self)
+        other = Count.of(other)
+        return (self.high > other.high) | ((self.high == other.high) & (self.low >= other.low))
 
     def __gt__(self, other: Any) -> jax.Array:  # type: ignore[override]
-        return ~(self <= other)
+        other = Count.of(other)
+        return (self.high > other.high) | ((self.high == other.high) & (self.low > other.low))
+
+    def __le__(self, other: Any) -> jax.Array:  # type: ignore[override]
+        return Count.of(other) >= self
 
     def __lt__(self, other: Any) -> jax.Array:  # type: ignore[override]
-        return ~(self >= other)
+        return Count.of(other) > self
 
     def __eq__(self, other: object) -> jax.Array:  # type: ignore[override]
         other = Count.of(other)
         return (self.high == other.high) & (self.low == other.low)
 
     def __ne__(self, other: object) -> jax.Array:  # type: ignore[override]
-        return ~(self == other)
+        other = Count.of(other)
+        return (self.high != other.high) | (self.low != other.low)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -220,7 +223,3 @@ def _divide_short(count: Count, divisor: int) -> tuple[Count, Count]:
 def _carried(high: Any, low: Any) -> Count:
     # The shift keeps the sign: it carries a sum over, and borrows for a difference.
     return Count(high + (low >> _BITS), low & _MASK)
-
-
-def _at_least(a: Count, b: Count) -> Any:
-    return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))

@@ -30,6 +30,8 @@ def test_it_calculates_and_compares_like_a_number(a, b):
     np.testing.assert_allclose(as_float, float(a), rtol=2e-7)
     difference = Count.of(max(a, b)) - Count.of(min(a, b))
     assert int(difference) == abs(a - b)
+    on_host = Count(*divmod(a, 2**30)) > Count(*divmod(b, 2**30))
+    assert bool(on_host) == (a > b)
     assert 0 <= int(difference.low) < 2**30
 
 
