@@ -17,12 +17,13 @@ import jax
 from jax.tree_util import Partial
 
 
-def jit(function: Callable[..., Any]) -> "Jitted":
+def jit(function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] = ()) -> "Jitted":
     """Compile a function whose arguments may hold functions, without keeping these alive.
 
     Args:
       function: Of pytrees, operators (``jax.tree_util.Partial``) among them; what is static rides in a
         ``trees.Static``. A module-level function: its programs are looked up by it.
+      donate_argnums: As of ``jax.jit``.
 
     Returns:
       A function of the same arguments, compiled as by ``jax.jit``: once for each combination of the functions
@@ -34,7 +35,7 @@ def jit(function: Callable[..., Any]) -> "Jitted":
       >>> apply(Partial(lambda scale, x: scale * x, 2.0), jnp.ones(2))
       Array([2., 2.], dtype=float32)
     """
-    return Jitted(function)
+    return Jitted(function, donate_argnums)
 
 
 class Jitted:
@@ -43,8 +44,8 @@ class Jitted:
     A class, against the house rule, for it is called and traced with one and the same look-up.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], donate_argnums: int | tuple[int, ...]) -> None:
+        self._function, self._donate_argnums = function, donate_argnums
         self._programs: dict[tuple[_Weak, ...], Any] = {}
         _JITTED.add(self)
 
@@ -84,7 +85,7 @@ class Jitted:
                 return function(*_unveil(veiled))
 
             run.__name__ = run.__qualname__ = getattr(function, "__name__", "program")
-            program = self._programs.setdefault(key, jax.jit(run))
+            program = self._programs.setdefault(key, jax.jit(run, donate_argnums=self._donate_argnums))
         return program, veiled
 
 

@@ -217,12 +217,28 @@ def normal_like(key: jax.Array, tree: Any) -> Any:
 
     Args:
       key: A random key.
-      tree: A pytree of floating-point arrays, for its structure, shapes and dtypes.
+      tree: A pytree of floating-point arrays, for its structure, shapes, dtypes and shardings.
 
     Returns:
       A pytree like ``tree``.
     """
-    return optax.tree.random_like(key, tree, jax.random.normal)
+    return random_like(key, tree, jax.random.normal)
+
+
+def random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) -> Any:
+    """Draw a pytree of independent random numbers, sharded as a tree is; they do not depend on how it is.
+
+    Args:
+      key: A random key.
+      tree: A pytree of floating-point arrays, for its structure, shapes, dtypes and shardings.
+      sampler: ``sampler(key, shape, dtype)``, from ``jax.random``.
+    """
+    if is_traced(key, tree):
+        return _random_like(key, tree, sampler)
+    named = [getattr(x, "sharding", None) for x in jax.tree.leaves(tree)]
+    named = [s if isinstance(s, jax.sharding.NamedSharding) else None for s in named]
+    shardings = jax.tree.unflatten(jax.tree.structure(tree), named)
+    return jax.jit(_random_like, static_argnums=2, out_shardings=shardings)(key, tree, sampler)
 
 
 def ravel(tree: Any) -> tuple[jax.Array, Static]:
@@ -288,6 +304,12 @@ def is_traced(*trees: Any) -> bool:
       True when a leaf is a ``jax.core.Tracer``.
     """
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def _random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) -> Any:
+    drawn = optax.tree.random_like(key, tree, sampler)
+    # What is added carries the axes of the leaf, where they are explicit.
+    return jax.tree.map(lambda x, like: x + jnp.zeros_like(like), drawn, tree)
 
 
 def _norm_dtype(tree: Any) -> Any:

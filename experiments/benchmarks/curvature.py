@@ -32,7 +32,7 @@ from experiments.benchmarks import curvature_contest as contest
 from experiments.benchmarks import curvature_peers as peers
 from experiments.benchmarks.curvature_problem import load, problem
 from hessabs import curvature, trees
-from hessabs.curvature import krylov
+from hessabs.curvature import basis, krylov
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "folder with Fashion-MNIST as TFDS prepares it", required=True
@@ -148,27 +148,28 @@ def data_set_product(data: dict[str, np.ndarray]) -> Iterator[list[str]]:
 def lanczos_step(data: dict[str, np.ndarray]) -> Iterator[list[str]]:
     """The Lanczos step outside the product: what it reads, and how fast."""
     loss_fn, params, batch = problem("mlp", data, 2000)
-    flat, shape = trees.ravel(params)
+    form, size = basis.layout(params, host=True), sum(x.size for x in jax.tree.leaves(params))
     operator = curvature.hessian(loss_fn, params, batch, linearize=True)
     rng = np.random.default_rng(0)
     steps: list[list[float]] = []
     products: list[float] = []
     for _ in range(_ROUNDS.value):
-        state = krylov.start(rng.standard_normal((1, flat.size)).astype(np.float32), 41, np)
+        start = rng.standard_normal(size).astype(np.float32)
+        state = krylov.start(start, 41, [start])
         steps.append([])
         for j in range(40):
             begin = time.perf_counter()
-            product = np.asarray(krylov.multiply(operator, shape, state.basis[j]))
+            product = krylov.multiply(operator, form, state.basis[j])
             between = time.perf_counter()
             state = krylov.store(state, product)
             steps[-1].append(time.perf_counter() - between)
             products.append(between - begin)
-    source, target = np.ones((40, flat.size), np.float32), np.ones((40, flat.size), np.float32)
+    source, target = np.ones((40, size), np.float32), np.ones((40, size), np.float32)
     copies = in_turn({"copy": lambda: np.copyto(target, source)})["copy"]
     bandwidth = 2 * source.nbytes / median(copies)
     medians = [statistics.median(step) for step in zip(*steps, strict=True)]
     rows = np.arange(1, 41)
-    num_read = 2 * (np.minimum(rows, 2) + rows) * flat.size * 4
+    num_read = 2 * (np.minimum(rows, 2) + rows) * size * 4
     read = num_read / np.array(medians)
     share = sum(medians) / (sum(medians) + 40 * median(products))
     lines = [

@@ -70,7 +70,7 @@ def spectral_density(
     check_dimension("num_iters", num_iters, sum(x.size for x in jax.tree.leaves(like)))
     diagonals, off_diagonals, num_matvecs = [], [], 0
     for one in jax.random.split(key, num_probes):
-        result = lanczos(matvec, _jitted_normal(one, like), num_iters, loop=loop)
+        result = lanczos(matvec, trees.normal_like(one, like), num_iters, loop=loop)
         missing = np.where(result.finite, 0.0, np.nan)
         diagonals.append(np.asarray(result.diagonal, np.float64) + missing)
         off_diagonals.append(np.asarray(result.off_diagonal, np.float64) + missing)
@@ -115,6 +115,3 @@ def _quadrature(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndar
         return np.full_like(diagonal, np.nan), np.full_like(diagonal, np.nan)
     nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
     return nodes, vectors[0] ** 2
-
-
-_jitted_normal = jax.jit(trees.normal_like)

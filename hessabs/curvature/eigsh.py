@@ -1,8 +1,10 @@
 """Several eigenpairs at once: Lanczos with thick restart.
 
 The Krylov process runs until its basis is full or the wanted pairs are there; then the best Ritz vectors and
-the directions not yet multiplied are kept and the process goes on. The small projected problem is solved on the
-host in float64. Memory is fixed by ``num_vectors``: restarts save memory and cost products.
+the directions not yet multiplied are kept and the process goes on. A single start vector cannot tell members of
+a cluster apart, so pairs that have converged are believed only after a check: a second process, from a random
+vector orthogonal to them. The small projected problems are solved on the host in
+float64. Memory is fixed by ``num_vectors``: restarts save memory and cost products.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -12,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import trees
-from hessabs.curvature import krylov, loops
+from hessabs.curvature import basis as bases
+from hessabs.curvature import krylov, loops, restart, resume, ritz
 from hessabs.curvature.blas import one_blas_thread
 from hessabs.curvature.lanczos import check_dimension
 from hessabs.curvature.precision import full_precision
+from hessabs.curvature.ritz import Ritz, Wanted, Which
 from hessabs.typing import MatVec, Params
 
-Which = Literal["LA", "SA", "LM", "BE"]
 _FIRST_LOOK = 4  # products before the first look at the projected problem
 _LOOKS = 16  # the next look comes after a 16th more products: a look costs less than they do
 _BASIS_BYTES = 2**30  # of a basis, unless the smallest good one is larger
-_LOOK_AGAIN = 20  # products after a new direction before pairs that had converged are believed
+_CHECK_ROWS = 4  # of the basis that a check has at the least
 
 
 class EigshResult(NamedTuple):
@@ -31,9 +34,9 @@ class EigshResult(NamedTuple):
     eigenvalues: np.ndarray  # shape (k,), float64: in the order of `which`, see `eigsh`
     eigenvectors: Params  # like v0 with a leading axis of k, norm 1: the best v0 for the next call
     residuals: np.ndarray  # shape (k,), float64: ||A v - eigenvalue v|| / |eigenvalue| (absolute if that is 0)
-    converged: np.ndarray  # shape (k,), bool
+    converged: np.ndarray  # shape (k,), bool: residuals are small, and a check found nothing that was missed
     num_matvecs: int  # products computed, those before `state` was saved included
-    state: krylov.KrylovState  # pass it as `state` to go on
+    state: krylov.KrylovState | None  # with `keep_state`: pass it as `state` to go on
 
 
 @one_blas_thread
@@ -48,31 +51,39 @@ def eigsh(
     block_size: int = 1,
     num_vectors: int | None = None,
     state: krylov.KrylovState | None = None,
+    keep_state: bool = False,
     loop: loops.Loop | None = None,
 ) -> EigshResult:
     """Find k eigenpairs of a symmetric operator by Lanczos with thick restart.
 
-    A pair has converged when its residual is at most ``rtol * |eigenvalue|``, or lost in the rounding of the
-    arithmetic (10 eps of the largest magnitude seen). One start vector sees one vector of each eigenspace;
-    repeated eigenvalues need a ``block_size`` of their multiplicity, or come in later through rounding and when
-    the space is exhausted, at which a fixed pseudo-random direction is added.
+    A residual is small if it is at most ``rtol * |eigenvalue|``, or lost in the rounding of the arithmetic (10
+    eps of the largest magnitude seen). When all are, a check begins: a Lanczos process from a random vector
+    orthogonal to what was found. It ends as soon as it shows that no eigenvalue is left beyond the last wanted
+    one (by more than such a residual): after about ten products where a gap follows that one, and in any case
+    after half as many as there were before, four at the least. What it finds joins the basis, and the search
+    goes on, to another check. So repeated eigenvalues come one with each check, or all at once with a
+    ``block_size`` of their multiplicity.
 
     Args:
       matvec: The operator, from a pytree to a pytree of the same structure; see ``power_iteration``.
       v0: Start vector, a pytree of floating-point arrays. To start warm from the k ``eigenvectors`` of an
-        earlier call, pass them with ``block_size=k``.
+        earlier call, pass them with ``block_size=k``. Leaves that are sharded over a mesh, with automatic or
+        explicit axes, stay so: the basis and the eigenvectors are sharded as they are.
       k: Number of pairs.
       which: ``"LA"`` largest (descending), ``"SA"`` smallest (ascending), ``"LM"`` largest in magnitude
         (descending by magnitude), ``"BE"`` half from each end (descending; one more from the top if k is odd).
       rtol: Largest relative residual of a converged pair.
-      max_matvecs: Largest number of products; None for ``10 * max(2 k + 20, 40)``.
+      max_matvecs: Largest number of products; None for ``10 * max(2 k + 20, 40)``. Where they end before the
+        check does, no pair has converged, however small its residual.
       block_size: Number of start vectors; more than one and every leaf of ``v0`` has a leading axis of that
         size.
       num_vectors: Rows of the basis besides the block, at most the dimension: beyond it the process restarts.
         None for ``10 k + 100`` as far as they fit 1 GiB, and at least ``max(2 k + 20, 40)``. On the host memory
-        is taken as rows are built.
+        is taken as rows are built. A check in a small basis may take a few rows more.
       state: ``result.state`` of a call that ended early, with the same operator; ``v0`` then only gives the
-        structure. The run goes on as if it had not been interrupted.
+        structure. The run goes on as if it had not been interrupted. One product, which is not counted, tells
+        whether it was the same operator.
+      keep_state: Whether the result holds its state, which is as large as the basis.
       loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``. The projected problem is solved
         on the host in any case.
 
@@ -81,7 +92,8 @@ def eigsh(
       and residuals.
 
     Raises:
-      ValueError: If a number is out of range, ``state`` has another shape, or the call is traced.
+      ValueError: If a number is out of range, ``state`` has another shape or is of another operator, or the
+        call is traced.
 
     Example:
       >>> result = eigsh(lambda v: jnp.arange(100.0) * v, jnp.ones(100), 3, rtol=1e-5)
@@ -90,7 +102,8 @@ def eigsh(
 
     References:
       Wu and Simon (2000), "Thick-restart Lanczos method for large symmetric eigenvalue problems"; Ruhe (1979)
-      for the band form.
+      for the band form; Kuczynski and Wozniakowski (1992), "Estimating the largest eigenvalue by the power and
+      Lanczos algorithms with a random start", for what the check shows.
     """
     if trees.is_traced(matvec, v0):
         raise ValueError(
@@ -98,11 +111,13 @@ def eigsh(
             "lanczos or power_iteration there."
         )
     loop = loops.choose(loop, matvec, v0)
-    vectors, shape = _start_vectors(v0, block_size)
-    size = vectors.shape[1]
+    starts = _start_vectors(v0, block_size)
+    form = bases.layout(starts[0], loop == "host")
+    like = bases.to_row(starts[0], form)
+    size = sum(x.size for x in jax.tree.leaves(like))
     check_dimension("k", k, size)
     check_dimension("block_size", block_size, size)
-    num_vectors = _num_vectors(num_vectors, k, block_size, vectors)
+    num_vectors = _num_vectors(num_vectors, k, block_size, like)
     max_matvecs = 10 * max(2 * k + 20, 40) if max_matvecs is None else max_matvecs
     if which not in ("LA", "SA", "LM", "BE"):
         raise ValueError(f'`which` must be "LA", "SA", "LM" or "BE", got {which!r}.')
@@ -110,135 +125,109 @@ def eigsh(
         raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
     if max_matvecs < k:
         raise ValueError(f"`max_matvecs` must be at least k={k}, got {max_matvecs}.")
-    xp = np if loop == "host" else jnp
     if loop == "device":
         matvec = trees.as_partial(matvec)
-    rows = num_vectors + block_size
-    resumed = state is not None
+    wanted = Wanted(which, k, rtol)
     if state is None:
-        state = krylov.start(xp.asarray(vectors), rows, xp)._replace(known=np.full(k, np.nan))
+        state = krylov.start(like, num_vectors + block_size, (bases.to_row(x, form) for x in starts))
+        looked = True
     else:
-        state = _restore(state, (rows, size), k, xp)
+        state = resume.take_up(state, like, num_vectors + block_size)
+        resume.check_operator(matvec, form, state)
+        looked = False
     while True:
-        goal = min(
-            _next_look(int(state.multiplied) + (not resumed), k),
-            int(state.multiplied) + max_matvecs - int(state.num_matvecs),
-            num_vectors,
-        )
-        state, resumed = krylov.expand(matvec, shape, state, goal, loop), False
-        ritz = _solve_projected(state, which, k)
-        floor = 10 * float(np.finfo(state.basis.dtype).eps) * ritz.scale
-        converged = ritz.residuals <= np.maximum(rtol * np.abs(ritz.values), floor)
-        # Directions that the start vectors do not contain may hide eigenvalues. When the space is exhausted, or
-        # for the first time only rounding leads on, one more look must find none.
-        exhausted = int(state.built) == int(state.multiplied)
-        closed = not exhausted and int(state.settled_at) == 0 and ritz.coupling <= 10 * floor
-        if exhausted:
-            seen = len(ritz.values) == k and bool(np.all(np.abs(state.known - ritz.values) <= floor))
-        else:
-            seen = not closed and int(state.num_matvecs) >= int(state.settled_at)
-        found = len(ritz.values) == k and bool(converged.all()) and seen
-        spent = int(state.num_matvecs) >= max_matvecs or int(state.multiplied) == size
-        if found or spent or not bool(state.finite):
-            return _result(state, shape, ritz, converged, k, xp)
-        if int(state.multiplied) >= num_vectors:
-            state = _restart(state, which, k, num_vectors, xp)
-        if closed:
-            state = state._replace(settled_at=int(state.num_matvecs) + _LOOK_AGAIN)
-        if exhausted:
-            known = np.append(ritz.values, np.full(k - len(ritz.values), np.nan))
-            state = _add_direction(state._replace(known=known), xp)
-            if int(state.built) == int(state.multiplied):  # nothing is left of the space but rounding
-                return _result(state, shape, ritz, converged, k, xp)
+        goal = _goal(state, k, num_vectors, max_matvecs, looked)
+        state, looked = krylov.expand(matvec, form, state, goal, loop), True
+        found, step = _look(state, wanted, num_vectors)
+        spent = int(state.num_matvecs) >= max_matvecs or not bool(state.finite)
+        if spent or step in ("believe", "give up"):
+            break
+        if step == "restart":
+            state = _restart(state, wanted, num_vectors)
+        elif step == "widen":
+            state, _ = krylov.append(state, _direction(state))
+        elif step == "check":
+            state = _begin_check(state, found)
+    return _result(state, form, found, step == "believe", k, keep_state)
 
 
-class _Ritz(NamedTuple):
-    values: np.ndarray  # shape (number found,), float64: the wanted ones, in order
-    coefficients: np.ndarray  # shape (multiplied, number found): of the Ritz vectors in the basis
-    residuals: np.ndarray  # shape (number found,): absolute
-    scale: float  # the largest magnitude of a Ritz value
-    coupling: float  # how much of the products of multiplied rows lies in rows that are not
+_Step = Literal["go on", "restart", "widen", "check", "believe", "give up"]
 
 
-def _solve_projected(state: krylov.KrylovState, which: Which, number: int) -> _Ritz:
-    count = int(state.multiplied)
-    columns = np.asarray(state.projected, np.float64)[:, :count]
-    if count == 0 or not np.isfinite(columns).all():
-        return _Ritz(np.array([]), np.zeros((count, 0)), np.array([]), 0.0, 0.0)
-    square = columns[:count]
-    values, vectors = np.linalg.eigh((square + square.T) / 2)
-    wanted = _select(values, which, number)
-    coefficients = vectors[:, wanted]
-    error = columns @ coefficients
-    error[:count] -= coefficients * values[wanted]
-    residuals, coupling = np.linalg.norm(error, axis=0), float(np.linalg.norm(columns[count:]))
-    return _Ritz(values[wanted], coefficients, residuals, float(np.abs(values).max()), coupling)
-
-
-def _select(values: np.ndarray, which: Which, number: int) -> np.ndarray:
-    order = np.argsort(-np.abs(values), kind="stable") if which == "LM" else np.arange(len(values))[::-1]
-    number = min(number, len(values))
-    if which == "SA":
-        return order[::-1][:number]
-    if which == "BE":
-        return np.concatenate([order[: number - number // 2], order[len(order) - number // 2 :]])
-    return order[:number]
-
-
-def _next_look(multiplied: int, k: int) -> int:
+def _goal(state: krylov.KrylovState, k: int, num_vectors: int, max_matvecs: int, looked: bool) -> int:
     # Looks come at the same numbers of rows, wherever a run was interrupted.
-    look = max(k + 1, _FIRST_LOOK)
-    while look < multiplied:
+    first, after = (int(i) for i in state.waiting)
+    multiplied, (num_rows, *_) = int(state.multiplied), bases.measure(state.basis)
+    look = 1 if after else max(k + 1, _FIRST_LOOK)
+    while look < multiplied - after + looked:
         look += 1 + look // _LOOKS
-    return look
+    room = num_rows - int(state.built) - (after - first)  # what waits needs its own to rejoin
+    goal = min(after + look, multiplied + min(room, max_matvecs - int(state.num_matvecs)))
+    return goal if after else min(goal, num_vectors)
+
+
+def _look(state: krylov.KrylovState, wanted: Wanted, num_vectors: int) -> tuple[Ritz, _Step]:
+    count, built, (num_rows, size, _) = int(state.multiplied), int(state.built), bases.measure(state.basis)
+    if restart.is_set_apart(state):
+        first, after = (int(i) for i in state.waiting)
+        found = ritz.solve(state, wanted, np.arange(first))
+        verdict = ritz.judge(state, found, wanted, num_rows - built - (after - first))
+        after_verdict: dict[str, _Step] = {"open": "go on", "clean": "believe", "missed": "restart"}
+        return found, after_verdict[verdict]
+    found = ritz.solve(state, wanted, np.arange(count))
+    small = found.residuals <= ritz.tolerance(found.values, found, wanted)
+    enough = len(small) == wanted.k and bool(small.all())
+    if count == size:
+        return found, "believe" if enough else "give up"
+    if enough:
+        return found, "check"
+    if count == built:
+        # The space is exhausted; if no direction is left either, only rounding is.
+        return found, "widen"
+    return found, "restart" if count >= num_vectors or built == num_rows else "go on"
 
 
 @full_precision
-def _restart(state: krylov.KrylovState, which: Which, k: int, num_vectors: int, xp: Any) -> krylov.KrylovState:
-    count, built = int(state.multiplied), int(state.built)
-    ritz = _solve_projected(state, which, k + (num_vectors - k) // 2)
-    kept, queue = len(ritz.values), built - count
-    columns = np.asarray(state.projected, np.float64)
-    projected = np.zeros_like(columns)
-    projected[:kept, :kept] = ritz.coefficients.T @ columns[:count, :count] @ ritz.coefficients
-    projected[kept : kept + queue, :kept] = columns[count:built, :count] @ ritz.coefficients
-    mix = xp.asarray(ritz.coefficients.T, state.basis.dtype)
-    rows = xp.concatenate([mix @ state.basis[:count], state.basis[count:built]])
-    if xp is np:
-        basis = state.basis
-        basis[: kept + queue] = rows
-    else:
-        basis = jnp.zeros_like(state.basis).at[: kept + queue].set(rows)
-    projected = xp.asarray(projected, state.projected.dtype)
-    return state._replace(basis=basis, projected=projected, multiplied=kept, built=kept + queue)
+def _restart(state: krylov.KrylovState, wanted: Wanted, num_vectors: int) -> krylov.KrylovState:
+    if restart.is_set_apart(state):
+        state = restart.rejoin(state)
+    number = wanted.k + (num_vectors - wanted.k) // 2
+    kept = ritz.solve(state, wanted._replace(k=number), restart.multiplied_rows(state))
+    return restart.recombine(state, kept.coefficients, spare=1)
 
 
-def _add_direction(state: krylov.KrylovState, xp: Any) -> krylov.KrylovState:
-    rng = np.random.default_rng((_LOOK_AGAIN, int(state.num_matvecs), int(state.built)))
-    direction = xp.asarray(rng.standard_normal(state.basis.shape[1]), state.basis.dtype)
-    grown, _ = krylov.append(state, direction, xp)
-    return grown._replace(settled_at=int(state.num_matvecs) + _LOOK_AGAIN)
+@full_precision
+def _begin_check(state: krylov.KrylovState, found: Ritz) -> krylov.KrylovState:
+    # The complement of all that was searched would not do: part of what is missed may lie in what was, in
+    # vectors that have not converged. They are dropped; the check itself finds again what is needed of them.
+    queue, (_, size, _) = int(state.built) - int(state.multiplied), bases.measure(state.basis)
+    least = min(_CHECK_ROWS, size - len(found.values))
+    state = restart.recombine(state, found.coefficients, spare=queue + 1 + least)
+    return restart.set_apart(state, _direction(state))
 
 
-def _start_vectors(v0: Params, block_size: int) -> tuple[jax.Array, trees.Static]:
+def _direction(state: krylov.KrylovState) -> Any:
+    return bases.random_row(state.basis, (int(state.num_matvecs), int(state.built)))
+
+
+def _start_vectors(v0: Params, block_size: int) -> list[Params]:
     trees.check_floating(v0, "v0")
     if block_size == 1:
-        flat, shape = trees.ravel(v0)
-        return flat[None], shape
+        return [v0]
     lead = {jnp.shape(x)[:1] for x in jax.tree.leaves(v0)}
     if lead != {(block_size,)}:
         raise ValueError(
             f"With `block_size`={block_size}, every leaf of `v0` needs a leading axis of that size, got "
             f"shapes {[jnp.shape(x) for x in jax.tree.leaves(v0)]}."
         )
-    rows = [trees.ravel(jax.tree.map(lambda x, i=i: x[i], v0)) for i in range(block_size)]
-    return jnp.stack([flat for flat, _ in rows]), rows[0][1]
+    return [jax.tree.map(lambda x, i=i: x[i], v0) for i in range(block_size)]
 
 
-def _num_vectors(num_vectors: int | None, k: int, block_size: int, vectors: jax.Array) -> int:
-    size = vectors.shape[1]
+def _num_vectors(num_vectors: int | None, k: int, block_size: int, row: Any) -> int:
+    leaves = jax.tree.leaves(row)
+    size, num_bytes = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     if num_vectors is None:
-        fitting = min(10 * k + 100, _BASIS_BYTES // vectors[0].nbytes)
+        fitting = min(10 * k + 100, _BASIS_BYTES // num_bytes)
         return min(max(2 * k + 20, 40, k + 2 * block_size, fitting), size)
     least = min(k + max(block_size, 2), size)
     if not least <= num_vectors <= size:
@@ -246,32 +235,14 @@ def _num_vectors(num_vectors: int | None, k: int, block_size: int, vectors: jax.
     return num_vectors
 
 
-def _restore(state: krylov.KrylovState, shape: tuple[int, int], k: int, xp: Any) -> krylov.KrylovState:
-    if tuple(state.basis.shape) != shape or np.shape(state.known) != (k,):
-        raise ValueError(
-            f"`state` has a basis of shape {tuple(state.basis.shape)} for k={np.size(state.known)}, but this "
-            f"call needs {shape} (num_vectors + block_size, size of v0) for k={k}; use the arguments of the "
-            "call that saved it."
-        )
-    numbers = {name: int(getattr(state, name)) for name in ("multiplied", "built", "num_matvecs", "settled_at")}
-    arrays = {name: xp.array(getattr(state, name)) for name in ("basis", "projected")}
-    return state._replace(**arrays, **numbers, finite=bool(state.finite), known=np.array(state.known))
-
-
-@full_precision
 def _result(
-    state: krylov.KrylovState, shape: trees.Static, ritz: _Ritz, converged: np.ndarray, k: int, xp: Any
+    state: krylov.KrylovState, form: trees.Static, found: Ritz, believed: bool, k: int, keep_state: bool
 ) -> EigshResult:
-    found = len(ritz.values)
+    number = len(found.values) if bool(state.finite) else 0
     values, residuals = np.full(k, np.nan), np.full(k, np.nan)
-    vectors = np.zeros((k, state.basis.shape[1]), state.basis.dtype)
-    if bool(state.finite):
-        values[:found] = ritz.values
-        size = np.abs(ritz.values)
-        residuals[:found] = ritz.residuals / np.where(size > 0, size, 1)
-        mix = xp.asarray(ritz.coefficients.T, state.basis.dtype)
-        vectors[:found] = mix @ state.basis[: ritz.coefficients.shape[0]]
-    flags = np.zeros(k, bool)
-    flags[:found] = converged & bool(state.finite)
-    eigenvectors = trees.unravel(jnp.asarray(vectors), shape)
-    return EigshResult(values, eigenvectors, residuals, flags, int(state.num_matvecs), state)
+    values[:number] = found.values[:number]
+    size = np.abs(found.values[:number])
+    residuals[:number] = found.residuals[:number] / np.where(size > 0, size, 1)
+    vectors = bases.to_params(bases.combine(state.basis, found.coefficients.T[:number], k), form)
+    flags = np.full(k, believed and number == k)
+    return EigshResult(values, vectors, residuals, flags, int(state.num_matvecs), state if keep_state else None)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import trees
+from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov, loops
 from hessabs.curvature.blas import one_blas_thread
 from hessabs.typing import MatVec, Params
@@ -58,18 +58,20 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
       re-orthogonalisation, twice.
     """
     chosen = loops.choose(loop, matvec, v0)
-    flat, shape = trees.ravel(v0)
-    check_dimension("num_iters", num_iters, flat.size)
-    xp = np if chosen == "host" else jnp
-    state = krylov.start(xp.asarray(flat)[None], num_iters + 1, xp)
-    state = krylov.expand(matvec, shape, state, num_iters, chosen)
-    basis, projected = state.basis, state.projected
-    off = xp.diagonal(projected, -1)
+    form = bases.layout(v0, chosen == "host")
+    start = bases.to_row(v0, form)
+    check_dimension("num_iters", num_iters, sum(x.size for x in jax.tree.leaves(start)))
+    state = krylov.start(start, num_iters + 1, [start])
+    state = krylov.expand(matvec, form, state, num_iters, chosen)
+    dtype = bases.measure(state.basis)[2]
+    xp = np if isinstance(state.projected, np.ndarray) else jnp
+    diagonal, off = xp.diagonal(state.projected), xp.diagonal(state.projected, -1)
+    last = bases.row(state.basis, num_iters)
     return LanczosResult(
-        trees.unravel(jnp.asarray(basis[:num_iters]), shape),
-        jnp.asarray(xp.diagonal(projected)[:num_iters], flat.dtype),
-        jnp.asarray(off[: num_iters - 1], flat.dtype),
-        trees.unravel(jnp.asarray(off[num_iters - 1] * basis[num_iters], flat.dtype), shape),
+        bases.to_params(bases.first_rows(state.basis, num_iters), form),
+        jnp.asarray(diagonal[:num_iters], dtype),
+        jnp.asarray(off[: num_iters - 1], dtype),
+        bases.to_params(jax.tree.map(lambda x: (off[num_iters - 1] * x).astype(dtype), last), form),
         jnp.asarray(state.num_matvecs, jnp.int32),
         jnp.asarray(state.finite),
     )

@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
 from hessabs import programs, trees
+from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov, loops
 from hessabs.curvature.blas import one_blas_thread
 from hessabs.curvature.precision import full_precision
@@ -72,25 +71,31 @@ def trace(
         raise ValueError(f'`method` must be "hutchinson" or "hutch++", got {method!r}.')
     if num_matvecs < 6:
         raise ValueError(f"Hutch++ needs `num_matvecs` of at least 6, got {num_matvecs}.")
-    flat, shape = trees.ravel(like)
-    rank = min(num_matvecs // 3, flat.size)
+    trees.check_floating(like, "like")
     chosen = loops.choose(loop, matvec, like, key)
-    xp = np if chosen == "host" else jnp
+    form = bases.layout(like, chosen == "host")
+    row = bases.to_row(like, form)
+    rank = min(num_matvecs // 3, sum(x.size for x in jax.tree.leaves(row)))
     sketch_key, probe_key = jax.random.split(key)
-    state = krylov.start(xp.zeros((0, flat.size), flat.dtype), rank, xp)
+    state = krylov.start(row, rank)
     for sample in jax.random.split(sketch_key, rank):
-        product = krylov.multiply(matvec, shape, trees.ravel(_rademacher(sample, like))[0])
-        state, _ = krylov.append(state, xp.asarray(product), xp)
-    basis = state.basis
-    exact = sum(basis[i] @ xp.asarray(krylov.multiply(matvec, shape, basis[i])) for i in range(rank))
+        product = krylov.multiply(matvec, form, bases.to_row(_rademacher(sample, like), form))
+        state, _ = krylov.append(state, product)
+
+    def sandwich(vector: Any) -> Any:
+        # Read at once where it can be: products are not sent after one another without end.
+        value = bases.dot(vector, krylov.multiply(matvec, form, vector))
+        return value if trees.is_traced(value) else float(value)
+
+    exact = sum(sandwich(bases.row(state.basis, i)) for i in range(rank))
     samples = []
     for sample in jax.random.split(probe_key, num_matvecs - 2 * rank):
-        probe = xp.asarray(trees.ravel(_rademacher(sample, like))[0])
-        probe = probe - (basis @ probe) @ basis
-        samples.append(probe @ xp.asarray(krylov.multiply(matvec, shape, probe)))
-    rest = xp.stack(samples)
-    error = xp.std(rest, ddof=1) / math.sqrt(len(samples))
-    return Estimate(jnp.asarray(exact + xp.mean(rest)), jnp.asarray(error), num_matvecs)
+        probe = bases.to_row(_rademacher(sample, like), form)
+        samples.append(sandwich(bases.project_out(state.basis, state.built, (0, 0), probe)[0]))
+    dtype = bases.measure(state.basis)[2]
+    rest = jnp.asarray(samples, dtype)
+    error = jnp.std(rest, ddof=1) / math.sqrt(len(samples))
+    return Estimate(jnp.asarray(exact + jnp.mean(rest), dtype), error, num_matvecs)
 
 
 def diagonal(
@@ -187,7 +192,7 @@ def _estimate(
             if compiled:
                 moments = _jitted_sample(name, matvec, like, one, moments)
             else:
-                probe = _jitted_rademacher(one, like)
+                probe = _rademacher(one, like)
                 moments = _jitted_update(name, probe, matvec(probe), moments)
             loops.keep_pace(ahead, moments.mean)
     else:
@@ -216,12 +221,11 @@ def _update(name: trees.Static, probe: Params, product: Params, moments: _Moment
 
 
 def _rademacher(key: jax.Array, like: Params) -> Params:
-    return optax.tree.random_like(key, like, jax.random.rademacher)
+    return trees.random_like(key, like, jax.random.rademacher)
 
 
 _jitted_sample = programs.jit(_sample)
 _jitted_update = jax.jit(_update)
-_jitted_rademacher = jax.jit(_rademacher)
 
 
 def _quadratic(probe: Params, product: Params) -> jax.Array:

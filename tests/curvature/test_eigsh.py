@@ -83,7 +83,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(matrix_operator, stop, loop):
     options = {"which": "SA", "num_vectors": 20, "rtol": 1e-4, "loop": loop}
     whole = curvature.eigsh(problem.matvec, problem.v0, 3 if stop >= 3 else 1, max_matvecs=500, **options)
     k = len(whole.eigenvalues)
-    part = curvature.eigsh(problem.matvec, problem.v0, k, max_matvecs=max(stop, k), **options)
+    part = curvature.eigsh(problem.matvec, problem.v0, k, max_matvecs=max(stop, k), keep_state=True, **options)
     assert part.num_matvecs == max(stop, k) < whole.num_matvecs
     saved = jax.tree.map(np.asarray, part.state)
     rest = curvature.eigsh(problem.matvec, problem.v0, k, max_matvecs=500, state=saved, **options)
@@ -100,7 +100,9 @@ def test_every_interruption_of_an_exhausted_space_goes_on_to_the_same_bits(loop)
     v0 = jnp.asarray(np.r_[np.ones(20), np.zeros(40)])
 
     def run(max_matvecs, state=None):
-        return curvature.eigsh(lambda v: values * v, v0, 2, max_matvecs=max_matvecs, state=state, loop=loop)
+        return curvature.eigsh(
+            lambda v: values * v, v0, 2, max_matvecs=max_matvecs, state=state, keep_state=True, loop=loop
+        )
 
     whole = run(100)
     np.testing.assert_allclose(whole.eigenvalues, [3, 3], rtol=1e-5)
@@ -116,7 +118,7 @@ def test_the_basis_grows_with_what_is_asked_for_within_memory(monkeypatch, matri
     problem = matrix_operator(np.linspace(0, 1, 600))
 
     def rows(k):
-        result = curvature.eigsh(problem.matvec, problem.v0, k, max_matvecs=k)
+        result = curvature.eigsh(problem.matvec, problem.v0, k, max_matvecs=k, keep_state=True)
         return result.state.basis.shape[0] - 1
 
     assert [rows(1), rows(20), rows(60)] == [110, 300, 600]
@@ -205,9 +207,9 @@ def test_bad_input_is_refused(matrix_operator):
         run(2, num_vectors=3)
     with pytest.raises(ValueError, match="every leaf of `v0` needs a leading axis of that size"):
         run(1, block_size=2)
-    saved = run(1, num_vectors=5, max_matvecs=2).state
+    saved = run(1, num_vectors=5, max_matvecs=2, keep_state=True).state
     with pytest.raises(
-        ValueError, match=r"`state` has a basis of shape \(6, 6\) for k=1, but this call needs \(7, 6\)"
+        ValueError, match=r"`state` has a basis of shape \(6, 6\), but this call needs \(7, 6\)"
     ):
         run(1, num_vectors=6, state=saved)
     with pytest.raises(ValueError, match="cannot be traced"):

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hessabs import curvature, trees
+from hessabs import curvature
 from hessabs.training import metrics
 from hessabs.training.analysis import finished
 from hessabs.typing import MatVec, Params
@@ -88,17 +88,20 @@ class SpectrumState:
         Returns:
           The result, with the same bits whether the run was interrupted or not.
         """
-        state = self._read_krylov(name, trees.ravel(v0)[0].size, k)
+        label = f"{name}, {k} pairs"
+        state = self._read_krylov(label, sum(x.size for x in jax.tree.leaves(v0)))
         products = max(k, 1)  # until the next save
         while True:
             before = 0 if state is None else int(state.num_matvecs)
             stop, started = min(max_matvecs, before + products), time.perf_counter()
-            result = curvature.eigsh(matvec, v0, k, max_matvecs=max(stop, k), state=state, **options)
-            if result.num_matvecs < stop or stop == max_matvecs:
-                (self._workdir / KRYLOV).unlink(missing_ok=True)
-                return result
+            result = curvature.eigsh(
+                matvec, v0, k, max_matvecs=max(stop, k), state=state, keep_state=True, **options
+            )
             state = result.state
-            self._write_krylov(name, state)
+            if result.num_matvecs < stop or stop == max_matvecs or state is None:
+                (self._workdir / KRYLOV).unlink(missing_ok=True)
+                return result._replace(state=None)
+            self._write_krylov(label, state)
             pace = (time.perf_counter() - started) / max(result.num_matvecs - before, 1)
             products = max(int(self._seconds / pace), 1)
 
@@ -146,12 +149,12 @@ class SpectrumState:
         fields["basis"] = fields["basis"][: int(state.built)]
         self._write(KRYLOV, name, fields)
 
-    def _read_krylov(self, name: str, size: int, k: int) -> curvature.KrylovState | None:
+    def _read_krylov(self, name: str, size: int) -> curvature.KrylovState | None:
         fields = self._read(KRYLOV, name, curvature.KrylovState._fields)
         if fields is None:
             return None
         rows, built = len(fields["projected"]), int(fields["built"])
-        if fields["basis"].shape != (built, size) or fields["known"].shape != (k,) or built > rows:
+        if fields["basis"].shape != (built, size) or built > rows:
             _aside(
                 self._workdir / KRYLOV, f"its basis has shape {fields['basis'].shape}, not ({built}, {size})"
             )

@@ -48,7 +48,7 @@ def test_slices_and_interruptions_do_not_show(tmp_path, capsys):
     want = curvature.eigsh(_matvec, jnp.ones(300), 2, max_matvecs=80, rtol=1e-6)
     assert _interrupt(tmp_path).exists()
     got = _solve(SpectrumState(tmp_path, "a", 0.0))
-    assert "matrix: going on after 17 products." in capsys.readouterr().err
+    assert "matrix, 2 pairs: going on after 17 products." in capsys.readouterr().err
     assert got.num_matvecs == want.num_matvecs > 17
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,0 +1,229 @@
+"""The rows of a Krylov basis: where they lie, and what is done with all of them at once.
+
+On the host a basis is one NumPy matrix that is written in place. On devices it is a pytree of JAX arrays with a
+leading axis of rows: a single flat leaf, or, where the params are sharded, a leaf for each of theirs, sharded
+as it is. Nothing is ravelled then and no row is ever gathered: the memory of a basis divides by the devices.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+
+from hessabs import trees
+from hessabs.curvature.precision import full_precision
+from hessabs.typing import Params
+
+_BLOCK_ROWS = 16  # rows that are read at once on a device
+
+
+def layout(vector: Params, host: bool) -> trees.Static:
+    """Say how a pytree becomes a row.
+
+    Args:
+      vector: A pytree of floating-point arrays.
+      host: Whether Python drives the loop; what is not sharded then lies in NumPy's memory.
+
+    Returns:
+      What ``to_row`` and ``to_params`` take.
+    """
+    leaves, treedef = jax.tree.flatten(vector)
+    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+    kind = "tree" if any(_is_sharded(x) for x in leaves) else "host" if host else "flat"
+    return trees.Static((kind, trees.Static((treedef, shapes))))
+
+
+def to_row(vector: Params, form: trees.Static) -> Any:
+    """Make a pytree a row, in at least float32.
+
+    Args:
+      vector: A pytree.
+      form: From ``layout``.
+
+    Returns:
+      A vector of NumPy's, one of JAX's, or a pytree, sharded as it came.
+    """
+    kind, _ = form.value
+    if kind == "tree":
+        dtype = jnp.result_type(jnp.float32, *[x.dtype for x in jax.tree.leaves(vector)])
+        return jax.tree.map(lambda x: x.astype(dtype), vector)
+    flat, _ = trees.ravel(vector)
+    return np.asarray(flat) if kind == "host" and not trees.is_traced(flat) else flat
+
+
+def to_params(rows: Any, form: trees.Static) -> Params:
+    """Make rows pytrees again, in the dtypes of the params.
+
+    Args:
+      rows: One row, or several with a leading axis.
+      form: From ``layout``.
+
+    Returns:
+      A pytree, with the leading axis of the rows.
+    """
+    kind, shape = form.value
+    if kind != "tree":
+        return trees.unravel(jnp.asarray(rows), shape)
+    treedef, shapes = shape.value
+    leaves = treedef.flatten_up_to(rows)
+    return treedef.unflatten([x.astype(dtype) for x, (_, dtype) in zip(leaves, shapes, strict=True)])
+
+
+def zeros(like: Any, num_rows: int) -> Any:
+    """Make a basis of zeros.
+
+    Args:
+      like: A row.
+      num_rows: Number of rows.
+
+    Returns:
+      A basis whose rows are placed as ``like`` is.
+    """
+    if isinstance(like, np.ndarray):
+        return np.zeros((num_rows, *like.shape), like.dtype)  # memory is taken as rows are written
+    return jax.tree.map(lambda x: _zeros(x, num_rows), like)
+
+
+def row(basis: Any, index: Any) -> Any:
+    """Return one row.
+
+    Args:
+      basis: A basis.
+      index: Which one.
+    """
+    return basis[index] if isinstance(basis, np.ndarray) else jax.tree.map(lambda x: x[index], basis)
+
+
+def first_rows(basis: Any, number: int) -> Any:
+    """Return the first rows.
+
+    Args:
+      basis: A basis.
+      number: How many.
+    """
+    return jax.tree.map(lambda x: x[:number], basis)
+
+
+def random_row(basis: Any, seed: tuple[int, ...]) -> Any:
+    """Draw a row of normal numbers.
+
+    Args:
+      basis: A basis, for the size and the place of its rows.
+      seed: Numbers; the same ones give the same row.
+    """
+    rng = np.random.default_rng(seed)
+    if isinstance(basis, np.ndarray):
+        return rng.standard_normal(basis.shape[1]).astype(basis.dtype)
+    return trees.normal_like(jax.random.key(int(rng.integers(2**31))), row(basis, 0))
+
+
+def measure(basis: Any) -> tuple[int, int, np.dtype]:
+    """Return the number of rows of a basis, the size of each, and the dtype.
+
+    Args:
+      basis: A basis.
+    """
+    leaves = jax.tree.leaves(basis)
+    num_rows = leaves[0].shape[0]
+    return num_rows, sum(x.size for x in leaves) // num_rows, leaves[0].dtype
+
+
+@full_precision
+def combine(basis: Any, mix: np.ndarray, num_rows: int | None = None) -> Any:
+    """Form linear combinations of the first rows.
+
+    Args:
+      basis: A basis.
+      mix: Shape (combinations, rows that are read).
+      num_rows: Rows of the result, those beyond the combinations zero; None for none.
+
+    Returns:
+      A basis, placed as the other is.
+    """
+    lead = len(mix) if num_rows is None else num_rows
+    if isinstance(basis, np.ndarray):
+        rows = np.zeros((lead, basis.shape[1]), basis.dtype)
+        np.matmul(mix.astype(basis.dtype), basis[: mix.shape[1]], out=rows[: len(mix)])
+        return rows
+    padded = np.zeros((lead, mix.shape[1]))
+    padded[: len(mix)] = mix
+    return jax.tree.map(lambda x: jnp.tensordot(padded.astype(x.dtype), x[: mix.shape[1]], axes=1), basis)
+
+
+def project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -> tuple[Any, jax.Array]:
+    """Take the rows of a basis out of a vector, once.
+
+    Args:
+      basis: A basis.
+      built: How many rows there are.
+      waiting: Rows that are left alone: the first, and the one after the last.
+      vector: A row.
+
+    Returns:
+      What is left of the vector, and its coefficients, shape (rows,).
+    """
+    num_rows, _, dtype = measure(basis)
+    if isinstance(basis, np.ndarray):
+        part = basis[:built] @ vector
+        part[waiting[0] : waiting[1]] = 0
+        return vector - part @ basis[:built], part
+    height = min(_BLOCK_ROWS, num_rows)
+
+    def one_block(i: Any, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        coefficients, vector = carry
+        # The last block begins early rather than reach beyond the basis: rows that were read find nothing more.
+        begin = jnp.minimum(i * height, num_rows - height)
+        block = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, height), basis)
+        index = begin + jnp.arange(height)
+        part = jnp.where((index >= waiting[0]) & (index < waiting[1]), 0, _products(block, vector))
+        old = jax.lax.dynamic_slice_in_dim(coefficients, begin, height)
+        coefficients = jax.lax.dynamic_update_slice_in_dim(coefficients, old + part, begin, 0)
+        # Sums, and no matrix products: those do not contract axes that are sharded.
+        taken = jax.tree.map(lambda x: jnp.sum(part.reshape(-1, *[1] * (x.ndim - 1)) * x, axis=0), block)
+        return coefficients, jax.tree.map(jnp.subtract, vector, taken)
+
+    # Only blocks with rows that were built are read.
+    num_blocks = (built + height - 1) // height
+    start = jnp.zeros(num_rows, dtype) + jnp.zeros_like(dot(vector, vector))
+    coefficients, vector = jax.lax.fori_loop(0, num_blocks, one_block, (start, vector))
+    return vector, coefficients
+
+
+def dot(a: Any, b: Any) -> Any:
+    """Inner product of two rows.
+
+    Args:
+      a: A row.
+      b: Another one.
+
+    Returns:
+      A scalar.
+    """
+    return a @ b if isinstance(a, np.ndarray) else trees.vdot(a, b)
+
+
+def _products(block: Any, vector: Any) -> jax.Array:
+    pairs = zip(jax.tree.leaves(block), jax.tree.leaves(vector), strict=True)
+    parts = [jnp.sum(x * v, axis=tuple(range(1, x.ndim))) for x, v in pairs]
+    return sum(parts[1:], start=parts[0])
+
+
+def _is_sharded(leaf: Any) -> bool:
+    kind = jax.typeof(leaf) if isinstance(leaf, jax.core.Tracer) else leaf
+    sharding = getattr(kind, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return False
+    explicit = AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+    return explicit or not sharding.is_fully_replicated
+
+
+def _zeros(like: Any, num_rows: int) -> jax.Array:
+    shape = (num_rows, *like.shape)
+    if isinstance(like, jax.core.Tracer):
+        return jnp.broadcast_to(jnp.zeros_like(like)[None], shape)
+    if isinstance(like.sharding, NamedSharding):
+        spec = jax.sharding.PartitionSpec(None, *like.sharding.spec)
+        return jnp.zeros(shape, like.dtype, device=NamedSharding(like.sharding.mesh, spec))
+    return jnp.zeros(shape, like.dtype)

@@ -1,0 +1,101 @@
+"""Restarts of a Krylov process: from combinations of its rows, or apart from those not multiplied yet.
+
+A process that is set apart takes no notice of the rows that wait: its vectors lie in the complement of the rows
+that were multiplied. ``rejoin`` brings what waited back, with what the products of the others had in it.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs.curvature import basis as bases
+from hessabs.curvature import krylov
+
+
+def is_set_apart(state: krylov.KrylovState) -> bool:
+    """Tell whether the process goes on apart from rows that wait.
+
+    Args:
+      state: A state outside of a trace.
+    """
+    return int(state.waiting[1]) > 0
+
+
+def set_apart(state: krylov.KrylovState, vector: Any) -> krylov.KrylovState:
+    """Let the rows that are not multiplied wait, and go on from another vector in the complement of the others.
+
+    Args:
+      state: A state with at least one row multiplied; its arrays are used up.
+      vector: A row.
+
+    Returns:
+      The new state, its first row to multiply what is left of the vector; ``rejoin`` takes the others in again.
+    """
+    waiting = (int(state.multiplied), int(state.built))
+    state, _ = krylov.append(state._replace(waiting=waiting, multiplied=waiting[1]), vector)
+    return state
+
+
+def rejoin(state: krylov.KrylovState) -> krylov.KrylovState:
+    """Bring what waits to the end of the basis, orthogonal to all that was built since.
+
+    Args:
+      state: From ``set_apart`` and ``expand``, with room for the rows that wait; its arrays are used up.
+
+    Returns:
+      The new state, in which the old places of those rows are void: drop them with ``recombine``.
+    """
+    first, after = (int(i) for i in state.waiting)
+    projected = np.array(state.projected, np.float64)
+    for i in range(first, after):
+        # Products of the rows before lie in this direction, hence in those that it is made of now.
+        state, coefficients = krylov.append(state, bases.row(state.basis, i))
+        projected[:, :first] += np.outer(np.asarray(coefficients, np.float64), projected[i, :first])
+        projected[i, :first] = 0
+    return state._replace(projected=_like(projected, state))
+
+
+def multiplied_rows(state: krylov.KrylovState) -> np.ndarray:
+    """Return the indices of the rows that were multiplied.
+
+    Args:
+      state: A state outside of a trace.
+    """
+    first, after = (int(i) for i in state.waiting)
+    return np.r_[0:first, after : int(state.multiplied)]
+
+
+def recombine(state: krylov.KrylovState, coefficients: np.ndarray, spare: int) -> krylov.KrylovState:
+    """Restart: keep combinations of the rows that were multiplied, and the rows that are not.
+
+    Args:
+      state: A state whose waiting rows have rejoined; its arrays are used up.
+      coefficients: Shape (multiplied, kept), orthonormal columns.
+      spare: Rows that must be free in the new basis: it is as large as the old one, or larger if need be.
+
+    Returns:
+      The new state; nothing waits in it.
+    """
+    count, built, kept = int(state.multiplied), int(state.built), coefficients.shape[1]
+    end = kept + built - count
+    num_rows = max(bases.measure(state.basis)[0], end + spare)
+    columns = np.array(state.projected, np.float64)
+    projected = np.zeros((num_rows, num_rows))
+    projected[:kept, :kept] = coefficients.T @ columns[:count, :count] @ coefficients
+    projected[kept:end, :kept] = columns[count:built, :count] @ coefficients
+    mix = np.zeros((end, built))
+    mix[:kept, :count], mix[kept:, count:] = coefficients.T, np.eye(built - count)
+    if isinstance(state.basis, np.ndarray) and num_rows == len(state.basis):
+        basis = state.basis
+        basis[:end] = bases.combine(basis, mix)
+    else:
+        basis = bases.combine(state.basis, mix, num_rows)
+    state = state._replace(basis=basis, multiplied=kept, built=end, waiting=(0, 0))
+    return state._replace(projected=_like(projected, state))
+
+
+def _like(projected: np.ndarray, state: krylov.KrylovState) -> Any:
+    if isinstance(state.basis, np.ndarray):
+        return projected
+    return jnp.asarray(projected, state.projected.dtype)
