@@ -93,7 +93,9 @@ def row(basis: Any, index: Any) -> Any:
       basis: A basis.
       index: Which one.
     """
-    return basis[index] if isinstance(basis, np.ndarray) else jax.tree.map(lambda x: x[index], basis)
+    if isinstance(basis, np.ndarray):
+        return basis[index]
+    return (_row if trees.is_traced(basis, index) else _jitted_row)(basis, index)
 
 
 def first_rows(basis: Any, number: int) -> Any:
@@ -164,11 +166,33 @@ def project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -
     Returns:
       What is left of the vector, and its coefficients, shape (rows,).
     """
-    num_rows, _, dtype = measure(basis)
     if isinstance(basis, np.ndarray):
         part = basis[:built] @ vector
         part[waiting[0] : waiting[1]] = 0
         return vector - part @ basis[:built], part
+    run = _project_out if trees.is_traced(basis, built, vector) else _jitted_project_out
+    return run(basis, built, waiting, vector)
+
+
+def dot(a: Any, b: Any) -> Any:
+    """Inner product of two rows.
+
+    Args:
+      a: A row.
+      b: Another one.
+
+    Returns:
+      A scalar.
+    """
+    return a @ b if isinstance(a, np.ndarray) else trees.vdot(a, b)
+
+
+def _row(basis: Any, index: Any) -> Any:
+    return jax.tree.map(lambda x: x[index], basis)
+
+
+def _project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -> tuple[Any, jax.Array]:
+    num_rows, _, dtype = measure(basis)
     height = min(_BLOCK_ROWS, num_rows)
 
     def one_block(i: Any, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
@@ -189,19 +213,6 @@ def project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -
     start = jnp.zeros(num_rows, dtype) + jnp.zeros_like(dot(vector, vector))
     coefficients, vector = jax.lax.fori_loop(0, num_blocks, one_block, (start, vector))
     return vector, coefficients
-
-
-def dot(a: Any, b: Any) -> Any:
-    """Inner product of two rows.
-
-    Args:
-      a: A row.
-      b: Another one.
-
-    Returns:
-      A scalar.
-    """
-    return a @ b if isinstance(a, np.ndarray) else trees.vdot(a, b)
 
 
 def _products(block: Any, vector: Any) -> jax.Array:
@@ -227,3 +238,7 @@ def _zeros(like: Any, num_rows: int) -> jax.Array:
         spec = jax.sharding.PartitionSpec(None, *like.sharding.spec)
         return jnp.zeros(shape, like.dtype, device=NamedSharding(like.sharding.mesh, spec))
     return jnp.zeros(shape, like.dtype)
+
+
+_jitted_row = jax.jit(_row)
+_jitted_project_out = jax.jit(_project_out)

@@ -202,6 +202,10 @@ def multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
 def _scaled(vector: Any) -> Any:
     if isinstance(vector, np.ndarray):
         return vector / np.maximum(np.max(np.abs(vector), initial=0), 1e-37)
+    return (_unit if trees.is_traced(vector) else _jitted_unit)(vector)
+
+
+def _unit(vector: Any) -> Any:
     return trees.normalize(vector)[0]
 
 
@@ -244,4 +248,5 @@ _jitted_store = jax.jit(_store, donate_argnums=0)
 _jitted_expand = programs.jit(_expand, donate_argnums=2)
 _jitted_multiply = programs.jit(_multiply)
 _jitted_to_params = jax.jit(bases.to_params)
+_jitted_unit = jax.jit(_unit)
 _jitted_to_row = jax.jit(bases.to_row)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.sparse.linalg
 from jax.tree_util import Partial
 
 from hessabs import curvature
@@ -40,8 +39,6 @@ def _wanted(diagonal, which, k):
 def test_no_member_of_a_cluster_is_missed(x64, seed):
     result = _solve(CLUSTER, 8, seed, rtol=1e-6)
     assert result.converged.all()
-    want = scipy.sparse.linalg.eigsh(np.diag(CLUSTER), 8, which="LA", tol=1e-6, return_eigenvectors=False)
-    np.testing.assert_allclose(result.eigenvalues, np.sort(want)[::-1], rtol=2e-6)
     np.testing.assert_allclose(result.eigenvalues, _wanted(CLUSTER, "LA", 8), rtol=1e-9)
 
 
