@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import Observation
+from hessabs.batch_size.controller import ControllerState, Observation
+from hessabs.batch_size.counting import Count
 
 
 def mean_and_error(eigenvalues: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,6 +49,29 @@ def need_eigenvalue(observation: Observation, rule: str) -> jax.Array:
             "where none is due (state.measure is False) pass float('nan')."
         )
     return jnp.asarray(observation.eigenvalue, jnp.float32)
+
+
+def hear(
+    state: ControllerState, samples: Count, eigenvalue: jax.Array, measure_at: Count, owed: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tell what an eigenvalue is to a rule that asked for one: NaN says that none was measured.
+
+    One that was due and was not told may still be told at a later update, with a ``state.measure`` that says it
+    is fresh.
+
+    Args:
+      state: Of the controller, before the update.
+      samples: Examples so far.
+      eigenvalue: Shape (), float32.
+      measure_at: Examples at which it is due.
+      owed: Shape (), bool: whether one that was due has not been told yet.
+
+    Returns:
+      Bool scalars: whether one is due now; whether the rule is told one that it asked for; whether one is owed.
+    """
+    due = state.measure & (samples >= measure_at)
+    told = (due | (state.measure & owed)) & ~jnp.isnan(eigenvalue)
+    return due, told, (due | owed) & ~told
 
 
 def is_valid(eigenvalue: jax.Array) -> jax.Array:

@@ -54,6 +54,7 @@ def batch_growth(
       ValueError: If a parameter is out of its range.
 
     Example:
+      >>> from hessabs.batch_size import Observation
       >>> controller = batch_growth(128, 640, lr_decay_at=(1000, 2000), lr_decay=0.2)
       >>> state = controller.update(Observation(1000), controller.init())
       >>> int(state.batch_size), float(state.lr_scale)
@@ -124,6 +125,7 @@ def fixed_growth(
       ValueError: If a parameter is out of its range.
 
     Example:
+      >>> from hessabs.batch_size import Observation
       >>> controller = fixed_growth(128, 512, grow_at=(1000, 3000))
       >>> state = controller.update(Observation(1000), controller.init())
       >>> int(state.batch_size), float(state.lr_scale)
@@ -182,6 +184,7 @@ def timer(
       ValueError: If a parameter is out of its range.
 
     Example:
+      >>> from hessabs.batch_size import Observation
       >>> controller = timer(128, 512, every=1000)
       >>> state = controller.update(Observation(2000), controller.init())
       >>> int(state.batch_size), float(state.lr_scale)

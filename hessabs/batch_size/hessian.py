@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hessabs.batch_size.controller import Controller, ControllerState, Measurement, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.eigenvalues import is_valid, need_eigenvalue
+from hessabs.batch_size.eigenvalues import hear, is_valid, need_eigenvalue
 from hessabs.batch_size.options import (
     Coupling,
     check_above_one,
@@ -61,8 +61,8 @@ def hessian_adaptive(
 
     A negative, zero, subnormal or non-finite eigenvalue never grows the batch, is never the reference, and does
     not let the patience end; the measurement after it may. NaN stands for "not measured" (and for a measurement
-    that diverged): the rule asks again at the next update, and the measurement that was due counts towards the
-    patience.
+    that diverged): it counts towards the patience, and a measurement may be told at any update until the next
+    is due, with a state whose ``measure`` is True.
 
     Args:
       initial: Examples per update at the start (B0).
@@ -142,8 +142,7 @@ def hessian_adaptive(
     most_measurements = 2**31 - 1 if patience is None else patience
 
     def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
-        measure_at = where(memory.owed, samples + 1, memory.measure_at)
-        measure_at = where(batch_size < maximum, measure_at, NEVER)
+        measure_at = where(batch_size < maximum, memory.measure_at, NEVER)
         return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
 
     def init() -> ControllerState:
@@ -164,10 +163,8 @@ def hessian_adaptive(
         error = jnp.asarray(
             0.0 if observation.standard_error is None else observation.standard_error, jnp.float32
         )
-        due = state.measure & (samples >= memory.measure_at)
-        measured = due | (state.measure & memory.owed)
-        valid = measured if published else measured & is_valid(eigenvalue) & (error >= 0)
-        owed = jnp.zeros((), bool) if published else jnp.where(measured, jnp.isnan(eigenvalue), memory.owed)
+        due, told, owed = hear(state, samples, eigenvalue, memory.measure_at, memory.owed)
+        valid = due if published else told & is_valid(eigenvalue) & (error >= 0)
         if signal == "eigenvalue_times_lr":
             eigenvalue, error = eigenvalue * state.lr_scale, error * state.lr_scale
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.eigenvalues import is_valid, need_eigenvalue
+from hessabs.batch_size.eigenvalues import hear, is_valid, need_eigenvalue
 from hessabs.batch_size.options import (
     Coupling,
     check_above_one,
@@ -22,6 +22,7 @@ from hessabs.batch_size.options import (
 class _Memory(NamedTuple):
     limit: jax.Array  # shape (), float32: factor in (0, 1] that keeps the step stable
     measure_at: Count  # examples at the next measurement
+    owed: jax.Array  # shape (), bool: whether one that was due has not been told yet
 
 
 def stability_limited(
@@ -45,7 +46,8 @@ def stability_limited(
     Gradient descent on a quadratic is stable while ``eigenvalue * lr < 2``, with momentum m while it is below
     ``2 (1 + m)``. At each measurement the batch grows by as many factors as keep ``eigenvalue * lr`` after the
     growth below the threshold; it never falls. A negative, zero, subnormal or non-finite eigenvalue changes
-    nothing. NaN stands for "not measured": the rule asks again at the next update.
+    nothing. NaN stands for "not measured": a measurement may then be told at any update until the next is due,
+    with a state whose ``measure`` is True.
 
     Args:
       initial: Examples per update at the start.
@@ -107,15 +109,15 @@ def stability_limited(
         )
 
     def init() -> ControllerState:
-        memory = _Memory(jnp.ones((), jnp.float32), Count.of(measure_every))
+        memory = _Memory(jnp.ones((), jnp.float32), Count.of(measure_every), jnp.zeros((), bool))
         return decide(Count.of(0), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
 
     def update(observation: Observation, state: ControllerState) -> ControllerState:
         memory: _Memory = state.rule
         samples = Count.of(observation.samples)
         eigenvalue = need_eigenvalue(observation, "stability_limited")
-        measured = state.measure & (samples >= memory.measure_at)
-        valid = measured & is_valid(eigenvalue)
+        due, told, owed = hear(state, samples, eigenvalue, memory.measure_at, memory.owed)
+        valid = told & is_valid(eigenvalue)
 
         steps = jnp.asarray(sizes, jnp.int32)
         decayed = eigenvalue * (lr * options.decay.scale(samples))
@@ -127,8 +129,7 @@ def stability_limited(
         if limit_lr:
             sharpness = decayed * options.coupled(batch_size)
             limit = jnp.where(valid, jnp.minimum(threshold / jnp.where(valid, sharpness, 1.0), 1.0), limit)
-        told = measured & ~jnp.isnan(eigenvalue)
-        measure_at = where(told, next_multiple(samples, measure_every), memory.measure_at)
-        return decide(samples, batch_size, options.shrunk(state, batch_size), _Memory(limit, measure_at))
+        memory = _Memory(limit, where(due, next_multiple(samples, measure_every), memory.measure_at), owed)
+        return decide(samples, batch_size, options.shrunk(state, batch_size), memory)
 
     return Controller(init, update, batch_sizes=options.batch_sizes)

@@ -28,6 +28,7 @@ class AdaptiveBatchSizeState(NamedTuple):
     eigenvalue: jax.Array  # shape (), float32: the last one measured, NaN before the first
     measurement_due: jax.Array  # shape (), bool: whether the next update is to bring a measurement
     missed: jax.Array  # shape (), int32: updates that were to bring one and brought none
+    owed: jax.Array  # shape (), bool: whether the last of them has not been made up for
     eigenvector: Any  # like the params: where the next measurement starts; () where none is made here
 
 
@@ -49,8 +50,8 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
       nothing never grows the batch: an eigenvalue of None or NaN says that none was measured;
     * ``observation``: an ``Observation`` instead; its count of examples then replaces the state's own.
 
-    Where a measurement is due and none is told, the rule asks again at the next update, and ``state.missed``
-    counts it.
+    Where an eigenvalue is due and none is told, it stays due: the next update that brings one is heard. Each
+    that brings none is counted in ``state.missed``.
 
     Args:
       controller: The rule.
@@ -209,6 +210,7 @@ def _start(controller: Controller, eigenvector: Any) -> AdaptiveBatchSizeState:
         eigenvalue=jnp.full((), jnp.nan, jnp.float32),
         measurement_due=_due(samples, state),
         missed=jnp.zeros((), jnp.int32),
+        owed=jnp.zeros((), bool),
         eigenvector=eigenvector,
     )
 
@@ -226,18 +228,24 @@ def _advance(
 ) -> AdaptiveBatchSizeState:
     samples, before = Count.of(observation.samples), state.controller
     observation = observation._replace(samples=samples)
-    reached = samples >= before.observe_at
-    after = jax.tree.map(lambda n, o: jnp.where(reached, n, o), controller.update(observation, before), before)
     eigenvalue = jnp.asarray(jnp.nan if observation.eigenvalue is None else observation.eigenvalue, jnp.float32)
     told = ~jnp.isnan(eigenvalue)
+    reached = samples >= before.observe_at
+    asked = (reached & before.measure) | state.owed
     if controller.measures == "gradient" and observation.gradient is not None:
         told = jnp.isfinite(noise_and_signal(observation.gradient)[0])
+    late = state.owed & told
+    new = controller.update(observation, before._replace(measure=before.measure | late))
+    after = jax.tree.map(lambda n, o: jnp.where(reached | late, n, o), new, before)
+    # Statistics of a gradient come with every update: the rule waits for the next ones that it wants.
+    owed = asked & ~told & (controller.measures != "gradient")
     return AdaptiveBatchSizeState(
         samples,
         after,
         eigenvalue=jnp.where(jnp.isnan(eigenvalue), state.eigenvalue, eigenvalue),
-        measurement_due=_due(samples, after),
-        missed=state.missed + (reached & before.measure & ~told),
+        measurement_due=_due(samples, after) | owed,
+        missed=state.missed + (asked & ~told),
+        owed=owed,
         eigenvector=eigenvector,
     )
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs.batch_size import ControllerState, Count
+from hessabs.batch_size import ControllerState
 from hessabs.batch_size.noise import NoiseMemory
 from hessabs.transforms.adaptive import AdaptiveBatchSizeState
 from hessabs.transforms.scaling import BySamplesState, ScaleByBatchSizeState
@@ -22,16 +22,16 @@ _MAKERS = {
 
 
 class Reading(NamedTuple):
-    """What an optimizer state says about the batch; None where nothing in it knows."""
+    """What an optimizer state says about the batch; without a rule inside, None where nothing knows."""
 
-    samples: Count | None  # examples trained on so far
-    lr_scale: jax.Array | None  # shape (), float32: of the next update with a rule inside, else of the last one
-    batch_size: jax.Array | None = None  # shape (), int32: examples of the next update
-    adversarial_fraction: jax.Array | None = None  # shape (), float32: of the next update
-    eigenvalue: jax.Array | None = None  # shape (), float32: the last one measured, NaN before the first
-    measurement_due: jax.Array | None = None  # shape (), bool: see the function of this name
-    missed: jax.Array | None = None  # shape (), int32: updates that were to bring one and brought none
-    observe_at: Count | None = None  # examples at which the rule will be called
+    samples: Any  # Count: examples trained on so far
+    lr_scale: Any  # shape (), float32: of the next update with a rule inside, else of the last one
+    batch_size: Any = None  # shape (), int32: examples of the next update
+    adversarial_fraction: Any = None  # shape (), float32: of the next update
+    eigenvalue: Any = None  # shape (), float32: the last one measured, NaN before the first
+    measurement_due: Any = None  # shape (), bool: see the function of this name
+    missed: Any = None  # shape (), int32: updates that were to bring a measurement and brought none
+    observe_at: Any = None  # Count: examples at which the rule will be called
     controller: ControllerState | None = None  # all of the rule's state
 
     @property

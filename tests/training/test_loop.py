@@ -468,7 +468,7 @@ def test_controller_decays_by_examples(base):
 
 
 def test_controller_decays_beyond_the_examples_that_an_int32_counts(base):
-    run, _ = prepare(base, method="bl", lr_decay_epochs=(10**9,))
+    run, _ = prepare(base, method="bl", lr_decay_epochs=(10**9,), adversarial_epochs=2 * 10**9)
     state = loop_state.start(run)
     assert int(state.controller.observe_at) == 10**9 * N > 2**31
     update = jax.jit(run.controller.update)
