@@ -52,7 +52,7 @@ def apgd(
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"`` or ``"l2"``.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: Gradient steps of each restart, at least 1. The checkpoints depend on it.
       restarts: Random starts, at least 1; the result is the best of all.
       random_start: Start uniformly in the ball; otherwise at the example.
@@ -77,9 +77,10 @@ def apgd(
     References:
       Croce and Hein (2020), arXiv:2003.01690, Algorithm 1 and section 3.
       Differs from the paper: after a return to the best point the first step has no inertia, for the point
-      before it belongs to another path.
+      before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows in
+      projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.norms.ascend``.
     """
-    norms.check_norm(norm, ("linf", "l2"))
+    norms.check_norm(norm)
     ball = Ball(epsilon, trees.Static(norm), trees.Static(bounds))
     rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(max(steps, 1))))
     return make_attack(
@@ -158,7 +159,7 @@ def _move(
     gradient = jnp.where(halve, best_gradient, gradient)
     previous = jnp.where(halve, point, state.previous)
 
-    ahead = norms.restrict(point + step_size * norms.steepest(gradient, ball.norm.value), *where)
+    ahead = norms.ascend(point, gradient, step_size, *where)
     inertia = jnp.where(i == 0, 1.0, _INERTIA)
     moved = norms.restrict(point + inertia * (ahead - point) + (1 - inertia) * (point - previous), *where)
     return moved, _State(

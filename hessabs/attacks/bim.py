@@ -1,9 +1,13 @@
 """The basic iterative method: steepest ascent from the example itself."""
 
+import optax
+
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.projected import projected, steepest
+from hessabs.attacks.projected import projected
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack
+
+_GRADIENT = optax.identity()
 
 
 def bim(
@@ -23,7 +27,8 @@ def bim(
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: Gradient steps, at least 1.
-      step_size: Length of a step in ``norm``, above 0; epsilon / steps by default.
+      step_size: Length of every step in ``norm``, above 0. By default epsilon / steps in L-infinity; in L2 and L1
+        steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example where it falls.
@@ -47,10 +52,11 @@ def bim(
       the step size that the paper leaves open.
     """
     return projected(
-        steepest(norm),
+        _GRADIENT,
         epsilon,
         norm,
         step_size,
+        climbs=True,
         travel=1.0,
         steps=steps,
         bounds=bounds,

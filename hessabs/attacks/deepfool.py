@@ -128,7 +128,7 @@ def _step(
         length = jnp.where(jnp.isfinite(distance[nearest]), distance[nearest] + _NUDGE, 0)
         total = (total + length * norms.steepest(gradients[nearest], norm)).astype(x.dtype)
         point = (x + (1 + overshoot) * total).astype(x.dtype)
-        return total, point if bounds is None else jnp.clip(point, *bounds)
+        return total, norms.within(point, x, bounds)
 
     inputs = get_inputs(rows.example, inputs_key)
     total, point = jax.vmap(move)(inputs, rows.total, ahead, gradients)

@@ -3,11 +3,10 @@
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
 from hessabs.attacks.inputs import with_inputs
-from hessabs.attacks.norms import check_norm, steepest
+from hessabs.attacks.norms import check_norm, farthest
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -21,13 +20,14 @@ def fgsm(
     """Make the fast gradient sign method: one step of size epsilon up the gradient of the loss.
 
     ``x + epsilon * sign(g)`` for ``norm="linf"``, ``x + epsilon * g / ||g||_2`` for ``norm="l2"`` (the norm of
-    each example's gradient), then clipped to the bounds. An example whose gradient is zero stays as it is.
+    each example's gradient). Within the bounds it is the point where a linear loss is highest: an entry stops at
+    its bound, and in L2 the others go farther for it. An example whose gradient is zero stays as it is.
 
     Args:
       epsilon: Size of the perturbation in ``norm``, in the units of the batch (an image in [0, 1]: 0.005 is
         1.3 grey levels of 255), at least 0.
       norm: ``"linf"`` or ``"l2"``.
-      bounds: (lowest, highest) value of an input, or None for no clipping.
+      bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
 
     Returns:
@@ -37,7 +37,8 @@ def fgsm(
     Raises:
       ValueError: If epsilon is negative or not finite, the norm unknown, or the bounds out of order; when
         called, if the batch has no such inputs, or they are not finite or outside the bounds. Traced values
-        cannot raise: under jit, as in a training step, inputs outside the bounds are clipped.
+        cannot raise: under jit, as in a training step, an entry outside the bounds gets no farther out, and
+        stays where it is if nothing moves it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +49,8 @@ def fgsm(
 
     References:
       Goodfellow et al. (2014), arXiv:1412.6572, section 4; for l2: Shaham et al. (2015), arXiv:1511.05432.
-      Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch.
+      Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch. Differs from
+      both papers: in L2 what the bounds cut off goes to the other entries.
     """
     check_epsilon(epsilon)
     check_norm(norm, ("linf", "l2"))
@@ -58,11 +60,8 @@ def fgsm(
         del key
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         gradient = jax.grad(lambda x: loss_fn(params, with_inputs(batch, inputs_key, x)))(inputs)
-        direction = jax.vmap(lambda g: steepest(g, norm))(gradient)
-        perturbed = inputs + epsilon * direction.astype(inputs.dtype)
-        if bounds is not None:
-            perturbed = jnp.clip(perturbed, *bounds)
-        return with_inputs(batch, inputs_key, perturbed.astype(inputs.dtype))
+        perturbed = jax.vmap(lambda g, x: farthest(g, x, epsilon, norm, bounds))(gradient, inputs)
+        return with_inputs(batch, inputs_key, perturbed)
 
     return attack
 

@@ -196,6 +196,6 @@ def _finish(where: trees.Static, epsilon: jax.Array, batch: Any, solution: jax.A
     norm, bounds, inputs_key = where.value
 
     def perturb(x: jax.Array, direction: jax.Array) -> jax.Array:
-        return norms.restrict(x + epsilon * norms.steepest(direction, norm), x, epsilon, norm, bounds)
+        return norms.farthest(direction, x, epsilon, norm, bounds)
 
     return jax.vmap(perturb)(get_inputs(batch, inputs_key), solution)
