@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import batch_axis, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.checks import (
     check_bounds,
@@ -152,7 +152,7 @@ def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best
 def _step(problem: _Problem, rule: Rule, early_exit: trees.Static, rows: Rows, i: jax.Array) -> Rows:
     loss_fn, params, key = problem
     num_restarts = rows.point.shape[1]
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, num_restarts, axis=0), rows.example)
+    repeated = batch_axis.map_examples(lambda x: jnp.repeat(x, num_restarts, axis=0), rows.example)
     flat = rows.point.reshape(-1, *rows.point.shape[2:])
     measured = losses.with_gradient(loss_fn, params, with_inputs(repeated, key.value, flat), key.value)
     value, fallen, gradient = (x.reshape(-1, num_restarts, *x.shape[1:]) for x in measured)

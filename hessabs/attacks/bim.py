@@ -1,13 +1,9 @@
 """The basic iterative method: steepest ascent from the example itself."""
 
-import optax
-
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.projected import projected
+from hessabs.attacks.projected import GRADIENT, projected
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack
-
-_GRADIENT = optax.identity()
 
 
 def bim(
@@ -52,7 +48,7 @@ def bim(
       the step size that the paper leaves open.
     """
     return projected(
-        _GRADIENT,
+        GRADIENT,
         epsilon,
         norm,
         step_size,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hessabs import batch_axis
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -49,7 +50,7 @@ def replace_fraction(
       loss_fn: ``loss_fn(params, batch) -> scalar``. The network in it should be in evaluation mode, so that
         batch norm statistics neither mix examples nor change.
       params: The params to attack.
-      batch: A pytree with a leading example axis.
+      batch: A pytree with a leading example axis; scalars and random keys belong to all examples.
       fraction: Fraction of the batch to replace, in [0, max_fraction].
       key: Random key for the attack, if it needs one.
       max_fraction: The largest fraction there will be, a Python float in [0, 1].
@@ -74,27 +75,29 @@ def replace_fraction(
     References:
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1.
     """
-    num_examples = jax.tree.leaves(batch)[0].shape[0]
+    num_examples = batch_axis.num_examples(batch)
     if part_size is None or part_size == num_examples:
         attacked, _ = attacked_head(
             attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
         )
-        size = jax.tree.leaves(attacked)[0].shape[0]
-        return jax.tree.map(lambda head, x: jnp.concatenate([head, x[size:]]), attacked, batch)
+        return batch_axis.map_examples(lambda x, head: jnp.concatenate([head, x[len(head) :]]), batch, attacked)
     if part_size < 1 or num_examples % part_size:
         raise ValueError(f"`part_size` must divide the batch of {num_examples} examples, got {part_size}.")
     parts = num_examples // part_size
     size = _head_size(max_fraction, part_size)
-    split = jax.tree.map(lambda x: x.reshape(parts, part_size, *x.shape[1:]), batch)
-    heads = jax.tree.map(lambda x: x[:, :size].reshape(parts * size, *x.shape[2:]), split)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(parts, part_size, *x.shape[1:])
+
+    heads = batch_axis.map_examples(lambda x: split(x)[:, :size].reshape(parts * size, *x.shape[1:]), batch)
     places = jnp.tile(jnp.arange(size), parts)
     attacked = _replace(attack, loss_fn, params, heads, places < num_replaced(fraction, part_size), key)
 
-    def join(head: jax.Array, x: jax.Array, original: jax.Array) -> jax.Array:
+    def join(x: jax.Array, head: jax.Array) -> jax.Array:
         head = head.reshape(parts, size, *head.shape[1:])
-        return jnp.concatenate([head, x[:, size:]], axis=1).reshape(original.shape)
+        return jnp.concatenate([head, split(x)[:, size:]], axis=1).reshape(x.shape)
 
-    return jax.tree.map(join, attacked, split, batch)
+    return batch_axis.map_examples(join, batch, attacked)
 
 
 def attacked_head(
@@ -123,8 +126,8 @@ def attacked_head(
     Raises:
       ValueError: If ``max_fraction`` lies outside [0, 1].
     """
-    size = _head_size(max_fraction, jax.tree.leaves(batch)[0].shape[0])
-    clean = jax.tree.map(lambda x: x[:size], batch)
+    size = _head_size(max_fraction, batch_axis.num_examples(batch))
+    clean = batch_axis.map_examples(lambda x: x[:size], batch)
     return _replace(attack, loss_fn, params, clean, jnp.arange(size) < num_examples, key), clean
 
 
@@ -143,4 +146,4 @@ def _replace(
     def select(adversarial: jax.Array, original: jax.Array) -> jax.Array:
         return jnp.where(chosen.reshape(-1, *(1,) * (original.ndim - 1)), adversarial, original)
 
-    return jax.tree.map(select, attack(loss_fn, params, clean, key), clean)
+    return batch_axis.map_examples(select, attack(loss_fn, params, clean, key), clean)

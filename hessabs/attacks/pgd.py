@@ -1,13 +1,9 @@
 """Projected gradient descent: steepest ascent from random points of the ball."""
 
-import optax
-
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.projected import projected
+from hessabs.attacks.projected import GRADIENT, projected
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack
-
-_GRADIENT = optax.identity()
 
 
 def pgd(
@@ -60,7 +56,7 @@ def pgd(
       epsilon in all, end 1 to 2 % below the highest linear loss.
     """
     return projected(
-        _GRADIENT,
+        GRADIENT,
         epsilon,
         norm,
         step_size,

@@ -29,6 +29,8 @@ from hessabs.attacks.norms import Bounds, Norm
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack
 
+GRADIENT = optax.identity()
+"""The direction of BIM and PGD."""
 _ROUND_TRAVEL = 5.0  # all steps together in units of epsilon, in L2 and L1
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from hessabs import batch_axis
 from hessabs.attacks.mixing import attacked_head, num_replaced
 from hessabs.collectives import pmean
 from hessabs.typing import Attack, LossFn, Params
@@ -77,12 +78,12 @@ def adversarial_gradient(
                 f"adversarial_gradient needs {', '.join(missing)}: call "
                 "update(gradient, state, params, loss_fn=..., batch=...)."
             )
-        num_examples = jax.tree.leaves(batch)[0].shape[0]
+        num_examples = batch_axis.num_examples(batch)
         fraction = max_fraction if adversarial_fraction is None else adversarial_fraction
         adversarial, clean = attacked_head(
             attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
         )
-        size = jax.tree.leaves(clean)[0].shape[0]
+        size = batch_axis.num_examples(clean)
         if size == 0:
             return updates, state
 
