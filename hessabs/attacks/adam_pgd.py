@@ -22,6 +22,7 @@ def adam_pgd(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make projected ascent whose steps come from Adam, or from any other optax optimiser.
@@ -44,6 +45,8 @@ def adam_pgd(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
+        it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -78,6 +81,7 @@ def adam_pgd(
         bounds=bounds,
         inputs_key=inputs_key,
         early_exit=early_exit,
+        eot=eot,
         loop=loop,
     )
 

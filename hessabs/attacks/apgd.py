@@ -41,6 +41,7 @@ def apgd(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make Auto-PGD, which needs no step size.
@@ -59,6 +60,8 @@ def apgd(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
+        it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -90,6 +93,7 @@ def apgd(
         restarts=restarts,
         random_start=random_start,
         early_exit=early_exit,
+        eot=eot,
         inputs_key=inputs_key,
         loop=loop,
     )

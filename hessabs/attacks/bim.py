@@ -15,6 +15,7 @@ def bim(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make the basic iterative method (iterated FGSM; FGSM-10 with the defaults): PGD from the example itself.
@@ -28,6 +29,8 @@ def bim(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
+        it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -58,5 +61,6 @@ def bim(
         bounds=bounds,
         inputs_key=inputs_key,
         early_exit=early_exit,
+        eot=eot,
         loop=loop,
     )

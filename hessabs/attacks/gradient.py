@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 
 from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
+from hessabs.attacks.expectation import check_draws, check_keys, expected
 from hessabs.attacks.inputs import with_inputs
 from hessabs.attacks.norms import check_norm, farthest
 from hessabs.typing import Attack, LossFn, Params
@@ -16,6 +17,7 @@ def fgsm(
     norm: Literal["linf", "l2"] = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     inputs_key: str | int = "image",
+    eot: int | None = None,
 ) -> Attack:
     """Make the fast gradient sign method: one step of size epsilon up the gradient of the loss.
 
@@ -29,6 +31,8 @@ def fgsm(
       norm: ``"linf"`` or ``"l2"``.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
+      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the loss as
+        it is. See ``hessabs.attacks.expectation``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The loss may be a mean over examples: the scale of
@@ -55,11 +59,13 @@ def fgsm(
     check_epsilon(epsilon)
     check_norm(norm, ("linf", "l2"))
     check_bounds(bounds)
+    check_draws(eot)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        gradient = jax.grad(lambda x: loss_fn(params, with_inputs(batch, inputs_key, x)))(inputs)
+        check_keys(eot, loss_fn, batch)
+        gradient = jax.grad(lambda x: expected(loss_fn, eot)(params, with_inputs(batch, inputs_key, x)))(inputs)
         perturbed = jax.vmap(lambda g, x: farthest(g, x, epsilon, norm, bounds))(gradient, inputs)
         return with_inputs(batch, inputs_key, perturbed)
 
@@ -71,6 +77,7 @@ def l2grad(
     *,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     inputs_key: str | int = "image",
+    eot: int | None = None,
 ) -> Attack:
     """Make one step of L2 length epsilon up the gradient of the loss: ``fgsm`` with ``norm="l2"``.
 
@@ -78,6 +85,8 @@ def l2grad(
       epsilon: L2 norm of each example's perturbation, in the units of the batch, at least 0.
       bounds: (lowest, highest) value of an input, or None for no clipping.
       inputs_key: Key, field name or index of the inputs in the batch.
+      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the loss as
+        it is. See ``hessabs.attacks.expectation``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
@@ -94,4 +103,4 @@ def l2grad(
     References:
       Yao et al. (2018), arXiv:1802.08241, L2GRAD; Shaham et al. (2015), arXiv:1511.05432.
     """
-    return fgsm(epsilon, norm="l2", bounds=bounds, inputs_key=inputs_key)
+    return fgsm(epsilon, norm="l2", bounds=bounds, inputs_key=inputs_key, eot=eot)

@@ -24,6 +24,7 @@ def mi_fgsm(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make the momentum iterative method: steps along a sum of gradients, each divided by its L1 norm.
@@ -38,6 +39,8 @@ def mi_fgsm(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
+        it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -69,6 +72,7 @@ def mi_fgsm(
         bounds=bounds,
         inputs_key=inputs_key,
         early_exit=early_exit,
+        eot=eot,
         loop=loop,
     )
 

@@ -48,6 +48,7 @@ def projected(
     bounds: Bounds,
     inputs_key: str | int,
     early_exit: bool,
+    eot: int | None,
     loop: Loop | None,
 ) -> Attack:
     """Make an attack of an optax transformation.
@@ -66,6 +67,7 @@ def projected(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Where the inputs are.
       early_exit: Stop each example where it falls.
+      eot: Draws of the random numbers of the loss at each step, or None.
       loop: ``"host"``, ``"device"`` or None.
 
     Returns:
@@ -87,6 +89,7 @@ def projected(
         restarts=restarts,
         random_start=random_start,
         early_exit=early_exit,
+        eot=eot,
         inputs_key=inputs_key,
         loop=loop,
     )
