@@ -27,9 +27,9 @@ def adam_pgd(
 ) -> Attack:
     """Make projected ascent whose steps come from Adam, or from any other optax optimiser.
 
-    In L2 and L1 the optimizer is given the way to the point of the ball, between the bounds, where the linearised
-    loss is highest, in place of the gradient: one that scales entries, as Adam does, would otherwise end where its
-    scales lead.
+    In L2 and L1 the optimizer is given the way to the point of the ball, between the bounds, where the
+    linearised loss is highest, in place of the gradient: one that scales entries, as Adam does, would otherwise
+    end where its scales lead.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
@@ -45,8 +45,8 @@ def adam_pgd(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
-      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
-        it is. See ``hessabs.attacks.expectation``.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:

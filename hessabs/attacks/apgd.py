@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import norms
+from hessabs.attacks import climbing, norms
 from hessabs.attacks.ascent import Ball, Rule, make_attack
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.curvature.loops import Loop
@@ -60,8 +60,8 @@ def apgd(
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
-      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
-        it is. See ``hessabs.attacks.expectation``.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -80,8 +80,8 @@ def apgd(
     References:
       Croce and Hein (2020), arXiv:2003.01690, Algorithm 1 and section 3.
       Differs from the paper: after a return to the best point the first step has no inertia, for the point
-      before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows in
-      projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.norms.ascend``.
+      before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows
+      in projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.climbing.ascend``.
     """
     norms.check_norm(norm)
     ball = Ball(epsilon, trees.Static(norm), trees.Static(bounds))
@@ -163,7 +163,7 @@ def _move(
     gradient = jnp.where(halve, best_gradient, gradient)
     previous = jnp.where(halve, point, state.previous)
 
-    ahead = norms.ascend(point, gradient, step_size, *where)
+    ahead = climbing.ascend(point, gradient, step_size, *where)
     inertia = jnp.where(i == 0, 1.0, _INERTIA)
     moved = norms.restrict(point + inertia * (ahead - point) + (1 - inertia) * (point - previous), *where)
     return moved, _State(

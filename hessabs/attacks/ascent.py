@@ -132,8 +132,9 @@ def _unknown(inputs: jax.Array) -> Best:
 @jax.jit
 def _clean(problem: _Problem, batch: Any) -> Best:
     loss_fn, params, options = problem
-    values, fallen, _ = expectation.with_gradient(loss_fn, params, batch, *options.value, 0)
-    return Best(get_inputs(batch, options.value[0]), values, fallen)
+    key, eot = options.value
+    values, fallen, _ = expectation.with_gradient(loss_fn, params, batch, key, eot, 0)
+    return Best(get_inputs(batch, key), values, fallen)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -24,13 +24,13 @@ def bim(
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: Gradient steps, at least 1.
-      step_size: Length of every step in ``norm``, above 0. By default epsilon / steps in L-infinity; in L2 and L1
-        steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
+      step_size: Length of every step in ``norm``, above 0. By default epsilon / steps in L-infinity; in L2 and
+        L1 steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example where it falls.
-      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
-        it is. See ``hessabs.attacks.expectation``.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:

@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import boxes, losses
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.rows import iterate
@@ -113,7 +113,7 @@ def carlini_wagner(
 
 
 def _frame(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    low, high = norms.widened(trees.upcast(x), bounds)
+    low, high = boxes.widened(trees.upcast(x), bounds)
     return (low + high) / 2, (high - low) / 2
 
 
@@ -164,7 +164,7 @@ def _step(
     middle, half = _frame(inputs, bounds)
 
     def total(free: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        point = norms.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
+        point = boxes.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
         lead, fallen = losses.per_example(
             lead_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
         )

@@ -38,8 +38,8 @@ def ensemble(
 
     In order: APGD on the cross-entropy; APGD on the difference-of-logits ratio (on the margin for fewer than 3
     classes); APGD on the ratio to each of the rival classes with the largest logits (from 4 classes on);
-    DeepFool, of which what lies within epsilon counts (not in L1, which it does not know); the square attack on the
-    margin. An example counts for as many as it takes until it falls.
+    DeepFool, of which what lies within epsilon counts (not in L1, which it does not know); the square attack on
+    the margin. An example counts for as many as it takes until it falls.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.

@@ -1,7 +1,8 @@
 """Expectation over randomness: losses of networks that draw random numbers, averaged over several draws.
 
-A loss gets its random numbers from a key: a leaf of the batch, or an argument bound with ``jax.tree_util.Partial``.
-A draw folds its number into every such key. An attack that follows one draw learns its way around that draw alone.
+A loss gets its random numbers from a key: a leaf of the batch, or an argument bound with
+``jax.tree_util.Partial``. A draw folds its number into every such key. An attack that follows one draw learns
+its way around that draw alone.
 """
 
 from typing import Any
@@ -40,8 +41,8 @@ def check_keys(eot: int | None, loss_fn: LossFn, batch: Any) -> None:
     """
     if eot is not None and not any(map(_is_key, jax.tree.leaves((trees.as_partial(loss_fn), batch)))):
         raise ValueError(
-            f"`eot` asks for {eot} draws, but there is no random key in the batch, nor one bound to the loss with "
-            "jax.tree_util.Partial; make it with jax.random.key."
+            f"`eot` asks for {eot} draws, but there is no random key in the batch, nor one bound to the loss "
+            "with jax.tree_util.Partial; make it with jax.random.key."
         )
 
 
@@ -88,7 +89,8 @@ def with_gradient(
       i: Which evaluation this is, int32: each one has draws of its own, ``i * eot`` to ``(i + 1) * eot - 1``.
 
     Returns:
-      ``(values, fallen, gradient)``: (n,), (n,) and like the inputs. An example has fallen if it fell in every draw.
+      ``(values, fallen, gradient)``: (n,), (n,) and like the inputs. An example has fallen if it fell in every
+      draw.
     """
     if eot is None:
         return losses.with_gradient(loss_fn, params, batch, inputs_key)

@@ -5,9 +5,10 @@ from typing import Any, Literal
 import jax
 
 from hessabs.attacks.checks import check_bounds, check_epsilon, checked_inputs
+from hessabs.attacks.climbing import farthest
 from hessabs.attacks.expectation import check_draws, check_keys, expected
 from hessabs.attacks.inputs import with_inputs
-from hessabs.attacks.norms import check_norm, farthest
+from hessabs.attacks.norms import check_norm
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -22,8 +23,8 @@ def fgsm(
     """Make the fast gradient sign method: one step of size epsilon up the gradient of the loss.
 
     ``x + epsilon * sign(g)`` for ``norm="linf"``, ``x + epsilon * g / ||g||_2`` for ``norm="l2"`` (the norm of
-    each example's gradient). Within the bounds it is the point where a linear loss is highest: an entry stops at
-    its bound, and in L2 the others go farther for it. An example whose gradient is zero stays as it is.
+    each example's gradient). Within the bounds it is the point where a linear loss is highest: an entry stops
+    at its bound, and in L2 the others go farther for it. An example whose gradient is zero stays as it is.
 
     Args:
       epsilon: Size of the perturbation in ``norm``, in the units of the batch (an image in [0, 1]: 0.005 is
@@ -31,8 +32,8 @@ def fgsm(
       norm: ``"linf"`` or ``"l2"``.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
-      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the loss as
-        it is. See ``hessabs.attacks.expectation``.
+      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the
+        loss as it is. See ``hessabs.attacks.expectation``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The loss may be a mean over examples: the scale of
@@ -53,8 +54,8 @@ def fgsm(
 
     References:
       Goodfellow et al. (2014), arXiv:1412.6572, section 4; for l2: Shaham et al. (2015), arXiv:1511.05432.
-      Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch. Differs from
-      both papers: in L2 what the bounds cut off goes to the other entries.
+      Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch. Differs
+      from both papers: in L2 what the bounds cut off goes to the other entries.
     """
     check_epsilon(epsilon)
     check_norm(norm, ("linf", "l2"))
@@ -85,8 +86,8 @@ def l2grad(
       epsilon: L2 norm of each example's perturbation, in the units of the batch, at least 0.
       bounds: (lowest, highest) value of an input, or None for no clipping.
       inputs_key: Key, field name or index of the inputs in the batch.
-      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the loss as
-        it is. See ``hessabs.attacks.expectation``.
+      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the
+        loss as it is. See ``hessabs.attacks.expectation``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.

@@ -8,14 +8,12 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hessabs import trees
+from hessabs.attacks import boxes, radii
+from hessabs.attacks.boxes import Bounds
 
 Norm = Literal["linf", "l2", "l1"]
-Bounds = tuple[float, float] | None
-_FAR = 1e6  # for an entry that a bound holds back, in lengths of a step
-_NEWTON_STEPS = 12  # to the radius of an L2 ball in a box; it comes from inside, so fewer leave the point inside
 
 
 def size(delta: jax.Array, norm: Norm) -> jax.Array:
@@ -107,11 +105,11 @@ def project(delta: jax.Array, epsilon: Any, norm: Norm, caps: Any = None) -> jax
     elif norm == "l2":
         largest = jnp.max(lengths)  # so that no square overflows or vanishes
         unit = lengths * trees.safe_inverse(largest)
-        lengths = _stretch(unit, epsilon, caps, largest)
+        lengths = radii.stretch(unit, epsilon, caps, largest)
     else:
         caps = lengths if caps is None else jnp.minimum(caps, lengths)
-        lengths = jnp.clip(lengths - _threshold(lengths.ravel(), caps.ravel(), epsilon), 0, caps)
-        lengths = lengths * _shrink(jnp.sum(lengths), epsilon)
+        lengths = jnp.clip(lengths - radii.threshold(lengths.ravel(), caps.ravel(), epsilon), 0, caps)
+        lengths = lengths * radii.shrink(jnp.sum(lengths), epsilon)
     return (jnp.sign(wide) * lengths).astype(delta.dtype)
 
 
@@ -136,124 +134,9 @@ def restrict(point: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, boun
       Array([1. , 1. , 0.5], dtype=float32)
     """
     delta = trees.upcast(point) - trees.upcast(inputs)
-    separate = norm == "linf" or bounds is None  # then the bounds can wait
-    caps = None if separate else _room(jnp.sign(delta), inputs, inputs, bounds)
-    return _moved(inputs, project(delta, epsilon, norm, caps), epsilon, norm, bounds)
-
-
-def farthest(gradient: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, bounds: Bounds) -> jax.Array:
-    """Return the point in the ball around an example and between the bounds where a linear loss is highest.
-
-    Args:
-      gradient: Of the loss; any shape.
-      inputs: The example.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-      bounds: (lowest, highest), or None.
-
-    Returns:
-      An array like ``inputs``. L-infinity: epsilon along the sign; L2: along the gradient, an entry up to its
-      bound and the others farther for it; L1: the entries with the largest gradient, each up to its bound. The
-      example itself where the gradient is zero.
-
-    Example:
-      >>> farthest(jnp.array([3.0, 2.0, -1.0]), jnp.array([0.5, 0.5, 0.5]), 0.75, "l1", (0.0, 1.0))
-      Array([1.  , 0.75, 0.5 ], dtype=float32)
-    """
-    signs = jnp.sign(gradient)
-    lengths = jnp.abs(trees.upcast(gradient))
-    caps = None if norm == "linf" or bounds is None else _room(signs, inputs, inputs, bounds)
-    if norm == "linf":
-        delta = epsilon * signs
-    elif norm == "l2":
-        delta = signs * _stretch(trees.normalize(lengths)[0], epsilon, caps, jnp.inf)
-    else:
-        caps = jnp.where(signs != 0, epsilon if caps is None else jnp.minimum(caps, epsilon), 0).ravel()
-        order = jnp.argsort(-lengths.ravel())
-        before = jnp.cumsum(caps[order]) - caps[order]
-        taken = jnp.clip(epsilon - before, 0, caps[order])
-        delta = signs * jnp.zeros_like(taken).at[order].set(taken).reshape(signs.shape)
-    return _moved(inputs, delta, epsilon, norm, bounds)
-
-
-def ascend(
-    point: jax.Array,
-    direction: jax.Array,
-    length: Any,
-    inputs: jax.Array,
-    epsilon: Any,
-    norm: Norm,
-    bounds: Bounds,
-) -> jax.Array:
-    """Go a step up a linear loss, in the ball around an example and between the bounds.
-
-    L-infinity and L2: along the steepest direction, then to the nearest point allowed; in L2 the length counts the
-    entries that no bound holds back. L1: towards the point where the loss is highest, for the steepest direction
-    moves one entry, which many steps would fill in vain.
-
-    Args:
-      point: Where the step begins, in the ball and between the bounds.
-      direction: The gradient, or what stands for it.
-      length: Of the step in ``norm``, a scalar.
-      inputs: The example.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-      bounds: (lowest, highest), or None.
-
-    Returns:
-      An array like ``inputs``. The end of many such steps is ``farthest``, in every norm.
-
-    References:
-      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, Frank and Wolfe (1956), "An algorithm for
-      quadratic programming", with steps of bounded length.
-    """
-    if norm == "l1":
-        way = trees.upcast(farthest(direction, inputs, epsilon, norm, bounds)) - trees.upcast(point)
-        way = jnp.where(jnp.any(direction != 0), way, 0)
-        part = jnp.minimum(length * trees.safe_inverse(size(way, norm)), 1)
-        return within((point + part * way).astype(inputs.dtype), inputs, bounds)
-    if norm == "linf" or bounds is None:
-        step = steepest(direction, norm)
-    else:
-        free = _room(jnp.sign(direction), point, inputs, bounds) > 0
-        scale = trees.normalize(jnp.where(free, trees.upcast(direction), 0))[1]
-        # What is held back is pushed on all the same: else the projection would draw it away from its bound.
-        step = jnp.clip(direction * trees.safe_inverse(scale), -_FAR, _FAR)
-    return restrict(point + length * step, inputs, epsilon, norm, bounds)
-
-
-def within(point: jax.Array, inputs: jax.Array, bounds: Bounds) -> jax.Array:
-    """Bring a point between the bounds, widened to where the example is.
-
-    Args:
-      point: Any shape.
-      inputs: The example.
-      bounds: (lowest, highest), or None.
-
-    Returns:
-      An array like ``point``.
-
-    Example:
-      >>> within(jnp.array([-3.0, 5.0]), jnp.array([-2.0, 0.5]), (0.0, 1.0))
-      Array([-2.,  1.], dtype=float32)
-    """
-    if bounds is None:
-        return point
-    low, high = widened(inputs, bounds)
-    return jnp.clip(point, low, high)
-
-
-def widened(inputs: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    """Return the bounds of each entry of an example: those given, or the entry itself where it lies outside.
-
-    Args:
-      inputs: Any shape.
-      bounds: (lowest, highest).
-
-    Returns:
-      ``(lowest, highest)``, each like ``inputs``.
-    """
-    return jnp.minimum(inputs, bounds[0]), jnp.maximum(inputs, bounds[1])
+    # In L-infinity the bounds can wait.
+    caps = None if norm == "linf" else boxes.room(jnp.sign(delta), inputs, inputs, bounds)
+    return boxes.add(inputs, project(delta, epsilon, norm, caps), bounds, epsilon if norm == "linf" else None)
 
 
 def random_in_ball(key: jax.Array, like: jax.Array, epsilon: Any, norm: Norm) -> jax.Array:
@@ -294,51 +177,3 @@ def check_norm(norm: str, allowed: tuple[str, ...] = get_args(Norm)) -> None:
     """
     if norm not in allowed:
         raise ValueError(f"`norm` must be one of {list(allowed)}, got {norm!r}.")
-
-
-def _moved(inputs: jax.Array, delta: jax.Array, epsilon: Any, norm: Norm, bounds: Bounds) -> jax.Array:
-    point = within((inputs + delta).astype(inputs.dtype), inputs, bounds)
-    if norm == "linf":  # the sum was rounded, perhaps outwards
-        outside = jnp.abs(trees.upcast(point) - trees.upcast(inputs)) > epsilon
-        point = jnp.where(outside, jnp.nextafter(point, inputs), point)
-    return point
-
-
-def _room(signs: jax.Array, point: jax.Array, inputs: jax.Array, bounds: tuple[float, float]) -> jax.Array:
-    # How far each entry of a point may go up (sign 1) or down (-1).
-    low, high = widened(trees.upcast(inputs), bounds)
-    point = trees.upcast(point)
-    return jnp.maximum(jnp.where(signs > 0, high - point, point - low), 0)
-
-
-def _stretch(unit: jax.Array, epsilon: Any, caps: Any, most: Any) -> jax.Array:
-    # min(t unit, caps) with the t <= most at which its L2 norm is epsilon; entries of unit lie in [0, 1].
-    if caps is None:
-        return jnp.minimum(epsilon * trees.safe_inverse(size(unit, "l2")), most) * unit
-
-    def newton(_: Any, t: jax.Array) -> jax.Array:
-        full = t * unit >= caps
-        left = jnp.maximum(epsilon**2 - jnp.sum(jnp.where(full, caps, 0) ** 2), 0)
-        return jnp.maximum(t, jnp.sqrt(left * trees.safe_inverse(jnp.sum(jnp.where(full, 0, unit) ** 2))))
-
-    t = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros((), unit.dtype))
-    return jnp.minimum(jnp.minimum(t, most) * unit, caps)
-
-
-def _threshold(lengths: jax.Array, caps: jax.Array, epsilon: Any) -> jax.Array:
-    # The t >= 0 at which sum(clip(lengths - t, 0, caps)) is epsilon; 0 if that sum is smaller at once. As t falls
-    # the sum grows by 1 for each entry between lengths and lengths - caps, so it is linear between these places.
-    places = jnp.concatenate([lengths, lengths - caps])
-    turns = jnp.concatenate([jnp.ones_like(lengths), -jnp.ones_like(lengths)])
-    falling, turns = jax.lax.sort((-places, turns), num_keys=1)
-    places = -falling
-    slopes = jnp.cumsum(turns)
-    following = jnp.append(places[1:], 0)
-    sums = jnp.cumsum(slopes * (places - following))  # at `following`
-    at = jnp.argmax(sums >= epsilon)
-    threshold = following[at] + (sums[at] - epsilon) * trees.safe_inverse(slopes[at])
-    return jnp.where(sums[-1] > epsilon, jnp.maximum(threshold, 0), 0)
-
-
-def _shrink(length: jax.Array, epsilon: Any) -> jax.Array:
-    return jnp.where(length > epsilon, epsilon * trees.safe_inverse(length), 1)

@@ -1,7 +1,7 @@
 """The perturbations that the square attack tries on one image: stripes and squares, bumps and their weight.
 
-An image is (height, width, channels); one of a single row or column has blocks of a length for squares. The side of
-a square is traced, so squares are masks and not slices.
+An image is (height, width, channels); one of a single row or column has blocks of a length for squares. The
+side of a square is traced, so squares are masks and not slices.
 """
 
 from typing import Literal
@@ -14,7 +14,7 @@ from hessabs import trees
 from hessabs.attacks.norms import Norm
 
 Layout = Literal["channels_last", "channels_first", "vector"]
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 _SUMS = np.concatenate([[0], np.cumsum(1 / np.arange(1.0, 1024.0) ** 2)]).astype(np.float32)
 
 

@@ -24,18 +24,18 @@ def pgd(
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"``, ``"l2"`` or ``"l1"``. In L1 a step goes towards the point where the loss would be highest
-        if it were linear: as few entries as fill the ball, each up to its bound.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``. In L1 a step goes towards the point where the loss would be
+        highest if it were linear: as few entries as fill the ball, each up to its bound.
       steps: Gradient steps of each restart, at least 1.
-      step_size: Length of every step in ``norm``, above 0. By default 2.5 epsilon / steps in L-infinity; in L2 and
-        L1 steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
+      step_size: Length of every step in ``norm``, above 0. By default 2.5 epsilon / steps in L-infinity; in L2
+        and L1 steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
       restarts: Random starts, at least 1; the result is the best of all.
       random_start: Start uniformly in the ball; otherwise at the example.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
-      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss as
-        it is. See ``hessabs.attacks.expectation``.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -54,7 +54,7 @@ def pgd(
       Array([[0.75, 0.25]], dtype=float32)
 
     References:
-      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, ``hessabs.attacks.norms.ascend``.
+      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, ``hessabs.attacks.climbing.ascend``.
       Differs from the paper: in L2 the steps shorten unless ``step_size`` is given. Steps of one length, 2.5
       epsilon in all, end 1 to 2 % below the highest linear loss.
     """

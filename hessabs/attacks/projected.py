@@ -1,17 +1,17 @@
 """Projected gradient ascent by any optax transformation: what BIM, PGD, MI-FGSM and Adam-PGD share.
 
-BIM, PGD and MI-FGSM repeat ``norms.ascend``: a step along the gradient, or a sum of gradients, that ends in the
-ball around the clean example and between the bounds. Adam-PGD takes the step of an optimiser and projects. An
-optax transformation is mapped over examples, so that its state and its norms are each example's own. In all:
+BIM, PGD and MI-FGSM repeat ``climbing.ascend``: a step along the gradient, or a sum of gradients, that ends in
+the ball around the clean example and between the bounds. Adam-PGD takes the step of an optimiser and projects.
+An optax transformation is mapped over examples, so that its state and its norms are each example's own. In all:
 
 * The result is each example's best point, the start included: one that has fallen (for losses that carry
   logits, see ``hessabs.attacks.losses``), else that of the highest loss.
 * ``early_exit``: an example that has fallen stops there. Set it to False to go on to higher losses, as robust
   training wants.
 * epsilon, step_size and bounds are in the units of the batch.
-* A step size that is given is that of every step, as in the papers. The one chosen here is constant in L-infinity.
-  In L2 and L1 the steps shorten, all by the same amount, for only short ones end near the optimum of a ball that
-  is round or pointed, and long ones get there.
+* A step size that is given is that of every step, as in the papers. The one chosen here is constant in
+  L-infinity. In L2 and L1 the steps shorten, all by the same amount, for only short ones end near the optimum
+  of a ball that is round or pointed, and long ones get there.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import norms
+from hessabs.attacks import climbing, norms
 from hessabs.attacks.ascent import Ball, Rule, make_attack
 from hessabs.attacks.checks import check_positive
 from hessabs.attacks.norms import Bounds, Norm
@@ -54,8 +54,8 @@ def projected(
     """Make an attack of an optax transformation.
 
     Args:
-      optimizer: What makes a direction of a gradient, or, unless ``climbs``, a step: what would minimise minus the
-        loss.
+      optimizer: What makes a direction of a gradient, or, unless ``climbs``, a step: what would minimise minus
+        the loss.
       epsilon: Radius of the ball in ``norm``.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       step_size: Length of a step, or factor on those of the optimizer; or None.
@@ -127,7 +127,7 @@ def _climb(
     direction, state = optimizer.value.update(gradient, state, point)
     length = sizes[0] - sizes[1] * i
     where = (inputs, ball.epsilon, ball.norm.value, ball.bounds.value)
-    return norms.ascend(point, direction, length, *where), state
+    return climbing.ascend(point, direction, length, *where), state
 
 
 def _follow(
@@ -144,7 +144,8 @@ def _follow(
     del value
     where = (inputs, ball.epsilon, ball.norm.value, ball.bounds.value)
     if ball.norm.value != "linf":
-        # An optimiser that scales entries would go by its scales where the ball is in the way. This vanishes there.
-        gradient = jnp.where(jnp.any(gradient != 0), norms.farthest(gradient, *where) - point, 0)
+        # An optimiser that scales entries would go by its scales where the ball is in the way. This vanishes
+        # there.
+        gradient = jnp.where(jnp.any(gradient != 0), climbing.farthest(gradient, *where) - point, 0)
     updates, state = optimizer.value.update(-gradient, state, point)
     return norms.restrict(point + (sizes[0] - sizes[1] * i) * updates, *where), state

@@ -1,10 +1,11 @@
 """Iterations over examples that finish one by one.
 
 An iteration works on rows: a NamedTuple of arrays that share a leading example axis, with a field ``done``.
-Scalars and random keys among them belong to all rows and stay as they are. A row that is done never changes again. Under a compiled loop it is masked. A loop that Python drives throws
-finished rows out of the computation: whenever a smaller size of the form 2^k or 3 * 2^k holds those that are
-left, the next iterations run on that many rows, so the number of shapes, hence of compilations, is logarithmic.
-There the rows go in parts, on all cores and none larger than the caches hold.
+Scalars and random keys among them belong to all rows and stay as they are. A row that is done never changes
+again. Under a compiled loop it is masked. A loop that Python drives throws finished rows out of the
+computation: whenever a smaller size of the form 2^k or 3 * 2^k holds those that are left, the next iterations
+run on that many rows, so the number of shapes, hence of compilations, is logarithmic. There the rows go in
+parts, on all cores and none larger than the caches hold.
 """
 
 import functools
@@ -37,8 +38,8 @@ def iterate(
     Args:
       step: ``step(rows, i) -> rows``, a Partial of a module-level function; i is the iteration, int32. Rows
         must not influence each other. Compiled once for each number of rows.
-      rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n, but for scalars and
-        random keys.
+      rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n, but for scalars
+        and random keys.
       num_steps: Largest number of steps.
       loop: ``"host"``, ``"device"`` or None, as in ``hessabs.curvature.loops``.
       finishes: Whether rows may be done before the last step. If not, nobody asks: under somebody's jit, with
@@ -181,7 +182,9 @@ _jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
 def _on_each_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool, mesh: Mesh) -> Rows:
     everywhere, split = P(), P(mesh.axis_names[0])
     specs = jax.tree.map(
-        lambda axis: everywhere if axis is None else split, batch_axis.in_axes(rows), is_leaf=lambda a: a is None
+        lambda axis: everywhere if axis is None else split,
+        batch_axis.in_axes(rows),
+        is_leaf=lambda a: a is None,
     )
     run = jax.shard_map(
         functools.partial(_on_device, finishes=finishes),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import climbing, losses
 from hessabs.attacks.checks import check_bounds, check_count, check_epsilon, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
@@ -196,6 +196,6 @@ def _finish(where: trees.Static, epsilon: jax.Array, batch: Any, solution: jax.A
     norm, bounds, inputs_key = where.value
 
     def perturb(x: jax.Array, direction: jax.Array) -> jax.Array:
-        return norms.farthest(direction, x, epsilon, norm, bounds)
+        return climbing.farthest(direction, x, epsilon, norm, bounds)
 
     return jax.vmap(perturb)(get_inputs(batch, inputs_key), solution)

@@ -42,7 +42,8 @@ def square(
     """Make the square attack: change a random square, and keep the change where the loss has risen.
 
     It follows no gradient, so a network whose gradients vanish or mislead does not withstand it for that. It
-    starts from vertical stripes (L-infinity) or a tiling of bumps (L2 and L1). An example stops where it has fallen.
+    starts from vertical stripes (L-infinity) or a tiling of bumps (L2 and L1). An example stops where it has
+    fallen.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
@@ -50,10 +51,10 @@ def square(
         gets a bump, paid for by the perturbation of another square.
       queries: Evaluations of each example, at least 1. The sizes of the squares follow from it.
       share: Part of the image that the first squares cover, in (0, 1]; halved nine times on the way.
-      layout: How an input lies: ``"channels_last"``, (height, width, channels); ``"channels_first"``, (channels,
-        height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares are random sets of
-        entries then. An input of two axes is an image without channels (a single row or column: a signal, with
-        blocks for squares), one of one axis a vector.
+      layout: How an input lies: ``"channels_last"``, (height, width, channels); ``"channels_first"``,
+        (channels, height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares
+        are random sets of entries then. An input of two axes is an image without channels (a single row or column:
+        a signal, with blocks for squares), one of one axis a vector.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
@@ -72,8 +73,8 @@ def square(
       Array([[0.75, 0.25]], dtype=float32)
 
     References:
-      Andriushchenko et al. (2019), arXiv:1912.00049, Algorithms 1 to 3; ``share`` as in AutoAttack; for L1, Croce
-      and Hein (2021), arXiv:2103.01208, section 5.
+      Andriushchenko et al. (2019), arXiv:1912.00049, Algorithms 1 to 3; ``share`` as in AutoAttack; for L1,
+      Croce and Hein (2021), arXiv:2103.01208, section 5.
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
     norms.check_norm(norm)
@@ -98,7 +99,7 @@ def square(
     return attack
 
 
-def side_lengths(queries: int, share: float, shape: tuple[int, int, int]) -> np.ndarray:
+def side_lengths(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
     """Return the side of the square of each query.
 
     Args:

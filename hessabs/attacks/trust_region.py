@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import boxes, losses, norms
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
@@ -191,7 +191,7 @@ def _step(
     ) -> tuple[jax.Array, ...]:
         distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
         length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
-        moved = norms.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
+        moved = boxes.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
         return moved, trees.vdot(g, moved - x), length
 
     clean = get_inputs(rows.example, inputs_key)

@@ -54,7 +54,9 @@ def size_of(step, norm):
 
 
 def expected(gradient, image, epsilon, norm, bounds):
-    return np.array([optima.farthest(g, x, epsilon, norm, bounds) for g, x in zip(gradient, image, strict=True)])
+    return np.array(
+        [optima.farthest(g, x, epsilon, norm, bounds) for g, x in zip(gradient, image, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0), (0.2, 0.8)])
@@ -289,4 +291,6 @@ def test_inputs_outside_the_bounds_are_refused_and_get_no_farther_out_where_they
         attack(linear_loss, w, batch)
     got = jax.jit(lambda w, batch: attack(linear_loss, w, batch))(w, batch)["image"]
     gradient = np.tile(np.asarray(w, np.float64), (len(got), 1))
-    np.testing.assert_allclose(got, expected(gradient, batch["image"], 0.1, norm, (0.4, 0.6)), atol=2 * ROUNDING)
+    np.testing.assert_allclose(
+        got, expected(gradient, batch["image"], 0.1, norm, (0.4, 0.6)), atol=2 * ROUNDING
+    )
