@@ -22,9 +22,14 @@ def adam_pgd(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make projected ascent whose steps come from Adam, or from any other optax optimiser.
+
+    In L2 and L1 the optimizer is given the way to the point of the ball, between the bounds, where the
+    linearised loss is highest, in place of the gradient: one that scales entries, as Adam does, would otherwise
+    end where its scales lead.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
@@ -32,13 +37,16 @@ def adam_pgd(
       optimizer: What ``optax`` would minimise minus the loss with; mapped over examples. ``optax.adam(1.0)`` by
         default. Pass the same object again to compile nothing again.
       steps: Steps of each restart, at least 1.
-      step_size: Factor on the updates of the optimizer, above 0; 2.5 epsilon / steps by default, which suits
-        one whose updates have entries of about 1, as those of ``adam(1.0)``.
+      step_size: Factor on the updates of the optimizer, above 0, the same for every step. The default suits an
+        optimizer whose updates have entries of about 1, as those of ``adam(1.0)``: 2.5 epsilon / steps in
+        L-infinity; in L2 and L1 factors that shrink evenly, 5 epsilon in all.
       restarts: Random starts, at least 1; the result is the best of all.
       random_start: Start uniformly in the ball; otherwise at the example.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -65,6 +73,7 @@ def adam_pgd(
         epsilon,
         norm,
         step_size,
+        climbs=False,
         travel=2.5,
         steps=steps,
         restarts=restarts,
@@ -72,6 +81,7 @@ def adam_pgd(
         bounds=bounds,
         inputs_key=inputs_key,
         early_exit=early_exit,
+        eot=eot,
         loop=loop,
     )
 

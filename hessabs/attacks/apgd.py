@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import norms
+from hessabs.attacks import climbing, norms
 from hessabs.attacks.ascent import Ball, Rule, make_attack
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.curvature.loops import Loop
@@ -41,6 +41,7 @@ def apgd(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make Auto-PGD, which needs no step size.
@@ -52,13 +53,15 @@ def apgd(
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"`` or ``"l2"``.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: Gradient steps of each restart, at least 1. The checkpoints depend on it.
       restarts: Random starts, at least 1; the result is the best of all.
       random_start: Start uniformly in the ball; otherwise at the example.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -77,9 +80,10 @@ def apgd(
     References:
       Croce and Hein (2020), arXiv:2003.01690, Algorithm 1 and section 3.
       Differs from the paper: after a return to the best point the first step has no inertia, for the point
-      before it belongs to another path.
+      before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows
+      in projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.climbing.ascend``.
     """
-    norms.check_norm(norm, ("linf", "l2"))
+    norms.check_norm(norm)
     ball = Ball(epsilon, trees.Static(norm), trees.Static(bounds))
     rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(max(steps, 1))))
     return make_attack(
@@ -89,6 +93,7 @@ def apgd(
         restarts=restarts,
         random_start=random_start,
         early_exit=early_exit,
+        eot=eot,
         inputs_key=inputs_key,
         loop=loop,
     )
@@ -158,7 +163,7 @@ def _move(
     gradient = jnp.where(halve, best_gradient, gradient)
     previous = jnp.where(halve, point, state.previous)
 
-    ahead = norms.restrict(point + step_size * norms.steepest(gradient, ball.norm.value), *where)
+    ahead = climbing.ascend(point, gradient, step_size, *where)
     inertia = jnp.where(i == 0, 1.0, _INERTIA)
     moved = norms.restrict(point + inertia * (ahead - point) + (1 - inertia) * (point - previous), *where)
     return moved, _State(

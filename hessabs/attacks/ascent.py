@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs import batch_axis, trees
+from hessabs.attacks import expectation, norms
 from hessabs.attacks.checks import (
     check_ball,
     check_count,
@@ -26,7 +26,7 @@ from hessabs.attacks.rows import iterate
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
-_Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, inputs_key
+_Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, (inputs_key, eot)
 
 
 class Rule(NamedTuple):
@@ -70,6 +70,7 @@ def make_attack(
     restarts: int,
     random_start: bool,
     early_exit: bool,
+    eot: int | None,
     inputs_key: str | int,
     loop: Loop | None,
 ) -> Attack:
@@ -82,6 +83,7 @@ def make_attack(
       restarts: Starts, at least 1; more than 1 needs ``random_start``.
       random_start: Start anywhere in the ball, not at the example.
       early_exit: An example that has fallen moves no more (for losses that carry logits).
+      eot: Draws of the random numbers of the loss at each step, or None for the loss as it is.
       inputs_key: Key, field name or index of the inputs.
       loop: ``"host"``, ``"device"`` or None.
 
@@ -94,6 +96,7 @@ def make_attack(
     check_ball(ball.epsilon, ball.norm.value, ball.bounds.value)
     check_count("steps", steps)
     check_count("restarts", restarts)
+    expectation.check_draws(eot)
     if restarts > 1 and not random_start:
         raise ValueError(
             f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
@@ -103,7 +106,8 @@ def make_attack(
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds.value)
         if random_start:
             key = checked_key(key, "A random start")
-        problem = (trees.as_partial(loss_fn), params, trees.Static(inputs_key))
+        expectation.check_keys(eot, loss_fn, batch)
+        problem = (trees.as_partial(loss_fn), params, trees.Static((inputs_key, eot)))
         best = _clean(problem, batch) if random_start else _unknown(inputs)
         step = Partial(_step, problem, rule, trees.Static(early_exit))
         for wave in ((0, 1), (1, restarts)):
@@ -125,8 +129,10 @@ def _unknown(inputs: jax.Array) -> Best:
 
 @jax.jit
 def _clean(problem: _Problem, batch: Any) -> Best:
-    loss_fn, params, key = problem
-    return Best(get_inputs(batch, key.value), *losses.per_example(loss_fn, params, batch, key.value))
+    loss_fn, params, options = problem
+    key, eot = options.value
+    values, fallen, _ = expectation.with_gradient(loss_fn, params, batch, key, eot, 0)
+    return Best(get_inputs(batch, key), values, fallen)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -148,15 +154,16 @@ def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best
 
 
 def _step(problem: _Problem, rule: Rule, early_exit: trees.Static, rows: Rows, i: jax.Array) -> Rows:
-    loss_fn, params, key = problem
+    loss_fn, params, options = problem
+    key, eot = options.value
     num_restarts = rows.point.shape[1]
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, num_restarts, axis=0), rows.example)
+    repeated = batch_axis.map_examples(lambda x: jnp.repeat(x, num_restarts, axis=0), rows.example)
     flat = rows.point.reshape(-1, *rows.point.shape[2:])
-    measured = losses.with_gradient(loss_fn, params, with_inputs(repeated, key.value, flat), key.value)
+    measured = expectation.with_gradient(loss_fn, params, with_inputs(repeated, key, flat), key, eot, i)
     value, fallen, gradient = (x.reshape(-1, num_restarts, *x.shape[1:]) for x in measured)
     best = jax.vmap(_better)(rows.best, rows.point, value, fallen)
     move = jax.vmap(jax.vmap(rule.move, (None, 0, 0, 0, 0, None)), (0, 0, 0, 0, 0, None))
-    point, state = move(get_inputs(rows.example, key.value), rows.point, rows.state, value, gradient, i)
+    point, state = move(get_inputs(rows.example, key), rows.point, rows.state, value, gradient, i)
     return Rows(rows.example, point, state, best, rows.done | (best.fallen & early_exit.value))
 
 

@@ -1,7 +1,7 @@
 """The basic iterative method: steepest ascent from the example itself."""
 
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.projected import projected, steepest
+from hessabs.attacks.projected import GRADIENT, projected
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack
 
@@ -15,6 +15,7 @@ def bim(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make the basic iterative method (iterated FGSM; FGSM-10 with the defaults): PGD from the example itself.
@@ -23,10 +24,13 @@ def bim(
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: Gradient steps, at least 1.
-      step_size: Length of a step in ``norm``, above 0; epsilon / steps by default.
+      step_size: Length of every step in ``norm``, above 0. By default epsilon / steps in L-infinity; in L2 and
+        L1 steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -47,14 +51,16 @@ def bim(
       the step size that the paper leaves open.
     """
     return projected(
-        steepest(norm),
+        GRADIENT,
         epsilon,
         norm,
         step_size,
+        climbs=True,
         travel=1.0,
         steps=steps,
         bounds=bounds,
         inputs_key=inputs_key,
         early_exit=early_exit,
+        eot=eot,
         loop=loop,
     )

@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses
+from hessabs.attacks import boxes, losses
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.rows import iterate
@@ -112,8 +112,13 @@ def carlini_wagner(
     return attack
 
 
+def _frame(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
+    low, high = boxes.widened(trees.upcast(x), bounds)
+    return (low + high) / 2, (high - low) / 2
+
+
 def _start(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, Any]:
-    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    middle, half = _frame(x, bounds)
     free = jnp.arctanh((trees.upcast(x) - middle) / half * _INSIDE)
     return free, optax.scale_by_adam().init(free)
 
@@ -156,10 +161,10 @@ def _step(
     bounds, inputs_key = options.value
     learning_rate, confidence = numbers
     inputs = get_inputs(rows.example, inputs_key)
-    middle, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    middle, half = _frame(inputs, bounds)
 
     def total(free: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        point = jnp.clip(middle + half * jnp.tanh(free), *bounds).astype(inputs.dtype)
+        point = boxes.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
         lead, fallen = losses.per_example(
             lead_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
         )

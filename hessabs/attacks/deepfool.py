@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import boxes, losses, norms
 from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
@@ -128,7 +128,7 @@ def _step(
         length = jnp.where(jnp.isfinite(distance[nearest]), distance[nearest] + _NUDGE, 0)
         total = (total + length * norms.steepest(gradients[nearest], norm)).astype(x.dtype)
         point = (x + (1 + overshoot) * total).astype(x.dtype)
-        return total, point if bounds is None else jnp.clip(point, *bounds)
+        return total, boxes.within(point, x, bounds)
 
     inputs = get_inputs(rows.example, inputs_key)
     total, point = jax.vmap(move)(inputs, rows.total, ahead, gradients)

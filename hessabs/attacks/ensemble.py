@@ -15,6 +15,7 @@ from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.inputs import with_inputs
 from hessabs.attacks.losses.criteria import difference_of_logits
 from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.square import square
 from hessabs.curvature.loops import Loop
@@ -28,6 +29,7 @@ def ensemble(
     steps: int = 100,
     num_targets: int = 3,
     queries: int = 1000,
+    layout: Layout = "channels_last",
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     loop: Loop | None = None,
@@ -36,15 +38,16 @@ def ensemble(
 
     In order: APGD on the cross-entropy; APGD on the difference-of-logits ratio (on the margin for fewer than 3
     classes); APGD on the ratio to each of the rival classes with the largest logits (from 4 classes on);
-    DeepFool, of which what lies within epsilon counts; the square attack on the margin. An example counts for
-    as many as it takes until it falls.
+    DeepFool, of which what lies within epsilon counts (not in L1, which it does not know); the square attack on
+    the margin. An example counts for as many as it takes until it falls.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"`` or ``"l2"``.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: Steps of each APGD, at least 1.
       num_targets: Rival classes to lead to, at least 0; at most all that there are.
       queries: Of the square attack, at least 1.
+      layout: As for ``square``.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
@@ -70,7 +73,7 @@ def ensemble(
       Differs from AutoAttack: DeepFool in place of FAB, 3 targets instead of 9 and 1,000 queries instead of
       5,000 by default.
     """
-    norms.check_norm(norm, ("linf", "l2"))
+    norms.check_norm(norm)
     check_ball(epsilon, norm, bounds)
     check_count("steps", steps)
     check_count("queries", queries)
@@ -78,6 +81,7 @@ def ensemble(
         raise ValueError(f"`num_targets` must be at least 0, got {num_targets}.")
     shared: dict[str, Any] = {"norm": norm, "bounds": bounds, "loop": loop}
     ascend = apgd(epsilon, steps=steps, **shared)
+    search = square(epsilon, queries=queries, layout=layout, **shared)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         logits_fn, spec = losses.parts(loss_fn, "ensemble")
@@ -96,8 +100,9 @@ def ensemble(
             members += [
                 (ascend, led, _weights(labels, rivals[:, i], num_classes)) for i in range(rivals.shape[1])
             ]
-        members += [(deepfool(**shared), losses.margin(network), labels)]
-        members += [(square(epsilon, queries=queries, **shared), losses.margin(network), labels)]
+        if norm != "l1":
+            members += [(deepfool(**shared), losses.margin(network), labels)]
+        members += [(search, losses.margin(network), labels)]
 
         point = inputs
         for number, (member, loss, classes) in enumerate(members):

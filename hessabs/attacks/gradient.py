@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from hessabs import trees
 from hessabs.attacks.checks import check_ball, checked_inputs
+from hessabs.attacks.climbing import farthest
+from hessabs.attacks.expectation import check_draws, check_keys, expected
 from hessabs.attacks.inputs import with_inputs
-from hessabs.attacks.norms import Bounds, Norm, check_norm, restrict, steepest
+from hessabs.attacks.norms import Bounds, Norm, check_norm
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -19,19 +21,23 @@ def fgsm(
     norm: Literal["linf", "l2"] = "linf",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     inputs_key: str | int = "image",
+    eot: int | None = None,
 ) -> Attack:
     """Make the fast gradient sign method: one step of size epsilon up the gradient of the loss.
 
     ``x + epsilon * sign(g)`` for ``norm="linf"``, ``x + epsilon * g / ||g||_2`` for ``norm="l2"`` (the norm of
-    each example's gradient), then clipped to the bounds. An example whose gradient is zero stays as it is, and
+    each example's gradient). Within the bounds it is the point where a linear loss is highest: an entry stops
+    at its bound, and in L2 the others go farther for it. An example whose gradient is zero stays as it is, and
     so does an entry whose gradient is not finite.
 
     Args:
       epsilon: Size of the perturbation in ``norm``, in the units of the batch (an image in [0, 1]: 0.005 is
         1.3 grey levels of 255), at least 0.
       norm: ``"linf"`` or ``"l2"``.
-      bounds: (lowest, highest) value of an input, or None for no clipping.
+      bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
+      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the
+        loss as it is. See ``hessabs.attacks.expectation``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The loss may be a mean over examples: the scale of
@@ -40,7 +46,8 @@ def fgsm(
     Raises:
       ValueError: If epsilon is negative or not finite, the norm unknown, or the bounds out of order; when
         called, if the batch has no such inputs, or they are not finite or outside the bounds. Traced values
-        cannot raise, as in a training step.
+        cannot raise: under jit, as in a training step, an entry outside the bounds gets no farther out, and
+        stays where it is if nothing moves it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,15 +58,18 @@ def fgsm(
 
     References:
       Goodfellow et al. (2014), arXiv:1412.6572, section 4; for l2: Shaham et al. (2015), arXiv:1511.05432.
-      Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch.
+      Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch. Differs
+      from both papers: in L2 what the bounds cut off goes to the other entries.
     """
     check_norm(norm, ("linf", "l2"))
     check_ball(epsilon, norm, bounds)
+    check_draws(eot)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        gradient = jax.grad(lambda x: loss_fn(params, with_inputs(batch, inputs_key, x)))(inputs)
+        check_keys(eot, loss_fn, batch)
+        gradient = jax.grad(lambda x: expected(loss_fn, eot)(params, with_inputs(batch, inputs_key, x)))(inputs)
         perturbed = along(inputs, gradient, epsilon, norm, bounds)
         return with_inputs(batch, inputs_key, perturbed)
 
@@ -67,7 +77,7 @@ def fgsm(
 
 
 def along(inputs: Any, ascent: jax.Array, epsilon: float, norm: Norm, bounds: Bounds) -> jax.Array:
-    """Move each example by epsilon, along the perturbation that is steepest for a given ascent.
+    """Move each example within the ball and the bounds to where a linear function of a given ascent is highest.
 
     Args:
       inputs: Shape (n, ...).
@@ -87,7 +97,7 @@ def _along(where: trees.Static, epsilon: jax.Array, inputs: jax.Array, ascent: j
     norm, bounds = where.value
 
     def move(x: jax.Array, g: jax.Array) -> jax.Array:
-        return restrict(x + epsilon * steepest(trees.finite_or_zero(g), norm), x, epsilon, norm, bounds)
+        return farthest(trees.finite_or_zero(g), x, epsilon, norm, bounds)
 
     return jax.vmap(move)(inputs, ascent)
 
@@ -97,6 +107,7 @@ def l2grad(
     *,
     bounds: tuple[float, float] | None = (0.0, 1.0),
     inputs_key: str | int = "image",
+    eot: int | None = None,
 ) -> Attack:
     """Make one step of L2 length epsilon up the gradient of the loss: ``fgsm`` with ``norm="l2"``.
 
@@ -104,6 +115,8 @@ def l2grad(
       epsilon: L2 norm of each example's perturbation, in the units of the batch, at least 0.
       bounds: (lowest, highest) value of an input, or None for no clipping.
       inputs_key: Key, field name or index of the inputs in the batch.
+      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the
+        loss as it is. See ``hessabs.attacks.expectation``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
@@ -120,4 +133,4 @@ def l2grad(
     References:
       Yao et al. (2018), arXiv:1802.08241, L2GRAD; Shaham et al. (2015), arXiv:1511.05432.
     """
-    return fgsm(epsilon, norm="l2", bounds=bounds, inputs_key=inputs_key)
+    return fgsm(epsilon, norm="l2", bounds=bounds, inputs_key=inputs_key, eot=eot)

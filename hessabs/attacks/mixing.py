@@ -51,7 +51,7 @@ def replace_fraction(
       loss_fn: ``loss_fn(params, batch) -> scalar``. The network in it should be in evaluation mode, so that
         batch norm statistics neither mix examples nor change.
       params: The params to attack.
-      batch: A pytree with a leading example axis.
+      batch: A pytree with a leading example axis; scalars and random keys belong to all examples.
       fraction: Fraction of the batch to replace, in [0, max_fraction]. A traced one beyond it makes the whole
         batch NaN.
       key: Random key for the attack, if it needs one.

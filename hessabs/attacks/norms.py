@@ -1,4 +1,4 @@
-"""Balls around one example: sizes, steepest directions, projections and random points.
+"""Balls around one example, cut by the bounds: sizes, steepest directions, nearest and random points.
 
 Everything here takes ONE perturbation of any shape and is mapped over examples by its caller, so that no
 example can influence another. Sizes are sums over all entries, in at least float32.
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from hessabs import trees
+from hessabs.attacks import boxes, radii
+from hessabs.attacks.boxes import Bounds
 
 Norm = Literal["linf", "l2", "l1"]
-Bounds = tuple[float, float] | None
-_L1_FRACTION = 0.05  # entries that an L1 step moves: between one (weak) and all (not steepest)
 
 
 def size(delta: jax.Array, norm: Norm) -> jax.Array:
@@ -54,7 +54,7 @@ def dual(norm: Norm) -> Norm:
 def steepest(gradient: jax.Array, norm: Norm) -> jax.Array:
     """Return the perturbation of norm 1 along which a linear loss rises fastest; 0 for a zero gradient.
 
-    For L1 that would be one entry; the 5 % largest share the step equally, which is far faster over many steps.
+    For L1 that is one entry, the one with the largest gradient.
 
     Args:
       gradient: Any shape.
@@ -66,74 +66,77 @@ def steepest(gradient: jax.Array, norm: Norm) -> jax.Array:
     Example:
       >>> steepest(jnp.array([3.0, -4.0]), "l2")
       Array([ 0.6, -0.8], dtype=float32)
-
-    References:
-      Tramer and Boneh (2019), arXiv:1904.13000, section 3.2, for L1.
     """
     if norm == "linf":
         return jnp.sign(gradient)
     if norm == "l2":
         return trees.normalize(gradient)[0]
-    flat = jnp.abs(trees.upcast(gradient)).ravel()
-    count = max(1, round(_L1_FRACTION * flat.size))
-    threshold = jax.lax.top_k(flat, count)[0][-1]
-    chosen = jnp.where(jnp.abs(gradient) >= threshold, jnp.sign(gradient), 0)
-    return (chosen * trees.safe_inverse(jnp.sum(jnp.abs(chosen)))).astype(gradient.dtype)
+    largest = jnp.argmax(jnp.abs(gradient))
+    chosen = (jnp.arange(gradient.size) == largest).reshape(gradient.shape)
+    return jnp.where(chosen, jnp.sign(gradient), 0)
 
 
-def project(delta: jax.Array, epsilon: Any, norm: Norm) -> jax.Array:
-    """Return the nearest perturbation (in L2) of norm epsilon at most.
+def project(delta: jax.Array, epsilon: Any, norm: Norm, caps: Any = None) -> jax.Array:
+    """Return the nearest perturbation (in L2) of norm epsilon at most, whose entries are no larger than caps.
 
     Args:
       delta: Any shape.
       epsilon: The radius, a scalar.
       norm: The norm of the ball.
+      caps: The largest size of each entry, at least 0, a scalar or like ``delta``; None for none.
 
     Returns:
-      An array like ``delta``.
+      An array like ``delta``; no entry has changed its sign.
 
     Example:
       >>> project(jnp.array([3.0, -4.0]), 1.0, "l1")
       Array([ 0., -1.], dtype=float32)
+      >>> project(jnp.array([3.0, -4.0]), 1.0, "l1", 0.75)
+      Array([ 0.25, -0.75], dtype=float32)
 
     References:
-      Duchi et al. (2008), "Efficient projections onto the l1-ball", figure 1.
+      Duchi et al. (2008), "Efficient projections onto the l1-ball", figure 1; with caps, Croce and Hein (2021),
+      arXiv:2103.01208, proposition 2.2.
     """
     wide = trees.upcast(delta)
+    lengths = jnp.abs(wide)
     if norm == "linf":
-        inside = jnp.clip(wide, -epsilon, epsilon)
+        lengths = jnp.minimum(lengths, epsilon if caps is None else jnp.minimum(caps, epsilon))
     elif norm == "l2":
-        inside = wide * _shrink(size(wide, "l2"), epsilon)
+        largest = jnp.max(lengths)  # so that no square overflows or vanishes
+        unit = lengths * trees.safe_inverse(largest)
+        lengths = radii.stretch(unit, epsilon, caps, largest)
     else:
-        ordered = -jnp.sort(-jnp.abs(wide).ravel())
-        excess = (jnp.cumsum(ordered) - epsilon) / jnp.arange(1, ordered.size + 1, dtype=wide.dtype)
-        threshold = jnp.maximum(excess[jnp.maximum(jnp.sum(ordered > excess) - 1, 0)], 0)
-        shrunk = jnp.sign(wide) * jnp.maximum(jnp.abs(wide) - threshold, 0)
-        inside = shrunk * _shrink(size(shrunk, "l1"), epsilon)
-    return inside.astype(delta.dtype)
+        caps = lengths if caps is None else jnp.minimum(caps, lengths)
+        lengths = jnp.clip(lengths - radii.threshold(lengths.ravel(), caps.ravel(), epsilon), 0, caps)
+        lengths = lengths * radii.shrink(jnp.sum(lengths), epsilon)
+    return (jnp.sign(wide) * lengths).astype(delta.dtype)
 
 
 def restrict(point: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, bounds: Bounds) -> jax.Array:
-    """Bring a point into the ball around an example and between the bounds.
+    """Return the nearest point (in L2) that lies in the ball around an example and between the bounds.
+
+    The one projection of all attacks. An entry of the example that lies outside of the bounds may stay where it
+    is, and gets no farther out: what an attack does not move stays the same.
 
     Args:
       point: Any shape.
-      inputs: The example, between the bounds itself.
+      inputs: The example.
       epsilon: The radius, a scalar.
       norm: The norm of the ball.
       bounds: (lowest, highest), or None.
 
     Returns:
-      An array like ``inputs``. Clipping after the projection keeps both: it moves each entry towards the
-      example.
+      An array like ``inputs``.
+
+    Example:
+      >>> restrict(jnp.array([1.95, 1.0, 0.5]), jnp.array([0.95, 0.5, 0.5]), 1.0, "l1", (0.0, 1.0))
+      Array([1. , 1. , 0.5], dtype=float32)
     """
-    point = (inputs + project(point - inputs, epsilon, norm)).astype(inputs.dtype)
-    if bounds is not None:
-        point = jnp.clip(point, *bounds)
-    if norm == "linf":  # the sum was rounded, perhaps outwards
-        outside = jnp.abs(trees.upcast(point) - trees.upcast(inputs)) > epsilon
-        point = jnp.where(outside, jnp.nextafter(point, inputs), point)
-    return point
+    delta = trees.upcast(point) - trees.upcast(inputs)
+    # In L-infinity the bounds can wait.
+    caps = None if norm == "linf" else boxes.room(jnp.sign(delta), inputs, inputs, bounds)
+    return boxes.add(inputs, project(delta, epsilon, norm, caps), bounds, epsilon if norm == "linf" else None)
 
 
 def random_in_ball(key: jax.Array, like: jax.Array, epsilon: Any, norm: Norm) -> jax.Array:
@@ -174,7 +177,3 @@ def check_norm(norm: str, allowed: tuple[str, ...] = get_args(Norm)) -> None:
     """
     if norm not in allowed:
         raise ValueError(f"`norm` must be one of {list(allowed)}, got {norm!r}.")
-
-
-def _shrink(length: jax.Array, epsilon: Any) -> jax.Array:
-    return jnp.where(length > epsilon, epsilon * trees.safe_inverse(length), 1)

@@ -1,41 +1,79 @@
 """The perturbations that the square attack tries on one image: stripes and squares, bumps and their weight.
 
-An image is (height, width, channels). The side of a square is traced, so squares are masks and not slices.
+An image is (height, width, channels); one of a single row or column has blocks of a length for squares. The
+side of a square is traced, so squares are masks and not slices.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hessabs import trees
+from hessabs.attacks.norms import Norm
 
-Shape = tuple[int, int, int]
+Layout = Literal["channels_last", "channels_first", "vector"]
+Shape = tuple[int, ...]
 _SUMS = np.concatenate([[0], np.cumsum(1 / np.arange(1.0, 1024.0) ** 2)]).astype(np.float32)
 
 
-def as_image(shape: tuple[int, ...]) -> Shape:
-    """Return the shape of an input as (height, width, channels).
+def is_vector(shape: tuple[int, ...], layout: Layout) -> bool:
+    """Tell whether the entries of an input have no neighbours.
 
     Args:
-      shape: (height, width, channels), (height, width) or (width,).
+      shape: Of an input.
+      layout: Of the inputs.
 
     Returns:
-      Three numbers.
+      True for ``"vector"``, and for an input of one axis.
+    """
+    return layout == "vector" or len(shape) == 1
+
+
+def as_image(x: jax.Array, layout: Layout) -> jax.Array:
+    """Return an input as (height, width, channels).
+
+    Args:
+      x: (height, width, channels) or, by the layout, (channels, height, width); (height, width); or a vector of
+        any shape, which becomes one row.
+      layout: Of the inputs.
+
+    Returns:
+      An array of three axes.
 
     Raises:
-      ValueError: For any other rank.
+      ValueError: For any other shape.
 
     Example:
-      >>> as_image((28, 28))
-      (28, 28, 1)
+      >>> as_image(jnp.zeros((3, 28, 30)), "channels_first").shape
+      (28, 30, 3)
     """
-    if not 1 <= len(shape) <= 3:
+    if is_vector(x.shape, layout):
+        return x.reshape(1, -1, 1)
+    if x.ndim not in (2, 3):
         raise ValueError(
             "The square attack takes inputs of shape (height, width, channels), (height, width) or (width,), "
-            f"got {shape}."
+            f'got {x.shape}; layout="vector" takes any shape.'
         )
-    height, width, channels = (1, *shape, 1) if len(shape) == 1 else (*shape, 1)[:3]
-    return height, width, channels
+    if x.ndim == 2:
+        return x[..., None]
+    return jnp.moveaxis(x, 0, -1) if layout == "channels_first" else x
+
+
+def as_input(image: jax.Array, shape: tuple[int, ...], layout: Layout) -> jax.Array:
+    """Undo ``as_image``.
+
+    Args:
+      image: Shape (height, width, channels).
+      shape: Of the input.
+      layout: Of the inputs.
+
+    Returns:
+      An array of that shape.
+    """
+    first = layout == "channels_first" and len(shape) == 3
+    return (jnp.moveaxis(image, -1, 0) if first else image).reshape(shape)
 
 
 def stripes(key: jax.Array, shape: Shape, epsilon: jax.Array) -> jax.Array:
@@ -71,13 +109,14 @@ def flip(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array) 
     return jnp.where(inside, epsilon * signs, delta)
 
 
-def tiles(key: jax.Array, shape: Shape, epsilon: jax.Array) -> jax.Array:
-    """Tile the image with bumps of random sign, a fifth of the smaller side wide, of L2 norm epsilon in all.
+def tiles(key: jax.Array, shape: Shape, epsilon: jax.Array, norm: Norm) -> jax.Array:
+    """Tile the image with bumps of random sign, a fifth of the smaller side wide, of norm epsilon in all.
 
     Args:
       key: Random key.
       shape: Of the image.
       epsilon: A scalar.
+      norm: ``"l2"`` or ``"l1"``.
 
     Returns:
       A perturbation of that shape.
@@ -88,43 +127,46 @@ def tiles(key: jax.Array, shape: Shape, epsilon: jax.Array) -> jax.Array:
     row, column = jnp.arange(height), jnp.arange(width)
     bump = _bump(row[:, None] % side, column % side, jnp.int32(side), jax.random.bernoulli(turn_key))
     signs = jax.random.rademacher(sign_key, (-(-height // side), -(-width // side), channels), jnp.float32)
-    return epsilon * trees.normalize(bump[..., None] * signs[row // side][:, column // side])[0]
+    return epsilon * _unit(bump[..., None] * signs[row // side][:, column // side], (0, 1, 2), norm)
 
 
-def move_mass(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array) -> jax.Array:
+def move_mass(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array, norm: Norm) -> jax.Array:
     """Take the perturbation out of one random square, and turn another one, with that weight, towards a bump.
 
     Args:
       key: Random key.
-      delta: The perturbation so far, of L2 norm epsilon at most.
+      delta: The perturbation so far, of norm epsilon at most.
       side: Of the squares in pixels, a scalar.
       epsilon: A scalar.
+      norm: ``"l2"`` or ``"l1"``.
 
     Returns:
-      A perturbation like ``delta``, of L2 norm epsilon.
+      A perturbation like ``delta``, of norm epsilon.
     """
     to_key, from_key, sign_key, turn_key = jax.random.split(key, 4)
     shape, axes = delta.shape, (0, 1)
     corner = _corner(to_key, shape, side)
     target = _inside(corner, shape, side)
     source = _inside(_corner(from_key, shape, side), shape, side)
-    spare = jnp.maximum(epsilon**2 - jnp.sum(delta**2), 0) / shape[2]
-    weight = jnp.sqrt(jnp.sum(jnp.where(target | source, delta, 0) ** 2, axis=axes) + spare)  # by channel
+    power = 2 if norm == "l2" else 1  # what adds up: squares, or absolute values
+    spare = jnp.maximum(epsilon**power - jnp.sum(jnp.abs(delta) ** power), 0) / shape[2]
+    moving = jnp.where(target | source, delta, 0)
+    weight = (jnp.sum(jnp.abs(moving) ** power, axis=axes) + spare) ** (1 / power)  # by channel
 
     row, column = jnp.arange(shape[0])[:, None] - corner[0], jnp.arange(shape[1]) - corner[1]
     bump = jnp.where(target, _bump(row, column, side, jax.random.bernoulli(turn_key))[..., None], 0)
     signs = jax.random.rademacher(sign_key, (shape[2],), delta.dtype)
     present = jnp.where(target, delta, 0)
-    new = signs * _unit(bump, axes)
-    turned = new + _unit(present, axes)
+    new = signs * _unit(bump, axes, norm)
+    turned = new + _unit(present, axes, norm)
     turned = jnp.where(jnp.any(turned != 0, axis=axes, keepdims=True), turned, new)  # they may cancel
-    changed = jnp.where(target, weight * _unit(turned, axes), jnp.where(source, 0, delta))
+    changed = jnp.where(target, weight * _unit(turned, axes, norm), jnp.where(source, 0, delta))
     return changed.astype(delta.dtype)
 
 
 def _corner(key: jax.Array, shape: tuple[int, ...], side: jax.Array) -> jax.Array:
     # The upper left pixel of a square that lies in the image.
-    most = jnp.array(shape[:2]) - side
+    most = jnp.maximum(jnp.array(shape[:2]) - side, 0)
     return jnp.minimum((jax.random.uniform(key, (2,)) * (most + 1)).astype(jnp.int32), most)
 
 
@@ -151,6 +193,9 @@ def _pyramid(row: jax.Array, column: jax.Array, height: jax.Array, width: jax.Ar
     return jnp.where(inside, jnp.maximum(sums[most] - sums[distance], 0), 0)
 
 
-def _unit(x: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    length = jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
+def _unit(x: jax.Array, axes: tuple[int, ...], norm: Norm) -> jax.Array:
+    if norm == "l2":
+        length = jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
+    else:
+        length = jnp.sum(jnp.abs(x), axis=axes, keepdims=True)
     return x * trees.safe_inverse(length)

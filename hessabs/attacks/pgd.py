@@ -1,7 +1,7 @@
 """Projected gradient descent: steepest ascent from random points of the ball."""
 
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.projected import projected, steepest
+from hessabs.attacks.projected import GRADIENT, projected
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack
 
@@ -17,21 +17,25 @@ def pgd(
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     early_exit: bool = True,
+    eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
     """Make projected gradient descent, from random points of the ball.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"``, ``"l2"`` or ``"l1"``. In L1 a step moves the 5 % of the entries with the largest
-        gradient, among those that the bounds let move.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``. In L1 a step goes towards the point where the loss would be
+        highest if it were linear: as few entries as fill the ball, each up to its bound.
       steps: Gradient steps of each restart, at least 1.
-      step_size: Length of a step in ``norm``, above 0; 2.5 epsilon / steps by default.
+      step_size: Length of every step in ``norm``, above 0. By default 2.5 epsilon / steps in L-infinity; in L2
+        and L1 steps that shorten evenly, 5 epsilon in all, and end at the optimum of a linear loss.
       restarts: Random starts, at least 1; the result is the best of all.
       random_start: Start uniformly in the ball; otherwise at the example.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       early_exit: Stop each example, all its restarts, where it falls.
+      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+        as it is. See ``hessabs.attacks.expectation``.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
@@ -50,14 +54,16 @@ def pgd(
       Array([[0.75, 0.25]], dtype=float32)
 
     References:
-      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, Tramer and Boneh (2019), arXiv:1904.13000,
-      section 3.2.
+      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, ``hessabs.attacks.climbing.ascend``.
+      Differs from the paper: in L2 the steps shorten unless ``step_size`` is given. Steps of one length, 2.5
+      epsilon in all, end 1 to 2 % below the highest linear loss.
     """
     return projected(
-        steepest(norm),
+        GRADIENT,
         epsilon,
         norm,
         step_size,
+        climbs=True,
         travel=2.5,
         steps=steps,
         restarts=restarts,
@@ -65,5 +71,6 @@ def pgd(
         bounds=bounds,
         inputs_key=inputs_key,
         early_exit=early_exit,
+        eot=eot,
         loop=loop,
     )

@@ -1,10 +1,11 @@
 """Iterations over examples that finish one by one.
 
 An iteration works on rows: a NamedTuple of arrays that share a leading example axis, with a field ``done``.
-A row that is done never changes again. Under a compiled loop it is masked. A loop that Python drives throws
-finished rows out of the computation: whenever a smaller size of the form 2^k or 3 * 2^k holds those that are
-left, the next iterations run on that many rows, so the number of shapes, hence of compilations, is logarithmic.
-There the rows go in parts, on all cores and none larger than the caches hold.
+Scalars and random keys among them belong to all rows and stay as they are. A row that is done never changes
+again. Under a compiled loop it is masked. A loop that Python drives throws finished rows out of the
+computation: whenever a smaller size of the form 2^k or 3 * 2^k holds those that are left, the next iterations
+run on that many rows, so the number of shapes, hence of compilations, is logarithmic. There the rows go in
+parts, on all cores and none larger than the caches hold.
 """
 
 import functools
@@ -19,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from hessabs import collectives, footprint, trees
+from hessabs import batch_axis, collectives, footprint, trees
 from hessabs.attacks import side_by_side
 from hessabs.curvature import loops
 
@@ -37,7 +38,8 @@ def iterate(
     Args:
       step: ``step(rows, i) -> rows``, a Partial of a module-level function; i is the iteration, int32. Rows
         must not influence each other. Compiled once for each number of rows.
-      rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n.
+      rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n, but for scalars
+        and random keys.
       num_steps: Largest number of steps.
       loop: ``"host"``, ``"device"`` or None, as in ``hessabs.curvature.loops``.
       finishes: Whether rows may be done before the last step. If not, nobody asks: under somebody's jit, with
@@ -56,14 +58,14 @@ def iterate(
         return rows
     left, places = _throw_out(rows)
     cuts = _cut(step, left)
-    parts = [left] if len(cuts) == 1 else [jax.tree.map(lambda x, cut=cut: x[cut], left) for cut in cuts]
+    parts = [left] if len(cuts) == 1 else [_rows_of(left, cut) for cut in cuts]
     first = _jitted_advance(step, parts[0], np.int32(0))
     if trees.is_traced(first):  # the loss closes over somebody's tracers: Python cannot drive
         return _on_device(step, rows, num_steps, finishes=finishes)
     drive = functools.partial(_drive, _compiled_once(step), num_steps=num_steps)
     begun = [(first, 1), *((part, 0) for part in parts[1:])]
     driven = [drive(begun[0])] if len(begun) == 1 else side_by_side.run(drive, begun)
-    return _put_back(rows, places, jax.tree.map(functools.partial(_joined, cuts), *driven))
+    return _put_back(rows, places, batch_axis.map_examples(functools.partial(_joined, cuts), *driven))
 
 
 def _cut(step: Partial, rows: Rows) -> list[slice]:
@@ -117,7 +119,16 @@ def _throw_out(rows: Rows) -> tuple[Rows, np.ndarray | None]:
     if size >= len(done):
         return rows, None
     places = np.argsort(done, kind="stable")[:size]  # those not done first, in order
-    return jax.tree.map(lambda x: np.asarray(x)[places], rows), places
+    return _rows_of(rows, places), places
+
+
+def _rows_of(rows: Rows, places: Any) -> Rows:
+    def take(x: Any) -> Any:
+        if isinstance(places, slice) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x[places]
+        return np.asarray(x)[places]
+
+    return batch_axis.map_examples(take, rows)
 
 
 def _put_back(before: Rows, places: np.ndarray | None, rows: Rows) -> Rows:
@@ -125,11 +136,13 @@ def _put_back(before: Rows, places: np.ndarray | None, rows: Rows) -> Rows:
         return rows
 
     def put(whole: Any, part: Any) -> jax.Array:
+        if jnp.issubdtype(whole.dtype, jax.dtypes.prng_key):
+            return whole  # no step changes the keys of examples
         whole = np.array(whole)
         whole[places] = np.asarray(part)
         return jnp.asarray(whole)
 
-    return jax.tree.map(put, before, rows)
+    return batch_axis.map_examples(put, before, rows)
 
 
 def _joined(cuts: list[slice], *parts: Any) -> Any:
@@ -145,7 +158,7 @@ def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
             return old
         return jnp.where(rows.done.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
 
-    return jax.tree.map(freeze, rows, step(rows, i))
+    return batch_axis.map_examples(freeze, rows, step(rows, i))
 
 
 _jitted_advance = jax.jit(_advance)
@@ -168,11 +181,16 @@ _jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
 
 def _on_each_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool, mesh: Mesh) -> Rows:
     everywhere, split = P(), P(mesh.axis_names[0])
+    specs = jax.tree.map(
+        lambda axis: everywhere if axis is None else split,
+        batch_axis.in_axes(rows),
+        is_leaf=lambda a: a is None,
+    )
     run = jax.shard_map(
         functools.partial(_on_device, finishes=finishes),
         mesh=mesh,
-        in_specs=(everywhere, split, everywhere),
-        out_specs=split,
+        in_specs=(everywhere, specs, everywhere),
+        out_specs=specs,
         check_vma=False,
     )
     return run(step, rows, jnp.asarray(num_steps, jnp.int32))

@@ -1,6 +1,6 @@
 """The square attack: random search that only asks for the loss, never for its gradient."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from hessabs.attacks.ascent import Best
 from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -33,6 +34,7 @@ def square(
     norm: Norm = "linf",
     queries: int = 5000,
     share: float = 0.8,
+    layout: Layout = "channels_last",
     bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     loop: Loop | None = None,
@@ -40,21 +42,25 @@ def square(
     """Make the square attack: change a random square, and keep the change where the loss has risen.
 
     It follows no gradient, so a network whose gradients vanish or mislead does not withstand it for that. It
-    starts from vertical stripes (L-infinity) or a tiling of bumps (L2). An example stops where it has fallen.
+    starts from vertical stripes (L-infinity) or a tiling of bumps (L2 and L1). An example stops where it has
+    fallen.
 
     Args:
       epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"``: each square becomes plus or minus epsilon, by channel; or ``"l2"``: each square gets a
-        bump, paid for by the perturbation of another square.
+      norm: ``"linf"``: each square becomes plus or minus epsilon, by channel; ``"l2"`` or ``"l1"``: each square
+        gets a bump, paid for by the perturbation of another square.
       queries: Evaluations of each example, at least 1. The sizes of the squares follow from it.
       share: Part of the image that the first squares cover, in (0, 1]; halved nine times on the way.
+      layout: How an input lies: ``"channels_last"``, (height, width, channels); ``"channels_first"``,
+        (channels, height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares
+        are random sets of entries then. An input of two axes is an image without channels (a single row or
+        column: a signal, with blocks for squares), one of one axis a vector.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
       loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
 
     Returns:
-      ``attack(loss_fn, params, batch, key) -> batch``; the key is needed. An input is (height, width,
-      channels), (height, width) or (width,).
+      ``attack(loss_fn, params, batch, key) -> batch``; the key is needed.
 
     Raises:
       ValueError: If an argument is out of range; when called, if the batch is not as described or there is no
@@ -67,20 +73,24 @@ def square(
       Array([[0.75, 0.25]], dtype=float32)
 
     References:
-      Andriushchenko et al. (2019), arXiv:1912.00049, Algorithms 1 to 3; ``share`` as in AutoAttack.
+      Andriushchenko et al. (2019), arXiv:1912.00049, Algorithms 1 to 3; ``share`` as in AutoAttack; for L1,
+      Croce and Hein (2021), arXiv:2103.01208, section 5.
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
-    norms.check_norm(norm, ("linf", "l2"))
+    norms.check_norm(norm)
     check_ball(epsilon, norm, bounds)
     check_count("queries", queries)
     if not 0 < share <= 1:
         raise ValueError(f"`share` must lie in (0, 1], got {share}.")
+    if layout not in get_args(Layout):
+        raise ValueError(f"`layout` must be one of {list(get_args(Layout))}, got {layout!r}.")
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         key = checked_key(key, "The square attack")
-        sides = side_lengths(queries, share, patterns.as_image(inputs.shape[1:]))
-        problem = (trees.as_partial(loss_fn), params, trees.Static((norm, bounds, inputs_key)))
+        image = jax.eval_shape(lambda x: patterns.as_image(x[0], layout), inputs)
+        sides = side_lengths(queries, share, image.shape)
+        problem = (trees.as_partial(loss_fn), params, trees.Static((norm, layout, bounds, inputs_key)))
         step = Partial(_step, problem, epsilon, sides, key)
         rows = iterate(step, _begin(*problem, batch), queries, loop)
         return with_inputs(batch, inputs_key, rows.best.point)
@@ -88,7 +98,7 @@ def square(
     return attack
 
 
-def side_lengths(queries: int, share: float, shape: tuple[int, int, int]) -> np.ndarray:
+def side_lengths(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
     """Return the side of the square of each query.
 
     Args:
@@ -97,7 +107,7 @@ def side_lengths(queries: int, share: float, shape: tuple[int, int, int]) -> np.
       shape: (height, width, channels).
 
     Returns:
-      Shape (queries,), int32, in pixels.
+      Shape (queries,), int32, in pixels; of a single row or column, the lengths of blocks.
 
     Example:
       >>> side_lengths(10_000, 0.8, (28, 28, 1))[[1, 20, 100, 300, 9000]]
@@ -106,7 +116,10 @@ def side_lengths(queries: int, share: float, shape: tuple[int, int, int]) -> np.
     height, width, _ = shape
     halvings = np.searchsorted(_HALVINGS, np.arange(queries) / queries * 10_000)
     area = share * height * width / 2.0**halvings
-    return np.clip(np.round(np.sqrt(area)), 1, min(height, width)).astype(np.int32)
+    thin = min(height, width) == 1
+    return np.clip(np.round(area if thin else np.sqrt(area)), 1, (max if thin else min)(height, width)).astype(
+        np.int32
+    )
 
 
 @jax.jit
@@ -126,19 +139,28 @@ def _step(
     i: jax.Array,
 ) -> _Rows:
     loss_fn, params, options = problem
-    norm, bounds, inputs_key = options.value
+    norm, layout, bounds, inputs_key = options.value
     inputs = get_inputs(rows.example, inputs_key)
-    shape = patterns.as_image(inputs.shape[1:])
     side = jnp.asarray(sides)[i]
+    vector = patterns.is_vector(inputs.shape[1:], layout)
 
     def propose(number: jax.Array, x: jax.Array, point: jax.Array) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(key, number), i)
-        delta = (trees.upcast(point) - trees.upcast(x)).reshape(shape)
-        start, change = (
-            (patterns.stripes, patterns.flip) if norm == "linf" else (patterns.tiles, patterns.move_mass)
-        )
-        moved = jnp.where(i == 0, start(own, shape, epsilon), change(own, delta, side, epsilon))
-        return norms.restrict((x + moved.reshape(x.shape)).astype(x.dtype), x, epsilon, norm, bounds)
+        image = patterns.as_image(trees.upcast(point) - trees.upcast(x), layout)
+        if vector:  # a block of them is then any set of entries
+            order = jax.random.permutation(jax.random.fold_in(own, 1), image.shape[1])
+            image = image[:, order]
+        if norm == "linf":
+            start = patterns.stripes(own, image.shape, epsilon)
+            changed = patterns.flip(own, image, side, epsilon)
+        else:
+            start = patterns.tiles(own, image.shape, epsilon, norm)
+            changed = patterns.move_mass(own, image, side, epsilon, norm)
+        image = jnp.where(i == 0, start, changed)
+        if vector:
+            image = jnp.zeros_like(image).at[:, order].set(image)
+        moved = patterns.as_input(image, x.shape, layout)
+        return norms.restrict((x + moved).astype(x.dtype), x, epsilon, norm, bounds)
 
     point = jax.vmap(propose)(rows.number, inputs, rows.best.point)
     value, fallen = losses.per_example(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import boxes, losses, norms
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
@@ -119,7 +119,7 @@ def trust_region(
         network = (trees.as_partial(logits_fn), params)
         choice = trees.Static((norm, rival, num_rivals, inputs_key))
         rows = _begin(choice, trees.Static(spec), *network, batch, radius)
-        options = trees.Static((norm, ratio, bounds))
+        options = trees.Static((norm, ratio, bounds, inputs_key))
         step = Partial(_step, options, trees.Static(spec), *network, radii, overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
 
@@ -178,7 +178,7 @@ def _step(
     rows: _Rows,
     i: jax.Array,
 ) -> _Rows:
-    norm, ratio, bounds = options.value
+    norm, ratio, bounds, inputs_key = options.value
     logits, margin, gradient, label_logit = _measure(
         spec.value, logits_fn, params, rows.example, rows.point, rows.rival
     )
@@ -187,15 +187,17 @@ def _step(
     factor = jnp.where(agreement > _GOOD, _FACTOR, jnp.where(agreement < _POOR, 1 / _FACTOR, 1.0))
     radius = jnp.where(i == 0, rows.radius, jnp.clip(rows.radius * factor, *radius_range))
 
-    def move(x: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array) -> tuple[jax.Array, ...]:
+    def move(
+        x: jax.Array, clean: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array
+    ) -> tuple[jax.Array, ...]:
         distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
         length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
         length = jnp.where(jnp.isnan(margin), 0, length)  # the network says nothing here
-        moved = (x + length * norms.steepest(g, norm)).astype(x.dtype)
-        moved = moved if bounds is None else jnp.clip(moved, *bounds)
+        moved = boxes.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
         return moved, trees.vdot(g, moved - x), length
 
-    point, predicted, length = jax.vmap(move)(rows.point, gradient, margin, radius)
+    clean = get_inputs(rows.example, inputs_key)
+    point, predicted, length = jax.vmap(move)(rows.point, clean, gradient, margin, radius)
     fallen = losses.has_fallen(spec.value, logits, rows.example)
     return _Rows(
         example=rows.example,

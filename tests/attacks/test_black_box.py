@@ -8,7 +8,7 @@ import pytest
 from hessabs import attacks
 from hessabs.attacks import losses, patterns
 from hessabs.attacks.square import side_lengths
-from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch
+from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, size_of
 
 
 def masked_logits(params, inputs):
@@ -58,13 +58,14 @@ def test_squares_are_squares_inside_the_image(side):
             assert len(np.unique(channel[rows, columns])) == 1
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
 @pytest.mark.parametrize("side", [1, 3, 6])
-def test_mass_that_moves_keeps_the_norm_of_the_ball(side):
-    delta, ever = patterns.tiles(jax.random.key(0), (9, 7, 2), 0.5), 0
-    np.testing.assert_allclose(jnp.linalg.norm(delta.ravel()), 0.5, rtol=1e-5)
+def test_mass_that_moves_keeps_the_norm_of_the_ball(side, norm):
+    delta, ever = patterns.tiles(jax.random.key(0), (9, 7, 2), 0.5, norm), 0
+    np.testing.assert_allclose(size_of(delta[None], norm), 0.5, rtol=1e-5)
     for seed in range(20):
-        moved = patterns.move_mass(jax.random.key(seed), delta, jnp.int32(side), 0.5)
-        np.testing.assert_allclose(jnp.linalg.norm(moved.ravel()), 0.5, rtol=1e-5)
+        moved = patterns.move_mass(jax.random.key(seed), delta, jnp.int32(side), 0.5, norm)
+        np.testing.assert_allclose(size_of(moved[None], norm), 0.5, rtol=1e-5)
         changed = np.any(np.abs(moved - delta) > 1e-7, axis=-1)
         assert changed.sum() <= 2 * side**2
         ever += changed.sum()
@@ -79,15 +80,45 @@ def test_sides_never_grow_and_start_with_the_share():
     assert np.all(np.diff(sides) <= 0)
 
 
+def gain(w, shape, queries=100, norm="linf", **options):
+    """The part of the highest loss that a linear loss of some images, in some layout, was brought to."""
+    image = jnp.full((4, *shape), 0.5)
+    attack = attacks.square(0.1, norm=norm, queries=queries, **options)
+    got = attack(
+        lambda w, b: jnp.mean(jnp.sum(b["image"] * w, (1, 2, 3)[: len(shape)])), w, {"image": image}, KEY
+    )
+    return float(
+        jnp.mean(jnp.sum((got["image"] - image) * w, (1, 2, 3)[: len(shape)])) / (0.1 * jnp.sum(jnp.abs(w)))
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_layout_changes_nothing(norm):
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(9, 8, 3)), jnp.float32)
+    last = gain(w, w.shape, norm=norm)
+    first = gain(jnp.moveaxis(w, -1, 0), (3, 9, 8), norm=norm, layout="channels_first")
+    assert last > 0
+    np.testing.assert_allclose(first, last, rtol=0.1)  # one sum that rounds otherwise may keep another square
+
+
+def test_blocks_of_a_vector_are_as_strong_as_squares_of_an_image():
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=784), jnp.float32)
+    image, vector = gain(w.reshape(28, 28), (28, 28)), gain(w, (784,))
+    assert vector > 0.9 * image
+    assert vector > 0.15  # entries one by one: 0.07
+    np.testing.assert_allclose(gain(w.reshape(28, 28), (28, 28), layout="vector"), vector, rtol=1e-4)
+    smooth = jnp.asarray(np.convolve(rng.normal(size=814), np.ones(31), "valid"), jnp.float32)
+    assert gain(smooth[:, None], (784, 1)) > 0.35  # a signal: blocks of neighbours
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: attacks.square(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
+        (lambda: attacks.square(0.1, layout="chw"), r"`layout` must be one of .*'vector'\], got 'chw'"),
         (lambda: attacks.square(0.1, queries=0), "`queries` must be at least 1, got 0"),
         (lambda: attacks.square(0.1, share=1.5), r"`share` must lie in \(0, 1\], got 1.5"),
-        (lambda: attacks.ensemble(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
         (lambda: attacks.ensemble(0.1, num_targets=-1), "`num_targets` must be at least 0, got -1"),
-        (lambda: attacks.apgd(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
     ],
 )
 def test_refuses(make, message):

@@ -289,7 +289,6 @@ def test_the_host_compiles_a_logarithmic_number_of_sizes():
     ("make", "message"),
     [
         (lambda: attacks.pgd(0.1, norm="l3"), r"`norm` must be one of \['linf', 'l2', 'l1'\], got 'l3'"),
-        (lambda: attacks.apgd(0.1, norm="l1"), r"`norm` must be one of \['linf', 'l2'\], got 'l1'"),
         (lambda: attacks.trust_region(0.1, norm="l1"), r"`norm` must be one of \['l2', 'linf'\], got 'l1'"),
         (lambda: attacks.deepfool(norm="l1"), r"`norm` must be one of \['l2', 'linf'\], got 'l1'"),
         (lambda: attacks.pgd(0.1, steps=0), "`steps` must be at least 1, got 0"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from hessabs import footprint
+from hessabs import attacks, footprint
 from hessabs.attacks import rows, side_by_side
+from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch
 
 
 class Rows(NamedTuple):
@@ -145,3 +146,30 @@ def test_an_error_in_a_part_is_raised(two_parts):
     numbers = np.where(np.arange(300) < 230, 9, 2)
     with pytest.raises(FloatingPointError, match="in a part"):
         rows.iterate(Partial(failing), start(numbers), 5, "host")
+
+
+@pytest.mark.parametrize("name", ["pgd-linf", "square-linf", "carlini_wagner"])
+def test_scalars_and_keys_of_a_batch_stay_as_they_are_at_any_number_of_rows(name, two_parts):
+    attack = CASES[name].make(0.1)
+    for n in (3, 200):
+        batch = make_batch(PARAMS, n=n)
+        more = {**batch, "a": jax.random.key(1), "b": 2.0, "own": jax.random.split(KEY, n)}
+        got, want = attack(LOSS, PARAMS, more, KEY), attack(LOSS, PARAMS, batch, KEY)
+        np.testing.assert_allclose(got["image"], want["image"], atol=CASES[name].tolerance)
+        assert all(got[leaf] is more[leaf] for leaf in ("a", "b", "own"))
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_a_loss_reads_the_scalars_and_keys_of_its_batch(n):
+    def loss(w, batch):
+        noise = jax.random.uniform(batch["a"], (len(batch["image"]), 4))  # the same for each example alone
+        return jnp.mean(jnp.sum(batch["temperature"] * noise * w * batch["image"], axis=1))
+
+    w, image = jnp.array([1.0, -2.0, 3.0, -4.0]), jnp.full((n, 4), 0.5)
+    batch = {"a": jax.random.key(0), "image": image, "temperature": -1.0}
+    got = attacks.pgd(0.1, restarts=3, steps=30)(loss, w, batch, KEY)["image"]
+    np.testing.assert_allclose(got, image - 0.1 * jnp.sign(w), atol=1e-6)
+    mixed = attacks.replace_fraction(attacks.fgsm(0.1), loss, w, batch, 0.1)
+    np.testing.assert_allclose(mixed["image"][: n // 10], got[: n // 10], atol=1e-6)
+    np.testing.assert_array_equal(mixed["image"][n // 10 :], image[n // 10 :])
+    assert mixed["a"] is batch["a"]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import trees
+from hessabs import batch_axis, trees
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, classes_of, parts
 from hessabs.attacks.losses.logits import usable
@@ -38,10 +38,15 @@ def per_example(
         values = spec.criterion(trees.upcast(logits), *classes)
         return jnp.where(usable(logits), values, jnp.nan), has_fallen(spec, logits, batch)
 
-    def alone(example: Any) -> jax.Array:
-        return loss_fn(params, jax.tree.map(lambda x: x[None], example))
+    axes = batch_axis.in_axes(batch)
 
-    values = trees.upcast(jax.vmap(alone)(batch))
+    def alone(example: Any) -> jax.Array:
+        def as_batch(axis: int | None, x: Any) -> Any:
+            return x if axis is None else x[None]
+
+        return loss_fn(params, jax.tree.map(as_batch, axes, example, is_leaf=lambda axis: axis is None))
+
+    values = trees.upcast(jax.vmap(alone, in_axes=(axes,))(batch))
     return values, jnp.zeros(values.shape, bool)
 
 

@@ -23,11 +23,11 @@ _MENU: dict[str, _Dish] = {
     "pgd": _Dish(_ALL, lambda e, o: attacks.pgd(e, norm=o.norm, steps=o.steps, restarts=o.restarts)),
     "mi_fgsm": _Dish(_ALL, lambda e, o: attacks.mi_fgsm(e, norm=o.norm, steps=o.steps)),
     "adam_pgd": _Dish(_ALL, lambda e, o: attacks.adam_pgd(e, norm=o.norm, steps=o.steps, restarts=o.restarts)),
-    "apgd": _Dish(_BOTH, lambda e, o: attacks.apgd(e, norm=o.norm, steps=o.steps, restarts=o.restarts)),
+    "apgd": _Dish(_ALL, lambda e, o: attacks.apgd(e, norm=o.norm, steps=o.steps, restarts=o.restarts)),
     "fhsm": _Dish(("linf",), lambda e, o: attacks.fhsm(e)),
     "l2hess": _Dish(("l2",), lambda e, o: attacks.l2hess(e)),
-    "square": _Dish(_BOTH, lambda e, o: attacks.square(e, norm=o.norm, queries=o.queries), black_box=True),
-    "ensemble": _Dish(_BOTH, lambda e, o: attacks.ensemble(e, norm=o.norm, steps=o.steps, queries=o.queries)),
+    "square": _Dish(_ALL, lambda e, o: attacks.square(e, norm=o.norm, queries=o.queries), black_box=True),
+    "ensemble": _Dish(_ALL, lambda e, o: attacks.ensemble(e, norm=o.norm, steps=o.steps, queries=o.queries)),
     "trust_region": _Dish(
         _BOTH, lambda e, o: attacks.trust_region(_RADIUS[o.norm], norm=o.norm, steps=o.steps), minimal=True
     ),
