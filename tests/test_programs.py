@@ -7,6 +7,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
@@ -26,6 +27,28 @@ def attacked(attack):
     logits = closure_of_logits()
     attack(attacks.losses.cross_entropy(logits), jnp.ones((3, 2)), BATCH, jax.random.key(0))
     return logits
+
+
+def criterion():
+    captured = jnp.ones(1)
+    of_logits = lambda logits, labels, targets: captured * logits[:, 0]  # noqa: E731
+    loss = attacks.losses.from_logits(lambda w, x: x @ w, of_logits)
+    attacks.pgd(0.1, steps=2)(loss, jnp.ones((3, 2)), BATCH, jax.random.key(0))
+    return of_logits
+
+
+def evaluated():
+    logits = closure_of_logits()
+    loss = attacks.losses.cross_entropy(logits)
+    attacks.evaluate(loss, jnp.eye(3, 2), BATCH, {"fgsm": attacks.fgsm}, [0.1])
+    return logits
+
+
+def optimizer():
+    captured = optax.adam(1.0)
+    attack = attacks.adam_pgd(0.1, optimizer=captured, steps=2)
+    attack(attacks.losses.margin(lambda w, x: x @ w), jnp.ones((3, 2)), BATCH, jax.random.key(0))
+    return captured.update
 
 
 def closure_of_logits():
@@ -66,6 +89,22 @@ USES = {
         lambda op: curvature.spectral_density(op, W, jax.random.key(0), num_probes=1, num_iters=2)
     ),
     "landscape": of_landscape,
+    "criterion": criterion,
+    "evaluate": evaluated,
+    "optimizer of an attack": optimizer,
+    **{
+        name: functools.partial(attacked, getattr(attacks, name)(*arguments))
+        for name, arguments in {
+            "fgsm": (0.1,),
+            "pgd": (0.1,),
+            "fhsm": (0.1,),
+            "deepfool": (),
+            "carlini_wagner": (),
+            "square": (0.1,),
+            "trust_region": (0.01,),
+            "ensemble": (0.1,),
+        }.items()
+    },
 }
 
 

@@ -6,14 +6,13 @@ first start runs alone; the other restarts then run side by side, for what the f
 examples fall to it, and one that has fallen needs no further step or restart.
 """
 
-import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import batch_axis, trees
+from hessabs import batch_axis, programs, trees
 from hessabs.attacks import expectation, norms
 from hessabs.attacks.checks import (
     check_ball,
@@ -127,7 +126,7 @@ def _unknown(inputs: jax.Array) -> Best:
     return Best(jnp.asarray(inputs), value, jnp.zeros(num_examples, bool))
 
 
-@jax.jit
+@programs.jit
 def _clean(problem: _Problem, batch: Any) -> Best:
     loss_fn, params, options = problem
     key, eot = options.value
@@ -135,7 +134,7 @@ def _clean(problem: _Problem, batch: Any) -> Best:
     return Best(get_inputs(batch, key), values, fallen)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@programs.jit
 def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best, key: Any) -> Rows:
     wave, random_start, early_exit, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)

@@ -1,6 +1,5 @@
 """The attack of Carlini and Wagner in L2: minimise the size and the margin together, weighed by bisection."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import boxes, losses
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
@@ -123,7 +122,7 @@ def _start(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, Any]:
     return free, optax.scale_by_adam().init(free)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@programs.jit
 def _begin(options: trees.Static, lead: Partial, params: Params, batch: Any, weight: jax.Array) -> _Rows:
     bounds, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)

@@ -1,13 +1,12 @@
 """DeepFool: step to the nearest boundary of the linearised network, again and again."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import boxes, losses, norms
 from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
@@ -93,7 +92,7 @@ def deepfool(
     return attack
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@programs.jit
 def _begin(spec: trees.Static, options: trees.Static, logits_fn: Partial, params: Params, batch: Any) -> _Rows:
     num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)

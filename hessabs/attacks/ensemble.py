@@ -1,13 +1,12 @@
 """Several attacks in a row, each on the examples that all before it have left standing."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
 from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
@@ -91,7 +90,7 @@ def ensemble(
         labels, _ = losses.classes_of(spec, batch)
         key = checked_key(key, "The ensemble")
         network = trees.as_partial(logits_fn)
-        rivals, standing = _look(network, params, inputs, labels, num_targets)
+        rivals, standing = _look(network, params, inputs, labels, trees.Static(num_targets))
         num_classes = jax.eval_shape(network, params, inputs).shape[-1]
         ratio = losses.dlr if num_classes >= 3 else losses.margin
         members = [(ascend, losses.cross_entropy(network), labels), (ascend, ratio(network), labels)]
@@ -119,17 +118,17 @@ def ensemble(
     return attack
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@programs.jit
 def _look(
-    logits_fn: Partial, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: int
+    logits_fn: Partial, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: trees.Static
 ) -> tuple[jax.Array, jax.Array]:
     # The rivals of each example, and whether it stands.
     logits = trees.upcast(logits_fn(params, inputs))
-    rivals = top_rivals(logits, labels, min(num_targets, logits.shape[-1] - 1))
+    rivals = top_rivals(logits, labels, min(num_targets.value, logits.shape[-1] - 1))
     return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~losses.usable(logits)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@programs.jit
 def _judge(
     options: trees.Static,
     logits_fn: Partial,

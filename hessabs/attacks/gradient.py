@@ -1,12 +1,11 @@
 """Attacks that follow the gradient of the loss with respect to the inputs."""
 
-import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks.checks import check_ball, checked_inputs
 from hessabs.attacks.climbing import farthest
 from hessabs.attacks.expectation import check_draws, check_keys, expected
@@ -92,7 +91,7 @@ def along(inputs: Any, ascent: jax.Array, epsilon: float, norm: Norm, bounds: Bo
     return _along(trees.Static((norm, bounds)), epsilon, jnp.asarray(inputs), ascent)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@programs.jit
 def _along(where: trees.Static, epsilon: jax.Array, inputs: jax.Array, ascent: jax.Array) -> jax.Array:
     norm, bounds = where.value
 

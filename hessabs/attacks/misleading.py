@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import losses
 from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
@@ -174,7 +174,7 @@ def _first_everywhere(inputs: Any) -> Any:
     return jax.device_put(copies, inputs.sharding) if isinstance(inputs, jax.Array) else copies
 
 
-@jax.jit
+@programs.jit
 def _gradient(loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static) -> jax.Array:
     def total(inputs: jax.Array) -> jax.Array:
         moved = with_inputs(batch, inputs_key.value, inputs)

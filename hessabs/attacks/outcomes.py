@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import losses
 from hessabs.attacks.inputs import get_inputs
 from hessabs.attacks.norms import Bounds, Norm
@@ -215,7 +215,7 @@ def evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outco
     )
 
 
-@jax.jit
+@programs.jit
 def _judge(
     loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static
 ) -> tuple[jax.Array, jax.Array]:

@@ -79,9 +79,9 @@ def projected(
     norms.check_norm(norm)
     check_positive("step_size", step_size)
     ball = Ball(epsilon, trees.Static(norm), trees.Static(bounds))
-    static = trees.Static(optimizer)
+    steps_of = optax.GradientTransformation(*map(trees.as_partial, optimizer))
     sizes = _sizes(epsilon, norm, step_size, travel, max(steps, 1))
-    rule = Rule(Partial(_init, static), Partial(_climb if climbs else _follow, static, ball, sizes))
+    rule = Rule(Partial(_init, steps_of), Partial(_climb if climbs else _follow, steps_of, ball, sizes))
     return make_attack(
         rule,
         ball,
@@ -107,13 +107,13 @@ def _sizes(
     return first, first / steps
 
 
-def _init(optimizer: trees.Static, inputs: jax.Array, point: jax.Array) -> Any:
+def _init(optimizer: optax.GradientTransformation, inputs: jax.Array, point: jax.Array) -> Any:
     del inputs
-    return optimizer.value.init(point)
+    return optimizer.init(point)
 
 
 def _climb(
-    optimizer: trees.Static,
+    optimizer: optax.GradientTransformation,
     ball: Ball,
     sizes: tuple[jax.Array, jax.Array],
     inputs: jax.Array,
@@ -124,14 +124,14 @@ def _climb(
     i: jax.Array,
 ) -> tuple[jax.Array, Any]:
     del value
-    direction, state = optimizer.value.update(gradient, state, point)
+    direction, state = optimizer.update(gradient, state, point)
     length = sizes[0] - sizes[1] * i
     where = (inputs, ball.epsilon, ball.norm.value, ball.bounds.value)
     return climbing.ascend(point, direction, length, *where), state
 
 
 def _follow(
-    optimizer: trees.Static,
+    optimizer: optax.GradientTransformation,
     ball: Ball,
     sizes: tuple[jax.Array, jax.Array],
     inputs: jax.Array,
@@ -147,5 +147,5 @@ def _follow(
         # An optimiser that scales entries would go by its scales where the ball is in the way. This vanishes
         # there.
         gradient = jnp.where(jnp.any(gradient != 0), climbing.farthest(gradient, *where) - point, 0)
-    updates, state = optimizer.value.update(-gradient, state, point)
+    updates, state = optimizer.update(-gradient, state, point)
     return norms.restrict(point + (sizes[0] - sizes[1] * i) * updates, *where), state

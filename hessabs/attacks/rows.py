@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from hessabs import batch_axis, collectives, footprint, trees
+from hessabs import batch_axis, collectives, footprint, programs, trees
 from hessabs.attacks import side_by_side
 from hessabs.curvature import loops
 
@@ -52,8 +52,8 @@ def iterate(
     if loops.choose(loop, step, rows) == "device":
         mesh = _mesh_of(rows)
         if mesh is None:
-            return _jitted_on_device(step, rows, num_steps, finishes=finishes)
-        return _jitted_on_each_device(step, rows, num_steps, finishes=finishes, mesh=mesh)
+            return _jitted_on_device(step, rows, num_steps, trees.Static(finishes))
+        return _jitted_on_each_device(step, rows, num_steps, trees.Static(finishes), trees.Static(mesh))
     if num_steps == 0 or _all_done(rows):
         return rows
     left, places = _throw_out(rows)
@@ -61,7 +61,7 @@ def iterate(
     parts = [left] if len(cuts) == 1 else [_rows_of(left, cut) for cut in cuts]
     first = _jitted_advance(step, parts[0], np.int32(0))
     if trees.is_traced(first):  # the loss closes over somebody's tracers: Python cannot drive
-        return _on_device(step, rows, num_steps, finishes=finishes)
+        return _on_device(step, rows, num_steps, trees.Static(finishes))
     drive = functools.partial(_drive, _compiled_once(step), num_steps=num_steps)
     begun = [(first, 1), *((part, 0) for part in parts[1:])]
     driven = [drive(begun[0])] if len(begun) == 1 else side_by_side.run(drive, begun)
@@ -161,13 +161,13 @@ def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
     return batch_axis.map_examples(freeze, rows, step(rows, i))
 
 
-_jitted_advance = jax.jit(_advance)
+_jitted_advance = programs.jit(_advance)
 
 
-def _on_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool) -> Rows:
+def _on_device(step: Partial, rows: Rows, num_steps: Any, finishes: trees.Static) -> Rows:
     def go_on(carry: tuple[Rows, jax.Array]) -> jax.Array:
         more = carry[1] < num_steps
-        return ~jnp.all(carry[0].done) & more if finishes else more
+        return ~jnp.all(carry[0].done) & more if finishes.value else more
 
     def body(carry: tuple[Rows, jax.Array]) -> tuple[Rows, jax.Array]:
         return _advance(step, *carry), carry[1] + 1
@@ -176,11 +176,13 @@ def _on_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool) -> 
     return jax.lax.while_loop(go_on, body, (rows, jnp.int32(0)))[0]
 
 
-_jitted_on_device = jax.jit(_on_device, static_argnames="finishes")
+_jitted_on_device = programs.jit(_on_device)
 
 
-def _on_each_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool, mesh: Mesh) -> Rows:
-    everywhere, split = P(), P(mesh.axis_names[0])
+def _on_each_device(
+    step: Partial, rows: Rows, num_steps: Any, finishes: trees.Static, mesh: trees.Static
+) -> Rows:
+    everywhere, split = P(), P(mesh.value.axis_names[0])
     specs = jax.tree.map(
         lambda axis: everywhere if axis is None else split,
         batch_axis.in_axes(rows),
@@ -188,7 +190,7 @@ def _on_each_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool
     )
     run = jax.shard_map(
         functools.partial(_on_device, finishes=finishes),
-        mesh=mesh,
+        mesh=mesh.value,
         in_specs=(everywhere, specs, everywhere),
         out_specs=specs,
         check_vma=False,
@@ -196,7 +198,7 @@ def _on_each_device(step: Partial, rows: Rows, num_steps: Any, *, finishes: bool
     return run(step, rows, jnp.asarray(num_steps, jnp.int32))
 
 
-_jitted_on_each_device = jax.jit(_on_each_device, static_argnames=("finishes", "mesh"))
+_jitted_on_each_device = programs.jit(_on_each_device)
 
 
 def _mesh_of(rows: Rows) -> Mesh | None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import losses
 from hessabs.attacks.checks import check_ball, check_count, check_positive, checked_inputs
 from hessabs.attacks.gradient import along
@@ -144,7 +144,7 @@ def _second_order(
     return attack
 
 
-@jax.jit
+@programs.jit
 def _begin(problem: _Problem, batch: Any) -> _Rows:
     loss_fn, params, key = problem
     gradient = losses.with_gradient(loss_fn, params, batch, key.value)[2]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import losses, norms, patterns
 from hessabs.attacks.ascent import Best
 from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
@@ -122,7 +122,7 @@ def side_lengths(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarr
     )
 
 
-@jax.jit
+@programs.jit
 def _begin(loss_fn: Partial, params: Params, options: trees.Static, batch: Any) -> _Rows:
     *_, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)

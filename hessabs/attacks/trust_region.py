@@ -1,13 +1,12 @@
 """The trust-region attack: small steps towards one rival class, as long as the network looks linear."""
 
-import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import boxes, losses, norms
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.inputs import get_inputs, with_inputs
@@ -137,7 +136,7 @@ def _measure(
     return logits, -ahead[:, 0], gradient[:, 0], losses.take_class(logits, rival) - ahead[:, 0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@programs.jit
 def _begin(
     choice: trees.Static, spec: trees.Static, logits_fn: Partial, params: Params, batch: Any, radius: jax.Array
 ) -> _Rows:

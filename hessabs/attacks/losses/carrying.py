@@ -20,9 +20,8 @@ Criterion = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 class Spec(NamedTuple):
-    """What a loss is made of beside the network."""
+    """Where a loss finds what, and which of it counts."""
 
-    criterion: Criterion
     targeted: bool
     inputs_key: str | int
     label_key: str | int
@@ -67,8 +66,8 @@ def from_logits(
       >>> loss_fn(jnp.eye(2), batch)
       Array(-2., dtype=float32)
     """
-    spec = Spec(criterion, targeted, inputs_key, label_key, target_key, soft_labels)
-    return Partial(_mean_loss, trees.as_partial(logits_fn), trees.Static(spec))
+    spec = Spec(targeted, inputs_key, label_key, target_key, soft_labels)
+    return Partial(_mean_loss, trees.as_partial(logits_fn), trees.as_partial(criterion), trees.Static(spec))
 
 
 def carries_logits(loss_fn: LossFn) -> bool:
@@ -101,8 +100,20 @@ def parts(loss_fn: LossFn, wanted_by: str = "This attack") -> tuple[LogitsFn, Sp
             f"{wanted_by} needs the logits: pass a loss that carries them, for instance "
             f"attacks.losses.cross_entropy(logits_fn), got {loss_fn!r}."
         )
-    logits_fn, spec = loss_fn.args  # type: ignore[attr-defined]
+    logits_fn, _, spec = loss_fn.args  # type: ignore[attr-defined]
     return logits_fn, spec.value
+
+
+def criterion_of(loss_fn: LossFn) -> Criterion:
+    """Return what a loss that carries its logits makes of them.
+
+    Args:
+      loss_fn: A loss of this package.
+
+    Returns:
+      ``criterion(logits, labels, targets) -> (n,)``.
+    """
+    return loss_fn.args[1]  # type: ignore[attr-defined]
 
 
 def checked_classes(spec: Spec, logits: Any, batch: Any) -> tuple[Any, Any]:
@@ -149,10 +160,12 @@ def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
         return None, targets
 
 
-def _mean_loss(logits_fn: LogitsFn, spec: trees.Static, params: Params, batch: Any) -> jax.Array:
+def _mean_loss(
+    logits_fn: LogitsFn, criterion: Criterion, spec: trees.Static, params: Params, batch: Any
+) -> jax.Array:
     logits = logits_fn(params, get_inputs(batch, spec.value.inputs_key))
     classes = checked_classes(spec.value, logits, batch)
-    return jnp.mean(spec.value.criterion(trees.upcast(logits), *classes))
+    return jnp.mean(criterion(trees.upcast(logits), *classes))
 
 
 def _leaf(batch: Any, key: str | int, what: str) -> jax.Array:

@@ -9,7 +9,14 @@ import numpy as np
 
 from hessabs import batch_axis, trees
 from hessabs.attacks.inputs import get_inputs, with_inputs
-from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, classes_of, parts
+from hessabs.attacks.losses.carrying import (
+    Spec,
+    carries_logits,
+    checked_classes,
+    classes_of,
+    criterion_of,
+    parts,
+)
 from hessabs.attacks.losses.logits import usable
 from hessabs.typing import LossFn, Params
 
@@ -35,18 +42,10 @@ def per_example(
         logits_fn, spec = parts(loss_fn)
         logits = logits_fn(params, get_inputs(batch, spec.inputs_key))
         classes = checked_classes(spec, logits, batch)
-        values = spec.criterion(trees.upcast(logits), *classes)
+        values = criterion_of(loss_fn)(trees.upcast(logits), *classes)
         return jnp.where(usable(logits), values, jnp.nan), has_fallen(spec, logits, batch)
 
-    axes = batch_axis.in_axes(batch)
-
-    def alone(example: Any) -> jax.Array:
-        def as_batch(axis: int | None, x: Any) -> Any:
-            return x if axis is None else x[None]
-
-        return loss_fn(params, jax.tree.map(as_batch, axes, example, is_leaf=lambda axis: axis is None))
-
-    values = trees.upcast(jax.vmap(alone, in_axes=(axes,))(batch))
+    values = trees.upcast(batch_axis.each_example(lambda one: loss_fn(params, one), batch))
     return values, jnp.zeros(values.shape, bool)
 
 
