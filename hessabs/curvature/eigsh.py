@@ -7,6 +7,7 @@ vector orthogonal to them. The small projected problems are solved on the host i
 float64. Memory is fixed by ``num_vectors``: restarts save memory and cost products.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -52,6 +53,7 @@ def eigsh(
     num_vectors: int | None = None,
     state: krylov.KrylovState | None = None,
     keep_state: bool = False,
+    save: Callable[[krylov.KrylovState], None] | None = None,
     loop: loops.Loop | None = None,
 ) -> EigshResult:
     """Find k eigenpairs of a symmetric operator by Lanczos with thick restart.
@@ -84,6 +86,7 @@ def eigsh(
         structure. The run goes on as if it had not been interrupted. One product, which is not counted, tells
         whether it was the same operator.
       keep_state: Whether the result holds its state, which is as large as the basis.
+      save: Called with the state after each product, to write it down at once: the run uses its arrays up.
       loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``. The projected problem is solved
         on the host in any case.
 
@@ -137,7 +140,7 @@ def eigsh(
         looked = False
     while True:
         goal = _goal(state, k, num_vectors, max_matvecs, looked)
-        state, looked = krylov.expand(matvec, form, state, goal, loop), True
+        state, looked = _advance(matvec, form, state, goal, loop, save), True
         found, step = _look(state, wanted, num_vectors)
         spent = int(state.num_matvecs) >= max_matvecs or not bool(state.finite)
         if spent or step in ("believe", "give up"):
@@ -164,6 +167,22 @@ def _goal(state: krylov.KrylovState, k: int, num_vectors: int, max_matvecs: int,
     room = num_rows - int(state.built) - (after - first)  # what waits needs its own to rejoin
     goal = min(after + look, multiplied + min(room, max_matvecs - int(state.num_matvecs)))
     return goal if after else min(goal, num_vectors)
+
+
+def _advance(
+    matvec: MatVec,
+    form: trees.Static,
+    state: krylov.KrylovState,
+    goal: int,
+    loop: loops.Loop,
+    save: Callable[[krylov.KrylovState], None] | None,
+) -> krylov.KrylovState:
+    if save is None:
+        return krylov.expand(matvec, form, state, goal, loop)
+    while int(state.multiplied) < min(goal, int(state.built)) and bool(state.finite):
+        state = krylov.expand(matvec, form, state, int(state.multiplied) + 1, loop)
+        save(state)
+    return state
 
 
 def _look(state: krylov.KrylovState, wanted: Wanted, num_vectors: int) -> tuple[Ritz, _Step]:

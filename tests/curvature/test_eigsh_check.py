@@ -136,3 +136,15 @@ def test_a_result_holds_its_basis_only_if_asked_to():
     again = _solve(diagonal, 1, state=result.state)
     np.testing.assert_array_equal(again.eigenvectors, result.eigenvectors)
     assert again.num_matvecs == result.num_matvecs
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_states_can_be_saved_on_the_way(loop):
+    diagonal, saved = jnp.arange(50.0), []
+    whole = _solve(diagonal, 2, loop=loop)
+    watched = _solve(diagonal, 2, loop=loop, save=lambda state: saved.append(jax.tree.map(np.array, state)))
+    assert [int(state.num_matvecs) for state in saved] == [*range(1, whole.num_matvecs + 1)]
+    rest = _solve(diagonal, 2, loop=loop, state=saved[7])
+    for result in (watched, rest):
+        np.testing.assert_array_equal(result.eigenvalues, whole.eigenvalues)
+        assert result.num_matvecs == whole.num_matvecs

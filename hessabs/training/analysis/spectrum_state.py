@@ -90,20 +90,17 @@ class SpectrumState:
         """
         label = f"{name}, {k} pairs"
         state = self._read_krylov(label, sum(x.size for x in jax.tree.leaves(v0)))
-        products = max(k, 1)  # until the next save
-        while True:
-            before = 0 if state is None else int(state.num_matvecs)
-            stop, started = min(max_matvecs, before + products), time.perf_counter()
-            result = curvature.eigsh(
-                matvec, v0, k, max_matvecs=max(stop, k), state=state, keep_state=True, **options
-            )
-            state = result.state
-            if result.num_matvecs < stop or stop == max_matvecs or state is None:
-                (self._workdir / KRYLOV).unlink(missing_ok=True)
-                return result._replace(state=None)
-            self._write_krylov(label, state)
-            pace = (time.perf_counter() - started) / max(result.num_matvecs - before, 1)
-            products = max(int(self._seconds / pace), 1)
+        saved_at = time.perf_counter()
+
+        def save(state: curvature.KrylovState) -> None:
+            nonlocal saved_at
+            if time.perf_counter() - saved_at >= self._seconds:
+                self._write_krylov(label, state)
+                saved_at = time.perf_counter()
+
+        result = curvature.eigsh(matvec, v0, k, max_matvecs=max_matvecs, state=state, save=save, **options)
+        (self._workdir / KRYLOV).unlink(missing_ok=True)
+        return result
 
     def keep_directions(self, directions: Params) -> None:
         """Keep vectors for later.
