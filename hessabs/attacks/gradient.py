@@ -96,8 +96,9 @@ def l2grad(
       ValueError: As ``fgsm``.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
-      >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
+      >>> batch = {"image": jnp.full((1, 2), 0.5), "label": jnp.zeros(1, int)}
       >>> l2grad(0.5)(loss, jnp.array([3.0, 4.0]), batch)["image"]
       Array([[0.8, 0.9]], dtype=float32)
 

@@ -52,8 +52,8 @@ def square(
       queries: Evaluations of each example, at least 1. The sizes of the squares follow from it.
       share: Part of the image that the first squares cover, in (0, 1]; halved nine times on the way.
       layout: How an input lies: ``"channels_last"``, (height, width, channels); ``"channels_first"``,
-        (channels, height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares
-        are random sets of entries then. An input of two axes is an image without channels (a single row or column:
+        (channels, height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares are
+        then random sets of entries. An input of two axes is an image without channels (a single row or column:
         a signal, with blocks for squares), one of one axis a vector.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
