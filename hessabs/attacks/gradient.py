@@ -124,10 +124,12 @@ def l2grad(
       ValueError: As ``fgsm``.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
-      >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
-      >>> l2grad(0.5)(loss, jnp.array([3.0, 4.0]), batch)["image"]
-      Array([[0.8, 0.9]], dtype=float32)
+      >>> batch = {"image": jnp.full((1, 2), 0.5), "label": jnp.zeros(1, int)}
+      >>> found = l2grad(0.5)(loss, jnp.array([3.0, 4.0]), batch)["image"]
+      >>> bool(jnp.allclose(found, jnp.array([[0.8, 0.9]])))
+      True
 
     References:
       Yao et al. (2018), arXiv:1802.08241, L2GRAD; Shaham et al. (2015), arXiv:1511.05432.
