@@ -15,15 +15,8 @@ PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
 ATTACKS = "attacks"  # folder of what `hessabs attack` has finished
-DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run
-    "attack.json",
-    "attack.csv",
-    "attack.png",
-    "attack_sheet.png",
-    "transfer.json",
-    "transfer.csv",
-    "transfer.png",
-    "transfer_sheet.png",
+DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run, as patterns
+    *(f"{name}*.{kind}" for name in ("attack", "transfer") for kind in ("json", "csv", "png")),
     "spectrum.json",
     "spectrum.csv",
     "spectrum.png",
@@ -66,11 +59,25 @@ def start_workdir(workdir: pathlib.Path) -> None:
       workdir: The folder; parents are made too.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, SUMMARY, CURVES, EVENTS, *DERIVED):
+    for name in (METRICS, SUMMARY, CURVES, EVENTS):
         (workdir / name).unlink(missing_ok=True)
-    for name in (PARAMS, CHECKPOINTS, ATTACKS):
+    for name in (PARAMS, CHECKPOINTS):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
+    remove_derived(workdir)
+
+
+def remove_derived(workdir: pathlib.Path) -> None:
+    """Remove what was made of the network of a run, which is about to be another one.
+
+    Args:
+      workdir: The folder of the run.
+    """
+    for pattern in DERIVED:
+        for path in workdir.glob(pattern):
+            path.unlink()
+    if (workdir / ATTACKS).exists():
+        shutil.rmtree(workdir / ATTACKS)
 
 
 def refuse_links(workdir: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 import hessabs
-from hessabs import trees
+from hessabs import compiling, trees
 from hessabs.attacks import losses, outcomes
 from hessabs.attacks.evaluate import CLEAN, look
 from hessabs.training.analysis import finished
@@ -20,6 +20,7 @@ from hessabs.training.analysis.trained import Trained
 from hessabs.training.losses import evaluation_logits, scale_images
 from hessabs.typing import Params
 
+_FORMAT = 2  # of the arrays that are kept of a chunk
 _SHOWN = 6  # images of each chunk that are kept for the sheet
 
 
@@ -113,8 +114,8 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
       batch: image, label.
 
     Returns:
-      Arrays stands and sizes (n,), seconds (1,); of the first images that fell, places, images, and the
-      predicted labels before and after.
+      Arrays stands and sizes (n,), seconds and, apart from them, seconds_compile (1,); of the first images that
+      fell, places, images, and the predicted labels before and after.
     """
     options, (loss_fn, params, digest) = task.options, task.network
     identity = finished.identify(
@@ -125,14 +126,24 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
         images=finished.digest(batch),
         start=start,
         version=hessabs.__version__,
+        format=_FORMAT,
         **{field: getattr(options, field) for field in ("norm", "steps", "restarts", "queries", "seed")},
     )
     label = f"{name}-{start}" if is_minimal(name) else f"{name}-{epsilon:g}-{start}"
     known = finished.find(task.folder, label, identity)
     if known is not None:
         return known
+    attack, compiled = make(name, epsilon, options), 0.0
+
+    def compiling_apart(*arguments: Any) -> Any:
+        nonlocal compiled
+        before = compiling.seconds(everywhere=True)  # an attack may have threads of its own
+        result = jax.block_until_ready(attack(*arguments))
+        compiled = compiling.seconds(everywhere=True) - before
+        return result
+
     outcome, attacked = outcomes.run(
-        make(name, epsilon, options),
+        compiling_apart,
         loss_fn,
         params,
         scale_images(batch),
@@ -149,7 +160,8 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
     arrays = {
         "stands": outcome.stands,
         "sizes": outcome.sizes,
-        "seconds": np.array([outcome.seconds]),
+        "seconds": np.array([outcome.seconds - compiled]),
+        "seconds_compile": np.array([compiled]),
         "places": felled,
         "images": images[felled],
         "before": before[felled],

@@ -40,9 +40,10 @@ COLUMNS = (
     Column("updates", "updates", "{:,.0f}"),
     Column("final_batch_size", "final batch", "{:,.0f}"),
     Column("eigenvalue", "top eigenvalue", "{:.3g}"),
+    Column("seconds_compile", "seconds compiling", "{:.0f}"),
     Column("seconds", "seconds", "{:.0f}"),
 )
-"""What a table shows of a run."""
+"""What a table shows of a run; its seconds are all of them, those of compiling included."""
 
 
 class Group(NamedTuple):
