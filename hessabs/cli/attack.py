@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
+    from hessabs.training import metrics
     from hessabs.training.analysis.attack import Options, attack, stem
     from hessabs.training.analysis.attack_menu import readers
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
                     f"`{option}` is read by the attacks {', '.join(readers(option))}, and not by "
                     f"{options.attack}; leave it out."
                 )
-        record = attack(workdir, options)
+        with metrics.usable("workdir", workdir):
+            record = attack(workdir, options)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print("attack           epsilon   accuracy   mean relative   max relative   ms per image   compiling s")

@@ -119,6 +119,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                 state = state._replace(decision=decide(run, state.controller))
             session.between_steps(Snapshot(state, records, clock.save()))
     check_params(state)
+    session.trained(Snapshot(state, records, clock.save()))
     return state, records
 
 

@@ -1,8 +1,8 @@
 """A trained run under attack: what ``hessabs attack`` computes and writes.
 
 Files in the folder of the run: ``STEM.json`` (all numbers), ``STEM.csv`` (a line for each attack and epsilon),
-``STEM.png`` (accuracy against epsilon), ``STEM_sheet.png`` (images), where STEM names the attacks, the norm and,
-by a digest, all other options: other options leave an earlier table alone. It begins with ``attack``, with
+``STEM.png`` (accuracy against epsilon), ``STEM_sheet.png`` (images). STEM names the attacks, the norm and, by a
+digest, all other options: other options leave an earlier table alone. It begins with ``attack``, or with
 ``transfer`` for examples made on another run. The folder ``attacks`` keeps the result of each attack, epsilon
 and chunk of images: an evaluation that was interrupted, or is repeated with more attacks, goes on from there.
 """
