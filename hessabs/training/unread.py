@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from hessabs.batch_size.methods import READ_BY
+from hessabs.batch_size.methods import READ_BY, Settings
 from hessabs.training import robust
 from hessabs.training.config import Config
 from hessabs.training.robust.inner import ITERATED
@@ -38,9 +38,9 @@ def refuse_unread(given: Collection[str], config: Config) -> None:
       ...
       ValueError: `threshold` is read with method=stability, and not with method=absa; leave it out.
     """
+    refuse_for_method(given, config.method)
     resolved = robust.resolve(config)
     for name in given:
-        _require(name, "method", config.method, READ_BY.get(name))
         _require(name, "robust", resolved.robust, _ROBUST.get(name))
     if "attack_steps" in given:
         _require("attack_steps", "attack", resolved.attack, ITERATED)
@@ -50,7 +50,21 @@ def refuse_unread(given: Collection[str], config: Config) -> None:
         raise ValueError("`lr_decay` is read with lr_decay_epochs, and there are none; leave it out.")
 
 
-def never_reached(config: Config) -> list[str]:
+def refuse_for_method(given: Collection[str], method: str) -> None:
+    """Refuse a setting of a batch-size rule that the rule does not read.
+
+    Args:
+      given: The names of the fields that were given.
+      method: The name of the rule.
+
+    Raises:
+      ValueError: Naming the setting, and which method reads it.
+    """
+    for name in given:
+        _require(name, "method", method, READ_BY.get(name))
+
+
+def never_reached(config: Config | Settings) -> list[str]:
     """Say which epochs of the schedules lie beyond the end of a run.
 
     Args:
