@@ -62,12 +62,12 @@ def _listen() -> defaultdict[int, _Tally]:
     tallies: defaultdict[int, _Tally] = defaultdict(_Tally)
     lock = threading.Lock()
 
-    def note(event: str, duration: float, **_: object) -> None:
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith(_EVENTS):
             end = time.perf_counter()
             with lock:
-                tallies[_ALL].add(end - duration, end)
-                tallies[threading.get_ident()].add(end - duration, end)
+                tallies[_ALL].add(end - duration_secs, end)
+                tallies[threading.get_ident()].add(end - duration_secs, end)
 
     jax.monitoring.register_event_duration_secs_listener(note)
     return tallies

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from hessabs.training import heap, metrics, unread
     from hessabs.training.config import Config, check
-    from hessabs.training.devices import processes, sharing
+    from hessabs.training.devices import lost, processes, sharing
     from hessabs.training.loop import train
     from hessabs.training.reports.report import table
     from hessabs.training.saving import durability
@@ -59,16 +59,20 @@ def main(argv: Sequence[str]) -> int:
         if values.devices or values.mesh:
             processes.take_turns()
         processes.join(values.coordinator, values.num_processes, values.process_id)
-        sharing.on_first(lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume))
-        check(config)
-        unread.refuse_unread(given(Config, values), config)
-        run = set_up(config)
+        with lost.noticed():
+            sharing.on_first(
+                lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
+            )
+            check(config)
+            unread.refuse_unread(given(Config, values), config)
+            run = set_up(config)
         for line in unread.never_reached(run.config) if processes.is_first() else ():
             say(line)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
-        summary = train(run, workdir, options).summary
+        with lost.noticed():
+            summary = train(run, workdir, options).summary
     except (FloatingPointError, ValueError, OSError) as error:
         return refuse(error)
     except Interrupted as error:

@@ -40,7 +40,7 @@ def refuse_unread(given: Collection[str], config: Config) -> None:
     """
     refuse_for_method(given, config.method)
     resolved = robust.resolve(config)
-    for name in given:
+    for name in sorted(given):
         _require(name, "robust", resolved.robust, _ROBUST.get(name))
     if "attack_steps" in given:
         _require("attack_steps", "attack", resolved.attack, ITERATED)
@@ -60,7 +60,7 @@ def refuse_for_method(given: Collection[str], method: str) -> None:
     Raises:
       ValueError: Naming the setting, and which method reads it.
     """
-    for name in given:
+    for name in sorted(given):
         _require(name, "method", method, READ_BY.get(name))
 
 

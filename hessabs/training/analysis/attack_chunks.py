@@ -18,7 +18,7 @@ from hessabs.training.analysis.attack_pictures import Shown
 from hessabs.training.analysis.finished import Arrays
 from hessabs.training.analysis.trained import Trained
 from hessabs.training.losses import evaluation_logits, scale_images
-from hessabs.typing import Params
+from hessabs.typing import LossFn, Params
 
 _FORMAT = 2  # of the arrays that are kept of a chunk
 _SHOWN = 6  # images of each chunk that are kept for the sheet
@@ -135,10 +135,10 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
         return known
     attack, compiled = make(name, epsilon, options), 0.0
 
-    def compiling_apart(*arguments: Any) -> Any:
+    def compiling_apart(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         nonlocal compiled
         before = compiling.seconds(everywhere=True)  # an attack may have threads of its own
-        result = jax.block_until_ready(attack(*arguments))
+        result = jax.block_until_ready(attack(loss_fn, params, batch, key))
         compiled = compiling.seconds(everywhere=True) - before
         return result
 
