@@ -4,11 +4,13 @@ Every flag of a command is a field of its config, so that a script, a test and a
 Input that cannot be used ends in one line on standard error and exit status 2, Ctrl-C in one line and 130.
 """
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from hessabs.cli.flags import refuse
 
@@ -25,6 +27,7 @@ COMMANDS = {
 
 def run() -> None:
     """Run the command line of this process and exit."""
+    signal.signal(signal.SIGINT, _end)
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
@@ -33,12 +36,16 @@ def run() -> None:
         for stream in (sys.stdout, sys.stderr):  # Python flushes both when it ends
             os.dup2(nowhere, stream.fileno())
         status = 0
-    except KeyboardInterrupt:
-        refuse("interrupted; what was finished is kept, and `hessabs train --resume` goes on from there.")
-        status = 128 + signal.SIGINT
-    # While Python ends, waiting for threads that compile, Ctrl-C shall end it without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    # At once, for KeyboardInterrupt gets lost in callbacks of JAX, and waits for threads that compile. Nothing
+    # is at stake: files are written whole or not at all, and a training has handlers of its own.
+    line = "interrupted; what was finished is kept, and `hessabs train --resume` goes on from there."
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"hessabs: {line}\n".encode())
+    os._exit(128 + signum)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,7 +84,7 @@ def _platform_problem() -> str | None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split(" (set JAX_PLATFORMS")[0].rstrip(".") or "JAX has no such platform here"
         return (
-            f"JAX_PLATFORMS={jax.config.values['jax_platforms'] or ''} cannot be used: {reason}. Unset it to "
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} cannot be used: {reason}. Unset it to "
             "run on what is there, or install JAX for that platform (`jax[cuda]` for NVIDIA GPUs)."
         )
     return None
