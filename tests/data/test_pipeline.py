@@ -28,9 +28,8 @@ def jpeg(rng, label):
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    """``imagenet2012`` as TFDS writes it: JPEGs of any size, a file name, splits train and validation."""
+def write_imagenet(folder, train=TRAIN):
+    """Write ``imagenet2012`` as TFDS writes it: JPEGs of any size, a file name, splits train and validation."""
     import tensorflow_datasets as tfds
 
     from tests.tfds_writer import write_dataset
@@ -42,11 +41,10 @@ def imagenet(tmp_path_factory):
         names = [f"n{label:08d}_{i}.JPEG" for i, label in enumerate(labels)]
         return {"file_name": names, "image": [jpeg(rng, label) for label in labels], "label": labels}
 
-    folder = tmp_path_factory.mktemp("data")
     write_dataset(
         folder,
         "imagenet2012",
-        {"train": split(TRAIN), "validation": split(6)},
+        {"train": split(train), "validation": split(6)},
         version="5.1.0",
         shards=2,
         features={
@@ -55,6 +53,12 @@ def imagenet(tmp_path_factory):
             "label": tfds.features.ClassLabel(num_classes=CLASSES),
         },
     )
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_imagenet(folder)
     return folder
 
 

@@ -154,6 +154,28 @@ def test_an_abort_for_another_reason_stays_one():
     assert "died" not in output
 
 
+@pytest.mark.slow
+def test_each_process_reads_its_rows_of_a_set_on_disk(tmp_path):
+    # With batch norm: at first a micro-batch is split over the processes, later each has its own.
+    pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
+    pytest.importorskip("grain", reason="the extra `data` is not installed")
+    from tests.data.test_pipeline import write_imagenet
+
+    write_imagenet(tmp_path, 70)
+    flags = [
+        *("--dataset=imagenet2012", f"--data_dir={tmp_path}", "--image_size=16", "--model=c1_small"),
+        *("--augment=resized_crop", "--batch_size=4", "--micro_batch_size=4", "--max_batch_size=16"),
+        *("--epochs=3", "--lr_decay_epochs=", "--lr=0.0002", "--hessian_batch_size=8"),
+    ]
+    codes, outputs = end(start_several(tmp_path / "several", 2, 1, *flags))
+    assert codes == [0, 0], outputs
+    codes, outputs = end([start(tmp_path / "one", 2, "--devices=2", *flags)])
+    assert codes == [0], outputs
+    (summary, records), (want, want_records) = results(tmp_path / "several"), results(tmp_path / "one")
+    assert summary["final_batch_size"] == want["final_batch_size"] == 16
+    check_same_course(records, want_records)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
