@@ -21,8 +21,6 @@ SLIDES = {
     "lr_decay_epochs": "30,60,80",
     "lr_decay": 0.2,
     "momentum": 0.9,
-    "adversarial_fraction": 0.2,
-    "epsilon": 0.005,
     "workdir": "runs/cifar10",
 }
 

@@ -35,6 +35,7 @@ ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
 from experiments import provenance  # noqa: E402
+from hessabs.batch_size.methods import READ_BY  # noqa: E402
 
 _MINUTES = flags.DEFINE_float("minutes", 120, "how long to go on")
 _DATASET = flags.DEFINE_string("dataset", "digits", "data set of the long run")
@@ -156,7 +157,8 @@ def start(folder: pathlib.Path, name: str, settings: Mapping[str, Any]) -> "subp
 def soak_one(folder: pathlib.Path, method: str, draw: random.Random, wait: Any) -> Short:
     """Train one run alone and one with kills, and compare them."""
     seed, period = draw.randrange(10**6), draw.choice(PERIODS)
-    settings = {**SHORT, "method": method, "seed": seed}
+    short = {name: value for name, value in SHORT.items() if method in READ_BY.get(name, METHODS)}
+    settings = {**short, "method": method, "seed": seed}
     began = time.monotonic()
     process = start(folder, "alone", settings)
     wait(process, 600)

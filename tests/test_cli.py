@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import hessabs
 from hessabs import cli
 from hessabs.data import Dataset
 from hessabs.training import Config
@@ -56,6 +58,9 @@ BAD_INPUT = [
     (["--resume", "--overwrite"], "--overwrite loses it", "pass one of them"),
     (["--no_such_flag=1"], "no_such_flag", "Unknown command line flag"),
     (["stray"], "'stray'", "--name=value"),
+    (["--epsilon=8/0"], "'8/0'", "a fraction such as 8/255"),
+    (["--method=absa", "--threshold=9"], "not with method=absa", "read with method=stability"),
+    (["--method=abs", "--epsilon=0.005"], "not with robust=none", "leave it out"),  # its default, but given
 ]
 
 
@@ -125,7 +130,19 @@ def test_workdir_is_required(capsys):
 
 def test_workdir_under_a_file(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert_refused(*run(capsys, "train", *SMALL, f"--workdir={tmp_path / 'file' / 'run'}"), "file")
+    result = run(capsys, "train", *SMALL, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert_refused(*result, "`workdir` must be a folder", f"{tmp_path / 'file'} is a file")
+
+
+def test_workdir_that_cannot_be_written(capsys, tmp_path, monkeypatch):
+    if os.access("/proc/self", os.W_OK):  # who may write everything may not write there
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    result = run(capsys, "train", *SMALL, "--workdir=/proc/self/run")
+    assert_refused(*result, "`workdir` /proc/self/run cannot be used", "name another folder")
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, mode: True)  # as when it became so later
+    result = run(capsys, "train", *SMALL, "--workdir=/proc/self/run")
+    assert_refused(*result, "`workdir` /proc/self/run cannot be used", "; name another place")
 
 
 def test_workdir_that_is_a_file(capsys, tmp_path):
@@ -170,6 +187,10 @@ def test_train_help_lists_every_setting_with_its_default(capsys):
         assert any(line.startswith(f"  --{name}=") for line in lines)
 
 
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("cli") / "a" / "run"
@@ -187,8 +208,12 @@ def trained(tmp_path_factory):
 def test_a_run_prints_a_table_and_writes_its_files(trained):
     status, out, err, workdir = trained
     assert status == 0
-    assert err == ""  # no terminal, no bar
+    lines = err.splitlines()  # no terminal, no bar, but a line for each epoch
+    assert [line.split(", loss")[0] for line in lines] == ["50%: epoch 1/2", "100%: epoch 2/2"]
+    for record, line in zip(records(workdir), lines, strict=True):
+        assert f"test {record['test_accuracy']:.2f}%" in line
     assert {path.name for path in workdir.iterdir()} == {
+        "checkpoints",
         "metrics.jsonl",
         "summary.json",
         "curves.png",
@@ -208,6 +233,13 @@ def test_a_run_prints_a_table_and_writes_its_files(trained):
     for name, value in (("epochs", 2), ("batch_size", 64), ("lr", 0.05), ("patience", 1)):
         assert summary[name] == value
     assert summary["lr_decay_epochs"] == [1]
+    # Two epochs of a small network are compilation for the most part, and nothing is counted twice.
+    parts = [sum(v for k, v in record.items() if k.startswith("seconds_")) for record in records(workdir)]
+    compiled = sum(record["seconds_compile"] for record in records(workdir))
+    assert 0 < compiled <= summary["seconds_compile"] < summary["seconds"]
+    assert sum(parts) < summary["seconds"]
+    assert all(v > 0 for record in records(workdir) for k, v in record.items() if k.startswith("seconds_step"))
+    assert cells[-1] == f"{summary['seconds_compile']:.1f}"
 
 
 def test_a_run_is_not_lost_unless_told(trained, capsys):
@@ -239,27 +271,99 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
         return functions._replace(update=update)
 
     monkeypatch.setattr(setup_lib, "make_step_functions", breaking)
-    flags = ["--method=bl", "--seed=1", "--overwrite"]
-    status, out, err = run(capsys, "train", *SMALL, *flags, f"--workdir={workdir}")
-    assert_refused(status, out, err, "not finite at update 31 (epoch 2", "lower --lr")
+    flags = [*(flag for flag in SMALL if "max_batch" not in flag), "--method=bl", "--seed=1", "--overwrite"]
+    status, out, err = run(capsys, "train", *flags, f"--workdir={workdir}")
+    _, error = err.splitlines()  # behind the line of the first epoch
+    assert_refused(status, out, error + "\n", "not finite at update 31 (epoch 2", "lower --lr")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0] not in old
     assert os.listdir(workdir) == ["metrics.jsonl"]
 
 
-def test_ends_quietly_when_its_reader_has_gone():
-    command = [sys.executable, "-m", "hessabs.cli", "train", "--help"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    process.stderr.close()
-    assert process.wait() == 0
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"hessabs {hessabs.__version__}\n", "")
+
+
+@pytest.mark.parametrize("place", ["set_up", "train", "table"])
+def test_ctrl_c_is_one_line_and_130(capfd, tmp_path, monkeypatch, place):
+    # While the data is read, while the training has not begun, and when it is over.
+    def interrupt(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+
+    modules = {"set_up": "setup", "train": "loop", "table": "reports.report"}
+    monkeypatch.setattr(f"hessabs.training.{modules[place]}.{place}", interrupt)
+    if place == "table":
+        monkeypatch.setattr("hessabs.training.loop.train", lambda *args: mock.Mock(summary={"method": "bl"}))
+    argv = ["hessabs", "train", "--lr_decay_epochs=", f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.value.code == 130
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("hessabs: interrupted")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda': no"), AssertionError()])
+def test_a_platform_that_is_not_there(capsys, tmp_path, monkeypatch, error):
+    def devices():
+        raise error
+
+    def set_up(config):
+        jax.devices()
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(setup_lib, "set_up", set_up)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    result = run(capsys, "train", f"--workdir={tmp_path / 'run'}")
+    assert_refused(*result, "JAX_PLATFORMS=cuda cannot be used", str(error), "Unset it", "jax[cuda]")
+
+
+@pytest.mark.slow
+def test_what_a_process_says(tmp_path):
+    """Real processes: a reader that has gone, a platform that is not there, Ctrl-C at any time."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+
+    def start(*argv, **changes):
+        command = [sys.executable, "-m", "hessabs", *argv]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env={**environment, "JAX_PLATFORMS": "cpu", **changes}, **pipes)
+
+    with start("train", "--help") as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    with start("train", f"--workdir={tmp_path / 'cuda'}", JAX_PLATFORMS="cuda") as process:
+        out, err = process.communicate()
+    assert_refused(process.returncode, out, err, "JAX_PLATFORMS=cuda cannot be used", "Unset it")
+    # The package itself is imported before a line of it can run: while Python reports on imports, it is.
+    for seconds in (0.1, 2.0, 5.0):
+        flags = ["--epochs=10000", "--lr_decay_epochs=", f"--workdir={tmp_path / str(seconds)}"]
+        with start("train", "--method=bl", *flags, PYTHONPROFILEIMPORTTIME="1") as process:
+            while "| hessabs.cli.main\n" not in process.stderr.readline():
+                pass
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=200)
+        assert (process.returncode, out) == (130, "")
+        told = [
+            line for line in err.splitlines() if not line.startswith("import time:") and "epoch" not in line
+        ]
+        assert len(told) == 1, err
+        assert told[0].startswith("hessabs: ")
 
 
 @pytest.mark.slow
 def test_a_signal_saves_and_says_so_by_the_exit_status(tmp_path):
-    flags = [*SMALL, "--method=bl", "--epochs=10000", "--lr_decay_epochs="]
+    flags = [flag for flag in SMALL if "max_batch" not in flag]
+    flags += ["--method=bl", "--epochs=10000", "--lr_decay_epochs="]
     signals = (signal.SIGTERM, signal.SIGINT)
     processes = {
         signum: subprocess.Popen(

@@ -14,6 +14,23 @@ from hessabs.batch_size.stability import stability_limited
 
 METHODS = ("bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed")
 
+READ_BY: dict[str, tuple[str, ...]] = {
+    "max_batch_size": tuple(name for name in METHODS if name != "bl"),
+    "growth_factor": ("gg", "abs", "absa", "cyclical", "gns", "stability", "timer", "fixed"),
+    "grow_epochs": ("fixed",),
+    "lr_coupling": tuple(name for name in METHODS if name != "bl"),
+    "warmup_epochs": ("fb",),
+    "cycle_epochs": ("cyclical",),
+    "measure_every": ("abs", "absa", "gns", "norm_test", "stability"),
+    "eigenvalue_decrease": ("abs", "absa"),
+    "patience": ("abs", "absa", "timer"),
+    "threshold": ("stability",),
+    "noise_scale": ("gns",),
+    "tolerance": ("norm_test",),
+    "fraction_decrease": tuple(name for name in METHODS if name not in ("bl", "fb", "cyclical")),
+}
+"""Which methods read a setting; one that is not here is read by all."""
+
 
 class Settings(NamedTuple):
     """The settings of a planned run: one field, one flag of ``hessabs plan``."""
@@ -130,11 +147,14 @@ def make_controller(settings: Settings) -> Controller:
         raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
     until = s.epochs // 2 if s.adversarial_epochs is None else s.adversarial_epochs
     fraction = s.adversarial_fraction
+    if fraction is None:
+        fraction = 0.2 if s.method == "absa" else 0.0
     shared: dict[str, Any] = {
         "lr_decay_at": [point * epoch for point in s.lr_decay_epochs],
         "lr_decay": s.lr_decay,
-        "adversarial_fraction": (0.2 if s.method == "absa" else 0.0) if fraction is None else fraction,
-        "adversarial_until": until * epoch,
+        "adversarial_fraction": fraction,
+        # Without adversarial examples the rule does not depend on how long the run is.
+        "adversarial_until": until * epoch if fraction else None,
     }
     if s.lr_coupling is not None and s.method != "bl":
         shared["lr_coupling"] = s.lr_coupling

@@ -9,6 +9,18 @@ from absl import flags
 _KINDS = {"comma separated list of strings": "N,N,...", "bool": "true|false"}
 
 
+class _Number(flags.ArgumentParser[float]):
+    """A float, or a fraction such as 8/255. A class, as absl wants it."""
+
+    def parse(self, argument: str | float) -> float:
+        from hessabs.training.fields import number
+
+        return number(argument) if isinstance(argument, str) else float(argument)
+
+    def flag_type(self) -> str:
+        return "float"
+
+
 def config_flags(*config_types: Any) -> flags.FlagValues:
     """Define a flag for each field of some configs, apart from absl's global flags.
 
@@ -29,12 +41,39 @@ def config_flags(*config_types: Any) -> flags.FlagValues:
         elif types[name] is int:
             flags.DEFINE_integer(name, default, helps[name], flag_values=values)
         elif types[name] is float:
-            flags.DEFINE_float(name, default, helps[name], flag_values=values)
+            define_number(name, default, helps[name], values)
         elif types[name] is tuple:
             flags.DEFINE_list(name, [str(item) for item in default], helps[name], flag_values=values)
         else:
             flags.DEFINE_string(name, default, helps[name], flag_values=values)
     return values
+
+
+def define_number(name: str, default: float | None, text: str, values: flags.FlagValues) -> None:
+    """Define a flag that takes a number or a fraction of two, such as 8/255.
+
+    Args:
+      name: Of the flag.
+      default: What it is where it is not given.
+      text: Its help.
+      values: Where to define it.
+    """
+    flags.DEFINE(
+        _Number(), name, default, text, flag_values=values, serializer=flags.ArgumentSerializer[float]()
+    )
+
+
+def given(config_type: Any, values: flags.FlagValues) -> set[str]:
+    """List the fields of a config that were typed, those that were given their default too.
+
+    Args:
+      config_type: A NamedTuple whose fields are flags.
+      values: The flags, parsed.
+
+    Returns:
+      Names of fields.
+    """
+    return {name for name in config_type._fields if values[name].present}
 
 
 def read_config(config_type: Any, values: flags.FlagValues) -> Any:
@@ -102,6 +141,15 @@ def _as_typed(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
+def say(text: object) -> None:
+    """Tell the user something in one line on standard error.
+
+    Args:
+      text: What it is.
+    """
+    print("hessabs: " + " ".join(str(text).split()), file=sys.stderr)
+
+
 def refuse(error: object) -> int:
     """Say in one line on standard error what cannot be used.
 
@@ -116,5 +164,5 @@ def refuse(error: object) -> int:
     """
     if isinstance(error, BrokenPipeError):  # an OSError like those of files, but the reader's doing
         raise error
-    print("hessabs: " + " ".join(str(error).split()), file=sys.stderr)
+    say(error)
     return 2

@@ -1,13 +1,16 @@
 """The command line: ``hessabs COMMAND``, a file of this package for each command.
 
 Every flag of a command is a field of its config, so that a script, a test and a shell say the same thing.
-Input that cannot be used ends in one line on standard error and exit status 2.
+Input that cannot be used ends in one line on standard error and exit status 2, Ctrl-C in one line and 130.
 """
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from hessabs.cli.flags import refuse
 
@@ -24,13 +27,25 @@ COMMANDS = {
 
 def run() -> None:
     """Run the command line of this process and exit."""
+    signal.signal(signal.SIGINT, _end)
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `| head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # Python flushes both when it ends
+            os.dup2(nowhere, stream.fileno())
         status = 0
     sys.exit(status)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    # At once, for KeyboardInterrupt gets lost in callbacks of JAX, and waits for threads that compile. Nothing
+    # is at stake: files are written whole or not at all, and a training has handlers of its own.
+    line = "interrupted; what was finished is kept, and `hessabs train --resume` goes on from there."
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"hessabs: {line}\n".encode())
+    os._exit(128 + signum)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,11 +60,34 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
+    if argv[0] in ("--version", "version"):
+        print(f"hessabs {importlib.import_module('hessabs').__version__}")
+        return 0
     if argv[0] not in COMMANDS:
         return refuse(f"unknown command {argv[0]!r}; the commands are: {', '.join(COMMANDS)}.")
-    # Imported when it is asked for: `hessabs --help` needs neither JAX nor a network.
-    status: int = importlib.import_module(f"hessabs.cli.{argv[0]}").main(argv[1:])
+    # Imported when it is asked for: `hessabs --help` needs neither data nor a network.
+    try:
+        status: int = importlib.import_module(f"hessabs.cli.{argv[0]}").main(argv[1:])
+    except (RuntimeError, AssertionError):  # JAX's own where a platform is not there
+        problem = _platform_problem()
+        if problem is None:
+            raise
+        return refuse(problem)
     return status
+
+
+def _platform_problem() -> str | None:
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split(" (set JAX_PLATFORMS")[0].rstrip(".") or "JAX has no such platform here"
+        return (
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} cannot be used: {reason}. Unset it to "
+            "run on what is there, or install JAX for that platform (`jax[cuda]` for NVIDIA GPUs)."
+        )
+    return None
 
 
 def usage() -> str:
@@ -58,7 +96,7 @@ def usage() -> str:
     lines = [f"  {name:{width}s}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: hessabs COMMAND [--flag=value ...]",
+            "usage: hessabs COMMAND [--flag=value ...]   (or: python -m hessabs; hessabs --version)",
             "",
             "commands:",
             *lines,

@@ -17,6 +17,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
+    from hessabs.training import metrics
     from hessabs.training.reports.page import render
 
     values = flags.FlagValues()
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
             raise NotADirectoryError(f"{root} is no folder: name one that holds finished runs.")
         page = render(root)
         output = pathlib.Path(values.output)
-        output.write_text(page)
+        with metrics.usable("output", output):
+            output.write_text(page)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print(f"report: {output}")

@@ -18,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0, or 2 for input that cannot be used.
     """
+    from hessabs.training import metrics
     from hessabs.training.analysis.spectrum import SPECTRUM, Options, spectrum
 
     values = config_flags(Options)
@@ -29,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
         workdir = pathlib.Path(values.workdir)
         fields: dict[str, Any] = {name: values[name].value for name in Options._fields}
-        record = spectrum(workdir, Options(**fields))
+        with metrics.usable("workdir", workdir):
+            record = spectrum(workdir, Options(**fields))
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print("matrix                 number   eigenvalue   residual")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, parse, read_config, refuse
+from hessabs.cli.flags import config_flags, given, parse, read_config, refuse, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,9 +19,9 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import heap, metrics
-    from hessabs.training.config import Config
-    from hessabs.training.devices import processes, sharing
+    from hessabs.training import heap, metrics, unread
+    from hessabs.training.config import Config, check
+    from hessabs.training.devices import lost, processes, sharing
     from hessabs.training.loop import train
     from hessabs.training.reports.report import table
     from hessabs.training.saving import durability
@@ -54,16 +54,25 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
+        config = read_config(Config, values)
         heap.limit()
         if values.devices or values.mesh:
             processes.take_turns()
         processes.join(values.coordinator, values.num_processes, values.process_id)
-        sharing.on_first(lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume))
-        run = set_up(read_config(Config, values))
+        with lost.noticed():
+            sharing.on_first(
+                lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
+            )
+            check(config)
+            unread.refuse_unread(given(Config, values), config)
+            run = set_up(config)
+        for line in unread.never_reached(run.config) if processes.is_first() else ():
+            say(line)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
-        summary = train(run, workdir, options).summary
+        with lost.noticed():
+            summary = train(run, workdir, options).summary
     except (FloatingPointError, ValueError, OSError) as error:
         return refuse(error)
     except Interrupted as error:

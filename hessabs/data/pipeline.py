@@ -6,10 +6,12 @@ without a state of grain's own.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from hessabs.data.ahead import Rows, decode_ahead
 from hessabs.data.augment import example_bits, shifts
 from hessabs.data.encoded import Records
 from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch, step_through
@@ -28,31 +30,34 @@ class _MicroBatches:
     seed: int
     keep_remainder: bool
     augmentation: str
-    share: tuple[int, int]  # this process, of so many
 
     def __len__(self) -> int:
         return _NUMBER
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        rows = self.rows(int(number), np.arange(self.size))
+        decoded = [
+            self.records.decode(example, augmentation=self.augmentation, bits=bits)
+            for example, bits in zip(rows.examples.tolist(), rows.bits.tolist(), strict=True)
+        ]
+        images, labels = zip(*decoded, strict=True)
+        return self.batch(rows, np.stack(images), np.array(labels, np.int32))
+
+    def rows(self, number: int, places: np.ndarray) -> Rows:
+        """Say which examples lie at some places behind the start of a micro-batch."""
         num_examples = len(self.records.examples)
         per_epoch = micro_batches_per_epoch(num_examples, self.size, self.keep_remainder)
-        epoch, index = divmod(int(number), per_epoch)
+        epoch, index = divmod(number, per_epoch)
         order, bits = self._epoch(epoch)
-        process, count = self.share
-        mine = self.size // count
-        places = index * self.size + process * mine + np.arange(mine)
-        chosen = order[places % num_examples]
-        rows = [
-            self.records.decode(i, augmentation=self.augmentation, bits=int(bits[i])) for i in chosen.tolist()
-        ]
-        batch = {
-            "image": np.stack([image for image, _ in rows]),
-            "label": np.array([label for _, label in rows], np.int32),
-            "weight": (places < num_examples).astype(np.float32),
-        }
-        if self.augmentation == "crop_flip":
-            batch["shift"] = shifts(bits[chosen])
-        return batch
+        places = index * self.size + places
+        examples = order[places % num_examples]
+        return Rows(epoch, places, examples, bits[examples])
+
+    def batch(self, rows: Rows, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Put the batch of some rows together."""
+        weight = (rows.places < len(self.records.examples)).astype(np.float32)
+        batch = {"image": images, "label": labels, "weight": weight}
+        return {**batch, "shift": shifts(rows.bits)} if self.augmentation == "crop_flip" else batch
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         # Two epochs are in use at once where one ends: a thread must not take the other's away.
@@ -80,7 +85,7 @@ def encoded_reader(
     replays: int = 1,
     augmentation: str = "none",
     num_workers: int = 0,
-    share: tuple[int, int] = (0, 1),
+    own_rows: Callable[[int], np.ndarray] | None = None,
     device: Any = None,
 ) -> Reader:
     """Read shuffled micro-batches of a split on disk, ahead of their use.
@@ -95,27 +100,27 @@ def encoded_reader(
         augmentation: One of ``AUGMENTATIONS``. ``"crop_flip"`` adds ``"shift"`` to a batch, which
             the training step applies.
         num_workers: Processes that decode; 0 for threads of this one.
-        share: (the number of this process, the number of processes): a process reads its part of
-            the examples of each micro-batch, in order.
+        own_rows: ``own_rows(n) -> places``: which examples of a batch of n this one of several processes
+            reads, and in which order: it decodes these alone. None for all of them as they come.
         device: A device or sharding to which micro-batches are sent ahead; None leaves them on the
-            host.
+            host, as ``own_rows`` does.
 
     Returns:
         ``read(count) -> (batch, position after it)``, as ``hessabs.data.reader`` returns it.
 
     Raises:
         ImportError: grain is missing.
-        ValueError: ``size`` is not a multiple of the number of processes, or as ``reader``.
+        ValueError: As ``reader``.
     """
+    per_epoch = micro_batches_per_epoch(len(records.examples), size, keep_remainder)
+    source = _MicroBatches(records, size, seed, keep_remainder, augmentation)
+    if own_rows is not None:
+        return step_through(_take_own(source, own_rows, num_workers, per_epoch), per_epoch, position, replays)
     try:
         import grain
     except ImportError as e:
         raise ImportError(f"Sets on disk are read with grain ({e}): install the extra `hessabs[data]`.") from e
 
-    per_epoch = micro_batches_per_epoch(len(records.examples), size, keep_remainder)
-    if size % share[1]:
-        raise ValueError(f"`size` must be a multiple of the {share[1]} processes, got {size}.")
-    source = _MicroBatches(records, size, seed, keep_remainder, augmentation, share)
     start = (position.epoch * per_epoch + position.index) // replays
     options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
     stream: Any = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
@@ -146,6 +151,24 @@ def encoded_reader(
         return last
 
     return step_through(take, per_epoch, position, replays)
+
+
+def _take_own(
+    source: _MicroBatches, own_rows: Callable[[int], np.ndarray], num_workers: int, per_epoch: int
+) -> Callable[[int, int], dict[str, np.ndarray]]:
+    def rows_of(number: int, count: int) -> Rows:
+        return source.rows(number, own_rows(count * source.size))
+
+    decode = decode_ahead(source.records, rows_of, source.augmentation, num_workers, per_epoch)
+    known: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    def take(number: int, count: int) -> dict[str, np.ndarray]:
+        nonlocal known
+        if known[0] != number:  # else a replay
+            known = number, source.batch(rows_of(number, count), *decode(number, count))
+        return known[1]
+
+    return take
 
 
 def _join(parts: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from hessabs.data import Column, Position, Reader, encoded_reader, reader
@@ -23,7 +24,8 @@ def make_reader(run: Run, position: Position = _START) -> Reader:
     config, images = run.config, run.dataset.train["image"]
     replays = config.free_replays if config.robust == "free" else 1
     if isinstance(images, Column):
-        whole = encoded_reader(
+        several = jax.process_count() > 1
+        read = encoded_reader(
             images.records,
             run.micro_batch_size,
             seed=config.seed,
@@ -32,8 +34,9 @@ def make_reader(run: Run, position: Position = _START) -> Reader:
             replays=replays,
             augmentation=config.augment,
             num_workers=config.data_workers,
+            own_rows=run.own_rows if several else None,
         )
-        return whole if run.own_rows is None else _select(whole, run.own_rows)
+        return read if run.own_rows is None or several else _select(read, run.own_rows)
     return reader(
         run.dataset.train,
         run.micro_batch_size,

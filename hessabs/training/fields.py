@@ -1,4 +1,4 @@
-"""The fields of a config as flags need them: what each holds, and what its help says."""
+"""The fields of a config as flags need them: what each holds, what its help says, how a number is read."""
 
 import types
 from typing import Any, get_args, get_origin, get_type_hints
@@ -24,6 +24,29 @@ def field_types(config_type: Any) -> dict[str, type]:
             hint = next(option for option in get_args(hint) if option is not type(None))
         result[name] = get_origin(hint) or hint
     return result
+
+
+def number(text: str) -> float:
+    """Read a number, or a fraction of two.
+
+    Args:
+      text: Such as ``0.03`` or ``8/255``.
+
+    Returns:
+      The number.
+
+    Raises:
+      ValueError: If it is neither.
+
+    Example:
+      >>> number("8/255") == 8 / 255, number("1e-3")
+      (True, 0.001)
+    """
+    top, slash, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"a number or a fraction such as 8/255 is wanted, got {text!r}.") from None
 
 
 def field_help(config_type: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hessabs import compiling
 from hessabs.batch_size import ControllerState, Count, Observation
 from hessabs.curvature import PowerIterationResult
 from hessabs.training.clock import Clock
@@ -74,9 +75,11 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
                 break
             except NonFiniteError as error:
                 snapshot = session.rewind(error)
+        compiled = compiling.seconds()
         last = run.view(state.train)
         final = run.measure_final(last, state.eigenvector)
-        summary = summarize(run, last, records, final, session.seconds())
+        compiled = compiling.seconds() - compiled + sum(line.get("seconds_compile", 0.0) for line in records)
+        summary = summarize(run, last, records, final, session.seconds(), compiled)
         session.finish(last, records, summary)
     return Result(last.params, last.model_state, summary, records)
 
@@ -87,7 +90,10 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
     update_controller = jax.jit(run.controller.update)
     clock, checked = Clock(snapshot.clock), time.perf_counter()
     total = config.epochs * run.epoch_examples
-    with Progress(total, state.samples) as progress, make_at_once(run, state.train) as at_once:
+    with (
+        Progress(total, state.samples, logs=processes.is_first()) as progress,
+        make_at_once(run, state.train) as at_once,
+    ):
         while state.position.epoch < config.epochs:
             state = begin_drop(run, state)
             count = _take_at_once(run, state, at_once)
@@ -108,11 +114,12 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                 record, state = _end_epoch(run, state, clock)
                 records.append(record)
                 session.append(record)
-                _show(run, state, progress)
+                _show(run, state, progress, record)
             if state.accumulated == 0:
                 state = state._replace(decision=decide(run, state.controller))
             session.between_steps(Snapshot(state, records, clock.save()))
     check_params(state)
+    session.trained(Snapshot(state, records, clock.save()))
     return state, records
 
 
@@ -232,15 +239,18 @@ def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any]
     return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))
 
 
-def _show(run: Run, state: LoopState, progress: Progress) -> None:
+def _show(run: Run, state: LoopState, progress: Progress, ended: dict[str, Any] | None = None) -> None:
     check_loss(run, state)
-    loss = mean_loss(state.train)
+    loss = mean_loss(state.train) if ended is None else ended["train_loss"]
+    accuracy = {} if ended is None else {"test": f"{ended['test_accuracy']:.2f}%"}
     progress.show(
         state.samples,
+        milestone=ended is not None,
         epoch=f"{state.position.epoch}/{run.config.epochs}",
-        updates=int(state.train.updates),
         loss=loss if loss == loss else None,
+        **accuracy,
         batch=state.decision.batch_size,
         lr=learning_rate(run, state.decision),
         eigenvalue=state.last_eigenvalue,
+        updates=int(state.train.updates),
     )

@@ -1,11 +1,14 @@
 """What a run writes: a line of JSON per epoch, a summary at the end, a picture."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 METRICS = "metrics.jsonl"
@@ -15,15 +18,8 @@ PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
 ATTACKS = "attacks"  # folder of what `hessabs attack` has finished
-DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run
-    "attack.json",
-    "attack.csv",
-    "attack.png",
-    "attack_sheet.png",
-    "transfer.json",
-    "transfer.csv",
-    "transfer.png",
-    "transfer_sheet.png",
+DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run, as patterns
+    *(f"{name}*.{kind}" for name in ("attack", "transfer") for kind in ("json", "csv", "png")),
     "spectrum.json",
     "spectrum.csv",
     "spectrum.png",
@@ -48,15 +44,44 @@ def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
 
     Raises:
       FileExistsError: If it holds a run and ``overwrite`` is False.
-      NotADirectoryError: If it is a file.
+      NotADirectoryError: If it is a file, or lies under one.
+      PermissionError: If nothing can be written there.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"`workdir` must be a folder, but {workdir} is a file.")
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"`workdir` must be a folder, but {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"`workdir` {workdir} cannot be used: nothing can be written in {there}; name another folder."
+        )
     if not overwrite and any((workdir / name).exists() for name in (METRICS, SUMMARY, CHECKPOINTS)):
         raise FileExistsError(
             f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite to lose it, or "
             "--resume to go on with it."
         )
+
+
+@contextlib.contextmanager
+def usable(flag: str, path: pathlib.Path | None, then: str = "") -> Iterator[None]:
+    """Say which flag names the place where the block cannot write, and what to do.
+
+    Args:
+      flag: The flag.
+      path: What it names; None leaves the error as it is.
+      then: What to do after that, behind "make room".
+
+    Raises:
+      OSError: In a sentence, where the system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        if path is None or error.errno is None or isinstance(error, BrokenPipeError):
+            raise  # it says already what to do
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
+        advice = f"make room{then}" if full else "name another place"
+        raise OSError(f"`{flag}` {path} cannot be used: {error.strerror}{where}; {advice}.") from error
 
 
 def start_workdir(workdir: pathlib.Path) -> None:
@@ -66,11 +91,25 @@ def start_workdir(workdir: pathlib.Path) -> None:
       workdir: The folder; parents are made too.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, SUMMARY, CURVES, EVENTS, *DERIVED):
+    for name in (METRICS, SUMMARY, CURVES, EVENTS):
         (workdir / name).unlink(missing_ok=True)
-    for name in (PARAMS, CHECKPOINTS, ATTACKS):
+    for name in (PARAMS, CHECKPOINTS):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
+    remove_derived(workdir)
+
+
+def remove_derived(workdir: pathlib.Path) -> None:
+    """Remove what was made of the network of a run, which is about to be another one.
+
+    Args:
+      workdir: The folder of the run.
+    """
+    for pattern in DERIVED:
+        for path in workdir.glob(pattern):
+            path.unlink()
+    if (workdir / ATTACKS).exists():
+        shutil.rmtree(workdir / ATTACKS)
 
 
 def refuse_links(workdir: pathlib.Path) -> None:
@@ -85,6 +124,15 @@ def refuse_links(workdir: pathlib.Path) -> None:
     for path in workdir.rglob("*"):
         if path.is_symlink():
             raise ValueError(f"`workdir` {workdir} must hold no links to go on with, got {path}; remove it.")
+
+
+def say(text: str) -> None:
+    """Tell the user something that ends nothing.
+
+    Args:
+      text: One sentence; it goes to standard error.
+    """
+    print("hessabs: " + " ".join(text.split()), file=sys.stderr)
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
@@ -138,10 +186,14 @@ def _line(record: dict[str, Any]) -> str:
 
 def _write(path: pathlib.Path, text: str) -> None:
     partial = path.with_suffix(path.suffix + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # of a disk that is full
+        raise
     partial.replace(path)
 
 

@@ -1,20 +1,26 @@
-"""The progress bar of a run; silent where the output is no terminal."""
+"""The progress of a run: a bar on a terminal, a line at each end of an epoch in a log."""
 
 import sys
+import time
 from typing import Any, Self
+
+_SECONDS_BETWEEN_LINES = 600.0  # in an epoch that takes longer
+_TIMES = "{percentage:3.0f}% [{elapsed}<{remaining}"
+_SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
 
 
 class Progress:
-    """A bar over the examples of a run, in images per second and with the time left.
+    """The examples of a run, in images per second and with the time left.
 
     A class, against the house rule: it is the one handle on a terminal.
 
     Args:
       total: Examples of the whole run.
       done: Examples trained on already.
+      logs: Whether to write lines where the output is no terminal; of several processes one does.
     """
 
-    def __init__(self, total: int, done: int = 0) -> None:
+    def __init__(self, total: int, done: int = 0, *, logs: bool = True) -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(
@@ -26,6 +32,9 @@ class Progress:
             file=sys.stderr,
             disable=None,
         )
+        self._logs = logs and self._bar.disable
+        self._total, self._done = total, done
+        self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -33,16 +42,65 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def show(self, samples: int, **values: Any) -> None:
+    def show(self, samples: int, *, milestone: bool = False, **values: Any) -> None:
         """Move the bar and show values beside it.
 
         Args:
           samples: Examples trained on so far.
-          **values: Names to numbers or strings; None shows as a dash.
+          milestone: Whether a log is to have a line of it.
+          **values: Names to numbers or strings, those first that a narrow terminal keeps longest; None shows
+            as a dash.
         """
         text = {
             name: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
             for name, value in values.items()
         }
-        self._bar.set_postfix(text, refresh=False)
+        if self._logs and (milestone or time.monotonic() - self._said > _SECONDS_BETWEEN_LINES):
+            self._say(samples, text)
+        if not self._bar.disable:
+            self._bar.bar_format, kept = fitting(self._bar.format_dict, text)
+            self._bar.set_postfix(kept, refresh=False)
         self._bar.update(samples - self._bar.n)
+
+    def _say(self, samples: int, text: dict[str, str]) -> None:
+        self._said = time.monotonic()
+        done, seconds = samples - self._done, self._said - self._started
+        left = self._bar.format_interval(seconds * (self._total - samples) / done) if done else "?"
+        fields = ", ".join(f"{name} {value}" for name, value in text.items())
+        passed = self._bar.format_interval(seconds)
+        print(f"{100 * samples / self._total:.0f}%: {fields} [{passed}<{left}]", file=sys.stderr, flush=True)
+
+
+def fitting(meter: dict[str, Any], text: dict[str, str]) -> tuple[str | None, dict[str, str]]:
+    """Choose what a line of a terminal holds: whole fields, the first ones, and nothing that is cut.
+
+    Args:
+      meter: What tqdm would show, its ``format_dict``; its ``ncols`` are those of the terminal.
+      text: Fields, the most important first.
+
+    Returns:
+      (tqdm's ``bar_format``, None for its own; the fields that fit).
+
+    Example:
+      >>> meter = {"n": 5, "total": 10, "elapsed": 1.0, "ncols": 60}
+      >>> fitting(meter, {"epoch": "1/2", "loss": "0.51", "updates": "1200"})[1]
+      {'epoch': '1/2', 'loss': '0.51'}
+    """
+    from tqdm import tqdm
+
+    columns = meter["ncols"]
+    if columns is None:
+        return None, text
+    # What changes is longer at another time than now: a rate, and the time left.
+    room = columns - 4
+    names = list(text)
+    for count in range(len(names), -1, -1):
+        kept = {name: text[name] for name in names[:count]}
+        postfix = ", ".join(f"{name}={value}" for name, value in kept.items())
+        line = tqdm.format_meter(**{**meter, "ncols": 0, "bar_format": None, "postfix": postfix})
+        if len(line) <= room:
+            return None, kept
+    for form in _SHORT:
+        if len(tqdm.format_meter(**{**meter, "ncols": None, "bar_format": form, "postfix": ""})) <= columns - 1:
+            return form, {}
+    return "{percentage:3.0f}%", {}

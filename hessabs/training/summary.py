@@ -20,6 +20,7 @@ def summarize(
     records: list[dict[str, Any]],
     curvature: PowerIterationResult,
     seconds: float,
+    seconds_compile: float,
 ) -> dict[str, Any]:
     """Gather the summary of a run.
 
@@ -28,7 +29,8 @@ def summarize(
       state: Its last state.
       records: Its epochs.
       curvature: The top eigenvalue at the end.
-      seconds: Seconds that the run took.
+      seconds: Seconds that the run took, compilation included.
+      seconds_compile: Those of them that went into tracing and compiling.
 
     Returns:
       A dictionary that JSON can hold: every setting under its name, results, compilations and versions.
@@ -44,6 +46,7 @@ def summarize(
         "eigenvalue_residual": float(curvature.residual),
         "compilations": {name: count for name, count in run.functions.compilations().items() if count},
         "seconds": seconds,
+        "seconds_compile": seconds_compile,
         "seconds_hessian": sum(record["seconds_hessian"] for record in records),
         "versions": {
             "hessabs": hessabs.__version__,

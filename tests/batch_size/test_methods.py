@@ -3,7 +3,8 @@
 import pytest
 
 from hessabs import cli
-from hessabs.batch_size.methods import METHODS, Settings, make_controller, make_plans, per_epoch
+from hessabs.batch_size import methods
+from hessabs.batch_size.methods import METHODS, READ_BY, Settings, make_controller, make_plans, per_epoch
 from hessabs.batch_size.picture import draw_plans
 from tests.batch_size.slides import SETTINGS, UPDATES
 
@@ -63,6 +64,7 @@ def test_the_command_bounds_absa_and_tells_its_time_and_draws(capsys, tmp_path):
 
 def test_times_can_be_measured_here(capsys):
     flags = ["--method=abs", "--num_examples=1280", "--epochs=2", "--batch_size=64", "--measure_times"]
+    flags += ["--lr_decay_epochs="]
     status, out, err = run(capsys, *flags)
     assert (status, err) == (0, "")
     times = dict(part.split() for part in out.splitlines()[-1].split("(")[1].rstrip(")").split(", "))
@@ -121,3 +123,72 @@ def test_a_fixed_schedule_and_its_coupling():
         # A row of the plan is the end of an epoch: the growth of its last example is the next one's.
         assert [row.batch_size for row in rows] == [64, 64, 128, 256, 256, 256]
         assert [float(row.lr_scale) for row in rows] == pytest.approx(scales)
+
+
+RULES = (
+    "constant",
+    "linear_scaling",
+    "batch_growth",
+    "hessian_adaptive",
+    "cyclical",
+    "gradient_noise_scale",
+    "norm_test",
+    "stability_limited",
+    "timer",
+    "fixed_growth",
+)
+OTHER = {
+    "max_batch_size": 512,
+    "growth_factor": 3.0,
+    "grow_epochs": (4,),
+    "lr_coupling": "sqrt",
+    "warmup_epochs": 3,
+    "cycle_epochs": 6,
+    "measure_every": 77,
+    "eigenvalue_decrease": 5.0,
+    "patience": 7,
+    "threshold": 2.0,
+    "noise_scale": 2.0,
+    "tolerance": 2.0,
+    "fraction_decrease": 4.0,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_reads_is_what_reaches_its_rule(method, monkeypatch):
+    for rule in RULES:
+        monkeypatch.setattr(methods, rule, lambda *args, rule=rule, **options: (rule, args, options))
+    settings = Settings(method=method, num_examples=1280, batch_size=64, max_batch_size=256, grow_epochs=(2,))
+    settings = settings._replace(adversarial_fraction=0.5)
+    before = make_controller(settings)
+    for name, value in OTHER.items():
+        changes = make_controller(settings._replace(**{name: value})) != before
+        assert changes == (method in READ_BY[name]), name
+    assert set(OTHER) == set(READ_BY)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--method=absa", "--threshold=9"],
+            "`threshold` is read with method=stability, and not with method=absa",
+        ),
+        (["--method=abs", "--threshold=1.25"], "`threshold` is read"),  # its default, and given all the same
+        (["--t_comm=1"], "`t_comm` is read with --t_comp alone"),
+        (["--model=c1"], "`model` is read with --measure_times alone"),
+    ],
+)
+def test_flags_that_nothing_reads_are_refused(capsys, flags, message):
+    status, _, err = run(capsys, "--num_examples=1280", "--max_batch_size=256", *flags)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_epochs_that_a_plan_does_not_reach_are_said(capsys):
+    status, _, err = run(
+        capsys, "--num_examples=1280", "--method=bl", "--epochs=40", "--lr_decay_epochs=30,40,80"
+    )
+    assert status == 0
+    assert err == "hessabs: `lr_decay_epochs` 40,80: the run ends before, after epochs=40.\n"

@@ -1,5 +1,6 @@
 """Sets that stay on disk: a miniature of ImageNet in its own format, read in memory's order through grain."""
 
+import dataclasses
 import io
 import pickle
 
@@ -8,6 +9,7 @@ import pytest
 
 from hessabs.data import Column, Position, encoded_reader, epoch_order, hold_out, load
 from hessabs.training import Config, set_up, train
+from hessabs.training.devices.mesh import all_rows
 
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
 pytest.importorskip("grain", reason="the extra `data` is not installed")
@@ -26,9 +28,8 @@ def jpeg(rng, label):
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
-    """``imagenet2012`` as TFDS writes it: JPEGs of any size, a file name, splits train and validation."""
+def write_imagenet(folder, train=TRAIN):
+    """Write ``imagenet2012`` as TFDS writes it: JPEGs of any size, a file name, splits train and validation."""
     import tensorflow_datasets as tfds
 
     from tests.tfds_writer import write_dataset
@@ -40,11 +41,10 @@ def imagenet(tmp_path_factory):
         names = [f"n{label:08d}_{i}.JPEG" for i, label in enumerate(labels)]
         return {"file_name": names, "image": [jpeg(rng, label) for label in labels], "label": labels}
 
-    folder = tmp_path_factory.mktemp("data")
     write_dataset(
         folder,
         "imagenet2012",
-        {"train": split(TRAIN), "validation": split(6)},
+        {"train": split(train), "validation": split(6)},
         version="5.1.0",
         shards=2,
         features={
@@ -53,6 +53,12 @@ def imagenet(tmp_path_factory):
             "label": tfds.features.ClassLabel(num_classes=CLASSES),
         },
     )
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_imagenet(folder)
     return folder
 
 
@@ -132,14 +138,71 @@ def test_remainder_is_filled_up_at_weight_0(dataset):
     assert batch["weight"].tolist() == [1, 0, 0, 0]
 
 
-def test_each_process_reads_its_share(dataset):
-    whole = stream(dataset, 4, augmentation="resized_crop")
-    parts = [stream(dataset, 4, augmentation="resized_crop", share=(i, 2)) for i in range(2)]
-    for (batch, _), *shares in zip(whole, *parts, strict=True):
+def own_rows(process, dealt):
+    """The rows of one of two processes, each of two devices."""
+
+    def rows(number):
+        share = number // 2
+        return all_rows(number, 4, dealt=dealt)[process * share :][:share]
+
+    return rows
+
+
+COUNTS = (1, 1, 1, 4, 1, 4, 4, 1)  # micro-batches at once: two epochs of eight, and one more
+ROOM = 4  # threads that may have begun on what is called off
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop"])
+@pytest.mark.parametrize("dealt", [True, False])
+def test_each_process_decodes_its_own_rows_alone(imagenet, dealt, augmentation, monkeypatch):
+    whole_set = load("imagenet2012", data_dir=imagenet, image_size=SIZE).train["image"].records
+    records = dataclasses.replace(whole_set, examples=np.arange(34) % TRAIN)  # 8 micro-batches of 4, and 2 over
+    options = {"seed": SEED, "augmentation": augmentation}
+    whole = encoded_reader(records, 4, **options)
+    batches = [whole(count)[0] for count in COUNTS]
+    decode, counted = type(records).decode, ([], [])
+
+    def counting(self, place, **options):
+        if hasattr(self, "process"):
+            counted[self.process].append(place)
+        return decode(self, place, **options)
+
+    monkeypatch.setattr(type(records), "decode", counting)
+    parts = []
+    for process, decoded in enumerate(counted):
+        mine = dataclasses.replace(records)
+        mine.process = process
+        read = encoded_reader(mine, 4, **options, own_rows=own_rows(process, dealt))
+        parts.append([read(count) for count in COUNTS])
+        own = sum(4 * count // 2 for count in COUNTS)
+        ahead = 4 * max(COUNTS) // 2  # half of the next batch is decoded already
+        # Seven times it was another number of micro-batches than was to be expected.
+        assert own <= len(decoded) <= own + ahead + (0 if dealt else 7 * ROOM)
+        if dealt:  # nothing of the other process, whatever is read at once
+            places = [i for i in range(4 * 8) if i % 4 // 2 == process]
+            orders = [epoch_order(SEED, epoch, 34) for epoch in range(3)]
+            assert set(decoded) <= {int(order[i]) for order in orders for i in places}
+    for count, batch, *shares in zip(COUNTS, batches, *parts, strict=True):
+        rows = np.concatenate([own_rows(process, dealt)(4 * count) for process in range(2)])
+        assert sorted(rows.tolist()) == list(range(4 * count))
         for name in batch:
-            np.testing.assert_array_equal(np.concatenate([share[name] for share, _ in shares]), batch[name])
-    with pytest.raises(ValueError, match="multiple of the 3 processes, got 4"):
-        stream(dataset, 1, share=(0, 3))
+            np.testing.assert_array_equal(np.concatenate([s[name] for s, _ in shares]), batch[name][rows])
+        assert shares[0][1] == shares[1][1]
+
+
+def test_own_rows_resume_replay_and_fill_up(dataset):
+    rows = own_rows(1, dealt=True)
+    whole = stream(dataset, 8, keep_remainder=True, replays=2)
+    options = {"own_rows": rows, "keep_remainder": True, "replays": 2}
+    want = [({name: array[rows(4)] for name, array in batch.items()}, after) for batch, after in whole]
+    same(stream(dataset, 8, **options), want)
+    same(stream(dataset, 5, position=whole[2][1], **options), want[3:])
+
+
+@pytest.mark.slow
+def test_own_rows_by_worker_processes(dataset):
+    options = {"own_rows": own_rows(0, dealt=True), "augmentation": "resized_crop"}
+    same(stream(dataset, 5, num_workers=2, **options), stream(dataset, 5, **options))
 
 
 def test_augmentation_follows_the_example_not_the_batch(dataset):

@@ -1,6 +1,7 @@
 """Runs of several processes are saved, ended by signals and kills, and go on, on as many or on others."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from hessabs.training.analysis.trained import load_trained
+from hessabs.training.devices.lost import STATUS
 from hessabs.training.devices.processes import HEARTBEAT_SECONDS
 from tests.devices.test_processes import end, start, start_several
 from tests.training.saving.runs import bits, lines
@@ -76,9 +78,14 @@ def test_killed_it_ends_with_the_same_bits(whole, tmp_path):
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     codes, outputs = end(processes, timeout=200)
-    assert codes[0] != 0
+    assert codes[0] == STATUS
     assert time.monotonic() - killed < 3 * HEARTBEAT_SECONDS
-    assert "Task 1" in outputs[0]  # which one it was
+    told = [
+        line for line in outputs[0].splitlines() if not re.match(r"\[Gloo\]|\d+%: |hessabs: going on", line)
+    ]
+    assert len(told) == 1, outputs[0]  # and no stack of C++
+    assert "of this run has died or cannot be reached" in told[0]
+    assert told[0].endswith("with --resume.")
     assert len(lines(tmp_path)) < EPOCHS
     shutil.copytree(tmp_path, tmp_path / "alone")
     codes, outputs = end(start_several(tmp_path, 2, 1, *SAVES))

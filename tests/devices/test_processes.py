@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from hessabs.training.devices.lost import STATUS
 from hessabs.training.devices.processes import agree, join
 from tests.devices.test_devices import QUICKLY
 
@@ -102,6 +104,75 @@ def test_batch_norm_over_several_processes(tmp_path):
     (summary, records), (want, want_records) = results(tmp_path / "several"), results(tmp_path / "one")
     assert summary["final_batch_size"] == want["final_batch_size"] == 256
     assert want_records[-1]["train_loss"] < want_records[0]["train_loss"] - 0.1  # it learns
+    check_same_course(records, want_records)
+
+
+def wait_in_several(processes, *rest):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.devices.waiting", str(port), str(processes), str(i), "10", *rest],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])  # of process 0 the others hear at once, of others by their heartbeat
+def test_a_process_that_is_lost_outside_a_collective_is_named_in_one_line(dead):
+    several = wait_in_several(2)
+    try:
+        started = [[process.stdout.readline() for _ in range(3)] for process in several]
+        assert started == [["joined\n", "Python's own\n", "from C\n"]] * 2
+        several[dead].kill()
+        output, _ = several[1 - dead].communicate(timeout=60)
+    finally:
+        for process in several:
+            process.kill()
+            process.communicate()
+    assert several[1 - dead].returncode == STATUS
+    assert output == (
+        f"hessabs: process {dead} of this run has died or cannot be reached; start all of them again with "
+        "--resume.\n"
+    )
+
+
+@pytest.mark.slow
+def test_an_abort_for_another_reason_stays_one():
+    (process,) = wait_in_several(1, "abort")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGABRT
+    assert "from C\n" in output
+    assert "died" not in output
+
+
+@pytest.mark.slow
+def test_each_process_reads_its_rows_of_a_set_on_disk(tmp_path):
+    # With batch norm: at first a micro-batch is split over the processes, later each has its own.
+    pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
+    pytest.importorskip("grain", reason="the extra `data` is not installed")
+    from tests.data.test_pipeline import write_imagenet
+
+    write_imagenet(tmp_path, 70)
+    flags = [
+        *("--dataset=imagenet2012", f"--data_dir={tmp_path}", "--image_size=16", "--model=c1_small"),
+        *("--augment=resized_crop", "--batch_size=4", "--micro_batch_size=4", "--max_batch_size=16"),
+        *("--epochs=3", "--lr_decay_epochs=", "--lr=0.0002", "--hessian_batch_size=8"),
+    ]
+    codes, outputs = end(start_several(tmp_path / "several", 2, 1, *flags))
+    assert codes == [0, 0], outputs
+    codes, outputs = end([start(tmp_path / "one", 2, "--devices=2", *flags)])
+    assert codes == [0], outputs
+    (summary, records), (want, want_records) = results(tmp_path / "several"), results(tmp_path / "one")
+    assert summary["final_batch_size"] == want["final_batch_size"] == 16
     check_same_course(records, want_records)
 
 

@@ -1,9 +1,10 @@
 """A trained run under attack: what ``hessabs attack`` computes and writes.
 
-Files in the folder of the run: ``attack.json`` (all numbers), ``attack.csv`` (a line for each attack and
-epsilon), ``attack.png`` (accuracy against epsilon), ``attack_sheet.png`` (images); ``transfer`` instead of
-``attack`` for examples made on another run. The folder ``attacks`` keeps the result of each attack, epsilon and
-chunk of images: an evaluation that was interrupted, or is repeated with more attacks, goes on from there.
+Files in the folder of the run: ``STEM.json`` (all numbers), ``STEM.csv`` (a line for each attack and epsilon),
+``STEM.png`` (accuracy against epsilon), ``STEM_sheet.png`` (images). STEM names the attacks, the norm and, by a
+digest, all other options: other options leave an earlier table alone. It begins with ``attack``, or with
+``transfer`` for examples made on another run. The folder ``attacks`` keeps the result of each attack, epsilon
+and chunk of images: an evaluation that was interrupted, or is repeated with more attacks, goes on from there.
 """
 
 import csv
@@ -13,22 +14,25 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from hessabs.attacks import misleading, outcomes
 from hessabs.attacks.norms import Norm, check_norm
-from hessabs.attacks.outcomes import Clean, Evaluation, Outcome
+from hessabs.attacks.outcomes import WORST, Clean, Evaluation, Outcome
 from hessabs.training import metrics
-from hessabs.training.analysis import attack_chunks
+from hessabs.training.analysis import attack_chunks, finished
 from hessabs.training.analysis.attack_menu import NAMES, is_black_box, is_minimal, make
 from hessabs.training.analysis.attack_pictures import Shown, draw_curve, draw_sheet
 from hessabs.training.analysis.trained import Trained, load_trained
+from hessabs.training.fields import number
 from hessabs.training.progress import Progress
 
 _COLUMNS = ("attack", "epsilon", "accuracy", "mean_relative", "max_relative", "seconds_per_image")
+_COMPILE = "seconds_compile"  # apart from those per image
+_STEM_LENGTH = 60  # of the names in a file name
 
 
 class Options(NamedTuple):
     """What to compute; one field, one flag of ``hessabs attack``."""
 
     attack: Annotated[str, f"attacks, comma-separated: {', '.join(NAMES)}"] = "pgd"
-    epsilon: Annotated[str, "radii in pixel values of [0, 1], comma-separated"] = "0.01,0.02"
+    epsilon: Annotated[str, "radii in pixel values of [0, 1], comma-separated; 8/255 is one, too"] = "0.01,0.02"
     norm: Annotated[str, f"of epsilon: {', '.join(get_args(Norm))}; not every attack has all"] = "linf"
     steps: Annotated[int, "gradient steps of iterated attacks"] = 40
     restarts: Annotated[int, "random starts of pgd, adam_pgd and apgd"] = 1
@@ -51,7 +55,7 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
       options: What to compute.
 
     Returns:
-      What ``attack.json`` holds.
+      What the file of numbers holds.
 
     Raises:
       FileNotFoundError: If a folder holds no finished run.
@@ -72,6 +76,7 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
     right = clean.right
 
     results: dict[tuple[str, float], Outcome] = {}
+    compiled: dict[tuple[str, float], float] = {}
     shown = None
     with Progress(len(right) * len(names) * len(epsilons)) as bar:
         for number, epsilon in enumerate(epsilons):
@@ -86,6 +91,7 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
                     or shown
                 )
                 whole = attack_chunks.join(parts)
+                compiled[name, epsilon] = float(whole[_COMPILE].sum())
                 results[name, epsilon] = Outcome(
                     seconds=float(whole["seconds"].sum()),
                     **{field: whole[field] for field in Outcome._fields if field != "seconds"},
@@ -96,7 +102,10 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
     record = {
         **{name: value for name, value in options._asdict().items() if name != "data_dir"},
         "images": len(right),
-        "rows": [{name: getattr(row, name) for name in _COLUMNS} for row in rows],
+        "rows": [
+            {**{name: getattr(row, name) for name in _COLUMNS}, _COMPILE: _compiling(row, compiled)}
+            for row in rows
+        ],
         "warnings": [*misled.messages(right), *found],
     }
     _write(workdir / stem(options), record, rows, shown)
@@ -110,17 +119,36 @@ def stem(options: Options) -> str:
       options: What was computed.
 
     Returns:
-      "attack", or "transfer" with a source.
+      A name that other options do not have.
+
+    Example:
+      >>> stem(Options(attack="fgsm,pgd"))  # doctest: +ELLIPSIS
+      'attack-fgsm+pgd-linf-...'
+      >>> stem(Options(steps=10)) == stem(Options(steps=40))
+      False
     """
-    return "attack" if options.source is None else "transfer"
+    kind = "attack" if options.source is None else "transfer"
+    names = "+".join(name.strip() for name in options.attack.split(","))
+    epsilons = [number(part) for part in options.epsilon.split(",")]
+    fields = {**options._asdict(), "attack": names, "epsilon": epsilons, "data_dir": None}
+    return f"{kind}-{names[:_STEM_LENGTH]}-{options.norm}-{finished.identify(**fields)[:6]}"
+
+
+def _compiling(row: Evaluation, compiled: dict[tuple[str, float], float]) -> float:
+    # The worst case is what all attacks of its epsilon took together.
+    own = [row.attack] if row.attack != WORST else [name for name, _ in compiled]
+    return sum(compiled.get((name, row.epsilon), 0.0) for name in dict.fromkeys(own))
 
 
 def _check(options: Options) -> tuple[list[str], list[float]]:
     names = [name.strip() for name in options.attack.split(",")]
     try:
-        epsilons = [float(part) for part in options.epsilon.split(",")]
+        epsilons = [number(part) for part in options.epsilon.split(",")]
     except ValueError:
-        raise ValueError(f"`epsilon` must be numbers separated by commas, got {options.epsilon!r}.") from None
+        raise ValueError(
+            "`epsilon` must be numbers separated by commas, or fractions such as 8/255, got "
+            f"{options.epsilon!r}."
+        ) from None
     check_norm(options.norm)
     for name in names:
         for epsilon in epsilons:
@@ -149,7 +177,7 @@ def _check_fit(trained: Trained, other: Trained) -> None:
 def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[Evaluation], shown: Shown | None) -> None:
     metrics.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=_COLUMNS)
+        writer = csv.DictWriter(file, fieldnames=(*_COLUMNS, _COMPILE))
         writer.writeheader()
         writer.writerows(record["rows"])
     title = f"accuracy on {record['images']} test images, {record['norm']}"

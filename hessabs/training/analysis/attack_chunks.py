@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 import hessabs
-from hessabs import trees
+from hessabs import compiling, trees
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.outcomes import CLEAN
 from hessabs.training.analysis import finished
@@ -18,10 +18,10 @@ from hessabs.training.analysis.attack_pictures import Shown
 from hessabs.training.analysis.finished import Arrays
 from hessabs.training.analysis.trained import Trained
 from hessabs.training.losses import evaluation_logits, scale_images
-from hessabs.typing import Params
+from hessabs.typing import LossFn, Params
 
+_FORMAT = 2  # of the arrays that are kept of a chunk
 _SHOWN = 6  # images of each chunk that are kept for the sheet
-_FIELDS = 2  # changes with the arrays that are kept: those of another version are not found
 
 
 class Network(NamedTuple):
@@ -88,7 +88,7 @@ def clean(task: Task, start: int, batch: dict[str, np.ndarray]) -> Arrays:
     loss_fn, params, digest = task.network
     norm = task.options.norm
     images = finished.digest(batch)
-    identity = finished.identify(what=CLEAN, network=digest, norm=norm, images=images, fields=_FIELDS)
+    identity = finished.identify(what=CLEAN, network=digest, norm=norm, images=images, format=_FORMAT)
     known = finished.find(task.folder, f"{CLEAN}-{start}", identity)
     if known is not None:
         return known
@@ -112,8 +112,8 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
       batch: image, label.
 
     Returns:
-      The arrays of an ``Outcome``, seconds (1,); of the first images that fell, places, images, and the
-      predicted labels before and after.
+      The arrays of an ``Outcome``, seconds and, apart from them, seconds_compile (1,); of the first images that
+      fell, places, images, and the predicted labels before and after.
     """
     options, (loss_fn, params, digest) = task.options, task.network
     identity = finished.identify(
@@ -124,15 +124,24 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
         images=finished.digest(batch),
         start=start,
         version=hessabs.__version__,
-        fields=_FIELDS,
+        format=_FORMAT,
         **{field: getattr(options, field) for field in ("norm", "steps", "restarts", "queries", "seed")},
     )
     label = f"{name}-{start}" if is_minimal(name) else f"{name}-{epsilon:g}-{start}"
     known = finished.find(task.folder, label, identity)
     if known is not None:
         return known
+    attack, compiled = make(name, epsilon, options), 0.0
+
+    def compiling_apart(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+        nonlocal compiled
+        before = compiling.seconds(everywhere=True)  # an attack may have threads of its own
+        result = jax.block_until_ready(attack(loss_fn, params, batch, key))
+        compiled = compiling.seconds(everywhere=True) - before
+        return result
+
     outcome, attacked = outcomes.run(
-        make(name, epsilon, options),
+        compiling_apart,
         loss_fn,
         params,
         scale_images(batch),
@@ -148,7 +157,8 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
     felled = np.flatnonzero((before == batch["label"]) & ~outcome.stands)[:_SHOWN]
     arrays = {
         **outcome._asdict(),
-        "seconds": np.array([outcome.seconds]),
+        "seconds": np.array([outcome.seconds - compiled]),
+        "seconds_compile": np.array([compiled]),
         "places": felled,
         "images": images[felled],
         "before": before[felled],

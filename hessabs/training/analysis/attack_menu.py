@@ -62,6 +62,35 @@ def is_black_box(name: str) -> bool:
     return _MENU[name].black_box
 
 
+def readers(option: str) -> tuple[str, ...]:
+    """List the attacks that an option has an influence on.
+
+    Args:
+      option: ``steps``, ``restarts`` or ``queries``.
+
+    Returns:
+      Some of ``NAMES``.
+
+    Example:
+      >>> readers("queries")
+      ('square', 'ensemble')
+    """
+    return tuple(name for name in NAMES if option in _Noting(_MENU[name]).read)
+
+
+class _Noting:
+    """Options that note which of them a dish is made of. A class, as only its attributes can notice."""
+
+    def __init__(self, dish: _Dish) -> None:
+        self.read: set[str] = set()
+        self._norm = dish.norms[0]
+        dish.make(0.1, self)
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return self._norm if name == "norm" else 10
+
+
 def make(name: str, epsilon: float, options: Any) -> Attack:
     """Make an attack.
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import jax
 
-from hessabs import footprint
+from hessabs import compiling, footprint
 from hessabs.training.devices.mesh import split
 from hessabs.training.feed import make_reader
 from hessabs.training.setup import Run
@@ -92,7 +92,9 @@ class AtOnce:
         size = self._largest(count)
         while size > self._devices:
             self.prepare(size)
-            if all(self._bytes[name, size].result() <= self._budget for name in self._programs):
+            with compiling.waiting():
+                needed = [self._bytes[name, size].result() for name in self._programs]
+            if all(number <= self._budget for number in needed):
                 return size
             size = self._limit = size // 2
         return size

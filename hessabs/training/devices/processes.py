@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hessabs.training.devices import lost
+
 HEARTBEAT_SECONDS = 20
 """A process that says nothing for so long is taken for dead, and the others end."""
 
@@ -50,6 +52,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 
 def _initialize(**options: Any) -> None:
+    lost.watch()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of the CPU backend alone
     take_turns()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for a notice

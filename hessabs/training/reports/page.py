@@ -50,7 +50,6 @@ def gather(root: pathlib.Path) -> list[Section]:
 
     Raises:
       FileNotFoundError: If there is no finished run.
-      ValueError: If a summary cannot be read.
     """
     runs: dict[pathlib.Path, list[Finished]] = {}
     owner: dict[pathlib.Path, pathlib.Path] = {}
@@ -81,7 +80,6 @@ def render(root: pathlib.Path) -> str:
 
     Raises:
       FileNotFoundError: If there is no finished run.
-      ValueError: If a summary cannot be read.
     """
     sections = gather(root)
     title = f"hessabs: {root.absolute().name}"
@@ -142,11 +140,15 @@ def _origins(runs: Sequence[Finished]) -> str:
 
 
 def _curves(runs: Sequence[Finished]) -> str:
-    curves = {
-        g.name: metrics.read_lines(g.runs[0].folder / metrics.METRICS)
-        for g in group(runs)[:_MOST_CURVES]
-        if (g.runs[0].folder / metrics.METRICS).exists()
-    }
+    curves = {}
+    for g in group(runs)[:_MOST_CURVES]:
+        path = g.runs[0].folder / metrics.METRICS
+        try:
+            curves[g.name] = metrics.read_lines(path)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            metrics.say(f"{path.parent} has no curve, for its {path.name} cannot be read: {error}")
     if not curves:
         return ""
     buffer = io.BytesIO()

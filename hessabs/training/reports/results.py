@@ -40,9 +40,10 @@ COLUMNS = (
     Column("updates", "updates", "{:,.0f}"),
     Column("final_batch_size", "final batch", "{:,.0f}"),
     Column("eigenvalue", "top eigenvalue", "{:.3g}"),
+    Column("seconds_compile", "seconds compiling", "{:.0f}"),
     Column("seconds", "seconds", "{:.0f}"),
 )
-"""What a table shows of a run."""
+"""What a table shows of a run; its seconds are all of them, those of compiling included."""
 
 
 class Group(NamedTuple):
@@ -70,24 +71,26 @@ class Group(NamedTuple):
 def find(root: pathlib.Path) -> list[Finished]:
     """Find every finished run in a folder and below it.
 
+    A run whose summary cannot be read is left out, and named on standard error.
+
     Args:
       root: A folder of a run, or one that holds such folders at any depth.
 
     Returns:
-      The runs, by path. A summary that cannot be read raises.
+      The runs, by path.
 
     Raises:
       FileNotFoundError: If there is none.
-      ValueError: If a summary is no JSON object.
     """
     runs = []
     for path in sorted(root.rglob(metrics.SUMMARY)):
         try:
             summary = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(summary, dict):
-            raise ValueError(f"{path} must hold an object, got {type(summary).__name__}.")
+            if not isinstance(summary, dict):
+                raise ValueError(f"it must hold an object, got {type(summary).__name__}")
+        except (OSError, ValueError) as error:
+            metrics.say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
+            continue
         parts = path.parent.relative_to(root).parts
         if parts and _SEED.fullmatch(parts[-1]):
             parts = parts[:-1]

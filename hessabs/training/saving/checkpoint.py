@@ -18,16 +18,26 @@ def save_params(workdir: pathlib.Path, params: Any, model_state: Any) -> None:
       workdir: The folder of the run; what an earlier run saved there is replaced.
       params: Its params.
       model_state: The other collections of the network, {} without any.
+
+    Raises:
+      OSError: If it could not be written.
     """
     import orbax.checkpoint as ocp
 
     folder = workdir.absolute() / PARAMS
-    if folder.exists():
-        shutil.rmtree(folder)
-    with ocp.StandardCheckpointer(**alone(PARAMS)) as checkpointer:
-        # From the host: the file must not remember how many devices there were.
-        saved = jax.device_get({"params": params, "model_state": model_state})
-        checkpointer.save(folder, saved)
+    for path in (folder, *folder.parent.glob(f"{PARAMS}.*tmp*")):  # what a full disk left, too
+        if path.exists():
+            shutil.rmtree(path)
+    # From the host: the file must not remember how many devices there were.
+    saved = jax.device_get({"params": params, "model_state": model_state})
+    try:
+        with ocp.StandardCheckpointer(**alone(PARAMS)) as checkpointer:
+            checkpointer.save(folder, saved)
+    except Exception as error:  # TensorStore's errors have no class of their own
+        raise OSError(
+            f"The trained params could not be written in `workdir` {workdir}: {reason(error)}; make room and "
+            "go on with --resume."
+        ) from error
 
 
 def load_params(workdir: pathlib.Path, params: Any, model_state: Any) -> tuple[Any, Any]:
@@ -64,6 +74,18 @@ def load_params(workdir: pathlib.Path, params: Any, model_state: Any) -> tuple[A
     on_first(read)
     saved = tree_of_first(saved)
     return saved["params"], saved["model_state"]
+
+
+def reason(error: Exception) -> str:
+    """Return what an error of orbax or TensorStore says, in one line.
+
+    Args:
+      error: The error.
+
+    Returns:
+      Its first line, without the specification of what TensorStore opened, which it adds in brackets.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
 
 
 def alone(name: str) -> dict[str, Any]:

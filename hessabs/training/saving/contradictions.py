@@ -34,9 +34,9 @@ def refuse_contradictions(saved: Mapping[str, Any], run: Run) -> None:
     """Compare what was saved with a run that is to go on.
 
     All settings must be equal but ``data_dir``, for what lies there is compared instead, ``data_workers``, and
-    the devices: on another number of them the result is the same to float tolerance. ``epochs`` must be equal
-    too, for the end of the adversarial examples follows it. A setting that was not saved, by an older version,
-    counts as its default.
+    the devices: on another number of them the result is the same to float tolerance. ``epochs`` may be more
+    than were saved: no schedule depends on it but the end of the adversarial examples, where there are some,
+    and that is a setting of its own. A setting that was not saved, by an older version, counts as its default.
 
     Args:
       saved: What ``describe`` returned when the run was saved; without "data", that is not compared.
@@ -50,7 +50,10 @@ def refuse_contradictions(saved: Mapping[str, Any], run: Run) -> None:
     wrong = [
         f"--{name} is {_shown(old.get(name))} in the checkpoint and {_shown(value)} now"
         for name, value in now["config"].items()
-        if name not in _MAY_DIFFER and old.get(name) != value
+        if name not in _MAY_DIFFER
+        and old.get(name) != value
+        and not (name == "epochs" and value > old["epochs"])
+        and not (name == "adversarial_epochs" and not run.config.adversarial_fraction)
     ]
     wrong += [
         f"the data's {name} are {saved['data'].get(name)} in the checkpoint and {value} now"
@@ -58,7 +61,10 @@ def refuse_contradictions(saved: Mapping[str, Any], run: Run) -> None:
         if "data" in saved and saved["data"].get(name) != value
     ]
     if wrong:
-        raise ValueError(f"This is not the run that was saved: {'; '.join(wrong)}. Pass what it began with.")
+        raise ValueError(
+            f"This is not the run that was saved: {'; '.join(wrong)}. Its place in the data, its rule and its "
+            "optimiser belong to what it began with: pass that, or begin a run of its own in another workdir."
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,7 @@ from hessabs.training import metrics
 from hessabs.training.devices.regroup import regroup
 from hessabs.training.finite import NonFiniteError
 from hessabs.training.loop_state import Drop, LoopState
+from hessabs.training.metrics import say
 from hessabs.training.saving import contradictions
 from hessabs.training.saving.durability import Durability
 from hessabs.training.saving.lock import lock_workdir
@@ -81,7 +81,7 @@ class Folder:
         return self._store
 
     def finished(self) -> dict[str, Any] | None:
-        """Return the summary of the run that it holds, if that has finished.
+        """Return the summary of the run that it holds, if that has finished and is to have no more epochs.
 
         Raises:
           ValueError: If it is another run.
@@ -91,6 +91,9 @@ class Folder:
             return None
         summary: dict[str, Any] = json.loads(path.read_text())
         contradictions.refuse_contradictions({"config": summary}, self._run)
+        if summary["epochs"] < self._run.config.epochs:
+            say(f"the run in {self._workdir} has finished; going on to epoch {self._run.config.epochs}.")
+            return None
         say(f"the run in {self._workdir} has finished; nothing is left to do.")
         return summary
 
@@ -102,6 +105,7 @@ class Folder:
         """Read where the run that it holds is to go on, if there is a checkpoint, and go back to it.
 
         Raises:
+          FileNotFoundError: If it holds a finished run, by an older version, that left no checkpoint.
           ValueError: If the checkpoint is that of another run, or there are checkpoints and none is whole.
         """
         metrics.refuse_links(self._workdir)
@@ -109,6 +113,11 @@ class Folder:
         if found is not None:
             position, samples = found.snapshot.state.position, found.snapshot.state.samples
             say(f"going on after {samples} examples (epoch {position.epoch + 1}).")
+        elif (self._workdir / metrics.SUMMARY).exists():
+            raise FileNotFoundError(
+                f"The finished run in {self._workdir} left no checkpoint to go on from; pass --overwrite to "
+                "train anew, or its own --epochs."
+            )
         elif (self._workdir / metrics.METRICS).exists():
             say("there is no checkpoint to go on from; starting anew.")
         return found
@@ -188,12 +197,3 @@ class Folder:
     def _events(self) -> list[dict[str, Any]]:
         path = self._workdir / metrics.EVENTS
         return metrics.read_lines(path) if path.exists() else []
-
-
-def say(text: str) -> None:
-    """Tell the user something that is no error.
-
-    Args:
-      text: One sentence; it goes to standard error.
-    """
-    print(f"hessabs: {text}", file=sys.stderr)

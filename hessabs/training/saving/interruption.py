@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the loop fulfils between two micro-batches."""
+"""SIGTERM and Ctrl-C as a wish that the loop fulfils between two micro-batches, and as an end after it."""
 
 import contextlib
 import signal
@@ -9,8 +9,8 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """A run that ended early, as it was asked to.
+class Interrupted(BaseException):
+    """A run that ended early, as it was asked to. No ``Exception``, for it may come anywhere, as Ctrl-C does.
 
     Attributes:
         signum: The signal that asked; a shell expects the exit status 128 + signum.
@@ -22,9 +22,16 @@ class Interrupted(Exception):
 
 
 class Wish:
-    """The signal that asked the run to end, if one did. A class, against the house rule: a handler sets it."""
+    """The signal that asked the run to end, if one did. A class, against the house rule: a handler sets it.
+
+    Attributes:
+        signum: The signal, or None.
+        saved: Where the run is saved in a sentence, when nothing but its evaluation is left; a signal then ends
+            it at once.
+    """
 
     signum: int | None = None
+    saved: str | None = None
 
 
 @contextlib.contextmanager
@@ -45,6 +52,8 @@ def catch_signals() -> Iterator[Wish]:
         wish.signum = signum
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        if wish.saved is not None:
+            raise Interrupted(wish.saved, signum)
 
     before = {signum: signal.signal(signum, note) for signum in _SIGNALS}
     try:

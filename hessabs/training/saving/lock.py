@@ -1,6 +1,7 @@
 """One run a folder: a lock that ends with its process, however that ends."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -42,7 +43,10 @@ def _open_locked(path: pathlib.Path) -> int:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):
                 return file
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # ENOLCK, say: of a file system without locks
+                os.close(file)
+                raise
             owner = os.read(file, 200).decode(errors="replace").strip() or "another process"
             os.close(file)
             raise BlockingIOError(

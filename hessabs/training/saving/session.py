@@ -9,7 +9,7 @@ import pathlib
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 
@@ -26,6 +26,8 @@ from hessabs.training.saving.interruption import Interrupted, Wish, catch_signal
 from hessabs.training.saving.snapshot import Snapshot, arrays_of, record_of, restore, templates
 from hessabs.training.setup import Run
 from hessabs.training.state import TrainState
+
+T = TypeVar("T")
 
 
 class Session:
@@ -56,7 +58,7 @@ class Session:
             if self._saves:
                 self._wish = stack.enter_context(catch_signals())
             if self._workdir is not None:
-                sharing.on_first(self._folder.open)
+                self._on_first(self._folder.open)
                 stack.push(self._close)
             self._exit = stack.pop_all()
         return self
@@ -107,11 +109,14 @@ class Session:
         workdir = self._workdir
 
         def write() -> None:
+            # A run that went on had finished before, with another network.
+            (workdir / metrics.SUMMARY).unlink(missing_ok=True)
+            metrics.remove_derived(workdir)
             checkpoint.save_params(workdir, last.params, last.model_state)
             draw_curves(workdir / metrics.CURVES, {self._run.config.method: records})
             metrics.write_json(workdir / metrics.SUMMARY, summary)
 
-        sharing.on_first(write)
+        self._on_first(write)
 
     def seconds(self) -> float:
         """Return the seconds that the run took so far, in all its lives."""
@@ -131,7 +136,7 @@ class Session:
             if snapshot is not None:
                 self._before = snapshot.seconds
                 return snapshot
-        sharing.on_first(self._folder.start_anew)
+        self._on_first(self._folder.start_anew)
         if self._saves and self._options.on_nan == "rewind":
             self._save(fresh)
         return fresh
@@ -139,7 +144,7 @@ class Session:
     def append(self, record: dict[str, Any]) -> None:
         """Write the record of an epoch."""
         if self._workdir is not None:
-            sharing.on_first(lambda: self._folder.append(record))
+            self._on_first(lambda: self._folder.append(record))
 
     def between_steps(self, snapshot: Snapshot) -> None:
         """Save the run if it is time to, and end it if it was asked to end; all processes do it here or none.
@@ -163,6 +168,31 @@ class Session:
         if signum is not None:
             sharing.on_first(lambda: self._folder.store.wait())
             raise Interrupted(f"saved after {samples} examples; --resume goes on there.", signum)
+
+    def trained(self, snapshot: Snapshot) -> None:
+        """Save the run at the end of its training, from where it may go on for more epochs.
+
+        From now on a signal ends it at once: what is left is to look at the network.
+
+        Args:
+          snapshot: The run behind its last micro-batch.
+
+        Raises:
+          Interrupted: After a signal to any process.
+          OSError: If the checkpoint could not be written.
+        """
+        if not self._saves:
+            return
+        samples = snapshot.state.samples
+        if samples != self._saved.samples:
+            self._save(snapshot)
+        self._on_first(lambda: self._folder.store.wait())
+        self._wish.saved = f"saved after {samples} examples, the last; --resume goes on there."
+        signum = self._wish.signum
+        if jax.process_count() > 1:
+            signum = int(sharing.gather([signum or 0])[:, 0].max()) or None
+        if signum is not None:
+            raise Interrupted(self._wish.saved, signum)
 
     def check(self) -> None:
         """Raise OSError if a checkpoint could not be written; for a single process, which need not agree."""
@@ -189,6 +219,15 @@ class Session:
             raise error
         return snapshot
 
+    def _on_first(self, act: Callable[[], T]) -> T:
+        then = " and go on with --resume" if self._saves else ""
+
+        def acting() -> T:
+            with metrics.usable("workdir", self._workdir, then):
+                return act()
+
+        return sharing.on_first(acting)
+
     def _go_to(self, find: Callable[[], Found | None]) -> Snapshot | None:
         found: Found | None = None
 
@@ -197,7 +236,7 @@ class Session:
             found = find()
             return None if found is None else found.record
 
-        record = sharing.on_first(read)
+        record = self._on_first(read)
         if record is None:
             return None
         if jax.process_count() > 1:
@@ -215,7 +254,7 @@ class Session:
         arrays = arrays_of(snapshot.state)
         record = record_of(snapshot._replace(seconds=self.seconds()))
         accuracy = {line["samples"]: line["test_accuracy"] for line in snapshot.records}
-        sharing.on_first(lambda: self._folder.save(arrays, record, accuracy))
+        self._on_first(lambda: self._folder.save(arrays, record, accuracy))
         self._saved = self._marks(snapshot)
 
     def _marks(self, snapshot: Snapshot) -> Marks:

@@ -9,7 +9,6 @@ and no name of a class; names, shapes and dtypes of the arrays must be those tha
 import dataclasses
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hessabs.training import heap
-from hessabs.training.saving.checkpoint import alone
+from hessabs.training.metrics import say
+from hessabs.training.saving.checkpoint import alone, reason
 from hessabs.training.saving.manifest import DamagedError, verify_manifest, write_manifest
 
 _ITEMS = ("arrays", "record")
@@ -30,15 +30,6 @@ class Saved(NamedTuple):
     samples: int
     record: dict[str, Any]
     read_arrays: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # raises DamagedError
-
-
-def say(text: str) -> None:
-    """Tell the user something that is no error, on stderr.
-
-    Args:
-      text: One line.
-    """
-    print(f"hessabs: {text}", file=sys.stderr)
 
 
 class Store:
@@ -154,7 +145,7 @@ class Store:
             self._manager = None
             last = _steps(self._folder)
             raise OSError(
-                f"A checkpoint could not be written in {self._folder}: {_reason(error)}. "
+                f"A checkpoint could not be written in `workdir`, {self._folder}: {reason(error)}. "
                 + (f"The last good one is that at {last[0]} examples" if last else "There is none")
                 + "; make room and go on with --resume."
             ) from error
@@ -217,7 +208,7 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
             with ocp.StandardCheckpointer(**alone("reading")) as checkpointer:
                 arrays = dict(checkpointer.restore(folder / "arrays", dict(like)))
         except Exception as error:
-            raise DamagedError(f"arrays: {_reason(error)}") from error
+            raise DamagedError(f"arrays: {reason(error)}") from error
         for name, wanted in like.items():  # orbax checks the names alone
             got = arrays[name]
             if got.shape != wanted.shape or got.dtype != wanted.dtype:
@@ -228,8 +219,3 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
         return arrays
 
     return Saved(samples, record, read_arrays)
-
-
-def _reason(error: Exception) -> str:
-    # TensorStore adds the whole specification of what it opened, in brackets.
-    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]

@@ -18,7 +18,7 @@ from hessabs import attacks, cli
 from hessabs.attacks import losses
 from hessabs.training import metrics
 from hessabs.training.analysis import finished
-from hessabs.training.analysis.attack import Options, attack
+from hessabs.training.analysis.attack import Options, attack, stem
 from hessabs.training.analysis.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -55,7 +55,13 @@ def test_numbers_files_and_transfer(runs, capsys):
     assert cli.main(["attack", f"--workdir={runs / '0'}", *flags]) == 0
     assert "worst case" in capsys.readouterr().out
     assert cli.main(["attack", f"--workdir={runs / '0'}", *flags, f"--source={runs / '1'}"]) == 0
-    for name, maker in (("attack", run), ("transfer", other)):
+    assert cli.main(["attack", f"--workdir={runs / '0'}", "--attack=fgsm", "--epsilon=8/255"]) == 0
+    options = Options(**SMALL)
+    assert json.loads((runs / "0" / f"{stem(Options('fgsm', '8/255'))}.json").read_text())["rows"][1][
+        "epsilon"
+    ] == pytest.approx(0.031372549, rel=1e-8)
+    kinds = ((stem(options), run), (stem(options._replace(source=str(runs / "1"))), other))
+    for name, maker in kinds:  # a later table has left the earlier ones alone
         record = json.loads((runs / "0" / f"{name}.json").read_text())
         assert [row["attack"] for row in record["rows"]] == ["clean", *["fgsm", "pgd", "worst case"] * 2]
         assert record["images"] == 80
@@ -64,6 +70,7 @@ def test_numbers_files_and_transfer(runs, capsys):
                 assert row["accuracy"] == pytest.approx(withstood(run, maker, row["epsilon"]), abs=1e-6)
                 assert 0 < row["mean_relative"] <= row["max_relative"]
                 assert row["seconds_per_image"] > 0
+        assert all(row["seconds_compile"] >= 0 for row in record["rows"])
         with (runs / "0" / f"{name}.csv").open() as file:
             assert len(list(csv.DictReader(file))) == len(record["rows"])
         for picture in (f"{name}.png", f"{name}_sheet.png"):
@@ -113,7 +120,22 @@ def test_a_kill_loses_no_finished_chunk(runs, tmp_path):
     shutil.rmtree(workdir / metrics.ATTACKS)
     whole = attack(workdir, Options(**options))
     for got, want in zip(resumed["rows"], whole["rows"], strict=True):
-        assert {**got, "seconds_per_image": 0} == {**want, "seconds_per_image": 0}
+        times = {"seconds_per_image": 0, "seconds_compile": 0}
+        assert {**got, **times} == {**want, **times}
+
+
+def test_compilation_is_no_time_of_an_image(runs, tmp_path):
+    # Two epsilons of one attack do the same work; the first one alone compiles.
+    workdir = tmp_path / "run"
+    shutil.copytree(runs / "0", workdir)
+    shutil.rmtree(workdir / metrics.ATTACKS, ignore_errors=True)
+    jax.clear_caches()
+    options = Options(attack="bim", epsilon="0.11,0.12", steps=7, num_examples=50, batch_size=50)
+    first, second = attack(workdir, options)["rows"][1:]
+    assert first["seconds_compile"] > 0.2
+    assert second["seconds_compile"] < first["seconds_compile"] / 4
+    # 50 images: what it compiled for, counted as theirs, would be most of their time.
+    assert 50 * first["seconds_per_image"] < first["seconds_compile"]
 
 
 def test_another_network_or_other_options_find_nothing(runs, tmp_path):
@@ -169,11 +191,13 @@ def test_zero_gradients_are_said_in_one_line(runs, tmp_path, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--attack=fgsm", "--steps=9"], "`steps` is read by the attacks bim, pgd, mi_fgsm"),
+        (["--queries=1000"], "`queries` is read by the attacks square, ensemble, and not by pgd"),
         (["--attack=pdg"], "`attack` must name some of fgsm, l2grad, bim"),
         (["--attack=l2grad"], "`attack` l2grad has the norms l2, got norm='linf'"),
         (["--norm=l3"], "`norm` must be one of ['linf', 'l2', 'l1'], got 'l3'"),
         (["--epsilon=-1"], "`epsilon` must be finite and at least 0, got -1.0"),
-        (["--epsilon=a"], "`epsilon` must be numbers separated by commas, got 'a'"),
+        (["--epsilon=a"], "`epsilon` must be numbers separated by commas, or fractions such as 8/255, got 'a'"),
         (["--epsilon=0.1,0.1"], "Name each attack and each epsilon once"),
         (["--steps=0"], "`steps` must be at least 1, got 0"),
         (["--restarts=0"], "`restarts` must be at least 1, got 0"),

@@ -101,6 +101,19 @@ def test_the_command(root, tmp_path, capsys):
     assert output.read_text() == page.render(root)
 
 
+def test_a_broken_run_is_left_out_and_named(root, tmp_path, capsys):
+    (root / "grid/bl <1>/seed1/summary.json").write_text('{"test_accuracy": 9')  # 92 of 90 and 92
+    (root / "grid/absa/seed0/metrics.jsonl").write_text(json.dumps(RECORD)[:-9])
+    (root / "grid/README.md").unlink()
+    (root / "grid/curves.png").unlink()
+    assert cli.main(["report", str(root), f"--output={tmp_path / 'out.html'}"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "seed1 is left out, for its summary.json cannot be read" in err
+    assert "seed0 has no curve, for its metrics.jsonl cannot be read" in err
+    assert "<td>bl &lt;1&gt;</td><td>0</td><td>90.00</td>" in (tmp_path / "out.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,7 +121,7 @@ def test_the_command(root, tmp_path, capsys):
         (["a", "b"], "got ['a', 'b']"),
         (["no/such"], "no/such is no folder"),
         (["{root}/figures"], "holds no finished run"),
-        (["{root}", "--output=no/such/x.html"], "No such file or directory"),
+        (["{root}", "--output=no/such/x.html"], "`output` no/such/x.html cannot be used: No such file or dir"),
         (["{root}", "--colour=red"], "colour"),
     ],
 )

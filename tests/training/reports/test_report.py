@@ -13,6 +13,7 @@ ROW = {
     "final_batch_size": 16_384,
     "eigenvalue": 0.000123456,
     "seconds": 12.34,
+    "seconds_compile": 3.21,
     "other": "ignored",
 }
 
@@ -28,7 +29,7 @@ def test_all_lines_have_one_width(eigenvalue):
 
 def test_numbers():
     cells = [cell.strip() for cell in table({"a": ROW}).splitlines()[2].strip("|").split("|")]
-    assert cells == ["a", "90.13", "5.00", "1,234,567", "16,384", "0.000123", "12.3"]
+    assert cells == ["a", "90.13", "5.00", "1,234,567", "16,384", "0.000123", "12.3", "3.2"]
 
 
 def test_refuses_a_summary_without_a_field():

@@ -60,11 +60,18 @@ def test_csv(root, tmp_path):
     assert rows[3]["diverged"] == "1"
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "must hold an object, got list")])
-def test_refuses_what_is_no_summary(tmp_path, text, message):
-    (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        results.find(tmp_path)
+@pytest.mark.parametrize(("text", "message"), [("{", "Expecting"), ("[1]", "must hold an object, got list")])
+def test_leaves_out_what_is_no_summary_and_says_so(root, capsys, text, message):
+    labels = [run.label for run in results.find(root)]
+    assert capsys.readouterr().err == ""
+    (root / "broken").mkdir()
+    (root / "broken" / "summary.json").write_text(text)
+    assert [run.label for run in results.find(root)] == labels
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"hessabs: {root / 'broken'} is left out")
+    assert message in line
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        results.find(root / "broken")
 
 
 def test_refuses_a_folder_without_runs(tmp_path):

@@ -1,5 +1,6 @@
 """What goes wrong on the way: a full disk, a loss that is not finite, a folder of somebody else's."""
 
+import errno
 import json
 import os
 import pathlib
@@ -14,7 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hessabs.data import epoch_order, micro_batches
-from hessabs.training import loop, set_up, train
+from hessabs.training import loop, metrics, set_up, train
+from hessabs.training.saving import checkpoint
 from hessabs.training.saving.durability import Durability
 from hessabs.training.saving.lock import LOCK, lock_workdir
 from hessabs.training.saving.manifest import DamagedError, write_manifest
@@ -93,6 +95,73 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(base, tmp_path, monkeypatch
     result = train(again(base), tmp_path / "run", RESUME)
     assert bits(result.params) == bits(train(again(base)).params)
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
+
+
+@MANY_ERRORS
+def test_a_full_disk_at_the_params_and_then_going_on(base, tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = checkpoint.save_params
+
+    def save_on_a_full_disk(*arguments):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+        save(*arguments)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_params", save_on_a_full_disk)
+            with pytest.raises(
+                OSError, match=r"`workdir` .*File too large.*; make room and go on with --resume"
+            ):
+                train(again(base), tmp_path / "run", OFTEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "run" / "summary.json").exists()
+    trained = []
+    monkeypatch.setattr(loop, "_train_on", lambda *arguments: trained.append(arguments))
+    result = train(again(base), tmp_path / "run", RESUME)
+    assert trained == []  # all that is left is to write
+    monkeypatch.undo()
+    assert bits(result.params) == bits(train(again(base)).params)
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "checkpoints",
+        "curves.png",
+        "metrics.jsonl",
+        "params",
+        "summary.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "advice"),
+    [
+        ("append_line", errno.ENOSPC, "; make room and go on with --resume."),
+        ("write_json", errno.EROFS, "; name"),
+    ],
+)
+def test_what_the_system_refuses_names_the_flag(base, tmp_path, monkeypatch, name, number, advice):
+    write = getattr(metrics, name)
+
+    def refuse(path, *arguments):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, name, refuse)
+        with pytest.raises(
+            OSError, match=rf"^`workdir` {tmp_path} cannot be used: {os.strerror(number)}"
+        ) as caught:
+            train(again(base), tmp_path, OFTEN)
+    assert advice in str(caught.value)
+    assert getattr(metrics, name) is write
+    assert bits(train(again(base), tmp_path, RESUME).params) == bits(train(again(base)).params)
+
+
+def test_a_lock_that_cannot_be_had_is_not_a_run_in_use(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with pytest.raises(OSError, match="No locks available"), lock_workdir(tmp_path):
+        pass
 
 
 # --- A loss that is not finite.

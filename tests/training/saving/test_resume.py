@@ -14,6 +14,7 @@ from hessabs.training import loop, set_up, train
 from hessabs.training.saving.durability import Durability, Period, parse_period
 from hessabs.training.saving.interruption import Interrupted
 from hessabs.training.saving.manifest import DamagedError
+from hessabs.training.setup import make_controller
 from tests.training.saving.runs import CONFIG, MICRO, N, again, bits, lines, small_digits
 
 STEPS = CONFIG.epochs * (N // MICRO)
@@ -91,6 +92,46 @@ def test_a_finished_run_says_so(base, whole, tmp_path, capsys):
     assert bits(result.params) == whole[0]
     assert result.summary == json.loads((workdir / "summary.json").read_text())
     assert sorted(path.stat().st_mtime_ns for path in workdir.rglob("*")) == before
+
+
+def more(run, epochs, **changes):
+    """A run like one, of more epochs, with the same compiled functions."""
+    config = run.config._replace(epochs=epochs, **changes)
+    return again(run)._replace(config=config, controller=make_controller(config, run.epoch_examples))
+
+
+@pytest.mark.parametrize("method", ["bl", "abs", "gg"])
+def test_a_finished_run_goes_on_to_what_more_epochs_would_have_given(tmp_path, capsys, method):
+    # No schedule of these depends on the number of epochs; the decay after the third one is still to come.
+    short = set_up(CONFIG._replace(method=method, epochs=2), small_digits())
+    train(again(short), tmp_path / "run", Durability())
+    (tmp_path / "run" / "attack-pgd-linf-000000.json").write_text("{}")  # of the shorter run's network
+    assert "going on" not in capsys.readouterr().err
+    result = train(more(short, 4), tmp_path / "run", RESUME)
+    assert "has finished; going on to epoch 4." in capsys.readouterr().err
+    want = train(more(short, 4), tmp_path / "whole", Durability())
+    assert bits(result.params) == bits(want.params)
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert result.summary["epochs"] == 4
+    assert not list((tmp_path / "run").glob("attack*"))
+    with pytest.raises(ValueError, match="--epochs is 4 in the checkpoint and 3 now"):
+        train(more(short, 3), tmp_path / "run", RESUME)
+
+
+def test_a_finished_run_with_an_end_of_adversarial_examples(base, tmp_path):
+    short = more(base, 2, adversarial_epochs=1)
+    train(short, tmp_path / "run", Durability())
+    with pytest.raises(ValueError, match="--adversarial_epochs is 1 in the checkpoint and 2 now"):
+        train(more(base, 4, adversarial_epochs=2), tmp_path / "run", RESUME)
+    result = train(more(base, 4, adversarial_epochs=1), tmp_path / "run", RESUME)
+    assert bits(result.params) == bits(train(more(base, 4, adversarial_epochs=1)).params)
+
+
+def test_another_batch_is_refused_with_the_reason(base, tmp_path):
+    with pytest.raises(Broken):
+        train(break_at(again(base), 20), tmp_path, OFTEN)
+    with pytest.raises(ValueError, match=r"--batch_size is 16 .* and 32 now.*Its place in the data, its rule"):
+        train(more(base, CONFIG.epochs, batch_size=2 * CONFIG.batch_size), tmp_path, RESUME)
 
 
 def test_resume_in_an_empty_folder_starts_anew(base, whole, tmp_path):
@@ -179,6 +220,20 @@ def test_a_signal_saves_and_ends(base, whole, tmp_path, signum, monkeypatch):
     assert caught.value.signum == signum
     assert {each: signal.getsignal(each) for each in handlers} == handlers
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["400"]
+    assert bits(train(again(base), tmp_path, RESUME).params) == whole[0]
+    assert lines(tmp_path) == whole[1]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_training_ends_at_once(base, whole, tmp_path, signum):
+    def measure(*arguments):
+        os.kill(os.getpid(), signum)
+        raise AssertionError("the signal came and nothing happened")
+
+    with pytest.raises(Interrupted, match=f"saved after {CONFIG.epochs * N} examples, the last") as caught:
+        train(again(base)._replace(measure_final=measure), tmp_path, Durability())
+    assert caught.value.signum == signum
+    assert not (tmp_path / "summary.json").exists()
     assert bits(train(again(base), tmp_path, RESUME).params) == whole[0]
     assert lines(tmp_path) == whole[1]
 

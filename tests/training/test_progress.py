@@ -1,0 +1,67 @@
+"""What a terminal and a log show of a run: whole fields, and a line for each epoch."""
+
+import io
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from hessabs.training.progress import Progress, fitting
+
+FIELDS = {
+    "epoch": "3/90",
+    "loss": "0.5123",
+    "batch": "256",
+    "lr": "0.1",
+    "eigenvalue": "12.33",
+    "updates": "12000",
+}
+
+
+@pytest.mark.parametrize("columns", [8, 15, 30, 45, 60, 80, 100, 120, 200])
+def test_a_line_holds_whole_fields_however_narrow_the_terminal_is(columns):
+    with tqdm(
+        total=129_330, unit="img", unit_scale=True, file=io.StringIO(), ncols=columns, disable=False
+    ) as bar:
+        bar.n = 40_000
+        bar.start_t -= 100
+        bar.bar_format, kept = fitting(bar.format_dict, FIELDS)
+        bar.set_postfix(kept, refresh=False)
+        line = str(bar)
+    assert len(line) <= columns
+    assert list(kept) == list(FIELDS)[: len(kept)]  # the first ones stay longest
+    assert all(f"{name}={value}" in line for name, value in kept.items())
+    assert not any(f"{name}=" in line for name in FIELDS.keys() - kept.keys())
+    assert "31%" in line
+    assert ("]" in line) == ("[" in line)
+    assert len(kept) == {100: 4, 120: 6, 200: 6}.get(columns, len(kept))
+
+
+@pytest.mark.parametrize(("logs", "want"), [(True, 2), (False, 0)])
+def test_a_log_has_a_line_for_each_milestone(capsys, logs, want):
+    with Progress(200, 50, logs=logs) as progress:
+        for samples in (75, 100, 150, 200):
+            progress.show(
+                samples, milestone=samples % 100 == 0, epoch=f"{samples // 100}/2", loss=0.51234, lr=None
+            )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == want
+    if logs:
+        assert lines[0].startswith("50%: epoch 1/2, loss 0.5123, lr - [00:00<")
+        assert lines[1].startswith("100%: epoch 2/2")
+
+
+class Terminal(io.StringIO):
+    """A terminal of a few columns, as tqdm sees it."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_has_a_bar_and_no_lines(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(200) as progress:
+        progress.show(100, milestone=True, epoch="1/2")
+    assert "epoch=1/2" in terminal.getvalue() or "50%" in terminal.getvalue() or "100" in terminal.getvalue()
+    assert "epoch 1/2" not in terminal.getvalue()
