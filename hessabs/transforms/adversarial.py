@@ -1,18 +1,23 @@
 """The adversarial step as an optax gradient transformation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from hessabs import batch_axis
+from hessabs import batch_axis, collectives
 from hessabs.attacks.mixing import attacked_head, beyond_maximum, made_visible, num_replaced
-from hessabs.collectives import pmean
 from hessabs.typing import Attack, LossFn, Params
 
 
 def adversarial_gradient(
-    attack: Attack, *, max_fraction: float = 0.2, axis_name: str | None = None
+    attack: Attack,
+    *,
+    max_fraction: float = 0.2,
+    weight: Callable[[Any], Any] | None = None,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Turn the gradient of a batch into that of the batch with its first examples attacked.
 
@@ -35,12 +40,14 @@ def adversarial_gradient(
         first ``floor(max_fraction * n)`` examples are attacked at every update, so the work grows with it. With
         a rule it is the rule's own: ``float(rule.init().adversarial_fraction)``, from where rules only lower
         it. A larger fraction is refused; where it is traced, the updates are NaN.
+      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
+        what counts; None for the number of examples.
       axis_name: The mapped axis over which the batch is split, or None. The incoming gradient is then the mean
-        over the devices, and each device attacks the first of its own examples.
+        over the devices (by ``weight``), and each device attacks the first of its own examples.
 
     Returns:
       A ``GradientTransformationExtraArgs`` without state. In ``optax.inject_hyperparams`` name the static
-      arguments: ``static_args=("attack", "max_fraction", "axis_name")``.
+      arguments: ``static_args=("attack", "max_fraction", "weight", "axis_name")``.
 
     Raises:
       ValueError: If ``max_fraction`` lies outside [0, 1]; from ``update``, if params, loss or batch are
@@ -92,18 +99,18 @@ def adversarial_gradient(
         adversarial, clean = attacked_head(
             attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
         )
-        size = batch_axis.num_examples(clean)
-        if size == 0:
+        if batch_axis.num_examples(clean) == 0:
             return made_visible(beyond, updates), state
 
         def difference(p: Params) -> jax.Array:
-            return pmean(loss_fn(p, adversarial) - loss_fn(p, clean), axis_name)
+            return loss_fn(p, adversarial) - loss_fn(p, clean)
 
-        # Averaged inside and outside of the derivative: see hessabs.curvature.operators.
-        correction = pmean(jax.grad(difference)(params), axis_name)
-        updates = jax.tree.map(
-            lambda g, c: (g + (size / num_examples) * c).astype(g.dtype), updates, correction
-        )
+        gradient = jax.grad(difference)(collectives.own(params, axis_name))
+        head, whole = (batch_axis.total_weight(weight, part) for part in (clean, batch))
+        # What a head without weight has for a gradient may be NaN.
+        share = jax.tree.map(lambda c: jnp.where(head > 0, c * head / whole, 0).astype(c.dtype), gradient)
+        correction = collectives.weighted_mean(share, None if weight is None else whole, axis_name)
+        updates = jax.tree.map(lambda g, c: (g + c).astype(g.dtype), updates, correction)
         return made_visible(beyond, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -170,6 +170,16 @@ def test_a_fisher_matrix_wants_to_know_which_positions_count(params):
         operator(params)
 
 
+def test_a_row_that_alone_is_nothing(params):
+    x, mask, w = jnp.arange(1.0, 5.0), jnp.array([1.0, 1, 1, 0]), jnp.ones(())
+    loss = lambda w, b: jnp.sum(b[1] * (w * b[0]) ** 2) / jnp.sum(b[1])  # noqa: E731
+    halves = [(x[:2], mask[:2]), (x[2:], mask[2:])]
+    with pytest.warns(UserWarning, match="9 against nan"):
+        curvature.dataset_hessian(loss, w, halves)(w)
+    got = curvature.dataset_hessian(loss, w, halves, weight=lambda b: b[1].sum())(w)
+    np.testing.assert_allclose(got, 28 / 3, rtol=1e-6)
+
+
 def test_nothing_counts(params):
     batch = {**tokens(), "mask": np.zeros((11, 3))}
     with pytest.raises(ValueError, match="positive number, got 0"):

@@ -102,3 +102,39 @@ def test_what_is_missing_is_named():
 def test_the_fraction_must_lie_in_its_range(fraction):
     with pytest.raises(ValueError, match="`max_fraction` must lie in"):
         hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.1), max_fraction=fraction)
+
+
+@pytest.mark.parametrize("axis_name", [None, "data"])
+def test_a_loss_over_what_a_mask_leaves(axis_name):
+    mask = jnp.array([0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 1], jnp.float32)
+
+    def masked(params, batch):
+        errors = jnp.sum((batch["image"].reshape(len(batch["mask"]), -1) @ params["w"]) ** 2, axis=-1)
+        return jnp.sum(batch["mask"] * errors) / jnp.sum(batch["mask"])
+
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
+    batch = {"image": jnp.asarray(rng.uniform(0.2, 0.8, (16, 3)), jnp.float32), "mask": mask}
+    attack = hessabs.attacks.fgsm(0.1)
+    tx = hessabs.adversarial_gradient(
+        attack, max_fraction=0.5, weight=lambda batch: batch["mask"], axis_name=axis_name
+    )
+
+    def update(g, batch):
+        return tx.update(g, tx.init(params), params, loss_fn=masked, batch=batch)[0]
+
+    clean = jax.grad(masked)(params, batch)
+    if axis_name is None:
+        got, heads = update(clean, batch), [slice(0, 8)]
+    else:  # the first and the third of four devices have a head in which nothing counts
+        shares = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), batch)
+        got = jax.tree.map(lambda x: x[0], jax.pmap(update, "data", in_axes=(None, 0))(clean, shares))
+        heads = [slice(i, i + 2) for i in range(0, 16, 4)]
+    image = batch["image"]
+    for head in heads:
+        part = jax.tree.map(lambda x, head=head: x[head], batch)
+        image = image.at[head].set(
+            jnp.where(part["mask"][:, None] > 0, attack(masked, params, part)["image"], part["image"])
+        )
+    want = jax.grad(masked)(params, {**batch, "image": image})
+    np.testing.assert_allclose(got["w"], want["w"], rtol=2e-5)
