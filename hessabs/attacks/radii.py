@@ -31,7 +31,8 @@ def stretch(unit: jax.Array, epsilon: Any, caps: Any, most: Any) -> jax.Array:
         left = jnp.maximum(epsilon**2 - jnp.sum(jnp.where(full, caps, 0) ** 2), 0)
         return jnp.maximum(t, jnp.sqrt(left * trees.safe_inverse(jnp.sum(jnp.where(full, 0, unit) ** 2))))
 
-    t = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.zeros((), unit.dtype))
+    first = newton(0, jnp.zeros((), unit.dtype))  # unlike 0 it varies over devices as the perturbation does
+    t = jax.lax.fori_loop(1, _NEWTON_STEPS, newton, first)
     return jnp.minimum(jnp.minimum(t, most) * unit, caps)
 
 
