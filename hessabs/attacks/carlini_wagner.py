@@ -10,9 +10,9 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import boxes, losses
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.loops import Loop
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 _INSIDE = 0.999999  # an input at a bound has no finite arctanh

@@ -10,8 +10,8 @@ import numpy as np
 
 from hessabs import trees
 from hessabs.attacks import losses
-from hessabs.attacks.inputs import get_inputs
 from hessabs.attacks.norms import Bounds, Norm
+from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
 

@@ -9,11 +9,11 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import boxes, losses, norms
 from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.loops import Loop
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 _NUDGE = 1e-4  # added to the distance, in the units of the batch, so that a step is never too short to count

@@ -11,13 +11,13 @@ from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
 from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
-from hessabs.attacks.inputs import with_inputs
 from hessabs.attacks.losses.criteria import difference_of_logits
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.square import square
 from hessabs.curvature.loops import Loop
+from hessabs.inputs import with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 

@@ -9,8 +9,8 @@ from hessabs import programs, trees
 from hessabs.attacks.checks import check_ball, checked_inputs
 from hessabs.attacks.climbing import farthest
 from hessabs.attacks.expectation import check_draws, check_keys, expected
-from hessabs.attacks.inputs import with_inputs
 from hessabs.attacks.norms import Bounds, Norm, check_norm
+from hessabs.inputs import with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 

@@ -10,8 +10,8 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import losses
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
 _SAME = 1e-3  # of the largest logit: what other rows of the batch may change, by rounding

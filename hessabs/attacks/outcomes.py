@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import programs, trees
+from hessabs import compiling, programs, trees
 from hessabs.attacks import losses
-from hessabs.attacks.inputs import get_inputs
 from hessabs.attacks.norms import Bounds, Norm
+from hessabs.inputs import get_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 CLEAN = "clean"
@@ -33,11 +33,10 @@ class Clean(NamedTuple):
 class Outcome(NamedTuple):
     """What an attack did to n examples."""
 
-    stands: (
-        np.ndarray
-    )  # (n,), bool: not felled; right, or without finite logits, or not at an input there can be
+    stands: np.ndarray  # (n,), bool: not felled; right, without finite logits, or at no input that there can be
     sizes: np.ndarray  # (n,), float: the norm of each perturbation
-    seconds: float  # wall clock of the attack
+    seconds: float  # wall clock of the attack, without those in which JAX compiled
+    seconds_compile: float  # wall clock in which JAX traced and compiled
     non_finite: np.ndarray  # (n,), bool: the logits after the attack say nothing
     least: np.ndarray  # (n,), float: the norm less what rounding may have added; nan: not finite, out of bounds
 
@@ -50,9 +49,10 @@ class Evaluation(NamedTuple):
     accuracy: float  # part of the examples that are classified rightly, in [0, 1]
     mean_relative: float  # ||x' - x|| / ||x||, mean over those that fell and were right before; 0 if none
     max_relative: float  # the largest of them
-    seconds_per_image: float  # wall clock of the attack, compilation included unless it was compiled before
+    seconds_per_image: float  # wall clock of the attack, compilation not included
     withstood: np.ndarray  # (n,), bool: which examples are classified rightly
     non_finite: np.ndarray  # (n,), bool: whose logits say nothing, before or after: neither robust nor fallen
+    seconds_compile: float  # wall clock in which JAX compiled the attack
 
 
 def run(
@@ -83,9 +83,10 @@ def run(
     Returns:
       ``(outcome, attacked batch)``.
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), compiling.seconds(everywhere=True)  # an attack may have threads
     attacked = jax.block_until_ready(attack(*(source or (loss_fn, params)), batch, key))
-    seconds = time.perf_counter() - start
+    compiled = compiling.seconds(everywhere=True) - before
+    seconds = time.perf_counter() - start - compiled
     points, inputs = (np.asarray(get_inputs(each, inputs_key)) for each in (attacked, batch))
     right, finite = judge(loss_fn, params, attacked, inputs_key)
     flat = points.reshape(len(points), -1)
@@ -95,7 +96,12 @@ def run(
         there_is &= (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
     norms, least = measure(points, inputs, norm)
     outcome = Outcome(
-        right | ~finite | ~there_is, norms, seconds, ~finite & there_is, np.where(there_is, least, np.nan)
+        right | ~finite | ~there_is,
+        norms,
+        seconds,
+        compiled,
+        ~finite & there_is,
+        np.where(there_is, least, np.nan),
     )
     return outcome, attacked
 
@@ -171,12 +177,14 @@ def table(clean: Clean, results: Mapping[tuple[str, float], Outcome], *, keep_fa
       The rows: the clean examples, then each epsilon with every attack and, if there are several, the worst
       case.
     """
-    rows = [Evaluation(CLEAN, 0.0, float(clean.right.mean()), 0.0, 0.0, 0.0, clean.right, clean.non_finite)]
+    rows = [
+        Evaluation(CLEAN, 0.0, float(clean.right.mean()), 0.0, 0.0, 0.0, clean.right, clean.non_finite, 0.0)
+    ]
     for epsilon in dict.fromkeys(epsilon for _, epsilon in results):
         every = []
         for name in dict.fromkeys(name for name, _ in results):
             before = [
-                outcome._replace(seconds=0.0)
+                outcome._replace(seconds=0.0, seconds_compile=0.0)
                 for (other, smaller), outcome in results.items()
                 if keep_fallen and other == name and smaller < epsilon
             ]
@@ -209,9 +217,9 @@ def evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outco
     relative = smallest[fell] / np.where(clean.lengths[fell] > 0, clean.lengths[fell], 1)
     mean, largest = (float(relative.mean()), float(relative.max())) if fell.any() else (0.0, 0.0)
     stands = clean.right & ~fell & ~lost
-    seconds = sum(o.seconds for o in outcomes) / len(stands)
+    seconds, compiled = sum(o.seconds for o in outcomes) / len(stands), sum(o.seconds_compile for o in outcomes)
     return Evaluation(
-        name, epsilon, float(stands.mean()), mean, largest, seconds, stands, clean.non_finite | lost
+        name, epsilon, float(stands.mean()), mean, largest, seconds, stands, clean.non_finite | lost, compiled
     )
 
 

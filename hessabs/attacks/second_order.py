@@ -16,11 +16,11 @@ from hessabs import programs, trees
 from hessabs.attacks import losses
 from hessabs.attacks.checks import check_ball, check_count, check_positive, checked_inputs
 from hessabs.attacks.gradient import along
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.input_hessian import input_hessian
 from hessabs.curvature.loops import Loop
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 _Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, inputs_key

@@ -11,11 +11,11 @@ from hessabs import programs, trees
 from hessabs.attacks import losses, norms, patterns
 from hessabs.attacks.ascent import Best
 from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.loops import Loop
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares halve

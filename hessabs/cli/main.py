@@ -27,7 +27,7 @@ COMMANDS = {
 
 def run() -> None:
     """Run the command line of this process and exit."""
-    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, _end)  # before JAX is imported, which takes a second
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()

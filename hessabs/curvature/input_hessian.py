@@ -3,9 +3,9 @@
 import jax
 
 from hessabs import trees
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.curvature.losses import scalar, without_aux
 from hessabs.curvature.operators import hessian
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Batch, LossFn, MatVec, Params
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks.inputs import get_inputs
 from hessabs.attacks.losses.shapes import check_shapes
+from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
 LogitsFn = Callable[[Params, Any], jax.Array]

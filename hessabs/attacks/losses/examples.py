@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, trees
-from hessabs.attacks.inputs import get_inputs, with_inputs
 from hessabs.attacks.losses.carrying import (
     Spec,
     carries_logits,
@@ -18,6 +17,7 @@ from hessabs.attacks.losses.carrying import (
     parts,
 )
 from hessabs.attacks.losses.logits import usable
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
 _SUM_TOLERANCE = 0.02  # what bfloat16 makes of a sum of 1

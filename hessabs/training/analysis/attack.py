@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from hessabs.attacks import misleading, outcomes
 from hessabs.attacks.norms import Norm, check_norm
-from hessabs.attacks.outcomes import WORST, Clean, Evaluation, Outcome
+from hessabs.attacks.outcomes import Clean, Evaluation, Outcome
 from hessabs.training import metrics
 from hessabs.training.analysis import attack_chunks, finished
 from hessabs.training.analysis.attack_menu import NAMES, is_black_box, is_minimal, make
@@ -23,8 +23,16 @@ from hessabs.training.analysis.trained import Trained, load_trained
 from hessabs.training.fields import number
 from hessabs.training.progress import Progress
 
-_COLUMNS = ("attack", "epsilon", "accuracy", "mean_relative", "max_relative", "seconds_per_image")
-_COMPILE = "seconds_compile"  # apart from those per image
+_COLUMNS = (
+    "attack",
+    "epsilon",
+    "accuracy",
+    "mean_relative",
+    "max_relative",
+    "seconds_per_image",
+    "seconds_compile",
+)
+_SUMS = ("seconds", "seconds_compile")
 _STEM_LENGTH = 60  # of the names in a file name
 
 
@@ -76,7 +84,6 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
     right = clean.right
 
     results: dict[tuple[str, float], Outcome] = {}
-    compiled: dict[tuple[str, float], float] = {}
     shown = None
     with Progress(len(right) * len(names) * len(epsilons)) as bar:
         for number, epsilon in enumerate(epsilons):
@@ -91,21 +98,18 @@ def attack(workdir: pathlib.Path, options: Options) -> dict[str, Any]:
                     or shown
                 )
                 whole = attack_chunks.join(parts)
-                compiled[name, epsilon] = float(whole[_COMPILE].sum())
-                results[name, epsilon] = Outcome(
-                    seconds=float(whole["seconds"].sum()),
-                    **{field: whole[field] for field in Outcome._fields if field != "seconds"},
-                )
+                arrays: dict[str, Any] = {
+                    field: float(whole[field].sum()) if field in _SUMS else whole[field]
+                    for field in Outcome._fields
+                }
+                results[name, epsilon] = Outcome(**arrays)
     rows = outcomes.table(clean, results, keep_fallen=options.keep_fallen)
     minimal, black_box = (set(filter(belongs, names)) for belongs in (is_minimal, is_black_box))
     found = misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
     record = {
         **{name: value for name, value in options._asdict().items() if name != "data_dir"},
         "images": len(right),
-        "rows": [
-            {**{name: getattr(row, name) for name in _COLUMNS}, _COMPILE: _compiling(row, compiled)}
-            for row in rows
-        ],
+        "rows": [{name: getattr(row, name) for name in _COLUMNS} for row in rows],
         "warnings": [*misled.messages(right), *found],
     }
     _write(workdir / stem(options), record, rows, shown)
@@ -132,12 +136,6 @@ def stem(options: Options) -> str:
     epsilons = [number(part) for part in options.epsilon.split(",")]
     fields = {**options._asdict(), "attack": names, "epsilon": epsilons, "data_dir": None}
     return f"{kind}-{names[:_STEM_LENGTH]}-{options.norm}-{finished.identify(**fields)[:6]}"
-
-
-def _compiling(row: Evaluation, compiled: dict[tuple[str, float], float]) -> float:
-    # The worst case is what all attacks of its epsilon took together.
-    own = [row.attack] if row.attack != WORST else [name for name, _ in compiled]
-    return sum(compiled.get((name, row.epsilon), 0.0) for name in dict.fromkeys(own))
 
 
 def _check(options: Options) -> tuple[list[str], list[float]]:
@@ -177,7 +175,7 @@ def _check_fit(trained: Trained, other: Trained) -> None:
 def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[Evaluation], shown: Shown | None) -> None:
     metrics.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=(*_COLUMNS, _COMPILE))
+        writer = csv.DictWriter(file, fieldnames=_COLUMNS)
         writer.writeheader()
         writer.writerows(record["rows"])
     title = f"accuracy on {record['images']} test images, {record['norm']}"

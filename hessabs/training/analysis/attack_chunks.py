@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 import hessabs
-from hessabs import compiling, trees
+from hessabs import trees
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.outcomes import CLEAN
 from hessabs.training.analysis import finished
@@ -18,7 +18,7 @@ from hessabs.training.analysis.attack_pictures import Shown
 from hessabs.training.analysis.finished import Arrays
 from hessabs.training.analysis.trained import Trained
 from hessabs.training.losses import evaluation_logits, scale_images
-from hessabs.typing import LossFn, Params
+from hessabs.typing import Params
 
 _FORMAT = 2  # of the arrays that are kept of a chunk
 _SHOWN = 6  # images of each chunk that are kept for the sheet
@@ -112,8 +112,8 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
       batch: image, label.
 
     Returns:
-      The arrays of an ``Outcome``, seconds and, apart from them, seconds_compile (1,); of the first images that
-      fell, places, images, and the predicted labels before and after.
+      The arrays of an ``Outcome``, seconds and seconds_compile (1,); of the first images that fell, places,
+      images, and the predicted labels before and after.
     """
     options, (loss_fn, params, digest) = task.options, task.network
     identity = finished.identify(
@@ -131,17 +131,8 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
     known = finished.find(task.folder, label, identity)
     if known is not None:
         return known
-    attack, compiled = make(name, epsilon, options), 0.0
-
-    def compiling_apart(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
-        nonlocal compiled
-        before = compiling.seconds(everywhere=True)  # an attack may have threads of its own
-        result = jax.block_until_ready(attack(loss_fn, params, batch, key))
-        compiled = compiling.seconds(everywhere=True) - before
-        return result
-
     outcome, attacked = outcomes.run(
-        compiling_apart,
+        make(name, epsilon, options),
         loss_fn,
         params,
         scale_images(batch),
@@ -156,9 +147,7 @@ def attacked(task: Task, name: str, epsilon: float, start: int, batch: dict[str,
     before, after = (np.argmax(logits_fn(params, x), axis=-1) for x in (scale_images(batch)["image"], images))
     felled = np.flatnonzero((before == batch["label"]) & ~outcome.stands)[:_SHOWN]
     arrays = {
-        **outcome._asdict(),
-        "seconds": np.array([outcome.seconds - compiled]),
-        "seconds_compile": np.array([compiled]),
+        **{field: np.atleast_1d(value) for field, value in outcome._asdict().items()},
         "places": felled,
         "images": images[felled],
         "before": before[felled],

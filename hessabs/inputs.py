@@ -1,4 +1,4 @@
-"""The part of a batch that an attack changes: its inputs, one leaf of the batch."""
+"""The part of a batch that attacks change and input Hessians turn: its inputs, one leaf of the batch."""
 
 from collections.abc import Mapping
 from typing import Any
