@@ -1,7 +1,9 @@
 """The conventions of the library, and the types that carry them.
 
 * A **loss** is ``loss_fn(params, batch) -> scalar``, the MEAN over the batch. A batch is a pytree whose
-  leaves share a leading example axis.
+  leaves share a leading example axis; scalars and random keys among them belong to the whole batch. A loss
+  that is a mean over something else (unmasked tokens, valid rows) says so where batches, parts of a batch or
+  shares of devices are summed: ``weight(batch)`` is what it divides by, or an array whose sum that is.
 * Arrays that a loss needs beside the params (batch norm statistics, say) are bound with
   ``jax.tree_util.Partial(loss_fn, ...)``: they are then traced arguments, not constants, so new values
   never recompile anything.
@@ -30,7 +32,7 @@ Params: TypeAlias = chex.ArrayTree
 """A pytree of floating-point arrays."""
 
 Batch: TypeAlias = chex.ArrayTree
-"""A pytree of arrays that share a leading example axis."""
+"""A pytree of arrays that share a leading example axis, but for scalars and random keys."""
 
 LossFn: TypeAlias = Callable[[Params, Any], jax.Array]
 """``loss_fn(params, batch) -> scalar``, the mean over the batch."""
