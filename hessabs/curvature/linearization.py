@@ -96,7 +96,7 @@ def multiply(source: Source, linearization: Linearization | None, vector: Params
       ValueError: If ``vector`` does not look like the params.
       TypeError: If a ``custom_vjp`` blocks forward mode.
     """
-    trees.check_like(vector, source.params, "vector", "params")
+    trees.check_like(vector, source.params, "vector", "params", dtypes=True)
     if linearization is None:
         closed = _stage(source.maps.value.product, source)
     else:

@@ -39,7 +39,7 @@ def stream_product(
         call is traced.
     """
     loops.choose(None, Partial(stream_product), vector)
-    trees.check_like(vector, source.params, "vector", "params")
+    trees.check_like(vector, source.params, "vector", "params", dtypes=True)
     # One collective ends a product of params that every device has; XLA places those of sharded params.
     on_each = mesh.value is not None and not _is_sharded(vector)
     total = _rows(vector, mesh.value) if on_each else parts.zeros(vector)

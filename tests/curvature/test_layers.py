@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from hessabs import curvature, trees
+from hessabs import batch_axis, curvature, trees
 from hessabs.curvature.layers import Layer, output_axes, stack_axes
 from hessabs.paths import paths
 from tests.curvature import models
@@ -172,7 +172,8 @@ def test_every_layer_of_a_stack_has_its_own_block(x64, dense_hessian, to_dense, 
     loss, x = models.loss_of(model_fn), models.X.astype(jnp.float64)
     operator = curvature.hessian(loss, params, x, linearize=kind == "linearised")
     if kind == "data set":
-        operator = curvature.dataset_hessian(loss, params, [x])
+        # The labels go by the places of the rows.
+        operator = curvature.dataset_hessian(loss, params, [x], weight=batch_axis.num_examples)
     if kind == "callable":
         operator = lambda v: curvature.hvp(loss, params, x, v)  # noqa: E731
     matrix = dense_hessian(loss, params, x)
