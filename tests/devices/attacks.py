@@ -37,9 +37,9 @@ def outside_of_jit(attack, params, batch):
     """An attack with a compiled loop on a batch that is split over the devices, outside of jit."""
     programs, original = [], rows._jitted_on_each_device
 
-    def recorded(*args, **kwargs):
-        programs.append(original.lower(*args, **kwargs))
-        return original(*args, **kwargs)
+    def recorded(*args):
+        programs.append(original.trace(*args).lower())
+        return original(*args)
 
     mesh = data_mesh()
     there = (
