@@ -63,6 +63,7 @@ def gauss_newton(
       TypeError: If a ``custom_vjp`` in the model or the loss blocks the mode, with the modes that work.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> model = lambda w, x: x @ w
       >>> loss = lambda outputs, x: jnp.mean(outputs**2)
       >>> operator = gauss_newton(model, loss, jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 2.0]]))
