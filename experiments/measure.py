@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
 from experiments import work  # noqa: E402
-from hessabs import curvature, models, trees  # noqa: E402
+from hessabs import curvature, models, paths, trees  # noqa: E402
 from hessabs.data import Dataset, eval_batches  # noqa: E402
 from hessabs.training import Config, metrics  # noqa: E402
 from hessabs.training.losses import evaluation_loss, scale_images  # noqa: E402
@@ -91,7 +91,7 @@ def measure(
     solve("test", operators["test"], start, _TOP)
     head = last_layer(params, dataset.num_classes)
     block = curvature.restrict(operators["train"], params, head)
-    solve("last_layer", block, trees.partition(start, head)[0], _TOP)
+    solve("last_layer", block, paths.partition(start, head)[0], _TOP)
     for i in range(_SINGLE):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], sets["train"][0])
         solve(f"image_{i}", curvature.hessian(loss_fn, params, one, linearize=True), start, dataset.num_classes)

@@ -1,4 +1,4 @@
-"""Names of the leaves of a pytree, the same whatever library the model is written in."""
+"""Names of the leaves of a pytree, the same whatever library the model is written in, and a choice by them."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -60,3 +60,44 @@ def matcher(where: Where) -> Callable[[str], bool]:
     if callable(where):
         return where
     return lambda path: f"/{where.strip('/')}/" in f"/{path}/"
+
+
+def partition(tree: Any, where: Where) -> tuple[Any, Any]:
+    """Split a pytree into chosen leaves and the others, with None in the place of what is missing.
+
+    Args:
+      tree: A pytree.
+      where: Part of a path, whole keys joined with "/" (``"Dense_2"`` or ``"Dense_2/kernel"``), or a predicate
+        on the whole path; the paths are those of ``hessabs.paths.paths``.
+
+    Returns:
+      ``(chosen, others)``; ``combine`` puts them together again.
+
+    Raises:
+      ValueError: If no leaf is chosen, with the paths there are.
+
+    Example:
+      >>> partition({"body": {"w": 1.0}, "head": {"w": 2.0}}, "head")
+      ({'body': {'w': None}, 'head': {'w': 2.0}}, {'body': {'w': 1.0}, 'head': {'w': None}})
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    names = paths(tree)
+    keep = [bool(matcher(where)(name)) for name in names]
+    if not any(keep):
+        raise ValueError(f"`where` chooses none of the leaves: got {where!r}, there are {', '.join(names)}.")
+    chosen = [leaf if k else None for leaf, k in zip(leaves, keep, strict=True)]
+    others = [None if k else leaf for leaf, k in zip(leaves, keep, strict=True)]
+    return jax.tree.unflatten(treedef, chosen), jax.tree.unflatten(treedef, others)
+
+
+def combine(chosen: Any, others: Any) -> Any:
+    """Put together what ``partition`` split.
+
+    Args:
+      chosen: A pytree with None where ``others`` has a leaf.
+      others: The other leaves.
+
+    Returns:
+      The whole pytree.
+    """
+    return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda x: x is None)

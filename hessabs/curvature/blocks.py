@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import paths, trees
 from hessabs.curvature.layers import Layer
 from hessabs.curvature.linearization import Source, source_of
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator, split_product
@@ -101,8 +101,8 @@ class _Cut(NamedTuple):
 def _split(params: Params, where: Where | Layer) -> tuple[Params, Params, _Cut | None]:
     """The leaves of a block, all that is fixed, and how to cut the block out of a stack that is fixed, too."""
     if not isinstance(where, Layer):
-        return *trees.partition(params, where), None
-    chosen, others = trees.partition(params, where.paths.__contains__)
+        return *paths.partition(params, where), None
+    chosen, others = paths.partition(params, where.paths.__contains__)
     if where.position is None:
         return chosen, others, None
     cut = _Cut(jnp.asarray(where.position, jnp.int32), trees.Static(where.axis))
@@ -119,7 +119,7 @@ def _take(stacks: Params, cut: _Cut | None) -> Params:
 
 def _join(block: Params, others: Params, cut: _Cut | None) -> Params:
     if cut is None:
-        return trees.combine(block, others)
+        return paths.combine(block, others)
     return jax.tree.map(
         lambda x, whole: (
             whole if x is None else jax.lax.dynamic_update_index_in_dim(whole, x, cut.position, cut.axis.value)

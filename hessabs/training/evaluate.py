@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hessabs import curvature, trees
+from hessabs import curvature, paths
 from hessabs.attacks import losses
 from hessabs.training.devices.mesh import keep_up, split_whole
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
@@ -101,8 +101,8 @@ def make_measure(
         if block is None:
             return iterate(curvature.hessian(loss_fn, state.params, on_device, linearize=True), v0)
         whole = curvature.hessian(loss_fn, state.params, on_device)
-        start, others = trees.partition(v0, block)
+        start, others = paths.partition(v0, block)
         result = iterate(curvature.restrict(whole, state.params, block, linearize=True), start)
-        return result._replace(eigenvector=trees.combine(result.eigenvector, others))
+        return result._replace(eigenvector=paths.combine(result.eigenvector, others))
 
     return measure

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import curvature, trees
+from hessabs import curvature, paths, trees
 from hessabs.data import Dataset, eval_batches
-from hessabs.paths import paths
 from hessabs.training.evaluate import Measure
 from hessabs.training.losses import evaluation_loss, scale_images
 from hessabs.training.state import TrainState
@@ -86,7 +85,7 @@ def make_track(
             loss_fn = evaluation_loss(model, state.model_state)
             operator = curvature.hessian(loss_fn, state.params, scale_images(hessian_batch))
             block = curvature.restrict(operator, state.params, head, linearize=True)
-            start, _ = trees.partition(v0, head)
+            start, _ = paths.partition(v0, head)
             record["last_layer_eigenvalue"] = float(curvature.eigsh(block, start, rtol=1e-2).eigenvalues[0])
         return {name: value if np.isfinite(value) else float("nan") for name, value in record.items()}
 
@@ -106,7 +105,7 @@ def last_layer(params: Params, num_classes: int) -> str:
     Raises:
       ValueError: If there is none.
     """
-    leaves = dict(zip(paths(params), jax.tree.leaves(params), strict=True))
+    leaves = dict(zip(paths.paths(params), jax.tree.leaves(params), strict=True))
     heads = [
         name
         for name, layer in curvature.layers(params).items()

@@ -113,7 +113,14 @@ def laws_of(lr_coupling: Coupling, form: Form) -> dict[str, Law]:
 
 
 def is_decay(name: str) -> bool:
-    """Tell whether a hyperparameter is the decay of a moving average, by its name."""
+    """Tell whether a hyperparameter is the decay of a moving average.
+
+    Args:
+      name: As optax calls it.
+
+    Returns:
+      True or False.
+    """
     return name in _DECAYS
 
 

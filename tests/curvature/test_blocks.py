@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs import curvature, trees
+from hessabs import curvature, paths
 
 WHERE = {"head": "head", "kernels": lambda path: path.endswith("kernel"), "one leaf": "hidden/bias"}
 
@@ -17,7 +17,7 @@ def test_block_is_that_of_the_dense_hessian(x64, make_problem, dense_hessian, to
     problem = make_problem("mlp", jnp.float64)
     operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
     block = curvature.restrict(operator, problem.params, WHERE[where])
-    chosen, _ = trees.partition(problem.params, WHERE[where])
+    chosen, _ = paths.partition(problem.params, WHERE[where])
     want = _dense_block(dense_hessian(problem.loss_fn, problem.params, problem.batch), problem.params, chosen)
     np.testing.assert_allclose(to_dense(block, chosen), want, rtol=1e-10, atol=1e-12)
 
@@ -43,9 +43,9 @@ def test_block_of_every_kind_of_operator(x64, make_problem, to_dense, random_lik
             problem.loss_fn, problem.params, problem.batch, linearize="auto", memory_budget=1
         )
     block = curvature.restrict(whole, problem.params, "hidden")
-    chosen, others = trees.partition(random_like(problem.params), "hidden")
-    padded = trees.combine(chosen, jax.tree.map(jnp.zeros_like, others))
-    want, _ = trees.partition(whole(padded), "hidden")
+    chosen, others = paths.partition(random_like(problem.params), "hidden")
+    padded = paths.combine(chosen, jax.tree.map(jnp.zeros_like, others))
+    want, _ = paths.partition(whole(padded), "hidden")
     got = block(chosen)
     assert jax.tree.structure(got) == jax.tree.structure(chosen)
     np.testing.assert_allclose(_flat(got), _flat(want), rtol=1e-10, atol=1e-12)
@@ -65,7 +65,7 @@ def test_linearised_block_costs_no_more_than_the_head_alone():
     operator = curvature.hessian(loss, params, batch, linearize=True)
     block = curvature.restrict(operator, params, "head")
     alone = curvature.hessian(head_loss, params["head"], jnp.tanh(batch @ params["trunk"]), linearize=True)
-    chosen, _ = trees.partition(params, "head")
+    chosen, _ = paths.partition(params, "head")
     assert _flops(block, chosen) <= 1.05 * _flops(alone, params["head"])
     assert _flops(operator, params) > 10 * _flops(block, chosen)
 
@@ -80,7 +80,7 @@ def test_last_layer_is_the_block_of_the_hessian(x64, make_problem, to_dense, den
 
     head = problem.params["head"]
     want = dense_hessian(problem.loss_fn, problem.params, problem.batch)
-    chosen, _ = trees.partition(problem.params, "head")
+    chosen, _ = paths.partition(problem.params, "head")
     got = to_dense(curvature.last_layer(features, head, problem.batch), head)
     np.testing.assert_allclose(got, _dense_block(want, problem.params, chosen), rtol=1e-9, atol=1e-12)
     assert np.linalg.eigvalsh(got).min() > -1e-12

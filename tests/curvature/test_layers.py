@@ -8,9 +8,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from hessabs import batch_axis, curvature, trees
+from hessabs import batch_axis, curvature, paths
 from hessabs.curvature.layers import Layer, output_axes, stack_axes
-from hessabs.paths import paths
 from tests.curvature import models
 
 
@@ -21,8 +20,8 @@ def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, lin
     table = curvature.layer_table(operator, problem.params, jax.random.key(0), rtol=1e-4, num_probes=100)
     assert [row.layer for row in table] == ["conv", "head"]
     for row in table:
-        chosen, frozen = trees.partition(problem.params, row.layer)
-        loss = lambda p, b, frozen=frozen: problem.loss_fn(trees.combine(p, frozen), b)  # noqa: E731
+        chosen, frozen = paths.partition(problem.params, row.layer)
+        loss = lambda p, b, frozen=frozen: problem.loss_fn(paths.combine(p, frozen), b)  # noqa: E731
         matrix = dense_hessian(loss, chosen, problem.batch)
         values = np.linalg.eigvalsh(matrix)
         assert row.num_params == len(matrix)
@@ -88,7 +87,7 @@ def test_layers_of_every_library(library):
     found = curvature.layers(params)
     assert list(found) == LAYERS[library]
     assert all(len(layer.paths) == 2 for layer in found.values())  # a matrix or scale, and a bias or offset
-    assert sorted(path for layer in found.values() for path in layer.paths) == sorted(paths(params))
+    assert sorted(path for layer in found.values() for path in layer.paths) == sorted(paths.paths(params))
     head = next(name for name in found if name.startswith("head"))
     assert f"{head}/{WEIGHT.get(library, 'kernel')}" in found[head].paths
 
@@ -214,7 +213,7 @@ def test_output_axes_of_every_library():
         ("equinox", 0, None),
     ]:
         params, _ = models.make(library)
-        axes = dict(zip(paths(params), output_axes(params), strict=True))
+        axes = dict(zip(paths.paths(params), output_axes(params), strict=True))
         assert {
             axis for path, axis in axes.items() if path.endswith(("kernel", "/w", "y/weight", "d/weight"))
         } == {kernel}, library
@@ -225,7 +224,7 @@ def test_output_axes_of_every_library():
     assert output_axes({"weight": jnp.ones((3, 2))}, 0) == [0]
     assert output_axes({"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}) == [1, 1]  # low-rank factors, no bias
     stacked, _ = models.make("scanned")
-    axes = dict(zip(paths(stacked), output_axes(stacked, stacked="steps"), strict=True))
+    axes = dict(zip(paths.paths(stacked), output_axes(stacked, stacked="steps"), strict=True))
     assert axes["steps/Dense_0/kernel"] == 2
     assert axes["steps/LayerNorm_0/scale"] is None
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import curvature, trees
+from hessabs import curvature, paths, trees
 from hessabs.training import metrics
 from hessabs.training.analysis.spectrum_state import SpectrumState, fingerprint
 from hessabs.training.analysis.trained import load_trained
@@ -156,7 +156,7 @@ def _block_rows(
     label = f"{name}, last layer"
     if label not in state.done:
         block = curvature.restrict(_data_set_operator(trained, name), trained.params, trained.head)
-        block_start, _ = trees.partition(start, trained.head)
+        block_start, _ = paths.partition(start, trained.head)
         size = sum(x.size for x in jax.tree.leaves(block_start))
         result = state.eigsh(label, block, block_start, min(options.top, size), **_solver(options))
         state.keep(label, _rows(label, result))
