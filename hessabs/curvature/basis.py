@@ -233,7 +233,8 @@ def _is_sharded(leaf: Any) -> bool:
 def _zeros(like: Any, num_rows: int) -> jax.Array:
     shape = (num_rows, *like.shape)
     if isinstance(like, jax.core.Tracer):
-        return jnp.broadcast_to(jnp.zeros_like(like)[None], shape)
+        # Chosen from the row itself: zeros that are made anew have no explicit axes in some versions of JAX.
+        return jnp.broadcast_to(jnp.where(False, like, jnp.zeros((), like.dtype))[None], shape)
     if isinstance(like.sharding, NamedSharding):
         spec = jax.sharding.PartitionSpec(None, *like.sharding.spec)
         return jnp.zeros(shape, like.dtype, device=NamedSharding(like.sharding.mesh, spec))
