@@ -10,6 +10,8 @@ from hessabs.attacks import losses, patterns
 from hessabs.attacks.square import side_lengths
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, size_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def masked_logits(params, inputs):
     return jax.lax.stop_gradient(logits_fn(params, inputs))

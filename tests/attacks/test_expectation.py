@@ -9,6 +9,8 @@ from jax.tree_util import Partial
 from hessabs import attacks
 from hessabs.attacks import expectation, losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 

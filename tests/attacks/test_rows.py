@@ -12,6 +12,8 @@ from hessabs import attacks, footprint
 from hessabs.attacks import rows, side_by_side
 from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Rows(NamedTuple):
     number: Any

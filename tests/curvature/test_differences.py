@@ -11,6 +11,8 @@ from jax.experimental import pallas
 from hessabs import curvature
 from hessabs.curvature.differences import difference, rounding
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def _slope(x):
     return (1 - jnp.tanh(x) ** 2).astype(x.dtype)

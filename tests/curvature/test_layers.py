@@ -12,6 +12,8 @@ from hessabs import batch_axis, curvature, paths
 from hessabs.curvature.layers import Layer, output_axes, stack_axes
 from tests.curvature import models
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("linearize", [False, True])
 def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, linearize):

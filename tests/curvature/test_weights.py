@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from hessabs import batch_axis, curvature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def tokens(n=11, length=3, seed=0):
     rng = np.random.default_rng(seed)
