@@ -70,7 +70,7 @@ class Jitted:
 
     def forget(self, function: "_Weak") -> None:
         """Drop the programs that were compiled for a function."""
-        for key in [key for key in self._programs if function in key]:
+        for key in [key for key in list(self._programs) if function in key]:  # other threads may add some
             self._programs.pop(key, None)
 
     def _find(self, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:

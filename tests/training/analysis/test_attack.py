@@ -70,7 +70,6 @@ def test_numbers_files_and_transfer(runs, capsys):
                 assert row["accuracy"] == pytest.approx(withstood(run, maker, row["epsilon"]), abs=1e-6)
                 assert 0 < row["mean_relative"] <= row["max_relative"]
                 assert row["seconds_per_image"] > 0
-        assert all(row["seconds_compile"] >= 0 for row in record["rows"])
         with (runs / "0" / f"{name}.csv").open() as file:
             assert len(list(csv.DictReader(file))) == len(record["rows"])
         for picture in (f"{name}.png", f"{name}_sheet.png"):
