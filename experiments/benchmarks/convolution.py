@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
 from hessabs import models
-from hessabs.convolutions import in_parts
+from hessabs.cpu.convolutions import in_parts
 from hessabs.models import layers
 from hessabs.training.losses import training_loss
 

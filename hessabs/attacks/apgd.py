@@ -12,7 +12,7 @@ from hessabs import trees
 from hessabs.attacks import climbing, norms
 from hessabs.attacks.ascent import Ball, Rule, make_attack
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.curvature.loops import Loop
+from hessabs.loops import Loop
 from hessabs.typing import Attack
 
 _INERTIA = 0.75  # alpha of the paper
@@ -62,7 +62,7 @@ def apgd(
       early_exit: Stop each example, all its restarts, where it falls.
       eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
         as it is. See ``hessabs.attacks.expectation``.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.

@@ -21,8 +21,8 @@ from hessabs.attacks.checks import (
     checked_key,
 )
 from hessabs.attacks.rows import iterate
-from hessabs.curvature.loops import Loop
 from hessabs.inputs import get_inputs, with_inputs
+from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 _Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, (inputs_key, eot)

@@ -11,8 +11,8 @@ from hessabs import programs, trees
 from hessabs.attacks import boxes, losses
 from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
 from hessabs.attacks.rows import iterate
-from hessabs.curvature.loops import Loop
 from hessabs.inputs import get_inputs, with_inputs
+from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 _INSIDE = 0.999999  # an input at a bound has no finite arctanh
@@ -63,7 +63,7 @@ def carlini_wagner(
       initial_weight: The first c, above 0.
       bounds: (lowest, highest) value of an input; this attack needs them.
       inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which labels

@@ -12,8 +12,8 @@ from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
 from hessabs.attacks.rows import iterate
-from hessabs.curvature.loops import Loop
 from hessabs.inputs import get_inputs, with_inputs
+from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 _NUDGE = 1e-4  # added to the distance, in the units of the batch, so that a step is never too short to count
@@ -50,7 +50,7 @@ def deepfool(
       overshoot: At least 0.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only

@@ -16,8 +16,8 @@ from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.square import square
-from hessabs.curvature.loops import Loop
 from hessabs.inputs import with_inputs
+from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -49,7 +49,7 @@ def ensemble(
       layout: As for ``square``.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key) -> batch`` for an untargeted loss that carries its logits, of which

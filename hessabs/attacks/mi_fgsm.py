@@ -10,7 +10,7 @@ from hessabs import trees
 from hessabs.attacks import norms
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.projected import projected
-from hessabs.curvature.loops import Loop
+from hessabs.loops import Loop
 from hessabs.typing import Attack
 
 
@@ -41,7 +41,7 @@ def mi_fgsm(
       early_exit: Stop each example where it falls.
       eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
         as it is. See ``hessabs.attacks.expectation``.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.

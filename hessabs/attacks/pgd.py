@@ -2,7 +2,7 @@
 
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.projected import GRADIENT, projected
-from hessabs.curvature.loops import Loop
+from hessabs.loops import Loop
 from hessabs.typing import Attack
 
 
@@ -36,7 +36,7 @@ def pgd(
       early_exit: Stop each example, all its restarts, where it falls.
       eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
         as it is. See ``hessabs.attacks.expectation``.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.

@@ -26,7 +26,7 @@ from hessabs.attacks import climbing, norms
 from hessabs.attacks.ascent import Ball, Rule, make_attack
 from hessabs.attacks.checks import check_positive
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.curvature.loops import Loop
+from hessabs.loops import Loop
 from hessabs.typing import Attack
 
 GRADIENT = optax.identity()

@@ -20,9 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import Partial
 
-from hessabs import batch_axis, collectives, footprint, programs, trees
-from hessabs.attacks import side_by_side
-from hessabs.curvature import loops
+from hessabs import batch_axis, collectives, loops, programs, trees
+from hessabs.cpu import footprint, side_by_side
 
 Rows = TypeVar("Rows", bound=Any)
 _PART = 128  # rows of a part that has a thread of its own, at least
@@ -41,7 +40,7 @@ def iterate(
       rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n, but for scalars
         and random keys.
       num_steps: Largest number of steps.
-      loop: ``"host"``, ``"device"`` or None, as in ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None, as in ``hessabs.loops``.
       finishes: Whether rows may be done before the last step. If not, nobody asks: under somebody's jit, with
         the rows on several devices, the question is a collective at every step. Outside of jit each device asks
         for its own rows.

@@ -19,8 +19,8 @@ from hessabs.attacks.gradient import along
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.input_hessian import input_hessian
-from hessabs.curvature.loops import Loop
 from hessabs.inputs import get_inputs, with_inputs
+from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 _Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, inputs_key
@@ -56,7 +56,7 @@ def fhsm(
         bound of its largest eigenvalue; above 0.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
@@ -97,7 +97,7 @@ def l2hess(
       damping: As for ``fhsm``.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.

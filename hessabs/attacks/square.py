@@ -14,8 +14,8 @@ from hessabs.attacks.checks import check_ball, check_count, checked_inputs, chec
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rows import iterate
-from hessabs.curvature.loops import Loop
 from hessabs.inputs import get_inputs, with_inputs
+from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares halve
@@ -57,7 +57,7 @@ def square(
         column: a signal, with blocks for squares), one of one axis a vector.
       bounds: (lowest, highest) value of an input, or None.
       inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key) -> batch``; the key is needed.

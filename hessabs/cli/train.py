@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import heap, metrics, unread
+    from hessabs.cpu import heap
+    from hessabs.training import metrics, unread
     from hessabs.training.config import Config, check
     from hessabs.training.devices import lost, processes, sharing
     from hessabs.training.loop import train

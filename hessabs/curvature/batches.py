@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs import batch_axis, trees
-from hessabs.curvature import loops
+from hessabs import batch_axis, loops, trees
 from hessabs.curvature.eigsh import eigsh
 from hessabs.curvature.operators import Weight, hessian, hvp
 from hessabs.curvature.passes import Batches, one_pass
@@ -115,7 +114,7 @@ def debiased_eigenvalue(
       max_iters: As in ``power_iteration``.
       rtol: As in ``power_iteration``.
       has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``DebiasedEigenvalue``.

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import trees
-from hessabs.curvature import loops
+from hessabs import loops, trees
 from hessabs.curvature.power import PowerIterationResult, power_iteration
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
@@ -33,7 +32,7 @@ def deflated_power_iteration(
         of an earlier call are the best ones.
       max_iters: Largest number of products for each pair.
       rtol: As in ``power_iteration``, for each pair, of the operator with the earlier ones projected out.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``PowerIterationResult`` with a leading axis of k on every field.

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hessabs import trees
-from hessabs.curvature import loops
+from hessabs import loops, trees
 from hessabs.curvature.lanczos import check_dimension, lanczos
 from hessabs.typing import MatVec, Params
 
@@ -43,7 +42,7 @@ def spectral_density(
       key: A random key.
       num_probes: Random start vectors (normal), at least 1; two or more give standard errors.
       num_iters: Products for each probe, from 1 to the dimension.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``SpectralDensity``; ``evaluate_density`` draws it. A product that is not finite shows as NaN in its

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxpr_as_fun
 
 from hessabs import trees
-from hessabs.convolutions import inner_jaxprs
+from hessabs.jaxprs import inner_jaxprs
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 

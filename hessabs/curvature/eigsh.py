@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import trees
+from hessabs import loops, trees
+from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
-from hessabs.curvature import krylov, loops, restart, resume, ritz
-from hessabs.curvature.blas import one_blas_thread
+from hessabs.curvature import krylov, restart, resume, ritz
 from hessabs.curvature.lanczos import check_dimension
 from hessabs.curvature.precision import full_precision
 from hessabs.curvature.ritz import Ritz, Wanted, Which
@@ -87,7 +87,7 @@ def eigsh(
         whether it was the same operator.
       keep_state: Whether the result holds its state, which is as large as the basis.
       save: Called with the state after each product, to write it down at once: the run uses its arrays up.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``. The projected problem is solved
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``. The projected problem is solved
         on the host in any case.
 
     Returns:

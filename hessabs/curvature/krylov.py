@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import programs, trees
+from hessabs import loops, programs, trees
 from hessabs.curvature import basis as bases
-from hessabs.curvature import loops
 from hessabs.typing import MatVec
 
 # What is left of a product is rounding, and no direction, below so many eps of its norm. The products carry

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hessabs import loops
+from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
-from hessabs.curvature import krylov, loops
-from hessabs.curvature.blas import one_blas_thread
+from hessabs.curvature import krylov
 from hessabs.typing import MatVec, Params
 
 
@@ -38,7 +39,7 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
       matvec: The operator, from a pytree to a pytree of the same structure; see ``power_iteration``.
       v0: Start vector, a pytree of floating-point arrays of any norm.
       num_iters: Number of products, from 1 to the dimension.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``LanczosResult``.

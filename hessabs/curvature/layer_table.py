@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import jax
 
-from hessabs import trees
-from hessabs.curvature import loops
+from hessabs import loops, trees
 from hessabs.curvature.blocks import block_params, restrict
 from hessabs.curvature.eigsh import eigsh
 from hessabs.curvature.layers import IsLayer, layers
@@ -53,7 +52,7 @@ def layer_table(
       rtol: Relative residual of the eigenvalues.
       max_matvecs: Largest number of products for the two eigenvalues of a layer.
       num_probes: Products for the trace, and again for the norm.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       One ``LayerCurvature`` a layer, in the order of the tree.

@@ -15,8 +15,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
 from hessabs import batch_axis, collectives, programs, trees
-from hessabs.convolutions import inner_jaxprs, split_kernel_gradients
+from hessabs.cpu.convolutions import split_kernel_gradients
 from hessabs.curvature.precision import full_precision
+from hessabs.jaxprs import inner_jaxprs
 from hessabs.typing import Batch, MatVec, Params
 
 

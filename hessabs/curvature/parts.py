@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import batch_axis, programs, trees
-from hessabs.curvature import loops
+from hessabs import batch_axis, loops, programs, trees
 from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
 from hessabs.curvature.means import check_mean_over_rows
 from hessabs.typing import MatVec, Params

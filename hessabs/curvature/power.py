@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs import programs, trees
-from hessabs.curvature import loops
+from hessabs import loops, programs, trees
 from hessabs.typing import MatVec, Params
 
 
@@ -49,7 +48,7 @@ def power_iteration(
       rtol: Stop when the relative residual is at most this. Then an eigenvalue lies within
         ``rtol * |eigenvalue|`` of the one returned.
       loop: ``"host"`` (Python drives one jitted iteration), ``"device"`` (one compiled loop), or None to choose
-        by backend and by whether the call is being traced; see ``hessabs.curvature.loops``.
+        by backend and by whether the call is being traced; see ``hessabs.loops``.
 
     Returns:
       A ``PowerIterationResult``. Its ``eigenvector`` is the vector that the eigenvalue and the residual belong

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from hessabs import batch_axis, programs, trees
-from hessabs.curvature import loops, parts
+from hessabs import batch_axis, loops, programs, trees
+from hessabs.curvature import parts
 from hessabs.curvature.linearization import Source
 from hessabs.curvature.means import read
 from hessabs.typing import Batch, Params

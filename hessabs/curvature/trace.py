@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs import programs, trees
+from hessabs import loops, programs, trees
+from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
-from hessabs.curvature import krylov, loops
-from hessabs.curvature.blas import one_blas_thread
+from hessabs.curvature import krylov
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
@@ -48,7 +48,7 @@ def trace(
       method: ``"hutchinson"``, or ``"hutch++"``, which spends a third of the products on a basis of the range,
         takes the trace there exactly and estimates only the rest: better when few eigenvalues dominate. It
         keeps that many vectors in memory.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of scalars; infinite or NaN products show in it.
@@ -113,7 +113,7 @@ def diagonal(
       like: A pytree of the structure of its vectors.
       key: A random key.
       num_matvecs: Number of products, at least 2.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of pytrees like ``like``, in at least float32.
@@ -147,7 +147,7 @@ def frobenius_norm(
       like: A pytree of the structure of its vectors.
       key: A random key.
       num_matvecs: Number of products, at least 2.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.curvature.loops``.
+      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of scalars; the standard error is that of the square, to first order.

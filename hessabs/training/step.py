@@ -4,7 +4,7 @@ A batch of B examples is k = B / micro_batch_size calls of ``accumulate`` and on
 is 1, it is one call of ``update``, which touches no accumulator. k is a number on the host, the learning rate
 and the adversarial fraction are traced: growth compiles nothing. The calls come from a Python loop and not from
 ``lax.scan``, for convolution gradients inside a loop are 20 to 50 times slower on the CPU (see
-``hessabs.curvature.loops``).
+``hessabs.loops``).
 """
 
 import functools
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs import convolutions, trees
+from hessabs import trees
 from hessabs.batch_size import GradientStatistics
+from hessabs.cpu import convolutions
 from hessabs.training.losses import scale_images
 from hessabs.training.robust import Objective
 from hessabs.training.state import TrainState

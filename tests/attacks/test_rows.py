@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from hessabs import attacks, footprint
-from hessabs.attacks import rows, side_by_side
+from hessabs import attacks
+from hessabs.attacks import rows
+from hessabs.cpu import footprint, side_by_side
 from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,8 +7,8 @@ import pytest
 from jax.tree_util import Partial
 
 from hessabs import curvature, trees
-from hessabs.convolutions import inner_jaxprs
 from hessabs.curvature import basis
+from hessabs.jaxprs import inner_jaxprs
 
 PARAMS = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
 BATCH = jnp.ones((5, 3))

@@ -7,7 +7,7 @@ the limit and the position in the data alone, never on how far that thread has c
 ready, the training waits for it, and a run gives the same bits twice.
 
 On accelerators memory is the limit. On the CPU it is the size from which XLA needs longer for each example
-(``hessabs.footprint``).
+(``hessabs.cpu.footprint``).
 """
 
 import os
@@ -17,7 +17,8 @@ from typing import Any, Self
 
 import jax
 
-from hessabs import compiling, footprint
+from hessabs import compiling
+from hessabs.cpu import footprint
 from hessabs.training.devices.mesh import split
 from hessabs.training.feed import make_reader
 from hessabs.training.setup import Run

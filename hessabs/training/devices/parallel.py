@@ -23,8 +23,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hessabs import collectives, convolutions
+from hessabs import collectives
 from hessabs.attacks import num_replaced
+from hessabs.cpu import convolutions
 from hessabs.models.layers import later_keys
 from hessabs.training.devices.mesh import DATA
 from hessabs.training.devices.rows import AVERAGED, FIRST, PER_DEVICE, SUMMED, collect, is_mean, row_specs

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
-from hessabs import attacks
+from hessabs import attacks, loops
 from hessabs.attacks import losses
-from hessabs.curvature import loops
 from hessabs.training.losses import evaluation_logits
 from hessabs.typing import Attack, LossFn
 
@@ -42,7 +41,7 @@ def make_inner(
       steps: Gradient steps, or products with the input Hessian (fhsm, l2hess).
       step_size: Length of a step, None for the attack's own choice; only for ``STEP_SIZED``.
       driven_by_python: Whether Python drives the loop of an iterated attack, where one call of a compiled loop
-        would do; None to choose by the backend, see ``hessabs.curvature.loops``.
+        would do; None to choose by the backend, see ``hessabs.loops``.
 
     Returns:
       An ``InnerAttack``.

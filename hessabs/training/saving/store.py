@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hessabs.training import heap
+from hessabs.cpu import heap
 from hessabs.training.metrics import say
 from hessabs.training.saving.checkpoint import alone, reason
 from hessabs.training.saving.manifest import DamagedError, verify_manifest, write_manifest

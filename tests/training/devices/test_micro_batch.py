@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs import footprint
+from hessabs.cpu import footprint
 from hessabs.data import Dataset, load
 from hessabs.models import mlp
 from hessabs.training import Config, set_up, train

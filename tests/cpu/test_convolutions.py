@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs.convolutions import in_parts, split_kernel_gradients
+from hessabs.cpu.convolutions import in_parts, split_kernel_gradients
 
 OPTIONS = {
     "same": {"window_strides": (1, 1), "padding": "SAME"},

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hessabs import footprint
+from hessabs.cpu import footprint
 
 
 def test_bytes_per_row_look_into_loops():

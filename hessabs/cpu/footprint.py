@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from hessabs.convolutions import inner_jaxprs
+from hessabs.jaxprs import inner_jaxprs
 
 CACHED = 6_500_000
 """Bytes of the largest array of a program up to which XLA's time for each row does not grow on a CPU core."""

@@ -9,10 +9,12 @@ with its examples. Smaller parts run faster still and take longer to compile.
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+
+from hessabs.jaxprs import inner_jaxprs, is_jaxpr
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EXAMPLES = 32  # in a part
@@ -70,19 +72,6 @@ def split_kernel_gradients(closed: ClosedJaxpr, *, examples: int = _EXAMPLES) ->
     return ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
 
 
-def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls.
-
-    Args:
-      eqn: Any equation.
-
-    Returns:
-      The programs, in the order of its params.
-    """
-    inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if _is_jaxpr(x)]
-
-
 def _split(eqn: JaxprEqn, examples: int) -> JaxprEqn:
     if _is_long_sum(eqn, examples):
         parts = jax.jit(lambda images, cotangents: _in_parts(eqn, images, cotangents, examples))
@@ -133,10 +122,6 @@ def _split_inside(value: Any, examples: int) -> Any:
     if isinstance(value, Jaxpr) and not value.constvars:
         split = split_kernel_gradients(ClosedJaxpr(value, ()), examples=examples)
         return value if split.consts else split.jaxpr
-    if isinstance(value, tuple) and any(_is_jaxpr(x) for x in value):  # the branches of a cond
+    if isinstance(value, tuple) and any(is_jaxpr(x) for x in value):  # the branches of a cond
         return tuple(_split_inside(x, examples) for x in value)
     return value
-
-
-def _is_jaxpr(x: Any) -> TypeGuard[Jaxpr | ClosedJaxpr]:
-    return isinstance(x, (Jaxpr, ClosedJaxpr))

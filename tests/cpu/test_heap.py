@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hessabs.training import heap
+from hessabs.cpu import heap
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone keeps it")
@@ -35,7 +35,7 @@ def test_threads_share_few_heaps(own):
     # Thirty threads that hold memory at once; malloc_info counts the heaps.
     script = """
 import ctypes, threading
-from hessabs.training import heap
+from hessabs.cpu import heap
 heap.limit()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
