@@ -6,6 +6,7 @@ from hessabs.data.folders import DatasetNotFoundError
 from hessabs.data.gather import Gather
 from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch
 from hessabs.data.pipeline import encoded_reader
+from hessabs.data.source import Source, as_source
 from hessabs.data.sources import Dataset, check_images, load
 from hessabs.data.split import hold_out
 from hessabs.data.stream import eval_batches, micro_batches, reader
@@ -18,6 +19,8 @@ __all__ = [
     "Gather",
     "Position",
     "Reader",
+    "Source",
+    "as_source",
     "check_images",
     "crop_flip",
     "encoded_reader",

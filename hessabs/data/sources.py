@@ -29,6 +29,7 @@ class Dataset(NamedTuple):
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
     num_classes: int
+    class_names: tuple[str, ...] | None = None
 
 
 def load(

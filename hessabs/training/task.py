@@ -1,0 +1,159 @@
+"""What is learnt: params and how to draw them, a loss with its weight, the data, and what can be looked at.
+
+Training needs ``init``, ``loss`` and ``train``; evaluation and spectra ``loss`` and ``test``; predictions and
+attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.training.tasks`` makes a task of a
+flax, NNX or Equinox module, or of plain functions, in one line.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from hessabs import trees
+from hessabs.attacks import losses
+from hessabs.data import Source
+from hessabs.typing import LossFn, Params
+
+
+class LossOutput(NamedTuple):
+    """What a loss says of a batch."""
+
+    mean: jax.Array  # shape (), float32: in nats
+    weight: jax.Array  # shape (), float32: what the mean is over: examples, unmasked tokens
+    model_state: Any  # after the batch; as it was in evaluation mode
+    metrics: Mapping[str, jax.Array] = {}  # shape () each: means over the same weight, "accuracy" say
+
+
+Loss = Callable[[Params, Any, Any, jax.Array, bool], LossOutput]
+"""``loss(params, model_state, batch, key, train) -> LossOutput``; ``train`` is static."""
+
+Logits = Callable[[Params, Any, Any], jax.Array]
+"""``logits(params, model_state, inputs) -> (n, classes)``, in evaluation mode."""
+
+
+def as_it_is(batch: Any) -> Any:
+    """Return a batch as it is."""
+    return batch
+
+
+class Task(NamedTuple):
+    """What is learnt.
+
+    A batch is a dict of pytrees whose leaves have a leading example axis; the stream adds ``"weight"``, float32
+    (n,), 0 for an example that only fills a batch up. A loss must heed it: ``fit`` checks.
+    """
+
+    name: str
+    init: Callable[[jax.Array], tuple[Params, Any]]  # key -> (params, model state; {} without any)
+    loss: Loss
+    train: Source
+    test: Source
+    validation: Source | None = None  # held out of the training data, evaluated at the end
+    prepare: Callable[[Any], Any] = as_it_is  # on the device, of every batch: uint8 to [0, 1], augmentation
+    logits: Logits | None = None
+    inputs_key: str = "image"  # what predictions are made from and attacks perturb
+    label_key: str = "label"
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    bounds: tuple[float, float] | None = (
+        None  # of prepared inputs, where they are continuous: attacks keep them
+    )
+    augmentation: str = "none"  # what the stream draws for each training example, of ``data.AUGMENTATIONS``
+    partition: Callable[[Mesh, Params], Any] | None = None  # (mesh, params) -> a tree of PartitionSpec
+    settings: Mapping[str, Any] = {}  # what made it, for the workdir: flags by name
+
+    @property
+    def attackable(self) -> bool:
+        """Whether attacks and predictions of classes make sense."""
+        return self.logits is not None and self.bounds is not None
+
+
+def evaluation_loss(task: Task, model_state: Any) -> LossFn:
+    """Return the loss in evaluation mode, for curvature: ``loss_fn(params, prepared batch) -> scalar``.
+
+    A pytree: new values of the model state compile nothing.
+    """
+    return Partial(_mean, trees.Static(task.loss), model_state)
+
+
+def evaluation_weight(task: Task, params: Params, model_state: Any) -> Callable[[Any], jax.Array]:
+    """Return what the mean is over, for curvature over several batches: ``weight(prepared batch) -> scalar``."""
+    return Partial(_weight, trees.Static(task.loss), model_state, params)
+
+
+def attack_loss(task: Task, model_state: Any) -> LossFn:
+    """Return the cross-entropy that carries its logits, for attacks on prepared batches; a pytree.
+
+    Raises:
+      ValueError: If the task has no logits or no continuous inputs.
+    """
+    if not task.attackable:
+        raise ValueError(
+            f"The task {task.name} cannot be attacked: its inputs are not continuous, or it has no `logits`."
+        )
+    logits = Partial(_logits, trees.Static(task.logits), model_state)
+    return losses.cross_entropy(logits, inputs_key=task.inputs_key, label_key=task.label_key)
+
+
+def check_task(task: Task, batch: Any) -> None:
+    """Check a task on a batch, without computing anything but one loss twice.
+
+    Args:
+      task: The task.
+      batch: A training batch as the stream gives it.
+
+    Raises:
+      ValueError: If the loss returns something else than a ``LossOutput`` of scalars, changes the structure of
+        the model state, or does not heed the weight of the examples.
+    """
+    key = jax.random.key(0)
+    params, model_state = jax.eval_shape(task.init, key)
+    trees.check_floating(params, "params")
+
+    def loss(params: Params, model_state: Any, batch: Any, train: bool) -> Any:
+        return task.loss(params, model_state, task.prepare(batch), key, train)
+
+    for train in (True, False):
+        out = jax.eval_shape(lambda p, s, b, train=train: loss(p, s, b, train), params, model_state, batch)
+        if not isinstance(out, LossOutput):
+            raise ValueError(
+                f"The loss of the task {task.name} must return LossOutput(mean, weight, model_state, metrics), "
+                f"got {type(out).__name__}: a mean alone does not say what it is over."
+            )
+        for name, value in {"mean": out.mean, "weight": out.weight, **out.metrics}.items():
+            if getattr(value, "shape", None) != ():
+                raise ValueError(
+                    f"`{name}` of the loss of the task {task.name} must be a scalar array, got {value}."
+                )
+        trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
+    half = {**batch, "weight": jnp.asarray(batch["weight"]).at[: len(batch["weight"]) // 2].set(0)}
+    params, model_state = jax.jit(task.init)(key)
+    weights = [
+        float(jax.jit(loss, static_argnums=3)(params, model_state, b, False).weight) for b in (batch, half)
+    ]
+    if len(batch["weight"]) > 1 and not weights[1] < weights[0]:
+        raise ValueError(
+            f"The loss of the task {task.name} does not heed batch['weight'], which is 0 for examples that fill "
+            f"a batch up: with half of them at 0 its weight is {weights[1]:g} as before ({weights[0]:g})."
+        )
+
+
+def _evaluate(loss: Loss, params: Params, model_state: Any, batch: Any) -> LossOutput:
+    return loss(params, model_state, batch, jax.random.key(0), False)
+
+
+def _mean(loss: trees.Static, model_state: Any, params: Params, batch: Any) -> jax.Array:
+    return _evaluate(loss.value, params, model_state, batch).mean
+
+
+def _weight(loss: trees.Static, model_state: Any, params: Params, batch: Any) -> jax.Array:
+    return _evaluate(loss.value, params, model_state, batch).weight
+
+
+def _logits(logits: trees.Static, model_state: Any, params: Params, inputs: Any) -> jax.Array:
+    result: jax.Array = logits.value(params, model_state, inputs)
+    return result

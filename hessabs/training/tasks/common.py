@@ -1,0 +1,102 @@
+"""What every way to make a task shares: data given as images or batches, and the loss of a network's outputs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs.data import Dataset, Source, as_source, crop_flip
+from hessabs.training.task import LossOutput, Task, as_it_is
+from hessabs.training.tasks.losses import Mean, OutputLoss, classification, next_token
+
+Data = Dataset | tuple[Any, Any]
+"""A ``hessabs.data.Dataset`` of images, or (train, test): what ``hessabs.data.as_source`` takes, each."""
+
+Apply = Callable[[Any, Any, Any, jax.Array, bool], tuple[Any, Any]]
+"""``apply(params, model_state, inputs, key, train) -> (outputs, model state)``."""
+
+
+class Fields(NamedTuple):
+    """What of a task follows from its data."""
+
+    train: Source
+    test: Source
+    inputs: Callable[[Any], Any]  # of a prepared batch: what the network is applied to
+    loss: OutputLoss
+    rest: dict[str, Any]  # further fields of the task
+    example: Any  # inputs of one prepared example, for the network to be drawn
+
+
+def scale_images(batch: Any) -> dict[str, Any]:
+    """Turn images of uint8 into float32 in [0, 1], on the device, augmented where the stream drew a "shift"."""
+    batch = dict(batch)
+    if "shift" in batch:
+        batch["image"] = crop_flip(batch["image"], batch.pop("shift"))
+    if batch["image"].dtype == jnp.uint8:
+        batch["image"] = batch["image"].astype(jnp.float32) / 255
+    return batch
+
+
+def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: OutputLoss | None) -> Fields:
+    """Find out what the examples are, and what a network is to make of them.
+
+    Args:
+      data: Images, or (train, test).
+      inputs: The key of a batch that the network is applied to, or a function of the batch; None for "image",
+        or all but the last of "tokens".
+      loss: Of outputs and batch; None for that of classes, or of next tokens.
+
+    Raises:
+      ValueError: If neither follows from the data.
+    """
+    train, test = map(as_source, (data.train, data.test) if isinstance(data, Dataset) else data)
+    example = train.take(np.arange(1))
+    known = "image" if "image" in example else "tokens" if "tokens" in example else None
+    if known is None and (inputs is None or loss is None):
+        raise ValueError(
+            f"Examples with the keys {sorted(example)} need `inputs` (the key that the network is applied to, "
+            "or a function of a batch) and `loss` (outputs, batch) -> Mean(mean, weight, metrics)."
+        )
+    rest: dict[str, Any] = {}
+    prepare = as_it_is
+    if known == "image":
+        prepare = scale_images
+        rest = {"prepare": prepare, "inputs_key": "image", "bounds": (0.0, 1.0)}
+        if isinstance(data, Dataset):
+            rest |= {"num_classes": data.num_classes, "class_names": data.class_names}
+    if inputs is None:
+        get = (lambda batch: batch["image"]) if known == "image" else (lambda batch: batch["tokens"][:, :-1])
+    elif isinstance(inputs, str):
+        name: str = inputs
+        get, rest["inputs_key"] = (lambda batch: batch[name]), name
+    else:
+        get = inputs
+    if loss is None:
+        loss = classification if known == "image" else next_token
+    weighted = {**example, "weight": np.ones(1, np.float32)}
+    return Fields(train, test, get, loss, rest, get(prepare(weighted)))
+
+
+def make_task(
+    name: str, fields: Fields, init: Any, apply: Apply, example_inputs: Any = None, **rest: Any
+) -> Task:
+    """Put a task together, of which ``apply`` is the network."""
+    inputs, output_loss = fields.inputs, fields.loss
+
+    def loss(params: Any, model_state: Any, batch: Any, key: jax.Array, train: bool) -> LossOutput:
+        outputs, new_state = apply(params, model_state, inputs(batch), key, train)
+        value = output_loss(outputs, batch)
+        if not isinstance(value, Mean):
+            raise ValueError(
+                f"The loss of the task {name} must return Mean(mean, weight, metrics), got "
+                f"{type(value).__name__}: a mean alone does not say what it is over."
+            )
+        return LossOutput(value.mean, value.weight, new_state if train else model_state, value.metrics)
+
+    def logits(params: Any, model_state: Any, inputs: Any) -> Any:
+        return apply(params, model_state, inputs, jax.random.key(0), False)[0]
+
+    known = {**fields.rest, **rest}
+    return Task(name, init, loss, fields.train, fields.test, **{"logits": logits, **known})

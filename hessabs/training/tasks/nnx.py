@@ -1,0 +1,113 @@
+"""A task of a ``flax.nnx`` module."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx as flax_nnx
+
+from hessabs.training.task import Task
+from hessabs.training.tasks.common import Data, make_task, read_data
+from hessabs.training.tasks.losses import OutputLoss
+
+
+def nnx(
+    factory: Callable[[flax_nnx.Rngs], flax_nnx.Module],
+    data: Data,
+    *,
+    name: str | None = None,
+    inputs: str | Callable[[Any], Any] | None = None,
+    loss: OutputLoss | None = None,
+    **fields: Any,
+) -> Task:
+    """Make a task of an NNX module.
+
+    Its ``nnx.Param`` variables are the params; others, batch norm statistics say, are the state of the model.
+    Random streams (dropout) are seeded anew in every call, so a run depends on its seed alone. ``train()`` and
+    ``eval()`` of the module switch its mode.
+
+    Args:
+      factory: ``factory(rngs) -> module``, as in ``lambda rngs: Net(10, rngs=rngs)``.
+      data: A ``hessabs.data.Dataset``, or (train, test): arrays or any source with random access.
+      name: For messages and records; the name of the module's class by default.
+      inputs: As of ``linen``.
+      loss: As of ``linen``.
+      **fields: Further fields of the ``Task``.
+
+    Returns:
+      A ``Task``.
+
+    Raises:
+      ValueError: If outputs and labels do not fit.
+
+    Example:
+      >>> from hessabs import data
+      >>> class Net(flax_nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.dense = flax_nnx.Linear(64, 10, rngs=rngs)
+      ...
+      ...     def __call__(self, x):
+      ...         return self.dense(x.reshape(len(x), -1))
+      >>> task = nnx(lambda rngs: Net(rngs), data.load("digits"))
+      >>> task.name, task.init(jax.random.key(0))[0]["dense"]["kernel"].shape
+      ('Net', (64, 10))
+    """
+    found = read_data(data, inputs, loss)
+
+    def split(key: jax.Array) -> tuple[Any, ...]:
+        module = factory(flax_nnx.Rngs(key))
+        module.eval()
+        graph = flax_nnx.graphdef(module)
+        module.train()
+        return graph, *flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...), type(module).__name__
+
+    # The structure is that of any key; the streams of random numbers are templates.
+    shapes = flax_nnx.eval_shape(lambda: factory(flax_nnx.Rngs(0)))
+    shapes.eval()
+    evaluating, params_like, streams_like, state_like = flax_nnx.split(
+        shapes, flax_nnx.Param, flax_nnx.RngState, ...
+    )
+    shapes.train()
+    training = flax_nnx.graphdef(shapes)
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        _, _, params, _, model_state, _ = split(key)
+        return flax_nnx.to_pure_dict(params), flax_nnx.to_pure_dict(model_state)
+
+    def apply(params: Any, model_state: Any, x: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
+        module = flax_nnx.merge(
+            training if train else evaluating,
+            _filled(params_like, params),
+            _seeded(streams_like, key),
+            _filled(state_like, model_state),
+        )
+        outputs = module(x)
+        if not train:
+            return outputs, model_state
+        return outputs, flax_nnx.to_pure_dict(flax_nnx.state(module, _is_other))
+
+    return make_task(name or type(shapes).__name__, found, init, apply, **fields)
+
+
+def _is_other(path: Any, value: Any) -> bool:
+    kind = getattr(value, "type", type(value))
+    return not issubclass(kind, (flax_nnx.Param, flax_nnx.RngState))
+
+
+def _filled(like: Any, values: Any) -> Any:
+    state = jax.tree.map(lambda x: x, like)
+    flax_nnx.replace_by_pure_dict(state, values)
+    return state
+
+
+def _seeded(like: Any, key: jax.Array) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    keys = jnp.issubdtype
+    seeded = [
+        jax.random.fold_in(key, number)
+        if keys(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, seeded)
