@@ -22,3 +22,12 @@ def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
 def is_jaxpr(x: Any) -> TypeGuard[Jaxpr | ClosedJaxpr]:
     """Tell whether something is a program, closed or not."""
     return isinstance(x, (Jaxpr, ClosedJaxpr))
+
+
+def is_used(program: ClosedJaxpr, number: int) -> bool:
+    """Tell whether the results of a program depend on one of its arguments."""
+    live = {id(atom) for atom in program.jaxpr.outvars}
+    for eqn in reversed(program.jaxpr.eqns):
+        if any(id(var) in live for var in eqn.outvars):
+            live |= {id(atom) for atom in eqn.invars}
+    return id(program.jaxpr.invars[number]) in live

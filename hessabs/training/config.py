@@ -8,7 +8,7 @@ from hessabs.batch_size.options import Coupling
 from hessabs.data import AUGMENTATIONS
 from hessabs.models import MODELS
 from hessabs.training import machine, robust
-from hessabs.training.devices.mesh import num_devices
+from hessabs.training.mesh import num_devices
 
 GRADIENT_METHODS = ("gns", "norm_test")
 """Methods that compare the gradients of the micro-batches of an update, so they need two at least."""

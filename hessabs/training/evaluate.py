@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from hessabs import curvature, paths
 from hessabs.attacks import losses
-from hessabs.training.devices.mesh import keep_up, split_whole
+from hessabs.training.mesh import keep_up, split_whole
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
 from hessabs.training.state import TrainState
 from hessabs.typing import Attack, Params

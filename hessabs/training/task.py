@@ -26,6 +26,7 @@ class LossOutput(NamedTuple):
     weight: jax.Array  # shape (), float32: what the mean is over: examples, unmasked tokens
     model_state: Any  # after the batch; as it was in evaluation mode
     metrics: Mapping[str, jax.Array] = {}  # shape () each: means over the same weight, "accuracy" say
+    outputs: Any = None  # of the network, (n, classes) logits say, for objectives that compare them
 
 
 Loss = Callable[[Params, Any, Any, jax.Array, bool], LossOutput]

@@ -1,17 +1,10 @@
-"""Several processes that train together: joining them, and checking that they decide alike.
+"""Joining the processes of a run, each of which runs the whole program on its own devices."""
 
-Each process runs the whole program on its own devices and reads its own share of every batch. What the
-batch-size rule sees is the same in all of them by construction: examples counted, and an eigenvalue that
-all devices computed together. ``agree`` makes sure.
-"""
-
-import zlib
 from typing import Any
 
 import jax
-import numpy as np
 
-from hessabs.training.devices import lost
+from hessabs.training import lost
 
 HEARTBEAT_SECONDS = 20
 """A process that says nothing for so long is taken for dead, and the others end."""
@@ -64,37 +57,6 @@ def take_turns() -> None:
 
     A collective keeps a thread waiting for the other devices, of the few that run programs: with two programs
     in flight the devices can wait for each other for ever. Programs whose arguments are still being computed
-    are in flight nevertheless: see ``hessabs.training.devices.mesh.keep_up``. Other backends are not touched.
+    are in flight nevertheless: see ``hessabs.training.mesh.wait_for``. Other backends are not touched.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
-def is_first() -> bool:
-    """Tell whether this process writes the files of a run and speaks to the user."""
-    return jax.process_index() == 0
-
-
-def agree(what: str, tree: Any) -> None:
-    """Check that all processes hold the same numbers; all of them must call.
-
-    Args:
-      what: What they are, for the error.
-      tree: A pytree of numbers and arrays on the host.
-
-    Raises:
-      RuntimeError: If they differ, naming the processes that differ from process 0.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    checksum = 0
-    for leaf in jax.tree.leaves(tree):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
-    checksums = np.asarray(multihost_utils.process_allgather(np.uint32(checksum))).reshape(-1)
-    others = np.flatnonzero(checksums != checksums[0]).tolist()
-    if others:
-        raise RuntimeError(
-            f"The processes do not agree on {what}: {others} differ from process 0. Start all of them with the "
-            "same flags, the same data and the same versions."
-        )

@@ -1,4 +1,4 @@
-"""A run between two micro-batches, as arrays by name and a record that JSON can hold.
+"""A run between two updates, as arrays by name and a record that JSON can hold.
 
 The names are paths, the record is plain: what is read back are arrays and numbers, and their structure comes
 from the run that reads them, never from the file.
@@ -11,16 +11,15 @@ import jax
 import numpy as np
 
 from hessabs.data import Position
-from hessabs.training.devices.mesh import place
-from hessabs.training.devices.regroup import saved_shape
-from hessabs.training.devices.sharing import to_host
 from hessabs.training.loop_state import Decision, Drop, LoopState
+from hessabs.training.mesh import place
+from hessabs.training.processes import to_host
 
 _ARRAYS = ("train", "controller", "eigenvector")
 
 
 class Snapshot(NamedTuple):
-    """A run between two micro-batches."""
+    """A run between two updates."""
 
     state: LoopState
     records: list[dict[str, Any]]  # the lines of metrics.jsonl so far
@@ -29,74 +28,35 @@ class Snapshot(NamedTuple):
 
 
 def arrays_of(state: LoopState) -> dict[str, np.ndarray]:
-    """Copy the arrays of a state to the host.
-
-    The copy is complete when the call returns: the buffers may be donated to the next step. Of several
-    processes all must call.
-
-    Args:
-      state: The state of a loop.
-
-    Returns:
-      Path to array, each a copy of its own.
-    """
+    """Copy the arrays of a state to the host, complete when the call returns; all processes must call."""
     leaves = _leaves(state)
     return dict(zip(leaves, to_host(list(leaves.values())), strict=True))
 
 
 def record_of(snapshot: Snapshot) -> dict[str, Any]:
-    """Gather what is no array.
-
-    Args:
-      snapshot: A run between two micro-batches.
-
-    Returns:
-      A dictionary that JSON can hold; numbers that are not finite stay (as Python's JSON writes them).
-    """
+    """Gather what is no array, as JSON can hold it; numbers that are not finite stay."""
     state = snapshot.state
     return {
         "decision": state.decision._asdict(),
-        "accumulated": state.accumulated,
         "updates": state.updates,
         "samples": state.samples,
         "position": list(state.position),
         "measured": list(state.measured),
         "last_eigenvalue": state.last_eigenvalue,
         "drops": [list(drop) for drop in state.drops],
-        "dropping": state.dropping,
         "records": [dict(record) for record in snapshot.records],
         "seconds": snapshot.seconds,
         "clock": dict(snapshot.clock),
     }
 
 
-def templates(state: LoopState, now: int = 1, saved: int = 1) -> dict[str, np.ndarray]:
-    """Make empty arrays of the names, shapes and dtypes that a saved state must have.
-
-    Args:
-      state: A state of the run that is to go on.
-      now: Its devices.
-      saved: The devices of the run that was saved.
-
-    Returns:
-      Path to array.
-    """
-    return {
-        name: np.empty(saved_shape(name, leaf.shape, now, saved), leaf.dtype)
-        for name, leaf in _leaves(state).items()
-    }
+def templates(state: LoopState) -> dict[str, np.ndarray]:
+    """Make empty arrays of the names, shapes and dtypes that a saved state must have."""
+    return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _leaves(state).items()}
 
 
 def restore(like: LoopState, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Snapshot:
-    """Put a run together again.
-
-    Args:
-      like: A state of the run that is to go on; arrays go where its arrays are.
-      arrays: What ``arrays_of`` returned, with the names, shapes and dtypes of ``templates(like)``.
-      record: What ``record_of`` returned.
-
-    Returns:
-      A ``Snapshot`` that shares no buffer with anything, so that its state may be donated.
+    """Put a run together again; it shares no buffer with anything, so that its state may be donated.
 
     Raises:
       KeyError, TypeError, ValueError: If the record is not one of ``record_of``.
@@ -113,10 +73,8 @@ def restore(like: LoopState, arrays: Mapping[str, np.ndarray], record: Mapping[s
         decision=Decision(
             int(decision["batch_size"]), float(decision["lr_scale"]), float(decision["adversarial_fraction"])
         ),
-        accumulated=int(record["accumulated"]),
         updates=int(record["updates"]),
         samples=int(record["samples"]),
-        dropping=int(record["dropping"]),
         position=Position(int(position[0]), int(position[1])),
         measured=(float(measured[0]), float(measured[1])),
         last_eigenvalue=None if record["last_eigenvalue"] is None else float(record["last_eigenvalue"]),

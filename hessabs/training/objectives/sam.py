@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from hessabs import trees
-from hessabs.training.robust.objective import Contribution, Objective, loss_gradient
+from hessabs.training.objectives.objective import Contribution, Objective, loss_gradient
+from hessabs.training.task import Task
 from hessabs.typing import Params
 
 
@@ -29,11 +29,13 @@ def sam(rho: float) -> Objective:
       Foret et al. (2020), arXiv:2010.01412, equations 2 and 3, and section 4.1 for the m-sharpness.
     """
 
-    def gradient(model: nn.Module, params: Params, model_state: Any, batch: Any, memory: Any) -> Contribution:
-        here = loss_gradient(model, params, model_state, batch, memory)
+    def gradient(
+        task: Task, params: Params, model_state: Any, batch: Any, key: jax.Array, memory: Any
+    ) -> Contribution:
+        here = loss_gradient(task, params, model_state, batch, key, memory)
         direction, _ = trees.normalize(here.gradient)
         worst = jax.tree.map(lambda p, d: (p + rho * d).astype(p.dtype), params, direction)
-        there = loss_gradient(model, worst, model_state, batch, memory)
+        there = loss_gradient(task, worst, model_state, batch, key, memory)
         return here._replace(gradient=there.gradient)
 
-    return Objective(gradient=gradient, fraction=1.0)
+    return Objective(gradient=gradient, fraction=1.0, per_micro_batch=True)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 
-from hessabs.training.robust.inner import InnerAttack
-from hessabs.training.robust.objective import Objective
+from hessabs.training.objectives.inner import InnerAttack
+from hessabs.training.objectives.objective import Objective, Share
+from hessabs.training.task import Task, attack_loss
 from hessabs.typing import Params
 
 
@@ -28,9 +28,9 @@ def attacked(inner: InnerAttack) -> Objective:
     """
 
     def perturb(
-        model: nn.Module, params: Params, model_state: Any, batch: Any, fraction: Any, key: jax.Array
+        task: Task, params: Params, model_state: Any, batch: Any, fraction: Any, key: jax.Array, share: Share
     ) -> Any:
-        del fraction
-        return inner.attack(inner.loss(model, model_state), params, batch, key)
+        del fraction, share
+        return inner.attack(attack_loss(task, model_state), params, batch, key)
 
-    return Objective(perturb=perturb, driven_by_python=inner.driven_by_python, fraction=1.0)
+    return Objective(perturb=perturb, iterated=inner.iterated, fraction=1.0)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 METRICS = "metrics.jsonl"
+CONFIG = "config.json"  # what the run is: its settings, and where its factories lie
 SUMMARY = "summary.json"
 CURVES = "curves.png"
 PARAMS = "params"
@@ -91,7 +92,7 @@ def start_workdir(workdir: pathlib.Path) -> None:
       workdir: The folder; parents are made too.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, SUMMARY, CURVES, EVENTS):
+    for name in (CONFIG, METRICS, SUMMARY, CURVES, EVENTS):
         (workdir / name).unlink(missing_ok=True)
     for name in (PARAMS, CHECKPOINTS):
         if (workdir / name).exists():

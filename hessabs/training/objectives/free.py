@@ -2,19 +2,18 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hessabs.training.losses import training_loss
-from hessabs.training.robust.objective import Contribution, Objective
+from hessabs.training.objectives.objective import Contribution, Objective
+from hessabs.training.task import Task
 from hessabs.typing import Params
 
 
-def free(epsilon: float, step_size: float | None = None) -> Objective:
+def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Objective:
     """Make the objective of free adversarial training, in L-infinity.
 
-    Each micro-batch comes several times in a row (``hessabs.data.micro_batches(replays=...)``), each time under
+    Each micro-batch comes several times in a row , each time under
     the perturbation that the gradients so far have made; it lives on to the next micro-batch. Each pass counts
     as examples trained on, so a run makes as many passes and updates as any other and sees fewer images more
     often, as in the paper. Where an update takes several passes, they share one set of params: with as many
@@ -23,6 +22,7 @@ def free(epsilon: float, step_size: float | None = None) -> Objective:
     Args:
       epsilon: Bound of the perturbation, in pixel values of [0, 1], at least 0.
       step_size: Step of the perturbation; epsilon by default, as published.
+      replays: How often in a row each micro-batch comes, at least 1.
 
     Returns:
       An ``Objective``; its memory is the perturbation, float32, of the shape of the images.
@@ -32,14 +32,24 @@ def free(epsilon: float, step_size: float | None = None) -> Objective:
     """
     step = epsilon if step_size is None else step_size
 
-    def gradient(model: nn.Module, params: Params, model_state: Any, batch: Any, memory: Any) -> Contribution:
+    def gradient(
+        task: Task, params: Params, model_state: Any, batch: Any, key: jax.Array, memory: Any
+    ) -> Contribution:
+        bounds = task.bounds
+        if bounds is None:
+            raise ValueError(f"Free adversarial training needs continuous inputs; {task.name} has none.")
+
         def loss_fn(params: Params, perturbation: jax.Array) -> tuple[jax.Array, Any]:
-            image = jnp.clip(batch["image"] + perturbation, 0, 1)
-            return training_loss(model, model_state, params, {**batch, "image": image})
+            inputs = jnp.clip(batch[task.inputs_key] + perturbation, *bounds)
+            out = task.loss(params, model_state, {**batch, task.inputs_key: inputs}, key, True)
+            return out.mean, (out.weight, out.model_state)
 
         gradient_fn = jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
-        (loss, new_state), (gradient, ascent) = gradient_fn(params, memory)
+        (loss, (weight, new_state)), (gradient, ascent) = gradient_fn(params, memory)
         moved = jnp.clip(memory + step * jnp.sign(ascent), -epsilon, epsilon)
-        return Contribution(loss, gradient, new_state, moved)
+        return Contribution(loss, weight, gradient, new_state, moved)
 
-    return Objective(gradient=gradient, init=jnp.zeros, fraction=1.0)
+    def init(task: Task, batch: Any) -> Any:
+        return jnp.zeros_like(batch[task.inputs_key])
+
+    return Objective(gradient=gradient, init=init, fraction=1.0, replays=replays, per_micro_batch=True)

@@ -7,13 +7,14 @@ called by all processes, in the same order; with one process they cost nothing.
 
 import json
 import math
+import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-
-from hessabs.training.devices.processes import is_first
+from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 _ERRORS = (FloatingPointError, OSError, ValueError)
@@ -28,8 +29,6 @@ def gather(numbers: Sequence[float]) -> np.ndarray:
     Returns:
       Shape (processes, numbers), the same in all.
     """
-    from jax.experimental import multihost_utils
-
     return np.asarray(multihost_utils.process_allgather(np.asarray(numbers, np.float32)[None], tiled=True))
 
 
@@ -108,8 +107,6 @@ def to_host(leaves: Sequence[Any]) -> list[np.ndarray]:
     Returns:
       Copies, complete when the call returns: the buffers may be donated to the next step.
     """
-    from jax.experimental import multihost_utils
-
     whole = [
         leaf
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
@@ -120,7 +117,85 @@ def to_host(leaves: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _bytes_of_first(content: np.ndarray) -> np.ndarray:
-    from jax.experimental import multihost_utils
-
     # As integers: a sum with the zeros of the others would turn -0.0 into 0.0.
     return np.asarray(multihost_utils.broadcast_one_to_all(content))
+
+
+def is_first() -> bool:
+    """Tell whether this process writes the files of a run and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def agree(what: str, tree: Any) -> None:
+    """Check that all processes hold the same numbers; all of them must call.
+
+    Args:
+      what: What they are, for the error.
+      tree: A pytree of numbers and arrays on the host.
+
+    Raises:
+      RuntimeError: If they differ, naming the processes that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    checksum = 0
+    for leaf in jax.tree.leaves(tree):
+        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    checksums = np.asarray(multihost_utils.process_allgather(np.uint32(checksum))).reshape(-1)
+    others = np.flatnonzero(checksums != checksums[0]).tolist()
+    if others:
+        raise RuntimeError(
+            f"The processes do not agree on {what}: {others} differ from process 0. Start all of them with the "
+            "same flags, the same data and the same versions."
+        )
+
+
+_SECONDS_BETWEEN_POLLS = 1.0
+
+
+class Poll:
+    """A question to all processes, about once a second: when to save, though each has a clock of its own.
+
+    A collective at every step would cost more than a small step does. So the processes count steps, and agree
+    each time after how many they ask again, from how long the last ones took.
+    """
+
+    def __init__(self) -> None:
+        self._every = self._left = 1
+        self._since = time.perf_counter()
+
+    def ask(self, due: bool, signum: int | None) -> tuple[bool, int | None]:
+        """Say what all agree on; all must call, once a step.
+
+        Args:
+          due: Whether the clock of this process says that it is time to save; that of process 0 counts.
+          signum: The signal that this process got, if it did.
+
+        Returns:
+          (whether to save, the signal that any of them got), the same in all; (False, None) between questions.
+        """
+        self._left -= 1
+        if self._left:
+            return False, None
+        now = time.perf_counter()
+        answers = gather([due, signum or 0, now - self._since])
+        self._since = now
+        self._every = self._left = next_number(self._every, float(answers[:, 2].max()))
+        return bool(answers[0, 0]), int(answers[:, 1].max()) or None
+
+
+def next_number(steps: int, seconds: float) -> int:
+    """Choose after how many steps to ask again: those of a second, at most twice as many as the last time.
+
+    Args:
+      steps: Steps since the last question.
+      seconds: How long they took.
+
+    Returns:
+      A number of steps, at least 1.
+
+    Example:
+      >>> next_number(8, 0.1), next_number(8, 0.8), next_number(8, 60.0)
+      (16, 10, 1)
+    """
+    return max(1, min(2 * steps, int(steps * _SECONDS_BETWEEN_POLLS / max(seconds, 1e-6))))

@@ -1,6 +1,8 @@
-"""The devices of a run: one axis, ``data``, over which every batch is split."""
+"""The devices of a run: an axis ``data``, over which every batch is split, and others, over which params are."""
 
 import functools
+import math
+import re
 from typing import Any
 
 import jax
@@ -11,55 +13,108 @@ from jax.sharding import PartitionSpec as P
 DATA = "data"
 
 
-def num_devices(mesh: str | None, devices: int | None) -> int:
-    """Read how many devices a run is to use.
+def read_mesh(mesh: str | None, devices: int | None) -> dict[str, int]:
+    """Read the axes of a mesh, without looking for its devices.
 
     Args:
-      mesh: ``"data=N"``, or None.
-      devices: N, or None.
+      mesh: ``"data=N"``, or with further axes, ``"data=N,model=M"``; None.
+      devices: Their number; None.
 
     Returns:
-      N; without either, 1, or with several processes all devices of all of them.
+      Sizes by axis, ``data`` first; without either, nothing.
 
     Raises:
-      ValueError: If the two contradict each other, or N devices are not there.
+      ValueError: If that is no mesh, or the two contradict each other.
 
     Example:
-      >>> num_devices("data=1", None), num_devices(None, None)
-      (1, 1)
+      >>> read_mesh("data=4,model=2", None), read_mesh(None, 2), read_mesh(None, None)
+      ({'data': 4, 'model': 2}, {'data': 2}, {})
     """
-    named = None
-    if mesh is not None:
-        axis, _, size = mesh.partition("=")
-        if axis.strip() != DATA or not size.strip().isdecimal():
-            raise ValueError(f"`mesh` must be {DATA}=N, the batch split over N devices, got {mesh!r}.")
-        named = int(size)
-    if named is not None and devices is not None and named != devices:
+    axes: dict[str, int] = {}
+    if devices is not None and devices < 1:
+        raise ValueError(f"`devices` must be at least 1, got {devices}.")
+    for part in mesh.split(",") if mesh else ():
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
+        if match is None or int(match[2]) < 1 or match[1] in axes:
+            raise ValueError(f"`mesh` must be data=N, or data=N,model=M, got {mesh!r}.")
+        axes[match[1]] = int(match[2])
+    if axes and next(iter(axes)) != DATA:
+        raise ValueError(f"`mesh` must begin with data=N, over which batches are split, got {mesh!r}.")
+    if axes and devices is not None and math.prod(axes.values()) != devices:
         raise ValueError(f"`mesh` and `devices` must agree, got {mesh} and {devices}; one of them is enough.")
+    return axes or ({} if devices is None else {DATA: devices})
+
+
+def make_mesh(axes: dict[str, int]) -> Mesh | None:
+    """Make the mesh of a run; None for one device, for which JAX needs none.
+
+    Args:
+      axes: As of ``read_mesh``; without any, all devices of several processes, and one of a single process.
+
+    Raises:
+      ValueError: If so many devices are not there.
+    """
     there = jax.device_count()
-    wanted = named or devices or (there if jax.process_count() > 1 else 1)
-    if not 1 <= wanted <= there:
+    axes = axes or {DATA: there if jax.process_count() > 1 else 1}
+    wanted = math.prod(axes.values())
+    if wanted > there:
         raise ValueError(
             f"`devices` must lie in [1, the devices that JAX sees={there}], got {wanted}; on CPUs the variable "
             f"JAX_NUM_CPU_DEVICES={wanted} makes so many."
         )
     if jax.process_count() > 1 and wanted != there:
         raise ValueError(f"`devices` must be all {there} of the {jax.process_count()} processes, got {wanted}.")
-    return wanted
+    if wanted == 1:
+        return None
+    places = np.array(jax.devices()[:wanted]).reshape(tuple(axes.values()))
+    return Mesh(places, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
-def make_mesh(size: int) -> Mesh | None:
-    """Make the mesh of a run.
+def data_size(mesh: Mesh | None) -> int:
+    """Return over how many devices a batch is split."""
+    return 1 if mesh is None else mesh.shape[DATA]
 
-    Args:
-      size: Number of devices.
+
+def default_partition(mesh: Mesh, params: Any) -> Any:
+    """Split every matrix along its last axis that a further axis of the mesh divides; the rest is everywhere.
 
     Returns:
-      A mesh with one axis, ``data``; None for one device, for which JAX needs none.
+      A tree of ``PartitionSpec``.
     """
-    if size == 1:
-        return None
-    return Mesh(np.array(jax.devices()[:size]), (DATA,), axis_types=(AxisType.Auto,))
+    others = {name: size for name, size in mesh.shape.items() if name != DATA}
+
+    def spec(x: Any) -> P:
+        names: list[str | None] = [None] * x.ndim
+        for name, size in others.items():
+            free = [i for i in range(x.ndim) if names[i] is None and x.shape[i] % size == 0 and x.ndim > 1]
+            if free:
+                names[free[-1]] = name
+        return P(*names)
+
+    return jax.tree.map(spec, params)
+
+
+def shardings(tree: Any, params: Any, specs: Any, mesh: Mesh) -> Any:
+    """Say where the arrays of a tree lie: those of a param where it lies, the rest everywhere.
+
+    Args:
+      tree: Params, an average or momenta of them, the state of an optimiser.
+      params: The params.
+      specs: Their ``PartitionSpec``, a tree like them.
+      mesh: The devices.
+    """
+    whole = NamedSharding(mesh, P())
+    keys = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    is_spec = lambda x: isinstance(x, P)  # noqa: E731
+    known = dict(zip(keys, (NamedSharding(mesh, s) for s in jax.tree.leaves(specs, is_leaf=is_spec)), strict=True))
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        return next(
+            (known[tuple(path[i:]), leaf.shape] for i in range(len(path)) if (tuple(path[i:]), leaf.shape) in known),
+            whole,
+        )
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def on_all(tree: Any, mesh: Mesh | None) -> Any:
@@ -92,16 +147,12 @@ def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def keep_up(tree: Any, mesh: Mesh | None) -> None:
+def wait_for(tree: Any, mesh: Mesh | None) -> None:
     """Wait for what several CPU devices compute; on one device, or on another backend, go on at once.
 
     XLA starts a program for each CPU device from the few threads that also run them, and lets a device with 32
     programs in flight wait. When Python runs so far ahead, one device waits in a collective for another one
     that has no thread left to start, for ever. One program with a collective at a time cannot get there.
-
-    Args:
-      tree: What the last program gives.
-      mesh: The devices, or None.
     """
     if mesh is not None and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(tree)
@@ -136,9 +187,9 @@ def split_whole(batch: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return batch
     num_examples = jax.tree.leaves(batch)[0].shape[0]
-    if num_examples % mesh.size:
+    if num_examples % data_size(mesh):
         return on_all(batch, mesh)
-    rows = own_rows(num_examples, mesh.size, dealt=False)
+    rows = own_rows(num_examples, data_size(mesh), dealt=False)
     return split(jax.tree.map(lambda x: np.asarray(x)[rows], batch), mesh)
 
 

@@ -16,9 +16,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hessabs.cpu import heap
-from hessabs.training.metrics import say
-from hessabs.training.saving.checkpoint import alone, reason
-from hessabs.training.saving.manifest import DamagedError, verify_manifest, write_manifest
+from hessabs.training.workdir import say
+from hessabs.training.checkpoint import alone, reason
+from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
+from hessabs.training.network import one_process, reason
+from hessabs.training.workdir import say
 
 _ITEMS = ("arrays", "record")
 T = TypeVar("T")
@@ -32,8 +34,8 @@ class Saved(NamedTuple):
     read_arrays: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]  # raises DamagedError
 
 
-class Store:
-    """The checkpoints of a run. A class, against the house rule: it is the one handle on orbax's manager.
+class Checkpoints:
+    """The checkpoints of a run: the one handle on orbax's manager.
 
     Args:
       folder: Where they are; made if it is missing.
@@ -124,7 +126,7 @@ class Store:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            options = alone(self._folder.name)
+            options = one_process(self._folder.name)
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 item_handlers={"arrays": _Arrays(**options), "record": _Record(**options)},
@@ -197,7 +199,7 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
     for item in _ITEMS:
         verify_manifest(folder / item)
     try:
-        record = ocp.JsonCheckpointHandler(**alone("record")).restore(folder / "record")
+        record = ocp.JsonCheckpointHandler(**one_process("record")).restore(folder / "record")
     except ValueError as error:
         raise DamagedError(f"record: {error}") from error
     if not isinstance(record, dict):
@@ -205,7 +207,7 @@ def _read(folder: pathlib.Path, samples: int) -> Saved:
 
     def read_arrays(like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            with ocp.StandardCheckpointer(**alone("reading")) as checkpointer:
+            with ocp.StandardCheckpointer(**one_process("reading")) as checkpointer:
                 arrays = dict(checkpointer.restore(folder / "arrays", dict(like)))
         except Exception as error:
             raise DamagedError(f"arrays: {reason(error)}") from error

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the loop fulfils between two micro-batches, and as an end after it."""
+"""SIGTERM and Ctrl-C as a request that the loop fulfils between two updates, and as an end after it."""
 
 import contextlib
 import signal
@@ -21,8 +21,8 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
-class Wish:
-    """The signal that asked the run to end, if one did. A class, against the house rule: a handler sets it.
+class Request:
+    """The signal that asked the run to end, if one did.
 
     Attributes:
         signum: The signal, or None.
@@ -35,29 +35,29 @@ class Wish:
 
 
 @contextlib.contextmanager
-def catch_signals() -> Iterator[Wish]:
+def catch_signals() -> Iterator[Request]:
     """Note the first SIGTERM or Ctrl-C inside the block; the second one ends the process at once.
 
     Outside the main thread, where Python allows no handlers, signals keep what they do.
 
     Yields:
-      A ``Wish`` whose ``signum`` is None until a signal comes.
+      A ``Request`` whose ``signum`` is None until a signal comes.
     """
-    wish = Wish()
+    request = Request()
     if threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield request
         return
 
     def note(signum: int, frame: FrameType | None) -> None:
-        wish.signum = signum
+        request.signum = signum
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        if wish.saved is not None:
-            raise Interrupted(wish.saved, signum)
+        if request.saved is not None:
+            raise Interrupted(request.saved, signum)
 
     before = {signum: signal.signal(signum, note) for signum in _SIGNALS}
     try:
-        yield wish
+        yield request
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
