@@ -99,7 +99,7 @@ def number(text: str) -> float:
 
 
 def check_types(settings: Any) -> None:
-    """Check that every field of settings made in Python holds what was declared, a ``Literal`` one of its choices.
+    """Check that each field of settings made in Python holds what was declared, or one of its choices.
 
     Raises:
       ValueError: Naming the field, what it must be, what was got, and the nearest choice.

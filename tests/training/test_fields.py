@@ -109,24 +109,29 @@ def test_types_and_help_of_several():
     "other", [Annotated[int, "another text"], Annotated[int | None, "of all that is drawn"]], ids=str
 )
 def test_a_field_of_two_settings_is_the_same_or_refused(other):
-    again = NamedTuple("Again", [("seed", other)])
-    again.__new__.__defaults__, again._field_defaults = (0,), {"seed": 0}
+    class Again(NamedTuple):
+        seed: other = 0
+
     with pytest.raises(ValueError, match="`seed` must be declared the same in Steps and in Again"):
-        config_flags(Steps, again)
+        config_flags(Steps, Again)
 
 
 @pytest.mark.parametrize(("hint", "what"), [(int, "Annotated with its help"), (Annotated[dict, "x"], "dict")])
 def test_a_field_that_can_be_no_flag(hint, what):
-    bad = NamedTuple("Bad", [("x", hint)])
-    bad.__new__.__defaults__, bad._field_defaults = (0,), {"x": 0}
+    class Bad(NamedTuple):
+        x: hint = 0
+
     with pytest.raises(ValueError, match=rf"`x` of Bad .*{what}"):
-        declared(bad)
+        declared(Bad)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Steps(schedule="cosin"), r"`schedule` must be one of step, cosine, got 'cosin'; the nearest is 'cosine'"),
+        (
+            Steps(schedule="cosin"),
+            r"`schedule` must be one of step, cosine, got 'cosin'; the nearest is 'cosine'",
+        ),
         (Steps(optimizer="adam"), r"`optimizer` must be sgd, adamw, or FILE.py:factory, got 'adam'"),
         (Steps(schedule=None), r"`schedule` must be one of step, cosine, got None"),
         (Steps(coupling=2), r"`coupling` must be one of linear, sqrt, got 2"),
