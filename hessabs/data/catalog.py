@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hessabs.data.folders import all_sets, default_dir
 from hessabs.data.prepared import import_tfds
+from hessabs.data.versions import all_sets, default_dir
 
 
 class Entry(NamedTuple):

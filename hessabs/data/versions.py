@@ -12,34 +12,18 @@ class DatasetNotFoundError(ValueError):
 
 
 def default_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of prepared sets: the one given, or TFDS's own.
-
-    Args:
-      data_dir: A folder, or None for that of TFDS_DATA_DIR or, without it, ``~/tensorflow_datasets``.
-
-    Returns:
-      The folder; need not exist.
-    """
+    """Return the folder of prepared sets: the one given, or TFDS's own; it need not exist."""
     # Read the variable now: TFDS itself reads it once, when it is imported.
     default = os.environ.get("TFDS_DATA_DIR") or Path("~", "tensorflow_datasets")
     return Path(data_dir if data_dir is not None else default).expanduser()
 
 
 def find_set(name: str, data_dir: Path) -> Path:
-    """Return the folder of the set, ``data_dir/name[/config]/version``; raise when there is none.
+    """Return the folder of ``name[/config][:version]``, the latest version and the only config if none is
+    named.
 
-    TFDS can look for it too, but imports the code of every set that is named so, and that may
-    import TensorFlow.
-
-    Args:
-      name: ``name[/config][:version]``; the latest version if none is named, the config if there is one only.
-      data_dir: Folder of prepared sets.
-
-    Returns:
-      The folder.
-
-    Raises:
-      DatasetNotFoundError: If there is none, or several configs; says what is there and what to do.
+    TFDS can look for it too, but imports the code of every set that is named so, and that may import
+    TensorFlow.
     """
     match = re.fullmatch(r"(\w+)(?:/([\w.+-]+))?(?::([\d.]+))?", name)
     if match:
@@ -66,39 +50,17 @@ def find_set(name: str, data_dir: Path) -> Path:
 
 
 def folders(path: Path) -> list[Path]:
-    """Return the folders in a folder, by name.
-
-    Args:
-      path: A folder; need not exist.
-
-    Returns:
-      Its folders; none if it does not exist.
-    """
+    """Return the folders in a folder, by name; none if it does not exist."""
     return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
 
 
 def all_sets(data_dir: Path) -> list[Path]:
-    """Return the folder of every prepared version of every set, by name.
-
-    Args:
-      data_dir: Folder of prepared sets; need not exist.
-
-    Returns:
-      The folders, each with a ``features.json``.
-    """
+    """Return the folder of every prepared version of every set, by name."""
     return [path for root in folders(data_dir) for sub in [root, *folders(root)] for path in versions(sub)]
 
 
 def versions(path: Path, version: str | None = None) -> list[Path]:
-    """Return the prepared versions in a folder, oldest first.
-
-    Args:
-      path: Folder of a set or of a config of it.
-      version: This one alone, ``1.0.0``, or None for all.
-
-    Returns:
-      The folders of the versions.
-    """
+    """Return the prepared versions in the folder of a set or config, oldest first; of one alone if named."""
     found = [
         (tuple(map(int, match.groups())), p)
         for p in folders(path)

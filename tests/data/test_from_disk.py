@@ -1,18 +1,15 @@
-"""Sets that stay on disk: a miniature of ImageNet in its own format, read in memory's order through grain."""
+"""Sets that stay on disk: a miniature of ImageNet in its own format, read in the order of sets in memory."""
 
-import dataclasses
 import io
 import pickle
 
 import numpy as np
 import pytest
 
-from hessabs.data import Column, Position, encoded_reader, epoch_order, hold_out, load
-from hessabs.training import Config, set_up, train
-from hessabs.training.devices.mesh import all_rows
+from hessabs.data import Position, as_source, epoch_order, hold_out, load, reader
+from hessabs.data.source import Examples
 
 pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
-pytest.importorskip("grain", reason="the extra `data` is not installed")
 Image = pytest.importorskip("PIL.Image", reason="the extra `data` is not installed")
 
 TRAIN, CLASSES, SIZE, SEED = 13, 5, 16, 3
@@ -68,7 +65,7 @@ def dataset(imagenet):
 
 
 def stream(dataset, count, size=4, **options):
-    read = encoded_reader(dataset.train["image"].records, size, seed=SEED, **options)
+    read = reader(dataset.train, size, seed=SEED, **options)
     return [read(1) for _ in range(count)]
 
 
@@ -81,27 +78,26 @@ def same(one, two):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_columns_look_like_arrays(dataset):
-    image, label = dataset.train["image"], dataset.train["label"]
-    assert isinstance(image, Column)
-    assert (image.shape, image.dtype, len(label), dataset.num_classes) == (
-        (TRAIN, SIZE, SIZE, 3),
-        np.uint8,
-        TRAIN,
-        CLASSES,
-    )
-    np.testing.assert_array_equal(label[:], np.arange(TRAIN) % CLASSES)
+def test_examples_are_decoded_when_they_are_taken(dataset):
     chosen = np.array([7, 0, 12])
-    np.testing.assert_array_equal(np.take(label, chosen, axis=0), chosen % CLASSES)
-    red = image[chosen][..., 0].astype(int)
+    batch = dataset.train.take(chosen)
+    assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (TRAIN, 6, CLASSES)
+    assert (batch["image"].shape, batch["image"].dtype) == ((3, SIZE, SIZE, 3), np.uint8)
+    np.testing.assert_array_equal(batch["label"], chosen % CLASSES)
+    red = batch["image"][..., 0].astype(int)
     np.testing.assert_allclose(red - (40 * (chosen % CLASSES) + 20).reshape(3, 1, 1), 0, atol=8)  # JPEG's loss
-    assert len(dataset.test["label"]) == 6
 
 
 def test_hold_out_reads_nothing(dataset, monkeypatch):
-    monkeypatch.setattr("hessabs.data.encoded.Records.decode", None)
-    rest, held = hold_out(dataset, 3)
-    assert (len(rest.train["label"]), len(held["label"])) == (10, 3)
+    whole = dataset.train.take(np.arange(TRAIN))["label"]
+    monkeypatch.setattr("hessabs.data.prepared.decode", None)
+    rest, held = hold_out(dataset.train, 3)
+    assert (len(rest), len(held)) == (10, 3)
+    monkeypatch.undo()
+    labels = [part.take(np.arange(len(part)))["label"] for part in (rest, held)]
+    assert sorted(np.concatenate(labels)) == sorted(whole)
+    read = reader(rest, 5, seed=SEED, augmentation="resized_crop")
+    np.testing.assert_array_equal(read(1)[0]["label"], labels[0][epoch_order(SEED, 0, 10)[:5]])
 
 
 def test_order_is_that_of_the_seed(dataset):
@@ -123,8 +119,7 @@ def test_resumes_anywhere(dataset, augmentation):
 
 def test_several_at_once_and_replays(dataset):
     single = stream(dataset, 3)
-    records = dataset.train["image"].records
-    batch, position = encoded_reader(records, 4, seed=SEED)(3)
+    batch, position = reader(dataset.train, 4, seed=SEED)(3)
     assert position == Position(1, 0)
     np.testing.assert_array_equal(batch["image"], np.concatenate([b["image"] for b, _ in single]))
     replayed = stream(dataset, 4, replays=2)
@@ -143,7 +138,9 @@ def own_rows(process, dealt):
 
     def rows(number):
         share = number // 2
-        return all_rows(number, 4, dealt=dealt)[process * share :][:share]
+        places = np.arange(number)
+        places = (places.reshape(-1, 4).T if dealt else places.reshape(4, -1)).reshape(-1)
+        return places[process * share :][:share]
 
     return rows
 
@@ -152,27 +149,37 @@ COUNTS = (1, 1, 1, 4, 1, 4, 4, 1)  # micro-batches at once: two epochs of eight,
 ROOM = 4  # threads that may have begun on what is called off
 
 
+class Counting:
+    """34 examples, 8 micro-batches of 4 and 2 over; which of them were decoded."""
+
+    def __init__(self, items):
+        self.items, self.decoded = items, []
+
+    def __len__(self):
+        return 34
+
+    def __getitem__(self, index):
+        self.decoded.append(index)
+        return self.items[index % TRAIN]
+
+    def crop(self, index, bits):
+        self.decoded.append(index)
+        return self.items.crop(index % TRAIN, bits)
+
+
 @pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop"])
 @pytest.mark.parametrize("dealt", [True, False])
-def test_each_process_decodes_its_own_rows_alone(imagenet, dealt, augmentation, monkeypatch):
-    whole_set = load("imagenet2012", data_dir=imagenet, image_size=SIZE).train["image"].records
-    records = dataclasses.replace(whole_set, examples=np.arange(34) % TRAIN)  # 8 micro-batches of 4, and 2 over
+def test_each_process_decodes_its_own_rows_alone(dataset, dealt, augmentation):
+    records = dataset.train.items
     options = {"seed": SEED, "augmentation": augmentation}
-    whole = encoded_reader(records, 4, **options)
+    whole = reader(Examples(Counting(records)), 4, **options)
     batches = [whole(count)[0] for count in COUNTS]
-    decode, counted = type(records).decode, ([], [])
-
-    def counting(self, place, **options):
-        if hasattr(self, "process"):
-            counted[self.process].append(place)
-        return decode(self, place, **options)
-
-    monkeypatch.setattr(type(records), "decode", counting)
     parts = []
-    for process, decoded in enumerate(counted):
-        mine = dataclasses.replace(records)
-        mine.process = process
-        read = encoded_reader(mine, 4, **options, own_rows=own_rows(process, dealt))
+    for process in range(2):
+        counting = Counting(records)
+        read = reader(Examples(counting), 4, **options, own_rows=own_rows(process, dealt))
+        counting.decoded.clear()  # what was looked at before the first batch
+        decoded = counting.decoded
         parts.append([read(count) for count in COUNTS])
         own = sum(4 * count // 2 for count in COUNTS)
         ahead = 4 * max(COUNTS) // 2  # half of the next batch is decoded already
@@ -214,50 +221,18 @@ def test_augmentation_follows_the_example_not_the_batch(dataset):
     assert (np.abs(plain.astype(int) - four).max((1, 2, 3)) > 20).sum() >= 6
 
 
-def test_sent_to_the_device_ahead(dataset):
-    import jax
-
-    got = stream(dataset, 3, device=jax.devices()[0])
-    assert all(isinstance(x, jax.Array) for batch, _ in got for x in batch.values())
-    same([({k: np.asarray(v) for k, v in b.items()}, p) for b, p in got], stream(dataset, 3))
-
-
 def test_records_travel_without_their_open_files(dataset):
-    records = dataset.train["image"].records
-    records.decode(0)
+    records = dataset.train.items
+    first = records[5]["image"]
     again = pickle.loads(pickle.dumps(records))
     assert "_source" not in again.__dict__
-    np.testing.assert_array_equal(again.decode(5)[0], records.decode(5)[0])
+    np.testing.assert_array_equal(again[5]["image"], first)
 
 
 @pytest.mark.slow
 def test_worker_processes_change_nothing(dataset):
     options = {"augmentation": "resized_crop"}
     same(stream(dataset, 7, num_workers=2, **options), stream(dataset, 7, **options))
-
-
-CONFIG = Config(
-    dataset="imagenet2012",
-    image_size=SIZE,
-    augment="resized_crop",
-    method="bl",
-    epochs=2,
-    batch_size=8,
-    micro_batch_size=4,
-    lr=0.01,
-    lr_decay_epochs=(),
-    hessian_batch_size=4,
-    hessian_iters=2,
-)
-
-
-@pytest.mark.parametrize("model", ["mlp", pytest.param("resnet18", marks=pytest.mark.slow)])
-def test_a_run_trains_from_disk(imagenet, model):
-    run = set_up(CONFIG._replace(data_dir=str(imagenet), model=model))
-    result = train(run)
-    assert result.summary["updates"] == 3  # two epochs of three micro-batches, two of them an update
-    assert np.isfinite([record["train_loss"] for record in result.records]).all()
-    assert result.summary["eigenvalue"] > 0
 
 
 def test_a_missing_shard_is_named(imagenet, tmp_path):
@@ -275,6 +250,58 @@ def test_variable_sizes_in_memory_point_to_image_size(imagenet):
         load("imagenet2012", data_dir=imagenet)
 
 
-def test_crops_need_a_size():
-    with pytest.raises(ValueError, match="`augment` resized_crop needs `image_size`"):
-        set_up(Config(augment="resized_crop"))
+def test_crops_need_images_that_are_decoded():
+    arrays = {"image": np.zeros((4, 8, 8, 1), np.uint8)}
+    with pytest.raises(ValueError, match="`resized_crop` crops images as they are decoded: load them with"):
+        reader(arrays, 2, seed=0, augmentation="resized_crop")
+
+
+class Squares:
+    """Examples of the caller's own, some of which a test may make wrong."""
+
+    def __init__(self, wrong=None):
+        self.wrong = wrong or {}
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return self.wrong.get(index, {"x": np.full(3, index**2), "pair": (np.float32(index), np.int8(index))})
+
+
+def test_any_random_access_is_read_in_the_order_of_the_seed():
+    read = reader(Squares(), 4, seed=SEED, keep_remainder=True)
+    for epoch in range(2):
+        order = epoch_order(SEED, epoch, 11)
+        batches = [read(count)[0] for count in (1, 2)]
+        x = np.concatenate([batch["x"] for batch in batches])
+        np.testing.assert_array_equal(x[:, 0], np.concatenate([order, order[:1]]) ** 2)
+        assert x.shape == (12, 3)
+        assert batches[1]["weight"].tolist() == [1] * 7 + [0]
+        assert batches[0]["pair"][0].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"x": np.zeros(2, int), "pair": (np.float32(0), np.int8(0))},
+            r"0 has .*int64\(3,\).* 5 has .*int64\(2,\)",
+        ),
+        ({"x": np.zeros(3, int)}, r"example 0 has .*'pair'.* example 5 has {'x': 'int64\(3,\)'}"),
+    ],
+)
+def test_examples_that_differ(wrong, said):
+    read = reader(Squares({5: wrong}), 11, seed=0)
+    with pytest.raises(ValueError, match=said):
+        read(1)
+    with pytest.raises(ValueError, match=said):
+        as_source(Squares({5: wrong})).take(np.arange(11))
+
+
+def test_worker_processes_need_a_source_that_travels():
+    class Local(Squares):
+        pass
+
+    with pytest.raises(ValueError, match=r"`data_workers`.*define its functions at the top of a module"):
+        reader(Local(), 2, seed=0, num_workers=1)(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hessabs.data import Dataset, DatasetNotFoundError, check_images, load
+from hessabs.data import Dataset, DatasetNotFoundError, check_images, eval_batches, hold_out, load
 
 NEEDS_TFDS = ["tensorflow_datasets", "array_record", "importlib_resources", "PIL"]
 
@@ -38,7 +38,7 @@ def cifar10(train=23, test=11, **kwargs):
 
 
 def assert_same(got, expected):
-    assert set(got) == {"image", "label"}
+    assert set(got.arrays) == {"image", "label"}
     assert got["image"].dtype == np.uint8
     assert got["label"].dtype == np.int32
     np.testing.assert_array_equal(got["image"], expected["image"])
@@ -78,7 +78,7 @@ def test_digits_is_the_same_every_time(digits):
 def test_num_test_keeps_the_first(digits):
     few = load("digits", num_test=50)
     assert_same(few.train, digits.train)
-    assert_same(few.test, {k: v[:50] for k, v in digits.test.items()})
+    assert_same(few.test, {k: v[:50] for k, v in digits.test.arrays.items()})
 
 
 @pytest.mark.parametrize("num_test", [0, -1, 361])
@@ -149,7 +149,7 @@ def test_newest_version_unless_named(write, tmp_path):
     for version, n in (("3.0.2", 5), ("3.0.10", 6), ("2.9.9", 7)):
         write(tmp_path, "cifar10", cifar10(train=n), version=version)
     (tmp_path / "cifar10" / "incomplete.X_4.0.0").mkdir()
-    assert len(load("cifar10", data_dir=tmp_path).train["label"]) == 6
+    assert len(load("cifar10", data_dir=tmp_path).train) == 6
     assert len(load("cifar10:2.9.9", data_dir=tmp_path).train["label"]) == 7
     with pytest.raises(DatasetNotFoundError, match=r"No data set 'cifar10:1\.0\.0'"):
         load("cifar10:1.0.0", data_dir=tmp_path)
@@ -361,7 +361,9 @@ def test_svhn_trains_on_extra_or_on_both(write, tmp_path):
     [
         ({"image": np.zeros((2, 3, 8, 8), np.uint8)}, r"channels first: transpose them"),
         ({"image": np.zeros((2, 64), np.uint8)}, r"must be \(N, height, width, channels\)"),
-        ({"image": np.zeros((3, 8, 8, 1), np.uint8)}, "has 3 images and 2 labels"),
+        ({"image": np.zeros((3, 8, 8, 1), np.uint8)}, "same leading size, got {'image': 3, 'label': 2}"),
+        ({"label": np.zeros(2)}, r"must be integers of shape \(N,\), got float64 of shape \(2,\)"),
+        ({"label": np.zeros((2, 10), int)}, r"must be integers of shape \(N,\), got int64 of shape \(2, 10\)"),
         ({"label": np.array([0, 10], np.int32)}, r"must lie in 0\.\.9, got 0\.\.10"),
         ({"label": np.array([-1, 0], np.int32)}, r"must lie in 0\.\.9, got -1\.\.0"),
     ],
@@ -371,6 +373,43 @@ def test_data_that_fits_no_network(change, said):
     check_images(Dataset("mine", good, good, 10))
     with pytest.raises(ValueError, match=said):
         check_images(Dataset("mine", {**good, **change}, good, 10))
+
+
+class Pictures:
+    """Images of the caller's own, read one at a time; the last label is beyond the classes."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return {"image": np.zeros((8, 8, 1), np.uint8), "label": np.int32(index)}
+
+
+class Batches:
+    """The same as a source."""
+
+    def __len__(self):
+        return 11
+
+    def take(self, indices):
+        return {"image": np.zeros((len(indices), 8, 8, 1), np.uint8), "label": indices}
+
+
+@pytest.mark.parametrize("images", [Pictures(), Batches()], ids=["items", "source"])
+def test_labels_that_are_not_in_memory_are_looked_at_as_they_are_read(images):
+    train = check_images(Dataset("mine", images, images, 10)).train
+    np.testing.assert_array_equal(train.take(np.arange(10))["label"], np.arange(10))
+    with pytest.raises(ValueError, match=r"0\.\.9, got 9\.\.10: example 10 has 10"):
+        train.take(np.array([9, 10]))
+    rest, held = hold_out(train, 3)
+    with pytest.raises(ValueError, match=r"example 10 has 10"):
+        list(eval_batches(rest, 4)) + list(eval_batches(held, 4))
+
+
+def test_a_data_set_without_labels():
+    images = {"image": np.zeros((2, 8, 8, 1), np.uint8)}
+    with pytest.raises(ValueError, match=r"need an 'image' and a 'label', got \['image'\]"):
+        check_images(Dataset("mine", images, images, 10))
 
 
 def test_training_and_test_images_of_two_shapes():
