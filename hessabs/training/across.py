@@ -139,7 +139,7 @@ def on_mesh(
     return Functions(
         begin=jax.jit(begin, out_shardings=row_places),
         add=jax.jit(add, donate_argnums=1, out_shardings=row_places),
-        finish=jax.jit(finish, donate_argnums=(0, 1), out_shardings=places),
+        finish=jax.jit(finish, donate_argnums=0, out_shardings=places),
         whole=jax.jit(whole_update, donate_argnums=0, out_shardings=places),
     )
 

@@ -17,7 +17,6 @@ import orbax.checkpoint as ocp
 
 from hessabs.cpu import heap
 from hessabs.training.workdir import say
-from hessabs.training.checkpoint import alone, reason
 from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
 from hessabs.training.network import one_process, reason
 from hessabs.training.workdir import say

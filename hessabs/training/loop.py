@@ -19,11 +19,12 @@ from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
+from hessabs.training.look.measure import last_layer
 from hessabs.training.loop_state import Decision, LoopState, start
 from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
-from hessabs.training.run import Run, Schedule, make_sizes, prepare
+from hessabs.training.run import Remainder, Run, Schedule, make_sizes, prepare
 from hessabs.training.session import Session
 from hessabs.training.settings import RunSettings
 from hessabs.training.sizes import Sizes
@@ -55,6 +56,7 @@ def fit(
     *,
     epochs: int,
     micro_batch_size: int | None = None,
+    remainder: Remainder = "drop",
     objective: Objective = _PLAIN,
     schedule: Schedule | None = None,
     settings: RunSettings = _DEFAULTS,
@@ -80,6 +82,8 @@ def fit(
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
         these); None for that batch, or 128 where that divides it.
+      remainder: Whether an epoch's incomplete last micro-batch is left out (``"drop"``, as in the paper) or trained
+        on too, with exact weights (``"keep"``).
       objective: Robust training, of ``hessabs.training.objectives``.
       schedule: ``schedule(examples so far) -> factor`` on the learning rate, of ``hessabs.training.schedules``;
         None for 1.
@@ -116,6 +120,7 @@ def fit(
         rule,
         epochs=epochs,
         micro_batch_size=micro_batch_size,
+        remainder=remainder,
         objective=objective,
         schedule=schedule,
         settings=settings,
@@ -258,7 +263,7 @@ def _largest_next(run: Run, batch_size: int) -> int:
 
 
 def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> LoopState:
-    observation = Observation(Count.of(state.samples), lr_scale=np.float32(run.schedule(state.samples)))
+    observation = Observation(Count.of(state.samples))
     if run.rule.measures in ("eigenvalue", "last_layer_eigenvalue"):
         eigenvalue = float("nan")
         if state.controller.measure:
@@ -279,7 +284,9 @@ def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float
             seen.params,
             seen.model_state,
             state.eigenvector,
-            last_layer=run.rule.measures == "last_layer_eigenvalue",
+            last_layer(seen.params, run.task.num_classes)
+            if run.rule.measures == "last_layer_eigenvalue"
+            else None,
         )
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.

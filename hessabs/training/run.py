@@ -1,9 +1,8 @@
 """From a task, an optimiser, a rule and an objective to everything a loop needs; complaints come from here."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks, loops
 from hessabs.batch_size import Controller
-from hessabs.data import Position, Reader, Source, epoch_order, micro_batches_per_epoch, reader
+from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import is_used
 from hessabs.training import across
 from hessabs.training.look.evaluate import Evaluation, make_evaluation
@@ -38,6 +37,9 @@ _HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the examples of the e
 _FINAL_HESSIAN_ITERS = 30
 _START = Position(0, 0)
 
+Remainder = Literal["drop", "keep"]
+"""An epoch's incomplete last micro-batch: left out, as in the paper, or trained on, with exact weights."""
+
 Schedule = Callable[[int], float]
 """``schedule(examples so far) -> factor on the learning rate``."""
 
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     settings: RunSettings
     epochs: int
     micro_batch_size: int  # examples, all devices together
+    keeps_remainder: bool  # whether an epoch's incomplete last micro-batch is trained on, too
     epoch_examples: int  # that are trained on in an epoch
     functions: Functions
     perturb: Callable[[TrainState, int, Any, Any], Any] | None  # before `add`, where Python drives the attack
@@ -86,11 +89,12 @@ class Run(NamedTuple):
             self.micro_batch_size,
             seed=self.settings.seed,
             position=position,
-            keep_remainder=self.settings.keep_remainder,
+            keep_remainder=self.keeps_remainder,
             replays=self.objective.replays,
             augmentation=self.task.augmentation,
             own_rows=rows,
             gather=make_gather(self.task.train, self.mesh),
+            num_workers=self.task.num_workers,
         )
 
     def examples(self, position: Position, count: int) -> int:
@@ -106,6 +110,7 @@ def prepare(
     *,
     epochs: int,
     micro_batch_size: int | None,
+    remainder: Remainder,
     objective: Objective,
     schedule: Schedule | None,
     settings: RunSettings,
@@ -119,13 +124,16 @@ def prepare(
     check_run(settings)
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+    if remainder not in get_args(Remainder):
+        raise ValueError(f"`remainder` must be drop or keep, got {remainder!r}.")
+    keeps_remainder = remainder == "keep"
     axes = read_mesh(settings.mesh, settings.devices)
     mesh = make_mesh(axes)
     optimizer = as_optimizer(optimizer)
     size = _micro_batch_size(rule, micro_batch_size, objective)
-    _check_sizes(task, rule, settings, size, objective, mesh)
+    _check_sizes(task, rule, settings, size, objective, mesh, keeps_remainder)
     num_examples = len(task.train)
-    per_epoch = micro_batches_per_epoch(num_examples, size, settings.keep_remainder)
+    per_epoch = micro_batches_per_epoch(num_examples, size, keeps_remainder)
     batch = reader(task.train, size, seed=settings.seed, augmentation=task.augmentation)(1)[0]
     check_task(task, batch)
 
@@ -179,7 +187,8 @@ def prepare(
         settings=settings,
         epochs=epochs,
         micro_batch_size=size,
-        epoch_examples=num_examples if settings.keep_remainder else per_epoch * size,
+        keeps_remainder=keeps_remainder,
+        epoch_examples=num_examples if keeps_remainder else per_epoch * size,
         functions=jitted,
         perturb=perturb if by_python else None,
         state=state,
@@ -190,7 +199,7 @@ def prepare(
         track=make_track(settings.tracked, task, hessian_batch, measure_final, mesh=mesh),
         mesh=mesh,
         dealt=dealt,
-        record=_describe(task, settings, epochs, size, record),
+        record=_describe(task, settings, epochs, size, remainder, record),
     )
 
 
@@ -297,7 +306,13 @@ def _micro_batch_size(rule: Controller, given: int | None, objective: Objective)
 
 
 def _check_sizes(
-    task: Task, rule: Controller, settings: RunSettings, size: int, objective: Objective, mesh: Mesh | None
+    task: Task,
+    rule: Controller,
+    settings: RunSettings,
+    size: int,
+    objective: Objective,
+    mesh: Mesh | None,
+    keeps_remainder: bool,
 ) -> None:
     num_examples, devices = len(task.train), data_size(mesh)
     initial, maximum = rule.batch_sizes or (size, size)
@@ -325,27 +340,18 @@ def _check_sizes(
             "`micro_batch` must be fixed where micro-batches are compared, or perturbations are those of one, got "
             "auto."
         )
-    if settings.keep_remainder and objective.replays > 1:
+    if keeps_remainder and objective.replays > 1:
         raise ValueError(
-            "`keep_remainder` does not go with robust=free, whose epochs replay whole micro-batches."
+            "`remainder` must be drop with robust=free, whose epochs replay whole micro-batches, got keep."
         )
 
 
 def _describe(
-    task: Task, settings: RunSettings, epochs: int, size: int, record: Mapping[str, Any]
+    task: Task, settings: RunSettings, epochs: int, size: int, remainder: str, record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    config = {**settings._asdict(), "task_name": task.name, "epochs": epochs, "micro_batch_size": size}
+    own = {"name": task.name, "epochs": epochs, "micro_batch_size": size, "remainder": remainder}
+    config = {**settings._asdict(), **own}
     return {
         "config": {**config, **task.settings, **record},
         "data": {"training examples": len(task.train), "digest": fingerprint(task.train)},
     }
-
-
-def fingerprint(source: Source) -> str:
-    """Return a digest of up to 256 examples of a source, spread over it."""
-    places = np.unique(np.linspace(0, len(source) - 1, 256).astype(np.int64))
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(source.take(places)):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]

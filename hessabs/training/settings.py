@@ -12,10 +12,6 @@ class RunSettings(NamedTuple):
     """The settings of a run that change what it computes, and those that say how it uses its machine."""
 
     seed: Annotated[int, "seed of the initial params and of the order of the data"] = 0
-    keep_remainder: Annotated[
-        bool,
-        "train on an epoch's incomplete last micro-batch too, with exact weights (the paper skips it)",
-    ] = False
     micro_batch: Annotated[
         Literal["fixed", "auto"],
         "fixed: a device always handles micro_batch_size examples at once (ghost batch norm); auto: it takes "

@@ -59,7 +59,7 @@ class Totals(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The functions of an update, jitted; they donate the totals, the last two the state as well."""
+    """The functions of an update, jitted; `add` donates the totals, the last two the state."""
 
     begin: Callable[[TrainState], Totals]
     add: Callable[[TrainState, Totals, Any, Any, Any], Totals]  # (state, totals, batch, fraction or None, number)
@@ -249,7 +249,7 @@ def jit_functions(functions: Functions, micro_batch_size: int, *, one_by_one: bo
     return Functions(
         begin=jax.jit(functions.begin),
         add=jax.jit(convolutions.in_parts(add), donate_argnums=1),
-        finish=jax.jit(functions.finish, donate_argnums=(0, 1)),
+        finish=jax.jit(functions.finish, donate_argnums=0),
         whole=jax.jit(convolutions.in_parts(whole), donate_argnums=0),
     )
 

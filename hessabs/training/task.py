@@ -64,6 +64,7 @@ class Task(NamedTuple):
         None  # of prepared inputs, where they are continuous: attacks keep them
     )
     augmentation: str = "none"  # what the stream draws for each training example, of ``data.AUGMENTATIONS``
+    num_workers: int = 0  # processes that read a source which is not in memory; 0 for threads
     partition: Callable[[Mesh, Params], Any] | None = None  # (mesh, params) -> a tree of PartitionSpec
     settings: Mapping[str, Any] = {}  # what made it, for the workdir: flags by name
 

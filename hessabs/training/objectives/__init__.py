@@ -1,26 +1,22 @@
 """Robust training as objectives of the one training step: a file for each idea."""
 
-from hessabs.training.robust.attacked import attacked
-from hessabs.training.robust.free import free
-from hessabs.training.robust.inner import InnerAttack, make_inner
-from hessabs.training.robust.mixing import mixing
-from hessabs.training.robust.objective import Contribution, Objective
-from hessabs.training.robust.options import ROBUST, check, make_objective, resolve
-from hessabs.training.robust.sam import sam
-from hessabs.training.robust.trades import trades
+from hessabs.training.objectives.attacked import attacked
+from hessabs.training.objectives.free import free
+from hessabs.training.objectives.inner import InnerAttack, make_inner
+from hessabs.training.objectives.mixing import mixing
+from hessabs.training.objectives.objective import Contribution, Objective, Share
+from hessabs.training.objectives.sam import sam
+from hessabs.training.objectives.trades import trades
 
 __all__ = [
-    "ROBUST",
     "Contribution",
     "InnerAttack",
     "Objective",
+    "Share",
     "attacked",
-    "check",
     "free",
     "make_inner",
-    "make_objective",
     "mixing",
-    "resolve",
     "sam",
     "trades",
 ]
