@@ -195,7 +195,7 @@ def test_it_learns_digits(name):
     x = jnp.asarray(digits["image"].reshape(len(digits["image"]), -1) / 255, jnp.float32)
     y = jnp.asarray(digits["label"])
     # Faster than by default, where the default is for longer runs.
-    rates = {"adamw": 1e-2, "lion": 3e-3, "muon": 1e-2, "lamb": 3e-2, "lars": 5.0, "schedule_free": 3e-2}
+    rates = {"adamw": 1e-2, "lion": 3e-3, "muon": 1e-2, "lamb": 3e-2, "lars": 2.0, "schedule_free": 3e-2}
     made = make(name, lr=rates.get(name), clip=5.0)
 
     def loss(params, x, y):
