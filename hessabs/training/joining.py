@@ -1,6 +1,6 @@
 """Joining the processes of a run, each of which runs the whole program on its own devices."""
 
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 
@@ -10,6 +10,16 @@ HEARTBEAT_SECONDS = 20
 """A process that says nothing for so long is taken for dead, and the others end."""
 
 DETECT = "detect"
+
+
+class Processes(NamedTuple):
+    """How the processes of a run find each other."""
+
+    coordinator: Annotated[
+        str | None, "host:port of process 0, for several processes; detect: from the cluster's environment"
+    ] = None
+    num_processes: Annotated[int | None, "number of processes"] = None
+    process_id: Annotated[int | None, "number of this process, from 0"] = None
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
