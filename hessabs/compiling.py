@@ -31,21 +31,7 @@ class _Tally:
 
 
 def seconds(*, everywhere: bool = False) -> float:
-    """Return how long JAX has traced and compiled since this was first asked.
-
-    Args:
-      everywhere: Whether to count the time in which any thread compiled; otherwise that of the thread that
-        asks, and what it waited for in ``waiting``.
-
-    Returns:
-      Seconds; differences say what lies between two questions.
-
-    Example:
-      >>> before = seconds()
-      >>> _ = jax.jit(lambda x: x + 1)(1.0)
-      >>> seconds() > before
-      True
-    """
+    """Return how long JAX has traced and compiled since this was first asked."""
     return _listen()[_ALL if everywhere else threading.get_ident()].seconds
 
 

@@ -7,14 +7,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls.
-
-    Args:
-      eqn: Any equation.
-
-    Returns:
-      The programs, in the order of its params.
-    """
+    """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls."""
     inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)
     return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if is_jaxpr(x)]
 

@@ -19,23 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def choose(loop: Loop | None, *operands: Any) -> Loop:
-    """Decide where a loop over the operands runs.
-
-    Args:
-      loop: ``"host"``, ``"device"``, or None to choose by backend and by whether the operands are traced.
-      *operands: The pytrees that enter the loop.
-
-    Returns:
-      ``"host"`` or ``"device"``.
-
-    Raises:
-      ValueError: If ``loop`` is something else, or ``"host"`` under a trace, where Python cannot read values,
-        or an operand that is ``host_only`` (it reads data in Python) would be compiled.
-
-    Example:
-      >>> choose("device", 1.0)
-      'device'
-    """
+    """Decide where a loop over the operands runs."""
     if loop not in (None, "host", "device"):
         raise ValueError(f'`loop` must be "host", "device" or None, got {loop!r}.')
     traced = trees.is_traced(*operands)
@@ -62,11 +46,6 @@ def keep_pace(ahead: deque[Any], value: Any, limit: int = 2) -> None:
 
     Without it the arrays of all iterations would be in memory at once. On several CPU devices each value is
     waited for: there two programs with collectives can wait for each other for ever.
-
-    Args:
-      ahead: The values that are under way, the oldest first; begin with an empty one.
-      value: The value of this iteration, a pytree of arrays.
-      limit: How many may be under way.
     """
     ahead.append(value)
     leaf = jax.tree.leaves(value)[0]
@@ -76,14 +55,7 @@ def keep_pace(ahead: deque[Any], value: Any, limit: int = 2) -> None:
 
 
 def driven_by_python(*, traceable: bool) -> Callable[[F], F]:
-    """Mark the function of an operator as one that drives jitted functions from Python.
-
-    Args:
-      traceable: Whether it may be traced nevertheless, as part of a compiled loop.
-
-    Returns:
-      A decorator that returns the function itself.
-    """
+    """Mark the function of an operator as one that drives jitted functions from Python."""
 
     def mark(function: F) -> F:
         function.traceable = traceable  # type: ignore[attr-defined]
@@ -93,14 +65,7 @@ def driven_by_python(*, traceable: bool) -> Callable[[F], F]:
 
 
 def is_compiled(matvec: Any) -> bool:
-    """Tell whether a loop on the host compiles an operator together with its iteration.
-
-    Args:
-      matvec: Any callable.
-
-    Returns:
-      True for a ``jax.tree_util.Partial`` whose function is not ``driven_by_python``; others are called as is.
-    """
+    """Tell whether a loop on the host compiles an operator together with its iteration."""
     return isinstance(matvec, jax.tree_util.Partial) and _mark(matvec) is None
 
 

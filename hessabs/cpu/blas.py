@@ -16,16 +16,6 @@ def one_blas_thread(solver: F) -> F:
     The threads of a BLAS go on spinning after each product, on the cores that the operator needs next; a Krylov
     basis is read as fast as memory gives it by a single one. An operator that is no ``Partial`` may be NumPy's
     own and keeps all threads.
-
-    Args:
-      solver: A function whose first argument is the operator.
-
-    Returns:
-      A function of the same arguments.
-
-    Example:
-      >>> one_blas_thread(lambda matvec, v: matvec(v))(Partial(lambda v: 2 * v), 3.0)
-      6.0
     """
 
     @functools.wraps(solver)

@@ -16,24 +16,7 @@ CACHED = 6_500_000
 
 
 def bytes_per_row(function: Any, num_rows: int, *args: Any) -> float:
-    """Estimate how large the largest array of a program is, for each row of its batch.
-
-    Args:
-      function: A jitted function; it is traced, which costs nothing where it was traced before.
-      num_rows: Rows of the batch among ``args``.
-      *args: Its arguments.
-
-    Returns:
-      Bytes of the largest array that any operation of the program returns, over ``num_rows``. XLA may never
-      make that array, or make a larger one.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> images, kernel = jnp.ones((8, 3)), jnp.ones((3, 5))
-      >>> bytes_per_row(jax.jit(lambda x, k: jnp.sum(jnp.tanh(x @ k))), 8, images, kernel)
-      20.0
-    """
+    """Estimate how large the largest array of a program is, for each row of its batch."""
     return _largest(function.trace(*args).jaxpr.jaxpr) / num_rows
 
 

@@ -25,21 +25,7 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def difference(function: Callable[[Any], Any], x: Any, step: float | None) -> Callable[[Any], Any]:
-    """Make the directional derivative of a function by central differences.
-
-    Args:
-      function: Of a pytree of floating-point arrays, to a pytree of arrays.
-      x: Where it is differentiated.
-      step: How far to move to either side, the norm over all of ``x``; None to choose it as the file says.
-
-    Returns:
-      ``vector -> J vector``, for vectors like ``x``. The zero vector gives zero.
-
-    Example:
-      >>> derivative = difference(lambda x: x**3, jnp.array([1.0, 2.0]), None)
-      >>> derivative(jnp.array([1.0, 0.0])).round(2)
-      Array([3., 0.], dtype=float32)
-    """
+    """Make the directional derivative of a function by central differences."""
     program, shapes = jax.make_jaxpr(function, return_shape=True)(x)
     run = jaxpr_as_fun(program)
     h = _step_for(program.jaxpr, x) if step is None else jnp.asarray(step, jnp.float32)
@@ -61,15 +47,7 @@ def difference(function: Callable[[Any], Any], x: Any, step: float | None) -> Ca
 
 
 def check_step(mode: str, step: float | None) -> None:
-    """Raise unless a step is positive and one of finite differences.
-
-    Args:
-      mode: The mode of an operator.
-      step: Its step, or None.
-
-    Raises:
-      ValueError: Otherwise.
-    """
+    """Raise unless a step is positive and one of finite differences."""
     if step is None:
         return
     if mode != "finite_difference":
@@ -79,20 +57,7 @@ def check_step(mode: str, step: float | None) -> None:
 
 
 def rounding(jaxpr: Jaxpr, x: Any) -> float:
-    """Return the rounding of the coarsest dtype that a program multiplies in.
-
-    Args:
-      jaxpr: The program; what is inside its loops and calls counts, too.
-      x: A pytree of floating-point arrays that enters it.
-
-    Returns:
-      The largest eps of the operands of its products and of the leaves of ``x``.
-
-    Example:
-      >>> half = lambda x: x.astype(jnp.bfloat16) @ x.astype(jnp.bfloat16)
-      >>> rounding(jax.make_jaxpr(half)(jnp.ones(2)).jaxpr, jnp.ones(2))
-      0.0078125
-    """
+    """Return the rounding of the coarsest dtype that a program multiplies in."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(x)]
     dtypes += [dtype for dtype in _operands(jaxpr) if jnp.issubdtype(dtype, jnp.floating)]
     return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)

@@ -61,18 +61,7 @@ def fisher(
 
 
 def log_partition(distribution: Distribution, weight: Weight) -> Partial:
-    """Make the mean log-partition function of a distribution, whose Hessian in the outputs a Fisher matrix has.
-
-    Args:
-      distribution: As in ``fisher``.
-      weight: As in ``fisher``.
-
-    Returns:
-      ``loss_fn(outputs, batch) -> scalar``.
-
-    Raises:
-      ValueError: If the distribution is unknown.
-    """
+    """Make the mean log-partition function of a distribution, whose Hessian in the outputs a Fisher matrix has."""
     if distribution not in _LOG_PARTITION:
         raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
     bound = None if weight is None else trees.as_partial(weight)
@@ -122,16 +111,7 @@ def empirical_fisher(
 
 
 def squared_losses(loss_fn: LossFn, weight: Weight, *, has_aux: bool = False) -> tuple[Partial, Partial]:
-    """Make the two functions whose Gauss-Newton matrix is the empirical Fisher matrix.
-
-    Args:
-      loss_fn: As in ``empirical_fisher``.
-      weight: As in ``empirical_fisher``.
-      has_aux: As in ``empirical_fisher``.
-
-    Returns:
-      The losses of all examples, as a model, and half their mean square, as its loss.
-    """
+    """Make the two functions whose Gauss-Newton matrix is the empirical Fisher matrix."""
     bound = None if weight is None else trees.as_partial(weight)
     model_fn = Partial(_losses_by_example, without_aux(loss_fn, has_aux), bound)
     return model_fn, Partial(_half_mean_square, bound)

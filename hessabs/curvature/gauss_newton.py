@@ -103,26 +103,7 @@ def gauss_newton_source(
     axis_name: str | None = None,
     weight: Weight = None,
 ) -> Source:
-    """Say what a Gauss-Newton matrix is made of.
-
-    Args:
-      model_fn: As in ``gauss_newton``.
-      loss_fn: As in ``gauss_newton``.
-      params: As in ``gauss_newton``; checked.
-      batch: As in ``gauss_newton``; None where batches are read later.
-      mode: As in ``gauss_newton``.
-      step: As in ``gauss_newton``.
-      has_aux: As in ``gauss_newton``.
-      axis_name: As in ``gauss_newton``.
-      weight: As in ``gauss_newton``.
-
-    Returns:
-      What operators are made of.
-
-    Raises:
-      ValueError: If a param is no floating-point array, the mode is unknown, or the step not positive or of
-        another mode.
-    """
+    """Say what a Gauss-Newton matrix is made of."""
     trees.check_floating(params, "params")
     maps, axis = trees.Static(_maps(mode, step)), trees.Static(axis_name)
     functions = (without_aux(model_fn, has_aux), trees.as_partial(loss_fn))

@@ -44,16 +44,7 @@ class KrylovState(NamedTuple):
 
 
 def start(like: Any, num_rows: int, vectors: Iterable[Any] = ()) -> KrylovState:
-    """Begin with the span of some vectors.
-
-    Args:
-      like: A row; see ``basis.to_row``.
-      num_rows: Rows of the basis, more than there are vectors.
-      vectors: Rows. Zero or dependent ones are dropped.
-
-    Returns:
-      A state with no row multiplied.
-    """
+    """Begin with the span of some vectors."""
     basis = bases.zeros(like, num_rows)
     _, _, dtype = bases.measure(basis)
     if isinstance(basis, np.ndarray):
@@ -66,17 +57,7 @@ def start(like: Any, num_rows: int, vectors: Iterable[Any] = ()) -> KrylovState:
 
 
 def append(state: KrylovState, vector: Any, first: int = 0) -> tuple[KrylovState, Any]:
-    """Orthogonalise a vector against the basis and make what remains the next row.
-
-    Args:
-      state: The basis; it has room for one more row. Its arrays are used up.
-      vector: A row.
-      first: The first row that the vector is known to have more than rounding of; only NumPy makes use of it.
-
-    Returns:
-      The new state, in which ``built`` has grown by one unless nothing but rounding remained, and the
-      coefficients of the vector in the basis, shape (rows,).
-    """
+    """Orthogonalise a vector against the basis and make what remains the next row."""
     if isinstance(state.basis, np.ndarray):
         return _append_host(state, vector, first)
     if trees.is_traced(state, vector):
@@ -132,18 +113,7 @@ def _append_device(state: KrylovState, vector: Any) -> tuple[KrylovState, jax.Ar
 def expand(
     matvec: MatVec, form: trees.Static, state: KrylovState, num_multiplied: int, loop: loops.Loop
 ) -> KrylovState:
-    """Multiply rows until ``num_multiplied`` are, or no row is left, or a product is not finite.
-
-    Args:
-      matvec: The operator, on pytrees.
-      form: How a row becomes a pytree, from ``basis.layout``.
-      state: Where to go on from. Its arrays are used up.
-      num_multiplied: Below the number of rows.
-      loop: ``"host"`` or ``"device"``.
-
-    Returns:
-      The new state.
-    """
+    """Multiply rows until ``num_multiplied`` are, or no row is left, or a product is not finite."""
     if loop == "device":
         run = _jitted_expand if loops.is_compiled(matvec) and not trees.is_traced(matvec, state) else _expand
         return run(matvec, form, state, num_multiplied)
@@ -154,15 +124,7 @@ def expand(
 
 
 def store(state: KrylovState, product: Any) -> KrylovState:
-    """Take the product of the next row into a state; its arrays are used up.
-
-    Args:
-      state: A state with a row that is not multiplied yet.
-      product: The operator times that row, a row.
-
-    Returns:
-      The new state; unless the product was finite, only that it was not.
-    """
+    """Take the product of the next row into a state; its arrays are used up."""
     if not isinstance(state.basis, np.ndarray):
         return _jitted_store(state, product)
     num_matvecs, column = state.num_matvecs + 1, state.multiplied
@@ -178,19 +140,7 @@ def store(state: KrylovState, product: Any) -> KrylovState:
 
 
 def multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
-    """Multiply one row: an operator is compiled together with cutting and joining, another callable is not.
-
-    Args:
-      matvec: The operator, on pytrees.
-      form: How a row becomes a pytree, from ``basis.layout``.
-      row: A row.
-
-    Returns:
-      The operator times the row, a row.
-
-    Raises:
-      ValueError: If the product does not look like what was multiplied.
-    """
+    """Multiply one row: an operator is compiled together with cutting and joining, another callable is not."""
     if loops.is_compiled(matvec) and not trees.is_traced(matvec, row):
         product = _jitted_multiply(matvec, form, row)
     else:

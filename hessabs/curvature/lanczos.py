@@ -79,15 +79,6 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
 
 
 def check_dimension(name: str, number: int, dimension: int) -> None:
-    """Raise unless a number of vectors fits the dimension.
-
-    Args:
-      name: What the number is called.
-      number: The number.
-      dimension: The size of the operator.
-
-    Raises:
-      ValueError: With both.
-    """
+    """Raise unless a number of vectors fits the dimension."""
     if not 1 <= number <= dimension:
         raise ValueError(f"`{name}` must lie in [1, {dimension}], the dimension of the operator, got {number}.")

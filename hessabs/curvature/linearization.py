@@ -48,15 +48,7 @@ class Linearization(NamedTuple):
 
 
 def make(source: Source, *, linearize: bool) -> Partial:
-    """Make an operator of its source.
-
-    Args:
-      source: What the operator is made of.
-      linearize: Keep the residuals, or compute them at each product.
-
-    Returns:
-      An operator: callable, and a pytree.
-    """
+    """Make an operator of its source."""
     # Under a mapped axis nothing is compiled here: the axis is bound outside.
     mapped = source.axis.value is not None
     linearization = None
@@ -66,14 +58,7 @@ def make(source: Source, *, linearize: bool) -> Partial:
 
 
 def source_of(operator: Any) -> tuple[Source, bool] | None:
-    """Return what an operator was made of and whether it was linearised; None for any other callable.
-
-    Args:
-      operator: Any callable.
-
-    Returns:
-      Its source and True if a linearisation is stored, or None.
-    """
+    """Return what an operator was made of and whether it was linearised; None for any other callable."""
     if isinstance(operator, Partial) and operator.func in (multiply, jitted_multiply):
         source, linearization = operator.args
         return source, linearization is not None
@@ -84,18 +69,6 @@ def multiply(source: Source, linearization: Linearization | None, vector: Params
     """Multiply; the function of every operator that ``make`` makes.
 
     With a mapped axis each device multiplies by what its own examples make, and one collective averages.
-
-    Args:
-      source: What the operator is made of.
-      linearization: Its residuals, or None.
-      vector: A pytree like the params.
-
-    Returns:
-      A pytree like the params.
-
-    Raises:
-      ValueError: If ``vector`` does not look like the params.
-      TypeError: If a ``custom_vjp`` blocks forward mode.
     """
     trees.check_like(vector, source.params, "vector", "params", dtypes=True)
     if linearization is None:
@@ -112,14 +85,7 @@ def multiply(source: Source, linearization: Linearization | None, vector: Params
 
 
 def residual_bytes(source: Source) -> int:
-    """Return the size of the residuals that a linearisation would keep, without computing anything.
-
-    Args:
-      source: What the operator is made of.
-
-    Returns:
-      Bytes, those of params and batch included where the map needs them.
-    """
+    """Return the size of the residuals that a linearisation would keep, without computing anything."""
     shapes = _jitted_linearize.eval_shape(source)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes.residuals))
 
@@ -137,15 +103,7 @@ jitted_multiply = programs.jit(multiply)
 
 
 def traceable(function: Callable[..., Any], *args: Any) -> bool:
-    """Tell whether a function that differentiates can be traced, and compiled then.
-
-    Args:
-      function: Of pytrees of arrays.
-      *args: Arrays, or their shapes and dtypes.
-
-    Returns:
-      False if tracing raises, or meets a ``custom_vjp`` in forward mode.
-    """
+    """Tell whether a function that differentiates can be traced, and compiled then."""
     try:
         return not _is_blocked(jax.make_jaxpr(function)(*args))
     except Exception:

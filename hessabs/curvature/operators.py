@@ -145,25 +145,7 @@ def hessian_source(
     axis_name: str | None = None,
     weight: Weight = None,
 ) -> Source:
-    """Say what the Hessian of a loss is made of.
-
-    Args:
-      loss_fn: As in ``hessian``.
-      params: As in ``hessian``; checked.
-      batch: As in ``hessian``; None where batches are read later.
-      mode: As in ``hessian``.
-      step: As in ``hessian``.
-      has_aux: As in ``hessian``.
-      axis_name: As in ``hessian``.
-      weight: As in ``hessian``.
-
-    Returns:
-      What operators are made of.
-
-    Raises:
-      ValueError: If a param is no floating-point array, the mode is unknown, or the step not positive or of
-        another mode.
-    """
+    """Say what the Hessian of a loss is made of."""
     trees.check_floating(params, "params")
     maps, axis = trees.Static(_maps(mode, step)), trees.Static(axis_name)
     bound = None if weight is None else trees.as_partial(weight)

@@ -23,21 +23,7 @@ MEMORY_BUDGET = 2**30
 
 
 def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> MatVec:
-    """Make an operator of its source.
-
-    Args:
-      source: Its params are checked to be floating-point arrays.
-      linearize: Keep the residuals (True), compute them at each product (False), or ``"auto"``: keep them when
-        they fit the budget, and otherwise compute them for one part of the batch after another.
-      memory_budget: Bytes, for ``"auto"``.
-
-    Returns:
-      An operator: callable, and a pytree.
-
-    Raises:
-      ValueError: If a param is no floating-point array, ``linearize`` is unknown or the budget not positive; if
-        the batch must be split and the loss is not the mean over its rows, nor is a weight given.
-    """
+    """Make an operator of its source."""
     if linearize not in (True, False, "auto"):
         raise ValueError(f'`linearize` must be True, False or "auto", got {linearize!r}.')
     if not memory_budget > 0:
@@ -52,20 +38,7 @@ def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> M
 
 @loops.driven_by_python(traceable=True)
 def split_product(source: Source, size: trees.Static, vector: Params) -> Params:
-    """Multiply, one part of the batch after another, so that only the residuals of one part exist.
-
-    Args:
-      source: What the operator is made of; its functions are means over examples that do not influence each
-        other, by its weight.
-      size: Examples in a part; the last one may be smaller.
-      vector: A pytree like the params.
-
-    Returns:
-      A pytree like the params.
-
-    Raises:
-      ValueError: If ``vector`` does not look like the params.
-    """
+    """Multiply, one part of the batch after another, so that only the residuals of one part exist."""
     if loops.choose(None, source, vector) == "device":
         return _jitted_split_product(source, size, vector)
     num_examples = batch_axis.num_examples(source.batch)
@@ -78,62 +51,27 @@ def split_product(source: Source, size: trees.Static, vector: Params) -> Params:
 
 
 def zeros(vector: Params) -> Params:
-    """Begin a sum of products.
-
-    Args:
-      vector: A pytree of floating-point arrays.
-
-    Returns:
-      Zeros of its shapes, in at least float32, on its devices.
-    """
+    """Begin a sum of products."""
     # A product with zero keeps the sharding, on meshes with explicit axes too.
     return jax.tree.map(lambda x: trees.upcast(x) * 0, vector)
 
 
 def weighted_product(source: Source, vector: Params) -> tuple[Params, jax.Array]:
-    """Multiply with what one part makes, by its weight.
-
-    Args:
-      source: Its batch is the part.
-      vector: A pytree like the params.
-
-    Returns:
-      The product times the weight, in at least float32, and 0 where the weight is 0, whatever the product; and
-      the weight, a scalar in at least float32.
-    """
+    """Multiply with what one part makes, by its weight."""
     weight = batch_axis.total_weight(source.weight, source.batch)
     product = jax.tree.map(trees.upcast, multiply(source, None, vector))
     return jax.tree.map(lambda p: jnp.where(weight != 0, weight.astype(p.dtype) * p, 0), product), weight
 
 
 def add(source: Source, vector: Params, total: Params, weights: jax.Array) -> tuple[Params, jax.Array]:
-    """Add a part to a sum of products and its weight to the sum of weights.
-
-    Args:
-      source: Its batch is the part.
-      vector: A pytree like the params.
-      total: The sum so far.
-      weights: The sum of weights so far.
-
-    Returns:
-      Both sums.
-    """
+    """Add a part to a sum of products and its weight to the sum of weights."""
     product, weight = weighted_product(source, vector)
     return jax.tree.map(jnp.add, total, product), weights + weight
 
 
 @programs.jit
 def finish(total: Params, weights: Any, like: Params) -> Params:
-    """Divide a sum of products by the sum of weights.
-
-    Args:
-      total: The sum of products.
-      weights: The sum of weights.
-      like: A pytree of the dtypes to return.
-
-    Returns:
-      The mean, like ``like``.
-    """
+    """Divide a sum of products by the sum of weights."""
     return jax.tree.map(lambda t, x: (t / weights).astype(x.dtype), total, like)
 
 

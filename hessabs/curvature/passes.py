@@ -10,21 +10,7 @@ Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
 
 def one_pass(batches: Batches) -> Iterator[Batch]:
-    """Read batches once.
-
-    Args:
-      batches: An iterable, an iterator too, or a function that returns one.
-
-    Yields:
-      The batches.
-
-    Raises:
-      ValueError: If ``batches`` is something else, or there is none.
-
-    Example:
-      >>> list(one_pass(lambda: iter([1, 2])))
-      [1, 2]
-    """
+    """Read batches once."""
     _check(batches)
     empty = True
     for batch in _open(batches):
@@ -39,19 +25,6 @@ class Passes:
 
     A class, against the house rule: it remembers that there were batches, and so knows that a later pass
     without any is the second one over what can be read only once; and whether a loss was ``checked`` on them.
-
-    Args:
-      batches: An iterable that starts anew, a list or a loader, or a function that opens it
-        (``lambda: iter(loader)``).
-
-    Raises:
-      ValueError: If ``batches`` is an iterator, which can be read only once, or something else. At a pass: if
-        there is no batch.
-
-    Example:
-      >>> passes = Passes([1, 2])
-      >>> list(passes()), list(passes())
-      ([1, 2], [1, 2])
     """
 
     def __init__(self, batches: Batches) -> None:

@@ -14,38 +14,19 @@ from hessabs.curvature import krylov
 
 
 def is_set_apart(state: krylov.KrylovState) -> bool:
-    """Tell whether the process goes on apart from rows that wait.
-
-    Args:
-      state: A state outside of a trace.
-    """
+    """Tell whether the process goes on apart from rows that wait."""
     return int(state.waiting[1]) > 0
 
 
 def set_apart(state: krylov.KrylovState, vector: Any) -> krylov.KrylovState:
-    """Let the rows that are not multiplied wait, and go on from another vector in the complement of the others.
-
-    Args:
-      state: A state with at least one row multiplied; its arrays are used up.
-      vector: A row.
-
-    Returns:
-      The new state, its first row to multiply what is left of the vector; ``rejoin`` takes the others in again.
-    """
+    """Let the rows that are not multiplied wait, and go on from another vector in the complement of the others."""
     waiting = (int(state.multiplied), int(state.built))
     state, _ = krylov.append(state._replace(waiting=waiting, multiplied=waiting[1]), vector)
     return state
 
 
 def rejoin(state: krylov.KrylovState) -> krylov.KrylovState:
-    """Bring what waits to the end of the basis, orthogonal to all that was built since.
-
-    Args:
-      state: From ``set_apart`` and ``expand``, with room for the rows that wait; its arrays are used up.
-
-    Returns:
-      The new state, in which the old places of those rows are void: drop them with ``recombine``.
-    """
+    """Bring what waits to the end of the basis, orthogonal to all that was built since."""
     first, after = (int(i) for i in state.waiting)
     projected = np.array(state.projected, np.float64)
     for i in range(first, after):
@@ -57,26 +38,13 @@ def rejoin(state: krylov.KrylovState) -> krylov.KrylovState:
 
 
 def multiplied_rows(state: krylov.KrylovState) -> np.ndarray:
-    """Return the indices of the rows that were multiplied.
-
-    Args:
-      state: A state outside of a trace.
-    """
+    """Return the indices of the rows that were multiplied."""
     first, after = (int(i) for i in state.waiting)
     return np.r_[0:first, after : int(state.multiplied)]
 
 
 def recombine(state: krylov.KrylovState, coefficients: np.ndarray, spare: int) -> krylov.KrylovState:
-    """Restart: keep combinations of the rows that were multiplied, and the rows that are not.
-
-    Args:
-      state: A state whose waiting rows have rejoined; its arrays are used up.
-      coefficients: Shape (multiplied, kept), orthonormal columns.
-      spare: Rows that must be free in the new basis: it is as large as the old one, or larger if need be.
-
-    Returns:
-      The new state; nothing waits in it.
-    """
+    """Restart: keep combinations of the rows that were multiplied, and the rows that are not."""
     count, built, kept = int(state.multiplied), int(state.built), coefficients.shape[1]
     end = kept + built - count
     num_rows = max(bases.measure(state.basis)[0], end + spare)

@@ -13,19 +13,7 @@ from hessabs.typing import MatVec
 
 
 def take_up(state: krylov.KrylovState, like: Any, num_rows: int) -> krylov.KrylovState:
-    """Copy a saved state to where the rows of this call lie; the process uses its arrays up.
-
-    Args:
-      state: Of an earlier call, or its arrays as NumPy's.
-      like: A row.
-      num_rows: Rows of the basis, at the least.
-
-    Returns:
-      The copy.
-
-    Raises:
-      ValueError: If the basis has another shape.
-    """
+    """Copy a saved state to where the rows of this call lie; the process uses its arrays up."""
     got, want = state.basis, bases.zeros(like, num_rows)
     # More rows than asked for are those that a check has added.
     if _shapes(bases.first_rows(got, num_rows)) != _shapes(want):
@@ -51,16 +39,7 @@ def take_up(state: krylov.KrylovState, like: Any, num_rows: int) -> krylov.Krylo
 
 
 def check_operator(matvec: MatVec, form: trees.Static, state: krylov.KrylovState) -> None:
-    """Multiply one row again, the one with the largest product, and compare.
-
-    Args:
-      matvec: The operator.
-      form: From ``basis.layout``.
-      state: From ``take_up``.
-
-    Raises:
-      ValueError: If the product is not what the state says.
-    """
+    """Multiply one row again, the one with the largest product, and compare."""
     rows = restart.multiplied_rows(state)
     if not rows.size or not state.finite:
         return

@@ -31,16 +31,7 @@ class Ritz(NamedTuple):
 
 
 def solve(state: krylov.KrylovState, wanted: Wanted, rows: np.ndarray) -> Ritz:
-    """Solve the projected problem.
-
-    Args:
-      state: From the Krylov process.
-      wanted: Which pairs.
-      rows: Indices of multiplied rows: the space.
-
-    Returns:
-      The pairs, fewer than wanted if there are fewer rows; none if a number is not finite.
-    """
+    """Solve the projected problem."""
     count = int(state.multiplied)
     columns = np.asarray(state.projected, np.float64)[:, rows]
     if not rows.size or not np.isfinite(columns).all():
@@ -57,13 +48,7 @@ def solve(state: krylov.KrylovState, wanted: Wanted, rows: np.ndarray) -> Ritz:
 
 
 def tolerance(values: np.ndarray, ritz: Ritz, wanted: Wanted) -> np.ndarray:
-    """Return the largest residuals, or differences, that are as good as none.
-
-    Args:
-      values: Eigenvalues.
-      ritz: For its floor.
-      wanted: For its ``rtol``.
-    """
+    """Return the largest residuals, or differences, that are as good as none."""
     return np.maximum(wanted.rtol * np.abs(values), ritz.floor)
 
 
@@ -73,19 +58,6 @@ def judge(state: krylov.KrylovState, ritz: Ritz, wanted: Wanted, room: int) -> V
     Its extreme Ritz values tell of what was missed. After m
     products the top one lies within ``(log(1.648 sqrt(n) / doubt) / (2 m - 1))^2`` of the spread from the
     largest eigenvalue, but for the given probability (Kuczynski and Wozniakowski 1992, theorem 4.1).
-
-    Args:
-      state: The Krylov process, set apart.
-      ritz: The pairs that the check began with, k of them.
-      wanted: Which pairs.
-      room: How many more rows the basis has room for.
-
-    Returns:
-      ``"missed"``: an eigenvalue lies beyond the last wanted one, and the vectors of all such have converged,
-        or cannot within the room.
-      ``"clean"``: none does, which the bound shows, or a Ritz vector that converged to another; or the products
-        of the check are used up, half as many as there were before.
-      ``"open"``: go on.
     """
     _, after = (int(i) for i in state.waiting)
     count, built = int(state.multiplied), int(state.built)

@@ -22,22 +22,7 @@ from hessabs.typing import Batch, Params
 def stream_product(
     source: Source, passes: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
 ) -> Params:
-    """Multiply, reading all batches; the function of the operators over a data set.
-
-    Args:
-      source: What the operator is made of; its batch is None.
-      passes: ``Passes`` over the batches.
-      mesh: A ``jax.sharding.Mesh``, or None.
-      progress: Called with the number of examples of each batch, or None.
-      vector: A pytree like the params.
-
-    Returns:
-      A pytree like the params.
-
-    Raises:
-      ValueError: If the data set is empty or weighs nothing, ``vector`` does not look like the params, or the
-        call is traced.
-    """
+    """Multiply, reading all batches; the function of the operators over a data set."""
     loops.choose(None, Partial(stream_product), vector)
     trees.check_like(vector, source.params, "vector", "params", dtypes=True)
     # One collective ends a product of params that every device has; XLA places those of sharded params.
@@ -62,17 +47,7 @@ def stream_product(
 
 
 def check_total_weight(weight: float) -> float:
-    """Raise unless the weights of all batches together are a positive number.
-
-    Args:
-      weight: Their sum.
-
-    Returns:
-      The sum.
-
-    Raises:
-      ValueError: If it is not positive and finite.
-    """
+    """Raise unless the weights of all batches together are a positive number."""
     if not 0 < weight < float("inf"):
         raise ValueError(f"The weights of all batches must sum to a positive number, got {weight}.")
     return weight
