@@ -16,7 +16,7 @@ _KEY_WORDS = (2, 4)  # uint32 words of an untyped random key: threefry, rbg
 
 
 def num_examples(batch: Any) -> int:
-    """Count the examples of a batch."""
+    """Count the examples of a batch; refuse one whose leaves disagree, or that has none."""
     lengths = _lengths(batch)
     if not lengths:
         raise ValueError(
@@ -65,7 +65,11 @@ def each_example(function: Callable[[Any], Any], batch: Any) -> Any:
 
 
 def total_weight(weight: Callable[[Any], Any] | None, batch: Any) -> jax.Array:
-    """Say how much a batch counts in a mean over several."""
+    """Say how much a batch counts in a mean over several, in at least float32.
+
+    ``weight(batch)`` is what the loss divides by, or an array whose sum that is; without it, the number of
+    examples counts.
+    """
     total = num_examples(batch) if weight is None else jnp.sum(jnp.asarray(weight(batch)))
     return jnp.asarray(total, jnp.promote_types(jnp.result_type(total), jnp.float32))
 

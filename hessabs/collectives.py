@@ -32,7 +32,10 @@ def own(tree: T, axis_name: str | None) -> T:
 
 
 def weighted_mean(tree: T, weight: jax.Array | None, axis_name: str | None) -> T:
-    """Average a pytree over a mapped axis, each device's share by its weight; without an axis, return it."""
+    """Average a pytree over a mapped axis, each device's share by its weight; without an axis, return it.
+
+    What comes with a weight of 0 is not looked at: it may be NaN.
+    """
     if axis_name is None or weight is None:
         return pmean(tree, axis_name)
     total = psum(weight, axis_name)

@@ -14,7 +14,7 @@ _ALL = 0  # no thread has this number
 
 
 class _Tally:
-    """The length of a union of intervals, which come in the order of their ends. It changes, so a class."""
+    """The length of a union of intervals, which come in the order of their ends."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -31,7 +31,10 @@ class _Tally:
 
 
 def seconds(*, everywhere: bool = False) -> float:
-    """Return how long JAX has traced and compiled since this was first asked."""
+    """Return how long JAX has traced and compiled in this thread since it was first asked, or in any thread.
+
+    What the thread waited for in ``waiting`` counts. Differences say what lies between two questions.
+    """
     return _listen()[_ALL if everywhere else threading.get_ident()].seconds
 
 

@@ -21,7 +21,7 @@ _EQUINOX = (
 
 
 def whole_model(tree: Any) -> str | None:
-    """Say why a pytree holds more than params."""
+    """Say why a pytree holds more than params and what to do, or None when nothing is known against it."""
     if any(map(_is_nnx_module, jax.tree.leaves(tree, is_leaf=_is_nnx_module))):
         return f"holds a whole NNX module, statistics and counters among its arrays: {_NNX}"
     if any(map(_is_statistic, jax.tree.leaves(tree, is_leaf=_is_statistic))):
@@ -32,7 +32,7 @@ def whole_model(tree: Any) -> str | None:
 
 
 def no_param(leaf: Any) -> tuple[str, str] | None:
-    """Say why a leaf is no param."""
+    """Say why a leaf is no param: what it is and what to do, or None for a floating-point array."""
     if not hasattr(leaf, "dtype"):
         if isinstance(leaf, bool | int | float | complex):
             return f"the Python {type(leaf).__name__} {leaf!r}", _ARRAYS
@@ -46,7 +46,7 @@ def no_param(leaf: Any) -> tuple[str, str] | None:
 
 
 def of_error(error: Exception) -> str | None:
-    """Say what an error of a model's library means inside an operator."""
+    """Say what an error of a model's library means inside an operator; None if it speaks for itself."""
     if type(error).__name__ != "TraceContextError":
         return None
     return (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def get_inputs(batch: Any, key: str | int) -> jax.Array:
-    """Take the inputs out of a batch."""
+    """Take the inputs out of a batch: the leaf at a key, field name or index, which must be floating-point."""
     try:
         inputs = batch[key] if isinstance(batch, Mapping) or isinstance(key, int) else getattr(batch, key)
     except (KeyError, IndexError, AttributeError, TypeError):

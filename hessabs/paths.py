@@ -28,14 +28,19 @@ def is_box(node: Any) -> bool:
 
 
 def matcher(where: Where) -> Callable[[str], bool]:
-    """Turn a part of a path into a predicate on whole paths."""
+    """Turn a part of a path into a predicate on whole paths; a predicate is returned as it is."""
     if callable(where):
         return where
     return lambda path: f"/{where.strip('/')}/" in f"/{path}/"
 
 
 def partition(tree: Any, where: Where) -> tuple[Any, Any]:
-    """Split a pytree into chosen leaves and the others, with None in the place of what is missing."""
+    """Split a pytree into chosen leaves and the others, with None in the place of what is missing.
+
+    Example:
+      >>> partition({"body": {"w": 1.0}, "head": {"w": 2.0}}, "head")
+      ({'body': {'w': None}, 'head': {'w': 2.0}}, {'body': {'w': 1.0}, 'head': {'w': None}})
+    """
     leaves, treedef = jax.tree.flatten(tree)
     names = paths(tree)
     keep = [bool(matcher(where)(name)) for name in names]

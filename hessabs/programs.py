@@ -18,15 +18,17 @@ from jax.tree_util import Partial
 
 
 def jit(function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] = ()) -> "Jitted":
-    """Compile a function whose arguments may hold functions, without keeping these alive."""
+    """Compile a function whose arguments may hold functions, without keeping these alive.
+
+    It is compiled as by ``jax.jit``, once for each combination of the functions in its arguments, of
+    structures, shapes and dtypes; what is static rides in a ``trees.Static``. Give a module-level function: its
+    programs live as long as it does.
+    """
     return Jitted(function, donate_argnums)
 
 
 class Jitted:
-    """What ``jit`` returns.
-
-    A class, against the house rule, for it is called and traced with one and the same look-up.
-    """
+    """What ``jit`` returns: called, traced and shaped with one and the same look-up."""
 
     def __init__(self, function: Callable[..., Any], donate_argnums: int | tuple[int, ...]) -> None:
         self._function, self._donate_argnums = function, donate_argnums

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,12 @@ import numpy as np
 import optax
 
 from hessabs import explanations
+from hessabs.typing import Operator
 
 
 @jax.tree_util.register_static
 class Static:
-    """A hashable value that rides in a pytree as structure, not as a leaf.
-
-    A class, against the house rule, because JAX takes static values only from registered classes.
-    """
+    """A hashable value that rides in a pytree as structure, not as a leaf."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -34,11 +32,16 @@ class Static:
 
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """Make a callable a pytree, so that it may be an argument of a jitted function."""
-    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+    return function if is_operator(function) else jax.tree_util.Partial(function)
+
+
+def is_operator(function: Any) -> TypeGuard[Any]:
+    """Tell whether something is a callable AND a pytree: an ``Operator`` or a ``jax.tree_util.Partial``."""
+    return isinstance(function, (Operator, jax.tree_util.Partial))
 
 
 def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bool = False) -> None:
-    """Raise unless two pytrees have the same structure and leaf shapes."""
+    """Raise unless two pytrees have the same structure and leaf shapes (and dtypes), with both sides shown."""
     got_leaves = dict(_leaves_by_path(got))
     want_leaves = dict(_leaves_by_path(want))
     for path in [*want_leaves, *got_leaves]:
@@ -74,7 +77,7 @@ def check_floating(tree: Any, name: str) -> None:
 
 
 def safe_inverse(x: jax.Array) -> jax.Array:
-    """Return 1 / x, or 0 where x is 0."""
+    """Return 1 / x, or 0 where x is 0; finite wherever 1 / x is representable."""
     return jnp.where(x != 0, 1 / jnp.where(x != 0, x, 1), 0)
 
 
@@ -91,8 +94,8 @@ def upcast(x: jax.Array) -> jax.Array:
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
     """Scale a pytree to norm 1; the zero tree stays zero.
 
-    The tree is scaled by its largest entry first, so that neither tiny nor huge trees lose their norm to
-    underflow or overflow.
+    Returns the norm too, in at least float32. The tree is scaled by its largest entry first, so that neither
+    tiny nor huge trees lose their norm to underflow or overflow.
     """
     largest = optax.tree.norm(tree, ord=jnp.inf).astype(_norm_dtype(tree))
     scaled = jax.tree.map(lambda x: x * safe_inverse(largest), tree)
@@ -130,7 +133,7 @@ def ravel(tree: Any) -> tuple[jax.Array, Static]:
 
 
 def unravel(flat: Any, shape: Static) -> Any:
-    """Cut a vector into the leaves of a pytree; the inverse of ``ravel``."""
+    """Cut a vector, or several with leading axes, into the leaves of a pytree; the inverse of ``ravel``."""
     treedef, shapes = shape.value
     ends = np.cumsum([math.prod(s) for s, _ in shapes])
     parts = [flat[..., end - math.prod(s) : end] for end, (s, _) in zip(ends, shapes, strict=True)]

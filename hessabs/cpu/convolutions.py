@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
-from hessabs.jaxprs import inner_jaxprs, is_jaxpr
+from hessabs.jaxprs import equations, inner_jaxprs, is_jaxpr
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EXAMPLES = 32  # in a part
 
 
 def in_parts(function: F) -> F:
-    """Cut the sums over the batch in the kernel gradients that a function computes, on the CPU."""
+    """Cut the sums over the batch in the kernel gradients of a function that is to be jitted, on the CPU."""
     if jax.default_backend() != "cpu":
         return function
 
@@ -35,7 +35,10 @@ def in_parts(function: F) -> F:
 
 
 def split_kernel_gradients(closed: ClosedJaxpr, *, examples: int = _EXAMPLES) -> ClosedJaxpr:
-    """Cut the sums over the batch in the kernel gradients of a program, inside its loops and calls too."""
+    """Cut the sums over the batch in the kernel gradients of a program, inside its loops and calls too.
+
+    Returns the program itself if there is nothing to cut.
+    """
     if not any(_holds_long_sum(eqn, examples) for eqn in closed.jaxpr.eqns):
         return closed
     equations = [_split(eqn, examples) for eqn in closed.jaxpr.eqns]
@@ -82,7 +85,7 @@ def _is_long_sum(eqn: JaxprEqn, examples: int) -> bool:
 
 def _holds_long_sum(eqn: JaxprEqn, examples: int) -> bool:
     return _is_long_sum(eqn, examples) or any(
-        _holds_long_sum(one, examples) for inner in inner_jaxprs(eqn) for one in inner.eqns
+        _is_long_sum(one, examples) for inner in inner_jaxprs(eqn) for one in equations(inner)
     )
 
 

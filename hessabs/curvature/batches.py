@@ -12,7 +12,8 @@ import numpy as np
 
 from hessabs import batch_axis, loops, trees
 from hessabs.curvature.eigsh import eigsh
-from hessabs.curvature.operators import Weight, hessian, hvp
+from hessabs.curvature.linearization import Weight
+from hessabs.curvature.operators import hessian, hvp
 from hessabs.curvature.passes import Batches, one_pass
 from hessabs.curvature.power import power_iteration
 from hessabs.typing import Batch, LossFn, Params

@@ -13,16 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.curvature.fisher import Distribution, log_partition, squared_losses
 from hessabs.curvature.gauss_newton import gauss_newton_source
-from hessabs.curvature.linearization import Source
-from hessabs.curvature.operators import Weight, hessian_source
-from hessabs.curvature.passes import Batches, Passes
-from hessabs.curvature.streaming import stream_product
-from hessabs.typing import Batch, LossFn, Params
+from hessabs.curvature.linearization import Weight
+from hessabs.curvature.operators import hessian_source
+from hessabs.curvature.passes import Batches
+from hessabs.curvature.streaming import dataset_operator
+from hessabs.typing import Batch, LossFn, Operator, Params
 
 
 def dataset_hessian(
@@ -34,7 +33,7 @@ def dataset_hessian(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the Hessian of the mean loss over a whole data set an operator.
 
     Batches of one shape compile once. The sum is kept in at least float32.
@@ -67,7 +66,8 @@ def dataset_hessian(
       >>> dataset_hessian(loss, jnp.ones(()), halves, weight=lambda batch: batch[1])(jnp.ones(()))
       Array(9.333333, dtype=float32)
     """
-    return _stream(hessian_source(loss_fn, params, None, weight=weight, **options), batches, mesh, progress)
+    source = hessian_source(loss_fn, params, None, weight=weight, **options)
+    return dataset_operator(source, batches, mesh, progress)
 
 
 def dataset_gauss_newton(
@@ -80,21 +80,21 @@ def dataset_gauss_newton(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the Gauss-Newton matrix of the mean loss over a whole data set an operator.
 
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, as in ``gauss_newton``.
       loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``.
-      weight: As in ``dataset_hessian``.
-      mesh: As in ``dataset_hessian``.
-      progress: As in ``dataset_hessian``.
+      batches: As in ``dataset_hessian``; so are ``weight``, ``mesh`` and ``progress``, and the result.
+      weight: What the loss divides by.
+      mesh: Devices over which every batch is split.
+      progress: Called after each batch.
       **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
 
     Returns:
-      As ``dataset_hessian``.
+      A callable pytree, to be called by Python.
 
     Raises:
       ValueError: As ``dataset_hessian``.
@@ -106,7 +106,7 @@ def dataset_gauss_newton(
       Array([5.2], dtype=float32)
     """
     source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
-    return _stream(source, batches, mesh, progress)
+    return dataset_operator(source, batches, mesh, progress)
 
 
 def dataset_fisher(
@@ -119,21 +119,21 @@ def dataset_fisher(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the Fisher matrix of a model over a whole data set an operator.
 
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, as in ``fisher``.
       params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``.
+      batches: As in ``dataset_hessian``; so are ``mesh`` and ``progress``, and the result.
       distribution: As in ``fisher``.
       weight: How much each position of the outputs counts, as in ``fisher``.
-      mesh: As in ``dataset_hessian``.
-      progress: As in ``dataset_hessian``.
+      mesh: Devices over which every batch is split.
+      progress: Called after each batch.
       **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
 
     Returns:
-      As ``dataset_hessian``.
+      A callable pytree, to be called by Python.
 
     Raises:
       ValueError: As ``dataset_hessian``; if the distribution is unknown.
@@ -146,7 +146,7 @@ def dataset_fisher(
     """
     loss_fn = log_partition(distribution, weight)
     source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
-    return _stream(source, batches, mesh, progress)
+    return dataset_operator(source, batches, mesh, progress)
 
 
 def dataset_empirical_fisher(
@@ -158,20 +158,20 @@ def dataset_empirical_fisher(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the second moment of the per-example gradients over a whole data set an operator.
 
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, called with one example at a time.
       params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``.
+      batches: As in ``dataset_hessian``; so are ``mesh`` and ``progress``, and the result.
       weight: How much each example counts, as in ``empirical_fisher``.
-      mesh: As in ``dataset_hessian``.
-      progress: As in ``dataset_hessian``.
+      mesh: Devices over which every batch is split.
+      progress: Called after each batch.
       **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
 
     Returns:
-      As ``dataset_hessian``.
+      A callable pytree, to be called by Python.
 
     Raises:
       ValueError: As ``dataset_hessian``.
@@ -184,10 +184,10 @@ def dataset_empirical_fisher(
     """
     functions = squared_losses(loss_fn, weight, has_aux=options.pop("has_aux", False))
     source = gauss_newton_source(*functions, params, None, weight=weight, **options)
-    return _stream(source, batches, mesh, progress)
+    return dataset_operator(source, batches, mesh, progress)
 
 
-def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4) -> None:
+def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-4) -> None:
     """Check that two products of a data-set operator with one vector agree.
 
     Eigen-solvers need one and the same matrix at every product.
@@ -201,11 +201,11 @@ def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4
       ValueError: If they do not agree, saying whether to look at shuffling, at augmentation or dropout keys in
         the data, or at the loss.
     """
-    if getattr(operator, "func", None) is not stream_product:
+    if getattr(operator, "runs", None) != "in Python":
         raise ValueError(
             f"`operator` must be one over a data set, as dataset_hessian makes it, got {operator!r}."
         )
-    passes = operator.args[1].value
+    passes = operator.rest[0].value
     first, second = operator(vector), operator(vector)
     apart = trees.normalize(jax.tree.map(jnp.subtract, first, second))[1]
     size = trees.normalize(first)[1]
@@ -241,14 +241,3 @@ def _fingerprint(batches: Iterable[Batch]) -> np.ndarray:
 
 def _numbers(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
-
-
-def _stream(
-    source: Source,
-    batches: Batches,
-    mesh: Mesh | None,
-    progress: Callable[[int], Any] | None,
-) -> Partial:
-    return Partial(
-        stream_product, source, trees.Static(Passes(batches)), trees.Static(mesh), trees.Static(progress)
-    )

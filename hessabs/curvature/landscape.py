@@ -9,10 +9,10 @@ import numpy as np
 
 from hessabs import batch_axis, programs, trees
 from hessabs.curvature.layers import output_axes, stack_axes
-from hessabs.curvature.linearization import Source
+from hessabs.curvature.linearization import Source, Weight
 from hessabs.curvature.losses import scalar
 from hessabs.curvature.means import read
-from hessabs.curvature.operators import Weight, hessian_source
+from hessabs.curvature.operators import hessian_source
 from hessabs.curvature.passes import Batches, Passes
 from hessabs.curvature.streaming import check_total_weight
 from hessabs.paths import Where

@@ -119,7 +119,7 @@ def test_unknown_options_are_refused(make_problem):
     ):
         curvature.fisher(problem.model_fn, problem.params, problem.batch, distribution="beta")
     with pytest.raises(
-        ValueError, match='`mode` must be "forward", "reverse" or "finite_difference", got \'both\''
+        ValueError, match="`mode` must be one of forward, reverse, finite_difference, got 'both'"
     ):
         curvature.gauss_newton(
             problem.model_fn, problem.output_loss, problem.params, problem.batch, mode="both"
