@@ -20,7 +20,7 @@ _BLOCK_ROWS = 16  # rows that are read at once on a device
 
 
 def layout(vector: Params, host: bool) -> trees.Static:
-    """Say how a pytree becomes a row."""
+    """Say how a pytree becomes a row, for ``to_row`` and ``to_params``."""
     leaves, treedef = jax.tree.flatten(vector)
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
     kind = "tree" if any(_is_sharded(x) for x in leaves) else "host" if host else "flat"
@@ -48,7 +48,7 @@ def to_params(rows: Any, form: trees.Static) -> Params:
 
 
 def zeros(like: Any, num_rows: int) -> Any:
-    """Make a basis of zeros."""
+    """Make a basis of zeros, whose rows are placed as a row is."""
     if isinstance(like, np.ndarray):
         return np.zeros((num_rows, *like.shape), like.dtype)  # memory is taken as rows are written
     return jax.tree.map(lambda x: _zeros(x, num_rows), like)
@@ -58,7 +58,7 @@ def row(basis: Any, index: Any) -> Any:
     """Return one row."""
     if isinstance(basis, np.ndarray):
         return basis[index]
-    return (_row if trees.is_traced(basis, index) else _jitted_row)(basis, index)
+    return _row(basis, index)
 
 
 def first_rows(basis: Any, number: int) -> Any:
@@ -67,7 +67,7 @@ def first_rows(basis: Any, number: int) -> Any:
 
 
 def random_row(basis: Any, seed: tuple[int, ...]) -> Any:
-    """Draw a row of normal numbers."""
+    """Draw a row of normal numbers, the same ones for one seed."""
     rng = np.random.default_rng(seed)
     if isinstance(basis, np.ndarray):
         return rng.standard_normal(basis.shape[1]).astype(basis.dtype)
@@ -75,7 +75,7 @@ def random_row(basis: Any, seed: tuple[int, ...]) -> Any:
 
 
 def measure(basis: Any) -> tuple[int, int, np.dtype]:
-    """Return the number of rows of a basis, the size of each, and the dtype."""
+    """Return the number of rows of a basis, the size of each, and their dtype."""
     leaves = jax.tree.leaves(basis)
     num_rows = leaves[0].shape[0]
     return num_rows, sum(x.size for x in leaves) // num_rows, leaves[0].dtype
@@ -83,7 +83,7 @@ def measure(basis: Any) -> tuple[int, int, np.dtype]:
 
 @full_precision
 def combine(basis: Any, mix: np.ndarray, num_rows: int | None = None) -> Any:
-    """Form linear combinations of the first rows."""
+    """Form combinations of the first rows, ``mix`` of shape (combinations, rows read), filled up by zeros."""
     lead = len(mix) if num_rows is None else num_rows
     if isinstance(basis, np.ndarray):
         rows = np.zeros((lead, basis.shape[1]), basis.dtype)
@@ -94,14 +94,29 @@ def combine(basis: Any, mix: np.ndarray, num_rows: int | None = None) -> Any:
     return jax.tree.map(lambda x: jnp.tensordot(padded.astype(x.dtype), x[: mix.shape[1]], axes=1), basis)
 
 
-def project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -> tuple[Any, jax.Array]:
-    """Take the rows of a basis out of a vector, once."""
+def project_out(
+    basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any, first: int = 0
+) -> tuple[Any, Any]:
+    """Take the rows of a basis that were built, but for those that wait, out of a vector, once.
+
+    Returns the coefficients of all rows, too. NumPy begins at the first row that the vector is large in.
+    """
     if isinstance(basis, np.ndarray):
-        part = basis[:built] @ vector
-        part[waiting[0] : waiting[1]] = 0
-        return vector - part @ basis[:built], part
-    run = _project_out if trees.is_traced(basis, built, vector) else _jitted_project_out
-    return run(basis, built, waiting, vector)
+        coefficients = np.zeros(len(basis), basis.dtype)
+        np.matmul(basis[first:built], vector, out=coefficients[first:built])
+        coefficients[waiting[0] : waiting[1]] = 0
+        return vector - coefficients[first:built] @ basis[first:built], coefficients
+    return _project_out(basis, built, waiting, vector)
+
+
+def set_row(basis: Any, index: Any, vector: Any, norm: Any, keep: Any) -> Any:
+    """Write a vector over its norm into a row, in place on the host, if it is to be kept."""
+    if isinstance(basis, np.ndarray):
+        if keep:
+            np.multiply(vector, 1 / norm, out=basis[index])
+        return basis
+    scale = trees.safe_inverse(norm)
+    return jax.tree.map(lambda x, v: x.at[index].set(jnp.where(keep, v * scale, x[index])), basis, vector)
 
 
 def dot(a: Any, b: Any) -> Any:
@@ -109,10 +124,12 @@ def dot(a: Any, b: Any) -> Any:
     return a @ b if isinstance(a, np.ndarray) else trees.vdot(a, b)
 
 
+@jax.jit
 def _row(basis: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], basis)
 
 
+@jax.jit
 def _project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -> tuple[Any, jax.Array]:
     num_rows, _, dtype = measure(basis)
     height = min(_BLOCK_ROWS, num_rows)
@@ -161,7 +178,3 @@ def _zeros(like: Any, num_rows: int) -> jax.Array:
         spec = jax.sharding.PartitionSpec(None, *like.sharding.spec)
         return jnp.zeros(shape, like.dtype, device=NamedSharding(like.sharding.mesh, spec))
     return jnp.zeros(shape, like.dtype)
-
-
-_jitted_row = jax.jit(_row)
-_jitted_project_out = jax.jit(_project_out)

@@ -39,8 +39,7 @@ def restrict(
       where: Part of a path, whole keys joined with "/" (``"Dense_2"``, ``"head/kernel"``), a predicate on
         the path (all kernels, say), or a ``Layer``: one of ``layers(params).values()``. For the layer of a
         stack the vectors hold its slices.
-      linearize: As in ``hessian``; None to linearise the block if the operator is linearised.
-      memory_budget: As in ``hessian``.
+      linearize, memory_budget: As in ``hessian``; None to linearise the block if the operator is linearised.
 
     Returns:
       A callable pytree over block vectors.

@@ -39,8 +39,7 @@ def dataset_hessian(
     Batches of one shape compile once. The sum is kept in at least float32.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      loss_fn, params: As in ``hessian``; so are ``mode``, ``step`` and ``has_aux``.
       batches: An iterable that starts anew at each product, a list or a loader but no generator; or a function
         that opens one, ``lambda: iter(loader)``.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
@@ -50,7 +49,6 @@ def dataset_hessian(
         weighted for it. Where params are sharded they stay so, batches are split over the first axis of the
         mesh alone, and XLA places the collectives.
       progress: Called after each batch with its number of examples, as ``tqdm(...).update`` takes it.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``hessian``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``. It reads data in Python: loops over it run
@@ -84,20 +82,11 @@ def dataset_gauss_newton(
     """Make the Gauss-Newton matrix of the mean loss over a whole data set an operator.
 
     Args:
-      model_fn: ``model_fn(params, batch) -> outputs``, as in ``gauss_newton``.
-      loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``; so are ``weight``, ``mesh`` and ``progress``, and the result.
-      weight: What the loss divides by.
-      mesh: Devices over which every batch is split.
-      progress: Called after each batch.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
+      model_fn, loss_fn, params: As in ``gauss_newton``; so are ``mode``, ``step`` and ``has_aux``.
+      batches, weight, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      A callable pytree, to be called by Python.
-
-    Raises:
-      ValueError: As ``dataset_hessian``.
+      An operator, as ``dataset_hessian`` does; it raises the same errors.
 
     Example:
       >>> model, loss = lambda w, x: x @ w, lambda outputs, x: jnp.mean(outputs**2)
@@ -123,17 +112,11 @@ def dataset_fisher(
     """Make the Fisher matrix of a model over a whole data set an operator.
 
     Args:
-      model_fn: ``model_fn(params, batch) -> outputs``, as in ``fisher``.
-      params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``; so are ``mesh`` and ``progress``, and the result.
-      distribution: As in ``fisher``.
-      weight: How much each position of the outputs counts, as in ``fisher``.
-      mesh: Devices over which every batch is split.
-      progress: Called after each batch.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
+      model_fn, params, distribution, weight: As in ``fisher``; so are ``mode``, ``step`` and ``has_aux``.
+      batches, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      A callable pytree, to be called by Python.
+      An operator, as ``dataset_hessian`` does.
 
     Raises:
       ValueError: As ``dataset_hessian``; if the distribution is unknown.
@@ -162,19 +145,11 @@ def dataset_empirical_fisher(
     """Make the second moment of the per-example gradients over a whole data set an operator.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, called with one example at a time.
-      params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``; so are ``mesh`` and ``progress``, and the result.
-      weight: How much each example counts, as in ``empirical_fisher``.
-      mesh: Devices over which every batch is split.
-      progress: Called after each batch.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
+      loss_fn, params, weight: As in ``empirical_fisher``; so are ``mode``, ``step`` and ``has_aux``.
+      batches, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      A callable pytree, to be called by Python.
-
-    Raises:
-      ValueError: As ``dataset_hessian``.
+      An operator, as ``dataset_hessian`` does; it raises the same errors.
 
     Example:
       >>> operator = dataset_empirical_fisher(
@@ -228,16 +203,9 @@ def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-
 
 def _fingerprint(batches: Iterable[Batch]) -> np.ndarray:
     # One row a batch: the sums of each leaf over the batch, and of its squares.
-    rows = [
-        [
-            f(np.asarray(_numbers(x), np.float64))
-            for x in jax.tree.leaves(batch)
-            for f in (np.sum, lambda x: np.sum(x * x))
-        ]
-        for batch in batches
-    ]
-    return np.array(rows)
+    def sums(leaf: Any) -> tuple[float, float]:
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        x = np.asarray(jax.random.key_data(leaf) if is_key else leaf, np.float64)
+        return np.sum(x), np.sum(x * x)
 
-
-def _numbers(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
+    return np.array([np.ravel([sums(leaf) for leaf in jax.tree.leaves(batch)]) for batch in batches])

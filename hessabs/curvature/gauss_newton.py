@@ -41,17 +41,12 @@ def gauss_newton(
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, any pytree of arrays.
       loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      params, linearize, memory_budget, step, axis_name, weight: As in ``hessian``.
       batch: What both functions take; with ``axis_name``, this device's equal share.
-      linearize: As in ``hessian``; so are ``memory_budget``, ``step``, ``axis_name`` and ``weight``.
-      memory_budget: Bytes of residuals, for ``linearize="auto"``.
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
         product is then the transpose of the reverse one. ``"finite_difference"`` of two outputs of the model
         is for backward passes that cannot be differentiated; the transposed product stays exact.
-      step: For ``"finite_difference"``.
       has_aux: Whether the model returns ``(outputs, aux)``; the second is dropped.
-      axis_name: The mapped axis over which the batch is split, or None.
-      weight: What the mean is over, where the batch is split.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``.

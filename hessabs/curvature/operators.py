@@ -36,12 +36,8 @@ def hvp(
     """Multiply the Hessian of a loss with a vector, for about the cost of two gradients.
 
     Args:
-      loss_fn: As in ``hessian``; so are ``params``, ``batch``, ``has_aux`` and ``axis_name``.
-      params: A pytree of floating-point arrays.
-      batch: What the loss takes.
+      loss_fn, params, batch, has_aux, axis_name: As in ``hessian``.
       vector: A pytree like ``params``, in its dtypes; with ``axis_name``, the same on every device.
-      has_aux: Whether the loss returns ``(loss, aux)``.
-      axis_name: The mapped axis over which the batch is split, or None.
 
     Returns:
       A pytree like ``params``.

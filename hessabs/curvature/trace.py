@@ -41,14 +41,13 @@ def trace(
     """Estimate the trace of a symmetric operator.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
+      matvec, loop: As in ``power_iteration``.
       like: A pytree of the structure of its vectors.
       key: A random key.
       num_matvecs: Number of products: at least 2, and at least 6 for ``"hutch++"``.
       method: ``"hutchinson"``, or ``"hutch++"``, which spends a third of the products on a basis of the range,
         takes the trace there exactly and estimates only the rest: better when few eigenvalues dominate. It
         keeps that many vectors in memory.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of scalars; infinite or NaN products show in it.
@@ -109,11 +108,8 @@ def diagonal(
     """Estimate the diagonal of a symmetric operator as the mean of ``z * (A z)``.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
-      like: A pytree of the structure of its vectors.
-      key: A random key.
+      matvec, like, key, loop: As in ``trace``.
       num_matvecs: Number of products, at least 2.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of pytrees like ``like``, in at least float32.
@@ -143,11 +139,8 @@ def frobenius_norm(
     """Estimate the Frobenius norm of an operator, from ``E ||A z||^2 = ||A||_F^2``.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
-      like: A pytree of the structure of its vectors.
-      key: A random key.
+      matvec, like, key, loop: As in ``trace``.
       num_matvecs: Number of products, at least 2.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of scalars; the standard error is that of the square, to first order.
