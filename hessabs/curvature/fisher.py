@@ -117,19 +117,11 @@ def squared_losses(loss_fn: LossFn, weight: Weight, *, has_aux: bool = False) ->
     return model_fn, Partial(_half_mean_square, bound)
 
 
-def _categorical(outputs: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(outputs, axis=-1)
-
-
-def _bernoulli(outputs: jax.Array) -> jax.Array:
-    return jnp.sum(jax.nn.softplus(outputs), axis=-1)
-
-
-def _normal(outputs: jax.Array) -> jax.Array:
-    return jnp.sum(outputs**2, axis=-1) / 2
-
-
-_LOG_PARTITION = {"categorical": _categorical, "bernoulli": _bernoulli, "normal": _normal}
+_LOG_PARTITION = {
+    "categorical": lambda outputs: jax.nn.logsumexp(outputs, axis=-1),
+    "bernoulli": lambda outputs: jnp.sum(jax.nn.softplus(outputs), axis=-1),
+    "normal": lambda outputs: jnp.sum(outputs**2, axis=-1) / 2,
+}
 
 
 def _mean_log_partition(

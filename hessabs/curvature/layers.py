@@ -75,6 +75,34 @@ def layers(
     return found
 
 
+def last_layer_path(params: Params, num_outputs: int) -> str:
+    """Find the last layer of a network: the last matrix with so many outputs.
+
+    Args:
+      params: The params of a network.
+      num_outputs: Its number of classes, say.
+
+    Returns:
+      The path of the layer, as ``restrict`` takes it. Of names with numbers, the largest is the last.
+
+    Raises:
+      ValueError: If there is none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> last_layer_path({"Dense_9": {"kernel": jnp.ones((4, 2))}, "Dense_10": {"w": jnp.ones((2, 2))}}, 2)
+      'Dense_10'
+    """
+    leaves = zip(paths(params), jax.tree.leaves(params), output_axes(params), strict=True)
+    heads = {
+        path for path, x, axis in leaves if x.ndim == 2 and axis is not None and x.shape[axis] == num_outputs
+    }
+    names = [name for name, layer in layers(params).items() if heads & set(layer.paths)]
+    if not names:
+        raise ValueError(f"The network has no last layer: no matrix with {num_outputs} outputs.")
+    return max(names, key=lambda name: (len(name), name))
+
+
 def stack_axes(params: Params, stacked: Where | None = None) -> list[int | None]:
     """Say which axis of each leaf counts the layers of a stack."""
     names = paths(params)

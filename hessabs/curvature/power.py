@@ -39,9 +39,9 @@ def power_iteration(
     not finite ends the loop at once and shows in the eigenvalue and the residual.
 
     Args:
-      matvec: The operator, from a pytree to a pytree of the same structure. One that is a pytree (as ``hessian``
-        makes it, or a ``jax.tree_util.Partial``) is compiled together with the iteration, once for all params of
-        the same shapes; any other callable is called as it is.
+      matvec: The operator, from a pytree to a pytree of the same structure. One that is a pytree itself (of
+        ``hessian``, or a ``jax.tree_util.Partial``) is compiled together with the iteration, once for all
+        params of the same shapes; any other callable is called as it is.
       v0: Start vector, a pytree of floating-point arrays, of any norm. The eigenvector of an earlier call is
         the best one.
       max_iters: Largest number of products, at least 1.

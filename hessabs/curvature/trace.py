@@ -180,13 +180,9 @@ def _estimate(
     moments = _Moments(zero, zero, jnp.zeros((), jnp.int32))
     name = trees.Static(statistic)
     if loops.choose(loop, matvec, like, key) == "host":
-        compiled, ahead = loops.is_compiled(matvec), deque[Any]()
+        sample, ahead = _jitted_sample if loops.is_compiled(matvec) else _sample, deque[Any]()
         for one in keys:
-            if compiled:
-                moments = _jitted_sample(name, matvec, like, one, moments)
-            else:
-                probe = _rademacher(one, like)
-                moments = _jitted_update(name, probe, matvec(probe), moments)
+            moments = sample(name, matvec, like, one, moments)
             loops.keep_pace(ahead, moments.mean)
     else:
         moments = jax.lax.fori_loop(
@@ -202,6 +198,7 @@ def _sample(name: trees.Static, matvec: MatVec, like: Params, key: jax.Array, mo
     return _update(name, probe, matvec(probe), moments)
 
 
+@jax.jit
 def _update(name: trees.Static, probe: Params, product: Params, moments: _Moments) -> _Moments:
     trees.check_like(product, probe, "matvec(like)", "like")
     sample, count = name.value(probe, product), moments.number + 1
@@ -218,7 +215,6 @@ def _rademacher(key: jax.Array, like: Params) -> Params:
 
 
 _jitted_sample = programs.jit(_sample)
-_jitted_update = jax.jit(_update)
 
 
 def _quadratic(probe: Params, product: Params) -> jax.Array:

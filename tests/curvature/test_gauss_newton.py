@@ -7,12 +7,19 @@ import pytest
 
 from hessabs import curvature
 
-NETWORKS = ("mlp", "conv", "tied")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("linearize", [False, True])
-@pytest.mark.parametrize("mode", ["forward", "reverse"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "mode", "linearize"),
+    [
+        ("mlp", "forward", False),
+        ("mlp", "reverse", True),
+        ("conv", "forward", True),
+        ("conv", "reverse", False),
+        ("tied", "forward", True),
+    ],
+)
 def test_gauss_newton_is_the_dense_sandwich(x64, make_problem, to_dense, network, mode, linearize):
     problem = make_problem(network, jnp.float64)
     operator = curvature.gauss_newton(
