@@ -156,10 +156,8 @@ def store(state: KrylovState, product: Any) -> KrylovState:
 
 def multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
     """Multiply one row: an operator is compiled together with cutting and joining, another callable is not."""
-    if loops.is_compiled(matvec) and not trees.is_traced(matvec, row):
-        product = _jitted_multiply(matvec, form, row)
-    else:
-        product = _checked_row(matvec(_jitted_to_params(row, form)), form)
+    run = _jitted_multiply if loops.is_compiled(matvec) and not trees.is_traced(matvec, row) else _multiply
+    product = run(matvec, form, row)
     return np.asarray(product) if isinstance(row, np.ndarray) else product
 
 
@@ -169,16 +167,13 @@ def _scaled(vector: Any) -> Any:
     return _jitted_unit(vector)
 
 
-def _checked_row(product: Any, form: trees.Static) -> Any:
+def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
+    product = matvec(_jitted_to_params(row, form))
     _, shape = form.value
     treedef, leaves = shape.value
     want = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     trees.check_like(product, want, "matvec(v0)", "v0")
     return _jitted_to_row(product, form)
-
-
-def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
-    return _checked_row(matvec(bases.to_params(row, form)), form)
 
 
 def _store(state: KrylovState, product: Any) -> KrylovState:

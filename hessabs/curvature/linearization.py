@@ -71,8 +71,8 @@ def make_source(
     if mode not in modes:
         raise ValueError(f"`mode` must be one of {', '.join(modes)}, got {mode!r}.")
     check_step(mode, step)
-    maps = modes[mode]
-    maps = trees.Static(maps if isinstance(maps, LinearMaps) else maps(step))
+    make_maps = modes[mode]
+    maps = trees.Static(make_maps if isinstance(make_maps, LinearMaps) else make_maps(step))
     bound = None if weight is None else trees.as_partial(weight)
     return Source(maps, tuple(map(trees.as_partial, functions)), params, batch, trees.Static(axis_name), bound)
 

@@ -21,7 +21,8 @@ def take_up(state: krylov.KrylovState, like: Any, num_rows: int) -> krylov.Krylo
             f"`state` has a basis of shape {_shapes(got)}, but this call needs {_shapes(want)} (num_vectors + "
             "block_size, size of v0); use the arguments of the call that saved it."
         )
-    now, projected = krylov.standing(state), np.array(state.projected, np.float64)
+    now = krylov.standing(state)
+    projected: Any = np.array(state.projected, np.float64)
     if isinstance(want, np.ndarray):
         basis = np.array(got)
     else:
