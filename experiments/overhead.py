@@ -9,13 +9,12 @@ those of the runs of results/fashion_mnist_mlp. Writes results/overhead/README.m
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -27,10 +26,10 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
-from experiments import provenance  # noqa: E402
+from experiments import grid, provenance, table  # noqa: E402
 from hessabs.batch_size import training_seconds  # noqa: E402
 from hessabs.data import micro_batches  # noqa: E402
-from hessabs.training import Config, metrics, set_up  # noqa: E402
+from hessabs.training import Config, set_up  # noqa: E402
 from hessabs.training.loop_state import start  # noqa: E402
 
 _REPEATS = 50
@@ -60,28 +59,21 @@ def main() -> None:
         "",
         "| run | updates | measurements | seconds | against BL | of which the Hessian |",
         "|---|---|---|---|---|---|",
-        *totals(times, ROOT / "results/fashion_mnist_mlp"),
+        *totals(times, table.read(grid.RESULTS / "fashion_mnist_mlp")),
         "",
         f"hardware: {provenance.hardware()}",
         "",
         f"commit: {provenance.commit()}",
         "",
     ]
-    out = ROOT / "results/overhead"
+    out = grid.RESULTS / "overhead"
     out.mkdir(parents=True, exist_ok=True)
     (out / "README.md").write_text("\n".join(lines))
     print("\n".join(lines))
 
 
 def measure(config: Config) -> dict[str, float]:
-    """Measure the times of a run on this machine.
-
-    Args:
-      config: Its settings.
-
-    Returns:
-      Seconds: ``compute`` and ``adversarial`` of an update, ``communicate``, and ``hessian`` of a measurement.
-    """
+    """Measure the seconds of a run: of an update, an adversarial one, its communication, and a measurement."""
     run = set_up(config)
     batch, _ = next(micro_batches(run.dataset.train, run.micro_batch_size, seed=0))
     state = start(run)
@@ -105,23 +97,22 @@ def measure(config: Config) -> dict[str, float]:
     return times
 
 
-def totals(times: dict[str, float], results: pathlib.Path) -> list[str]:
+def totals(times: Mapping[str, float], runs: Mapping[str, table.Run]) -> list[str]:
     """Write the rows of the runs that have finished."""
     rows, slowest = [], None
     for name, is_adversarial in _ROWS:
-        folder = results / name / "seed0"
-        if not (folder / metrics.SUMMARY).exists():
+        if f"{name}/seed0" not in runs:
             continue
-        summary = json.loads((folder / metrics.SUMMARY).read_text())
-        records = metrics.read_lines(folder / metrics.METRICS)
-        count = sum(record["eigenvalue"] is not None for record in records)
+        run = runs[f"{name}/seed0"]
+        updates = run.summary["updates"]
+        count = sum(record["eigenvalue"] is not None for record in run.records)
         step = times["adversarial" if is_adversarial else "compute"]
         seconds = training_seconds(
-            summary["updates"], count, compute=step, communicate=times["communicate"], hessian=times["hessian"]
+            updates, count, compute=step, communicate=times["communicate"], hessian=times["hessian"]
         )
         slowest = slowest or seconds
         gain, share = slowest / seconds, 100 * count * times["hessian"] / seconds
-        cells = f"{summary['updates']:,} | {count} | {seconds:.1f} | {gain:.2f} x | {share:.1f} %"
+        cells = f"{updates:,} | {count} | {seconds:.1f} | {gain:.2f} x | {share:.1f} %"
         rows.append(f"| {name} | {cells} |")
     return rows
 
