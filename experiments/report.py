@@ -2,7 +2,8 @@
 
     python experiments/report.py [CONFIG ...]
 
-Without a name, all that has results, and the plan of the slides (``experiments/slides.py``).
+Without a name, all that has results, the time table (``experiments/overhead.py``) and the plan of the slides
+(``experiments/slides.py``).
 """
 
 import pathlib
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from experiments import grid, pictures, slides, table
+from experiments import grid, overhead, pictures, slides, table
 from experiments.grid import Grid
 from experiments.table import Run
 from hessabs.training.reports import results as tables
@@ -31,6 +32,7 @@ def main(names: Sequence[str]) -> None:
             write(results, grid.load(grid.find([name])))
             print(results / "README.md", flush=True)
     if not names:
+        overhead.write()
         slides.write([row for name in slides.configs() for row in slides.plan(name)])
 
 

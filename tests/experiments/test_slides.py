@@ -4,12 +4,17 @@ import csv
 
 import pytest
 
-from experiments import planned, slides
-from experiments.grid import find, load
+from experiments import grid, slides
+
+
+@pytest.fixture(scope="module")
+def grids():
+    """The configs that stand for a table of the slides."""
+    return [grid.load(grid.find([name])) for name in slides.configs()]
 
 
 def committed():
-    with (planned.OUT / "planned.csv").open() as file:
+    with (slides.OUT / "planned.csv").open() as file:
         return [{**row, "largest_batch": int(row["largest_batch"])} for row in csv.DictReader(file)]
 
 
@@ -20,24 +25,21 @@ def test_the_copy_of_the_tables_is_whole():
     assert all(0 <= row.accuracy <= 100 and row.updates > 0 for row in rows)
 
 
-def test_every_config_of_the_slides_covers_every_row_of_its_table():
-    for name in planned.configs():
-        this = load(find([name]))
-        labels = {run.rpartition("/")[0] for run in this.runs}
+def test_every_config_of_the_slides_covers_every_row_of_its_table(grids):
+    for this in grids:
         printed = {
             f"{row.method}_{row.largest_batch}"
             for row in slides.rows()
             if (row.dataset, row.network) == this.slides[:2]
         }
-        assert printed <= labels, name
+        assert printed <= set(this.labels), this.name
 
 
-def test_the_committed_plan_covers_every_run():
+def test_the_committed_plan_covers_every_run(grids):
     rows = committed()
-    for name in planned.configs():
-        labels = {run.rpartition("/")[0] for run in load(find([name])).runs}
-        mine = [f"{row['method']}_{row['largest_batch']}" for row in rows if row["config"] == name]
-        assert sorted(mine) == sorted(labels)
+    for this in grids:
+        mine = [f"{row['method']}_{row['largest_batch']}" for row in rows if row["config"] == this.name]
+        assert sorted(mine) == sorted(this.labels)
 
 
 def test_where_the_plan_differs_from_the_slides():
@@ -57,16 +59,16 @@ def test_where_the_plan_differs_from_the_slides():
 
 
 def test_the_committed_plan_is_the_planners(monkeypatch):
-    load_whole = planned.grid.load
+    load_whole = grid.load
 
     def few(path):
         this = load_whole(path)
         some = ("bl_640", "gg_3200", "absa_16000")
         return this._replace(runs={name: run for name, run in this.runs.items() if name.split("/")[0] in some})
 
-    monkeypatch.setattr(planned.grid, "load", few)
+    monkeypatch.setattr(grid, "load", few)
     rows = {(row["config"], row["method"], row["largest_batch"]): row for row in committed()}
-    got = planned.plan("cifar10_resnet20")
+    got = slides.plan("cifar10_resnet20")
     assert len(got) == 3
     for row in got:
         want = rows[row.config, row.method, row.largest_batch]
@@ -78,4 +80,16 @@ def test_the_committed_plan_is_the_planners(monkeypatch):
 
 def test_refuses_a_config_that_is_no_table_of_the_slides():
     with pytest.raises(ValueError, match="hessian_worth stands for no table of the slides"):
-        planned.plan("hessian_worth")
+        slides.plan("hessian_worth")
+
+
+def test_the_committed_page_is_that_of_the_committed_plan(tmp_path):
+    planned = [slides.Planned(*list(row.values())[:-1]) for row in committed()]
+    counts = [name for name in slides.Planned._fields if name.endswith("updates")]
+    planned = [
+        row._replace(**{name: int(value) if (value := getattr(row, name)) else "" for name in counts})
+        for row in planned
+    ]
+    slides.write(planned, tmp_path)
+    for name in ("README.md", "planned.csv"):
+        assert (tmp_path / name).read_text() == (slides.OUT / name).read_text()
