@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,6 +65,7 @@ def on_mesh(
       one_by_one: Whether a device handles its micro-batches one after the other; else as one.
     """
     size = data_size(mesh)
+    in_one = mesh.size == size  # params are whole on every device
     share_size = micro_batch_size // size if dealt else micro_batch_size
     rows, whole = NamedSharding(mesh, P(DATA)), NamedSharding(mesh, P())
     # The totals have a row for each device; those of params are split as these are besides.
@@ -106,7 +108,7 @@ def on_mesh(
         return mapped(local, specs, P(DATA))(state, totals, batch, *scalars)
 
     def add_global(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
-        one = _reduce(totals, lambda x: jnp.sum(x, 0, dtype=x.dtype), size)
+        one = _reduce(totals, size, lambda tree: jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), tree))
         # What was added before stays where it is: only what this call adds goes to the first row.
         empty = {name: jax.tree.map(jnp.zeros_like, getattr(one, name)) for name in _TRAVELS if name not in _MEANS}
         new = functions.add(state, one._replace(**empty), batch, fraction, number, Share(micro_batch_size))
@@ -125,7 +127,7 @@ def on_mesh(
 
     def finish(state: TrainState, totals: Totals, lr_scale: Any) -> TrainState:
         def total(totals: Totals) -> Totals:
-            return _reduce(_without_row(totals), lambda x: jax.lax.psum(x, DATA), size)
+            return _reduce(_without_row(totals), size, _sum_of_devices if in_one else _sums_of_devices)
 
         memory = totals.memory
         one = mapped(total, (P(DATA),), P())(totals._replace(memory=()))
@@ -152,14 +154,27 @@ def _with_row(totals: Totals) -> Totals:
     return totals._replace(**{name: jax.tree.map(lambda x: x[None], getattr(totals, name)) for name in _TRAVELS})
 
 
-def _reduce(totals: Totals, add: Callable[[Any], Any], size: int) -> Totals:
-    """Join the rows: sums of all but the state of the network, of which the mean, and of counts the largest."""
-    totals = totals._replace(model_state=jax.tree.map(lambda x: x / size if _is_mean(x) else x, totals.model_state))
-    joined = {name: jax.tree.map(add, getattr(totals, name)) for name in _TRAVELS}
+def _reduce(totals: Totals, size: int, add: Callable[[Any], Any]) -> Totals:
+    """Join the rows: sums of all but the state of the network, of which the mean."""
+    means = jax.tree.map(lambda x: x / size if _is_mean(x) else x, totals.model_state)
+    totals = totals._replace(model_state=means)
+    joined = add({name: getattr(totals, name) for name in _TRAVELS})
     joined["model_state"] = jax.tree.map(
         lambda x: x if _is_mean(x) else (x // size).astype(x.dtype), joined["model_state"]
     )
     return totals._replace(**joined)
+
+
+def _sum_of_devices(tree: Any) -> Any:
+    """Add up over the devices, as one vector: one all-reduce on every backend."""
+    kinds = jax.tree.map(lambda x: x.dtype, tree)
+    vector, unravel = ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree))
+    return jax.tree.map(lambda x, kind: x.astype(kind), unravel(collectives.psum(vector, DATA)), kinds)
+
+
+def _sums_of_devices(tree: Any) -> Any:
+    """Add up over the devices, array by array: each stays split over the other axes of the mesh."""
+    return jax.tree.map(lambda x: collectives.psum(x, DATA), tree)
 
 
 def _is_mean(x: Any) -> bool:
