@@ -122,10 +122,6 @@ def check(run: RunSettings, method: Method) -> None:
             value = values.get(name)
             if value is not None and not holds(value):
                 raise ValueError(f"`{name}` must {what}, got {value}.")
-    if isinstance(method, Timer) and method.patience == 0:
-        raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
-    if isinstance(method, Fixed) and not method.grow_epochs:
-        raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
     initial, largest, micro = run.batch_size, values.get("max_batch_size"), run.micro_batch_size
     if largest is not None:
         if largest < initial:
@@ -142,6 +138,10 @@ def check(run: RunSettings, method: Method) -> None:
             f"`micro_batch_size` must be below batch_size={initial} for {name_of(method)}, which compares "
             f"micro-batches, got {micro or 1}."
         )
+    if isinstance(method, Timer) and method.patience == 0:
+        raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
+    if isinstance(method, Fixed) and not method.grow_epochs:
+        raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
 
 
 def compares_parts(method: Method) -> bool:

@@ -162,7 +162,7 @@ def test_bad_adversarial_parameters(options, message):
 
 def test_the_published_rule_has_the_linear_coupling():
     rule = hessian_adaptive(4, 16, measure_every=10, compatibility="hessianflow")
-    with pytest.raises(ValueError, match="one ratio for .* the linear coupling, got 2.0, 1.0 and 'sqrt'"):
+    with pytest.raises(ValueError, match=r"one ratio for .* the linear coupling, got 2.0, 1.0 and 'sqrt'"):
         with_coupling(rule, "sqrt")
 
 
