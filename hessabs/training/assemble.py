@@ -13,7 +13,7 @@ from hessabs.training.objectives.named import (
     resolve_objective,
 )
 from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
-from hessabs.training.schedules import ScheduleSettings, make_schedule
+from hessabs.training.schedules import ScheduleSettings, check_schedule, of_settings
 from hessabs.training.settings import RunSettings
 from hessabs.training.task import Task
 from hessabs.training.tasks.named import TaskSettings, make_named
@@ -28,7 +28,7 @@ class MethodSettings(NamedTuple):
 SETTINGS: tuple[Any, ...] = (
     TaskSettings,
     MethodSettings,
-    rules.RunSettings,
+    rules.PlanSettings,
     *rules.METHODS.values(),
     OptimizerSettings,
     ScheduleSettings,
@@ -79,13 +79,21 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
 
     # What can be refused without the data is refused before the data is read.
     name = read(MethodSettings).method
-    method, run = methods.choose(name, given), read(rules.RunSettings)
+    method, run = methods.choose(name, given), read(rules.PlanSettings)
     methods.check(run, method)
     objective = resolve_objective(read(ObjectiveSettings), name, run.adversarial_fraction)
     refuse_unread(given, objective)
     settings, chosen, schedule = read(RunSettings), read(OptimizerSettings), read(ScheduleSettings)
     if objective.robust == "absa" and run.adversarial_fraction is None:
         run = run._replace(adversarial_fraction=0.2)
+    check_schedule(schedule)
+    if schedule.schedule != "step":
+        if "lr_decay_epochs" in given:
+            raise ValueError(
+                f"`lr_decay_epochs` is read with schedule=step, and not with schedule={schedule.schedule}; leave "
+                "it out."
+            )
+        run = run._replace(lr_decay_epochs=())
     if run.remainder == "fill":
         raise ValueError("`remainder` must be drop or keep for a training run; fill is for a plan.")
 
@@ -99,7 +107,10 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
     )
     if coupling is None and getattr(method, "lr_coupling", None) == "linear":
         method = method._replace(lr_coupling=optimizer.coupling)  # type: ignore[call-arg]
-    rule = methods.make_rule(run, method, num_examples, lr=optimizer.lr)
+    warmup = 5 if schedule.warmup_epochs is None else schedule.warmup_epochs
+    rule = methods.make_rule(run, method, num_examples, lr=optimizer.lr, warmup_epochs=warmup)
+    if name == "fb":
+        schedule = schedule._replace(warmup_epochs=0)  # its warm-up is the rule's, up to the scaled rate
     settings = settings._replace(hessian_batch_size=min(settings.hessian_batch_size, num_examples))
     resolved: dict[str, Any] = {}
     for part in (run, method, chosen._replace(lr=optimizer.lr), schedule, objective, settings):
@@ -113,9 +124,9 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
             "micro_batch_size": run.micro_batch_size,
             "remainder": run.remainder,
             "objective": make_objective(objective, run.adversarial_fraction or 0.0),
-            "schedule": make_schedule(schedule, run, method, per_epoch),
+            "schedule": of_settings(schedule, epochs=run.epochs, per_epoch=per_epoch),
             "settings": settings,
-            "record": {"method": name, **resolved},
+            "record": {"method": name, **resolved, "warmup_epochs": warmup if name == "fb" else schedule.warmup_epochs},
         },
         methods.never_reached(run, method),
     )

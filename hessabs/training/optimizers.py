@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from hessabs.batch_size.options import Coupling
+from hessabs.batch_size.rule import Coupling
 from hessabs.curvature.layers import output_axes
 from hessabs.training.factories import call_factory, load_factory
 from hessabs.training.fields import check_types, is_factory

@@ -22,6 +22,8 @@ from hessabs.batch_size import (
     stability_limited,
     timer,
     training_seconds,
+    with_adversarial,
+    with_decay,
 )
 from hessabs.batch_size.planner import epoch_examples
 from tests.batch_size.slides import SETTINGS, UPDATES
@@ -51,7 +53,7 @@ def test_the_tables_are_whole():
 def test_baselines_of_the_slides(dataset, network, largest, updates):
     setting = SETTINGS[dataset, network]
     got = plan(
-        constant(largest, **decay(setting, setting.num_examples)),
+        with_decay(constant(largest), *decay(setting, setting.num_examples).values()),
         num_examples=setting.num_examples,
         epochs=setting.epochs,
         remainder="keep",
@@ -172,15 +174,18 @@ def test_66k_updates_and_90_measurements_lie_within_the_bounds_of_absa_on_imagen
     assert bounds.fewest.updates < 66_000 < bounds.most.updates
 
 
-SMALL = {"measure_every": 640, "adversarial_fraction": 0.2, "adversarial_until": 6400}
+def small(rule):
+    return with_adversarial(rule, 0.2, until=6400)
+
+
 RULES = {
-    "constant": constant(192, lr_decay_at=(3000,)),
-    "linear_scaling": linear_scaling(192, base_batch_size=64, warmup=3000, lr_decay_at=(5000,)),
+    "constant": with_decay(constant(192), (3000,)),
+    "linear_scaling": with_decay(linear_scaling(192, base_batch_size=64, warmup=3000), (5000,)),
     "batch_growth": batch_growth(64, 64 * 7, lr_decay_at=(2500, 5200, 8000), lr_decay=0.4),
     "timer": timer(64, 64 * 7, every=1500),
     "cyclical": cyclical(64, 256, cycle=3000),
-    "abs": hessian_adaptive(64, 64 * 12, patience=3, lr_decay_at=(3333,), **SMALL),
-    "stability": stability_limited(64, 64 * 12, lr=0.1, **SMALL),
+    "abs": with_decay(small(hessian_adaptive(64, 64 * 12, patience=3, measure_every=640)), (3333,)),
+    "stability": small(stability_limited(64, 64 * 12, lr=0.1, measure_every=640)),
     "gradient_noise_scale": gradient_noise_scale(64, 64 * 7, measure_every=500),
     "norm_test": norm_test(64, 64 * 7, measure_every=500),
     "adascale": adascale(64 * 4, base_batch_size=64, measure_every=500),
