@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from experiments import table
 from hessabs.batch_size import Observation, absa, plan, with_decay
 
 EPOCH, EPOCHS = 1280, 24

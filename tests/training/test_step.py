@@ -72,7 +72,8 @@ class Step:
 def make(model, max_fraction=FRACTION, params_dtype=None, **settings):
     task = tasks.linen(model, (images(4), images(4)))
     optimizer = make_optimizer(
-        OptimizerSettings(**{"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, **settings}), batch_size=MICRO
+        OptimizerSettings(**{"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, **settings}),
+        batch_size=MICRO,
     )
     functions, _ = make_functions(
         task, optimizer, mixing(make_inner("fgsm", EPSILON), max_fraction), micro_batch_size=MICRO
@@ -240,7 +241,9 @@ def test_several_micro_batches_in_one_call_are_seen_one_after_the_other(batch_no
     for fraction in (None, 0.25):
         one, other = (step.update(init(), given, 1.5, fraction) for given in (parts, [joined]))
         assert_close(other, one)
-        assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (one.params, init().params)), strict=True))
+        assert any(
+            np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (one.params, init().params)), strict=True)
+        )
 
 
 def test_attacks_use_the_running_statistics_and_do_not_touch_them(batch_norm):
@@ -327,7 +330,9 @@ def test_an_update_of_one_micro_batch_is_that_of_one_part(model):
     for fraction in (None, 0.25):
         one = step.functions.whole(init(), batch, fraction, 1.5)
         parts = step.update(init(), [batch], 1.5, fraction)
-        assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (one.params, init().params)), strict=True))
+        assert any(
+            np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (one.params, init().params)), strict=True)
+        )
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(parts), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
