@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT.parent))
 
 from experiments import work  # noqa: E402
 from hessabs import curvature, models, paths, trees  # noqa: E402
-from hessabs.data import Dataset, eval_batches  # noqa: E402
+from hessabs.data import Dataset, Source, eval_batches, subset  # noqa: E402
 from hessabs.training import Config, metrics  # noqa: E402
 from hessabs.training.losses import evaluation_loss, scale_images  # noqa: E402
 from hessabs.training.saving import checkpoint  # noqa: E402
@@ -101,10 +101,10 @@ def measure(
     return record
 
 
-def _batches(split: dict[str, np.ndarray], num_examples: int) -> list[Any]:
-    first = {name: array[:num_examples] for name, array in split.items()}
+def _batches(split: Source, num_examples: int) -> list[Any]:
+    first = subset(split, np.arange(min(num_examples, len(split))))
     # Padding has weight 0, so the batches would not be weighted by their examples: use whole ones alone.
-    size = min(_BATCH, len(first["label"]))
+    size = min(_BATCH, len(first))
     return [scale_images(batch) for batch in eval_batches(first, size) if batch["weight"].all()]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 
 ROOT = pathlib.Path(__file__).parent
@@ -27,7 +28,7 @@ from experiments import grid, provenance, work  # noqa: E402
 from hessabs import attacks, curvature, models, trees  # noqa: E402
 from hessabs.attacks import losses  # noqa: E402
 from hessabs.attacks.norms import Norm  # noqa: E402
-from hessabs.data import Dataset  # noqa: E402
+from hessabs.data import Dataset, Source  # noqa: E402
 from hessabs.training import metrics  # noqa: E402
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images  # noqa: E402
 from hessabs.training.saving import checkpoint  # noqa: E402
@@ -110,8 +111,8 @@ def measure(
     }
 
 
-def _batch(split: dict[str, Any], num_examples: int) -> dict[str, Any]:
-    batch = {name: jnp.asarray(array[:num_examples]) for name, array in split.items()}
+def _batch(split: Source, num_examples: int) -> dict[str, Any]:
+    batch = split.take(np.arange(min(num_examples, len(split))))
     return dict(jax.jit(scale_images)({**batch, "weight": jnp.ones(len(batch["label"]))}))
 
 

@@ -107,7 +107,7 @@ def test_curvature_of_a_trained_run(tmp_path):
     model = models.create("mlp", 10)
     params, model_state = checkpoint.load_params(tmp_path, *init_model(model, config, dataset))
     loss_fn = evaluation_loss(model, model_state)
-    batch = {name: array[:200] for name, array in dataset.train.items()}
+    batch = dataset.train.take(np.arange(200))
     batch = scale_images({**batch, "weight": np.ones(200, np.float32)})
     assert record["line_train"][10] == pytest.approx(float(loss_fn(params, batch)), rel=1e-5)
     assert min(record["line_train"][0], record["line_train"][20]) > record["line_train"][10]
