@@ -227,7 +227,6 @@ def test_records_travel_without_their_open_files(dataset):
     np.testing.assert_array_equal(again[5]["image"], first)
 
 
-@pytest.mark.slow
 def test_worker_processes_change_nothing(dataset):
     options = {"augmentation": "resized_crop"}
     same(stream(dataset, 7, num_workers=2, **options), stream(dataset, 7, **options))
