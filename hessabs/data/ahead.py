@@ -41,10 +41,8 @@ def read_ahead(
         keys = [(rows.epoch, place) for place in rows.places.tolist()]
         for i, key in enumerate(keys):
             if key not in ordered:
-                bits = rows.bits[i : i + 1] if crops else None
-                ordered[key] = pool.submit(
-                    _read, None if num_workers else source, rows.examples[i : i + 1], bits
-                )
+                arguments = [rows.examples[i : i + 1], *([rows.bits[i : i + 1]] if crops else [])]
+                ordered[key] = pool.submit(_read, None if num_workers else source, *arguments)
         return keys
 
     def take(number: int, count: int) -> dict[str, Any]:
@@ -94,6 +92,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _read(source: Source | None, index: np.ndarray, bits: np.ndarray | None) -> dict[str, Any]:
+def _read(source: Source | None, *arguments: np.ndarray) -> dict[str, Any]:
     source = _OPENED[0] if source is None else source
-    return source.take(index) if bits is None else source.take_crops(index, bits)  # type: ignore[attr-defined]
+    return source.take(*arguments)

@@ -237,17 +237,9 @@ def _check_split(data: Any, dataset: Dataset) -> Source:
     check = functools.partial(_check_labels, name, dataset.num_classes)
     if isinstance(source, Arrays):
         check(np.arange(len(source)), source.arrays)
-    elif not _checks_labels(source):
+    elif getattr(source, "check", None) is None:
         source = View(source, np.arange(len(source)), check)
     return source
-
-
-def _checks_labels(source: Source) -> bool:
-    while isinstance(source, View):
-        if source.check is not None:
-            return True
-        source = source.source
-    return isinstance(source, Examples) and source.spec is None  # opened by `load`
 
 
 def _check_labels(name: str, num_classes: int, indices: np.ndarray, batch: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -36,22 +36,16 @@ class Files:
     labels: np.ndarray
     size: int
     channels: int
+    crops: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._decode(index, None)
-
-    def crop(self, index: int, bits: int) -> dict[str, Any]:
-        """Read an example with a random crop of its image."""
-        return self._decode(index, bits)
 
     def content(self) -> bytes:
         """Say which examples these are, without reading them."""
         return "\n".join([str(self.size), *(f"{path.parent.name}/{path.name}" for path in self.paths)]).encode()
 
-    def _decode(self, index: int, bits: int | None) -> dict[str, Any]:
+    def __getitem__(self, index: int, bits: int | None = None) -> dict[str, Any]:
         try:
             if self.channels == 1:
                 with open_image(self.paths[index]) as image:

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -104,25 +104,19 @@ class Records:
     size: int
     channels: int
     num_classes: int | None
+    crops: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._decode(index, None)
-
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_source"}
-
-    def crop(self, index: int, bits: int) -> dict[str, Any]:
-        """Read an example with a random crop of its image."""
-        return self._decode(index, bits)
 
     def content(self) -> bytes:
         """Say which examples these are, without reading them."""
         return f"{self.name} {self.folder.name} {self.split} {self.size}".encode()
 
-    def _decode(self, index: int, bits: int | None) -> dict[str, Any]:
+    def __getitem__(self, index: int, bits: int | None = None) -> dict[str, Any]:
         where = f"{self.name}/{self.split}"
         if "_source" not in self.__dict__:
             self._source = _open_split(open_set(self.name, self.folder), self.split)

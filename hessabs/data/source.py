@@ -54,27 +54,22 @@ class Arrays(Source):
 class Examples(Source):
     """Examples that are read one at a time from ``items``, which has ``__len__`` and ``__getitem__``."""
 
-    items: Any  # with `crop(index, bits)` if its images can be cropped at random
+    items: Any  # with `crops = True` if `__getitem__` takes random bits too, by which it crops an image
     spec: Any = None  # shapes and dtypes of example 0, which all others are to have; None if they surely have
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def take(self, indices: np.ndarray) -> dict[str, Any]:
-        """Read by threads, and stack."""
-        return self._stack(indices, self.items.__getitem__, indices.tolist())
-
-    def take_crops(self, indices: np.ndarray, bits: np.ndarray) -> dict[str, Any]:
-        """Read as ``take``, each image cropped as its 64 random bits say."""
-        return self._stack(indices, self.items.crop, indices.tolist(), bits.tolist())
-
-    def _stack(self, indices: np.ndarray, read: Callable[..., Any], *arguments: list[int]) -> dict[str, Any]:
+    def take(self, indices: np.ndarray, bits: np.ndarray | None = None) -> dict[str, Any]:
+        """Read by threads, and stack; with 64 random bits of each example, images are cropped as these say."""
+        arguments = [indices.tolist()] if bits is None else [indices.tolist(), bits.tolist()]
         if len(indices) == 1:
-            examples = [_named(read(*(argument[0] for argument in arguments)))]
+            examples = [self.items.__getitem__(*(argument[0] for argument in arguments))]
         else:
             with ThreadPoolExecutor(_THREADS) as pool:
-                examples = [_named(example) for example in pool.map(read, *arguments)]
-        for index, example in zip(indices.tolist(), examples, strict=True):
+                examples = list(pool.map(self.items.__getitem__, *arguments))
+        examples = [_named(example) for example in examples]
+        for index, example in zip(arguments[0], examples, strict=True):
             if self.spec is not None and (spec := _spec(example)) != self.spec:
                 raise ValueError(
                     f"All examples must have one structure, shapes and dtypes: example 0 has {self.spec}, "
@@ -98,15 +93,9 @@ class View(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def take(self, indices: np.ndarray) -> dict[str, Any]:
+    def take(self, indices: np.ndarray, *bits: np.ndarray) -> dict[str, Any]:
         """Read from the source."""
-        return self._checked(indices, self.source.take(self.indices[indices]))
-
-    def take_crops(self, indices: np.ndarray, bits: np.ndarray) -> dict[str, Any]:
-        """Read crops from the source."""
-        return self._checked(indices, self.source.take_crops(self.indices[indices], bits))  # type: ignore[attr-defined]
-
-    def _checked(self, indices: np.ndarray, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = self.source.take(self.indices[indices], *bits)
         if self.check is not None:
             self.check(self.indices[indices], batch)
         return batch
@@ -118,10 +107,10 @@ def in_memory(source: Source) -> bool:
 
 
 def can_crop(source: Source) -> bool:
-    """Say whether the source decodes images of any size, which can be cropped at random as it does."""
+    """Say whether ``take`` accepts random bits, by which it crops the images that it decodes."""
     while isinstance(source, View):
         source = source.source
-    return isinstance(source, Examples) and hasattr(source.items, "crop")
+    return isinstance(source, Examples) and getattr(source.items, "crops", False)
 
 
 def as_source(data: Any) -> Source:
@@ -179,8 +168,6 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     """Keep the examples at ``indices``, without reading them where they are not in memory."""
     if isinstance(source, Arrays):
         return Arrays(jax.tree.map(lambda array: array[indices], source.arrays))
-    if isinstance(source, View):
-        return dataclasses.replace(source, indices=source.indices[indices])
     return View(source, indices)
 
 

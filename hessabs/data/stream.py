@@ -37,12 +37,12 @@ def micro_batches(
     """Stream shuffled micro-batches without end, each with the position after it.
 
     Args:
-        source: As for ``reader``, and so all else.
-        size: The number of examples in a micro-batch.
-        seed: The seed of the run.
-        position: Where to start.
-        keep_remainder: Keep an incomplete last micro-batch.
-        replays: How many times in a row each micro-batch comes.
+        source: As for ``reader``, and so are the others.
+        size: As for ``reader``.
+        seed: As for ``reader``.
+        position: As for ``reader``.
+        keep_remainder: As for ``reader``.
+        replays: As for ``reader``.
 
     Returns:
         An endless iterator over ``(batch, position after it)``.

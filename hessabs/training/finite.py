@@ -19,12 +19,12 @@ class NonFiniteError(FloatingPointError):
         self.update = update
 
 
-def check_loss(run: Run, state: LoopState) -> None:
-    """Raise ``NonFiniteError`` unless every training loss so far was finite."""
+def check_loss(run: Run, state: LoopState, epoch: int | None = None) -> None:
+    """Raise ``NonFiniteError`` unless every training loss so far was finite; ``epoch`` is one that has ended."""
     update = int(state.train.nonfinite_update)
     if update:
         # At the end of an epoch the position is already that of the next one.
-        epoch = state.position.epoch + (state.position.index > 0)
+        epoch = epoch or state.position.epoch + (state.position.index > 0)
         raise NonFiniteError(
             f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
             f"{state.decision.batch_size}, learning rate {learning_rate(run, state.decision, state.samples):g}); "

@@ -194,6 +194,8 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             session.between_updates(Snapshot(state, records, clock.save()))
         # What is left fills no update.
         state = state._replace(position=Position(run.epochs, 0), samples=total)
+        if len(records) < run.epochs and total >= int(state.controller.observe_at):
+            state = _observe(run, state, update_rule, clock)
         state = _end_epochs(run, state, session, records, clock, progress)
     check_params(state)
     session.trained(Snapshot(state, records, clock.save()))
@@ -313,7 +315,7 @@ def _end_epochs(
 
 
 def _end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:
-    check_loss(run, state)
+    check_loss(run, state, epoch)
     loss, train_state = read_loss(state.train)
     jax.block_until_ready(train_state)
     seen = evaluated(run, train_state)

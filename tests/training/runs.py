@@ -39,7 +39,12 @@ def small_digits(train=N, test=TEST):
 @functools.lru_cache(8)
 def digits_task(train=N, test=TEST, model="mlp"):
     """A task of few digits; one for all tests, so that they share what is compiled."""
-    return tasks.linen(create(model, 10), small_digits(train, test), name="digits", settings={"dataset": "digits", "model": model})
+    return tasks.linen(
+        create(model, 10),
+        small_digits(train, test),
+        name="digits",
+        settings={"dataset": "digits", "model": model},
+    )
 
 
 def make_run(task=None, **settings):

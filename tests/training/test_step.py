@@ -303,6 +303,11 @@ def test_the_eigenvalue_is_measured_in_evaluation_mode_and_touches_nothing(batch
     np.testing.assert_array_equal(vector[~chosen], start[~chosen])
 
 
+def has_moved(state, before):
+    pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(before.params), strict=True)
+    return any(np.any(a != b) for a, b in pairs)
+
+
 def largest_of(matrix):
     values = np.linalg.eigvalsh(matrix)
     return values[np.argmax(np.abs(values))]
