@@ -180,7 +180,7 @@ def _load(file: pathlib.Path, name: str, source: bytes) -> Factory:
         ) from error
     if not hasattr(module, name):
         functions = [
-            key for key, value in vars(module).items() if inspect.isroutine(value) and not key.startswith("_")
+            key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
         ]
         raise ValueError(
             f"{file} has no function {name}{nearest(name, functions) or f'; it has {sorted(functions)}'}."

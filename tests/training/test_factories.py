@@ -68,6 +68,17 @@ def test_a_factory_is_loaded_and_called(net):
     assert call_factory(factory, lambda made: "classes" in made, "classes", num_classes=3)
 
 
+def test_a_class_is_a_factory_too(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\n\n"
+        "@dataclasses.dataclass\nclass Net:\n    num_classes: int\n"
+    )
+    factory = load_factory(f"{tmp_path / 'net.py'}:Net")
+    assert call_factory(factory, factory.function, "a Net", num_classes=3).num_classes == 3
+    with pytest.raises(ValueError, match=r"net.py, line 4: Net\(\) raised TypeError"):
+        call_factory(factory, factory.function, "a Net")
+
+
 def test_files_of_two_folders_have_their_own_neighbours(net, tmp_path):
     (tmp_path / "away").mkdir()
     (tmp_path / "away" / "net.py").write_text(FILE)

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from hessabs.training.callbacks.csv import csv
 from hessabs.training.callbacks.protocol import Callback, Named
@@ -32,7 +32,7 @@ def make_callbacks(names: Sequence[str], workdir: pathlib.Path) -> list[Callback
       ValueError: If one is unknown or named twice, or a file's factory does not make one.
       ImportError: If its package is not installed.
     """
-    result: list[Callback] = []
+    result: list[Any] = []
     for number, name in enumerate(names):
         if name in names[:number]:
             raise ValueError(f"`callbacks` must name each once, got {name!r} twice.")

@@ -21,7 +21,8 @@ def wandb(workdir: pathlib.Path) -> Callback:
         import wandb as package
     except ImportError as error:
         raise ImportError("The callback wandb needs Weights & Biases: pip install wandb.") from error
-    path, runs, logged = workdir / "wandb.json", [], [-1]
+    path, logged = workdir / "wandb.json", [-1]
+    runs: list[Any] = []
 
     def start(record: Mapping[str, Any]) -> None:
         name = _name(path) if record["samples"] else None
