@@ -113,10 +113,8 @@ def trusted(recorded: Mapping[str, Any], workdir: str | os.PathLike[str], flag: 
       ValueError: If the record is none, or the file lies in the workdir, is gone or has changed: with the flag
         that names a factory to use all the same.
     """
-    values = [recorded.get(name) if isinstance(recorded, Mapping) else None for name in Origin._fields]
-    if not all(isinstance(value, str) for value in values):
-        raise ValueError(f"the workdir's record of `{flag}` is damaged: give {flag}=FILE.py:NAME.")
-    origin = Origin(*map(str, values))
+    fields = recorded if isinstance(recorded, Mapping) else {}
+    origin = Origin(*(value if isinstance(value := fields.get(name), str) else "" for name in Origin._fields))
     file = pathlib.Path(origin.path)
     if file.suffix != ".py" or not file.is_absolute() or not origin.name.isidentifier():
         raise ValueError(f"the workdir's record of `{flag}` is damaged: give {flag}=FILE.py:NAME.")
