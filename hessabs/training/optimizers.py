@@ -134,7 +134,7 @@ def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
     """
     check_optimizer(settings)
     name, plain_sgd = settings.optimizer, settings.optimizer in ("sgd", "nesterov")
-    own = {
+    own: dict[str, Any] = {
         "lr": 1.0 if settings.schedule_free_base == "sgd" else _RATES[name],
         "momentum": 0.95 if name == "muon" else 0.9,
         "b1": 0.9,

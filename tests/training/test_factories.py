@@ -1,5 +1,6 @@
 """Factories in files of the user: errors that say where, and workdirs that cannot run code."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -213,6 +214,26 @@ def test_a_planted_file_does_not_run(tmp_path, monkeypatch, way):
     with pytest.raises(ValueError, match=r"a file in the workdir"):
         trusted(recorded, ".")
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_workdir_with_the_name_of_an_import_does_not_run(tmp_path, package):
+    workdir = tmp_path / "useful"
+    planted(workdir)
+    if package:  # Python would take the folder before the file of this name
+        (tmp_path / "useful.py").write_text("")
+        (workdir / "planted.py").rename(workdir / "__init__.py")
+    file = tmp_path / "net.py"
+    file.write_text(f"import useful{'' if package else '.planted'}\ndef make(): return 1\n")
+    recorded = {"path": str(file), "name": "make", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    meta_path = list(sys.meta_path)
+    with pytest.raises(
+        ValueError, match=r"net.py, line 1: ImportError: the module useful.* lies in the workdir"
+    ):
+        trusted(recorded, workdir)
+    assert not (tmp_path / "trace").exists()
+    assert sys.meta_path == meta_path
+    assert call_factory(trusted(recorded, tmp_path / "another"), int, "a number") == 1
 
 
 @pytest.mark.parametrize(
