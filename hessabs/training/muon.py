@@ -24,7 +24,7 @@ def muon(beta: Any, adam_b1: Any, adam_b2: Any, *, num_classes: int | None) -> o
     """
 
     def of(params: Params) -> optax.GradientTransformationExtraArgs:
-        # Of the whole tree: a function within optax's partition would see a part. Still given as a function, for
+        # Of the whole tree: a function within optax's partition would see a part. Given as a function still, as
         # optax calls what can be called, and an Equinox module can.
         numbers = dimension_numbers(params, num_classes)
         return contrib.muon(
