@@ -6,6 +6,7 @@ being named only if its file lies outside the workdir and has the SHA-256 that w
 
 import contextlib
 import hashlib
+import importlib.machinery
 import inspect
 import os
 import pathlib
@@ -107,18 +108,16 @@ def changed(origin: Origin, recorded: Mapping[str, Any], flag: str = "--model") 
 def trusted(recorded: Mapping[str, Any], workdir: str | os.PathLike[str], flag: str = "--model") -> Factory:
     """Load a recorded factory that nobody has named, if a workdir from somebody else could not abuse that.
 
-    The file itself is compared; what it imports is the user's, as it lies outside the workdir too.
+    The file itself is compared; what it imports may have changed, but does not come from the workdir either.
 
     Raises:
       ValueError: If the record is none, or the file lies in the workdir, is gone or has changed: with the flag
         that names a factory to use all the same.
     """
-    values = [recorded.get(name) if isinstance(recorded, Mapping) else None for name in Origin._fields]
-    if not all(isinstance(value, str) for value in values):
-        raise ValueError(f"the workdir's record of `{flag}` is damaged: give {flag}=FILE.py:NAME.")
-    origin = Origin(*map(str, values))
+    fields = recorded if isinstance(recorded, Mapping) else {}
+    origin = Origin(*(value if isinstance(value := fields.get(name), str) else "" for name in Origin._fields))
     file = pathlib.Path(origin.path)
-    if file.suffix != ".py" or not file.is_absolute() or not origin.name.isidentifier():
+    if file.suffix != ".py" or not file.is_absolute() or not origin.name.isidentifier() or not origin.sha256:
         raise ValueError(f"the workdir's record of `{flag}` is damaged: give {flag}=FILE.py:NAME.")
     resolved = _real(file)  # what is compared is what runs, whatever a link becomes meanwhile
     if _lies_in({file, resolved}, pathlib.Path(workdir)):
@@ -137,7 +136,26 @@ def trusted(recorded: Mapping[str, Any], workdir: str | os.PathLike[str], flag: 
             f"{origin.path} has changed since the run was made with it as `{flag}`: give {flag}={origin} to "
             "use it as it is now."
         )
-    return _load(resolved, origin.name, source)
+    outside = _Outside(pathlib.Path(workdir))
+    sys.meta_path.insert(0, outside)
+    try:
+        return _load(resolved, origin.name, source)
+    finally:
+        sys.meta_path.remove(outside)
+
+
+class _Outside(NamedTuple):
+    """An importer that refuses what lies in a folder: one beside the file may have the name of a package."""
+
+    folder: pathlib.Path
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        places = (
+            [] if spec is None else [spec.origin, *(f"{at}/_" for at in spec.submodule_search_locations or ())]
+        )
+        if _lies_in({pathlib.Path(place) for place in places if place}, self.folder):
+            raise ImportError(f"the module {name} lies in the workdir, which is data and runs no code")
 
 
 def _lies_in(places: set[pathlib.Path], folder: pathlib.Path) -> bool:
@@ -180,7 +198,7 @@ def _load(file: pathlib.Path, name: str, source: bytes) -> Factory:
         ) from error
     if not hasattr(module, name):
         functions = [
-            key for key, value in vars(module).items() if inspect.isroutine(value) and not key.startswith("_")
+            key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
         ]
         raise ValueError(
             f"{file} has no function {name}{nearest(name, functions) or f'; it has {sorted(functions)}'}."

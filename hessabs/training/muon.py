@@ -24,13 +24,15 @@ def muon(beta: Any, adam_b1: Any, adam_b2: Any, *, num_classes: int | None) -> o
     """
 
     def of(params: Params) -> optax.GradientTransformationExtraArgs:
-        # Found anew for every tree: within optax's own partition a function would see only a part of it.
+        # Of the whole tree: a function within optax's partition would see a part. Given as a function still, as
+        # optax calls what can be called, and an Equinox module can.
+        numbers = dimension_numbers(params, num_classes)
         return contrib.muon(
             -1.0,
             beta=beta,
             adam_b1=adam_b1,
             adam_b2=adam_b2,
-            muon_weight_dimension_numbers=dimension_numbers(params, num_classes),
+            muon_weight_dimension_numbers=lambda _: numbers,
             consistent_rms=0.2,
         )
 

@@ -8,7 +8,7 @@ updates by it, so a chain here has the plain rate; one that reads the extra argu
 import inspect
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,8 @@ Name = Literal["sgd", "nesterov", "adamw", "lion", "muon", "lamb", "lars", "sche
 
 _SGD = ("sgd", "nesterov", "lars")  # the kind whose step grows with its gradient
 _RATES = {
-    "sgd": 0.1,
-    "nesterov": 0.1,
-    "lars": 1.0,
-    "adamw": 1e-3,
-    "lion": 1e-4,
-    "muon": 1e-3,
-    "lamb": 3e-3,
-    "schedule_free": 2.5e-3,
+    **{"sgd": 0.1, "nesterov": 0.1, "lars": 1.0, "schedule_free": 2.5e-3},
+    **{"adamw": 1e-3, "lion": 1e-4, "muon": 1e-3, "lamb": 3e-3},
 }
 READ_WITH: dict[str, tuple[str, ...]] = {
     "momentum": ("sgd", "nesterov", "lars", "muon"),
@@ -132,6 +126,25 @@ def check_optimizer(settings: OptimizerSettings) -> None:
             raise ValueError(f"`{field}` must {wanted}, got {value}.")
 
 
+def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
+    """Check the settings of an optimiser by name and give those that are None its own defaults; not ``clip``.
+
+    Raises:
+      ValueError: As ``check_optimizer``.
+    """
+    check_optimizer(settings)
+    name, plain_sgd = settings.optimizer, settings.optimizer in ("sgd", "nesterov")
+    own: dict[str, Any] = {
+        "lr": 1.0 if settings.schedule_free_base == "sgd" else _RATES[name],
+        "momentum": 0.95 if name == "muon" else 0.9,
+        "b1": 0.9,
+        "b2": 0.99,
+        "decay_mask": "all" if plain_sgd else "matrices",
+        "follow_batch": "none" if name in _SGD else "half_life",
+    }
+    return settings._replace(**{key: value for key, value in own.items() if getattr(settings, key) is None})
+
+
 def make_optimizer(
     settings: OptimizerSettings,
     *,
@@ -151,31 +164,59 @@ def make_optimizer(
     Raises:
       ValueError: As ``check_optimizer``; if a file's factory does not make one.
     """
-    check_optimizer(settings)
     clip = [] if settings.clip is None else [optax.clip_by_global_norm(settings.clip)]
     if is_factory(settings.optimizer):
+        check_optimizer(settings)
         return _of_file(settings, clip)
-    name, kind_of_sgd = settings.optimizer, settings.optimizer in _SGD
-    of_sgd = kind_of_sgd or settings.schedule_free_base == "sgd"
-    coupling: Coupling = "linear" if of_sgd else "sqrt"
-    rate = 1.0 if name == "schedule_free" and of_sgd else _RATES[name]
-    made = _Parts(
-        lr=rate if settings.lr is None else settings.lr,
-        momentum=_or(settings.momentum, 0.95 if name == "muon" else 0.9),
-        b1=_or(settings.b1, 0.9),
-        b2=_or(settings.b2, 0.99),
-        weight_decay=settings.weight_decay,
-        mask=_mask(settings.decay_mask or ("all" if name in ("sgd", "nesterov") else "matrices")),
-        following=_following(
-            settings, batch_size, lr_coupling or coupling, "none" if kind_of_sgd else "half_life"
-        ),
-        num_classes=num_classes,
-    )
-    if name == "schedule_free":
-        tx, evaluation = _schedule_free(made, [*clip, *_free_base(made, of_sgd)]), evaluation_params
-    else:
-        tx, evaluation = optax.chain(*clip, *_CHAINS[name](made)), _as_they_are
-    return Optimizer(optax.with_extra_args_support(tx), coupling, made.lr, evaluation)
+    settings = resolve_optimizer(settings)
+    of_sgd = settings.optimizer in _SGD or settings.schedule_free_base == "sgd"
+    own: Coupling = "linear" if of_sgd else "sqrt"
+    lr = cast(float, settings.lr)
+    steps = [*clip, *_steps(settings, batch_size, lr_coupling or own, num_classes)]
+    if settings.optimizer == "schedule_free":
+        return Optimizer(_schedule_free(steps, lr, cast(float, settings.b1)), own, lr, evaluation_params)
+    tx = optax.with_extra_args_support(optax.chain(*steps, optax.scale_by_learning_rate(lr)))
+    return Optimizer(tx, own, lr, _as_they_are)
+
+
+def _steps(
+    settings: OptimizerSettings, batch_size: int, coupling: Coupling, num_classes: int | None
+) -> list[optax.GradientTransformation]:
+    """What a gradient goes through before it is multiplied by minus the learning rate."""
+
+    def following(factory: Callable[..., Any]) -> Callable[..., Any]:
+        form: Any = settings.follow_batch
+        if form == "none":
+            return factory
+        return by_examples(factory, batch_size=batch_size, lr_coupling=coupling, form=form)
+
+    def muon_of(beta: float, adam_b1: float, adam_b2: float) -> optax.GradientTransformation:
+        return muon(beta, adam_b1, adam_b2, num_classes=num_classes)
+
+    name, momentum, betas = settings.optimizer, settings.momentum, (settings.b1, settings.b2)
+    decay, trace = [], []
+    if settings.weight_decay:
+        mask = None if settings.decay_mask == "all" else matrices
+        decay = [following(optax.add_decayed_weights)(settings.weight_decay, mask=mask)]
+    if momentum:
+        trace = [following(optax.trace)(momentum, nesterov=name == "nesterov")]
+    match name:
+        case "sgd" | "nesterov":
+            return [*decay, *trace]
+        case "lars":
+            # Biases and norms have the plain rate, as in the networks that LARS is used for.
+            return [*decay, optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), matrices), *trace]
+        case "adamw":
+            return [following(optax.scale_by_adam)(*betas), *decay]
+        case "lamb":
+            return [following(optax.scale_by_adam)(*betas, eps=1e-6), *decay, optax.scale_by_trust_ratio()]
+        case "lion":
+            return [following(optax.scale_by_lion)(*betas), *decay]
+        case "muon":
+            return [following(muon_of)(momentum, *betas), *decay]
+    if settings.schedule_free_base == "sgd":
+        return decay
+    return [following(optax.scale_by_rms)(settings.b2, eps_in_sqrt=False, bias_correction=True), *decay]
 
 
 def as_optimizer(
@@ -191,103 +232,24 @@ def as_optimizer(
     return Optimizer(optax.with_extra_args_support(optimizer), coupling, lr, evaluation_params)
 
 
-class _Parts(NamedTuple):
-    lr: float
-    momentum: float
-    b1: float
-    b2: float
-    weight_decay: float
-    mask: Callable[[Any], Any]  # params -> a tree of bools: where weight decay is
-    following: Callable[[Any], Any]  # factory -> the same, its hyperparameters following the batch
-    num_classes: int | None
-
-    @property
-    def decay(self) -> list[Any]:
-        """Weight decay, where there is any."""
-        factory = self.following(optax.add_decayed_weights)
-        return [factory(self.weight_decay, mask=self.mask)] if self.weight_decay else []
-
-    @property
-    def descend(self) -> Any:
-        return optax.scale_by_learning_rate(self.lr)
-
-
-def _momentum(parts: _Parts, nesterov: bool = False) -> list[Any]:
-    trace = parts.following(optax.trace)
-    return [trace(parts.momentum, nesterov=nesterov)] if parts.momentum else []
-
-
-def _sgd(parts: _Parts) -> list[Any]:
-    return [*parts.decay, *_momentum(parts), parts.descend]
-
-
-def _nesterov(parts: _Parts) -> list[Any]:
-    return [*parts.decay, *_momentum(parts, nesterov=True), parts.descend]
-
-
-def _lars(parts: _Parts) -> list[Any]:
-    # Biases and norms have the plain rate, as in the networks that LARS is used for.
-    ratio = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), _mask("matrices"))
-    return [*parts.decay, ratio, *_momentum(parts), parts.descend]
-
-
-def _adamw(parts: _Parts) -> list[Any]:
-    return [parts.following(optax.scale_by_adam)(parts.b1, parts.b2), *parts.decay, parts.descend]
-
-
-def _lion(parts: _Parts) -> list[Any]:
-    return [parts.following(optax.scale_by_lion)(parts.b1, parts.b2), *parts.decay, parts.descend]
-
-
-def _lamb(parts: _Parts) -> list[Any]:
-    adam = parts.following(optax.scale_by_adam)(parts.b1, parts.b2, eps=1e-6)
-    return [adam, *parts.decay, optax.scale_by_trust_ratio(), parts.descend]
-
-
-def _muon(parts: _Parts) -> list[Any]:
-    def factory(beta: float, adam_b1: float, adam_b2: float) -> optax.GradientTransformation:
-        return muon(beta, adam_b1, adam_b2, num_classes=parts.num_classes)
-
-    return [parts.following(factory)(parts.momentum, parts.b1, parts.b2), *parts.decay, parts.descend]
-
-
-_CHAINS: dict[str, Callable[[_Parts], list[Any]]] = {
-    "sgd": _sgd,
-    "nesterov": _nesterov,
-    "lars": _lars,
-    "adamw": _adamw,
-    "lion": _lion,
-    "lamb": _lamb,
-    "muon": _muon,
-}
-
-
-def _free_base(parts: _Parts, of_sgd: bool) -> list[Any]:
-    if of_sgd:
-        return parts.decay
-    squares = parts.following(optax.scale_by_rms)(parts.b2, eps_in_sqrt=False, bias_correction=True)
-    return [squares, *parts.decay]
-
-
-def _schedule_free(parts: _Parts, base: list[Any]) -> optax.GradientTransformationExtraArgs:
+def _schedule_free(steps: list[Any], lr: float, b1: float) -> optax.GradientTransformationExtraArgs:
     def tx(rate: Any) -> optax.GradientTransformationExtraArgs:
-        steps = optax.chain(*base, optax.scale_by_learning_rate(rate))
-        return contrib.schedule_free(steps, rate, b1=parts.b1)
+        return contrib.schedule_free(optax.chain(*steps, optax.scale_by_learning_rate(rate)), rate, b1=b1)
 
     def update(
         updates: optax.Updates,
-        state: contrib.ScheduleFreeState,
+        state: Any,
         params: Params | None = None,
         *,
         lr_scale: Any = 1.0,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, contrib.ScheduleFreeState]:
+    ) -> tuple[optax.Updates, Any]:
         # The rate stands in the weight of an iterate in the average too, so it cannot be multiplied later.
-        rate = jnp.asarray(parts.lr * lr_scale, state.max_lr.dtype)
+        rate = jnp.asarray(lr * lr_scale, state.max_lr.dtype)
         new, after = tx(rate).update(updates, state, params, **extra_args)
         return new, jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), after, state)
 
-    return optax.GradientTransformationExtraArgs(tx(parts.lr).init, update)
+    return optax.GradientTransformationExtraArgs(tx(lr).init, update)
 
 
 def evaluation_params(opt_state: Any, params: Params) -> Params:
@@ -319,22 +281,7 @@ def _of_file(settings: OptimizerSettings, clip: list[Any]) -> Optimizer:
     return optimizer._replace(tx=optax.with_extra_args_support(optax.chain(*clip, optimizer.tx)))
 
 
-def _following(
-    settings: OptimizerSettings, batch_size: int, coupling: Coupling, default: Literal["none", "half_life"]
-) -> Callable[[Any], Any]:
-    form = settings.follow_batch or default
-    if form == "none":
-        return lambda factory: factory
-    return lambda factory: by_examples(factory, batch_size=batch_size, lr_coupling=coupling, form=form)
-
-
-def _mask(kind: Literal["all", "matrices"]) -> Callable[[Params], Any]:
-    def mask(params: Params) -> Any:
-        kernels = [kind == "all" or axis is not None for axis in output_axes(params)]
-        return jax.tree.unflatten(jax.tree.structure(params), kernels)
-
-    return mask
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+def matrices(params: Params) -> Any:
+    """Say of each leaf whether it is the kernel of a layer, and no bias, norm or the like."""
+    kernels = [axis is not None for axis in output_axes(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), kernels)

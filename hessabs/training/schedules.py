@@ -24,12 +24,12 @@ READ_WITH: dict[str, tuple[Name, ...]] = {
 
 
 class ScheduleSettings(NamedTuple):
-    """How the learning rate goes; the decays of ``step`` are the rule's, for a batch may grow by them instead."""
+    """How the learning rate goes; the decays of ``step`` are the rule's, whose batch may grow instead."""
 
     schedule: Annotated[
         Name,
-        "how the learning rate goes: step: it decays after lr_decay_epochs; cosine, linear: it falls to lr_end at "
-        "the end of the run; constant; wsd: it stays, and falls linearly in the last part, decay_fraction",
+        "how the learning rate goes: step: it decays after lr_decay_epochs; cosine, linear: it falls to lr_end "
+        "at the end of the run; constant; wsd: it stays, and falls linearly in the last part, decay_fraction",
     ] = "step"
     warmup_epochs: Annotated[
         float | None, "epochs in which the learning rate rises linearly; default: fb 5, others 0"
@@ -99,7 +99,7 @@ def make_schedule(
       decay_fraction: The last part of ``total``, in which the factor falls linearly (wsd), in (0, 1].
 
     Raises:
-      ValueError: If the name is unknown, a value is out of its range, or the warm-up ends after the fall begins.
+      ValueError: If the name is unknown, a value is out of range, or the warm-up ends after the fall begins.
 
     Example:
       >>> schedule = make_schedule("wsd", total=1000, warmup=100, decay_fraction=0.5)

@@ -1,5 +1,6 @@
 """Factories in files of the user: errors that say where, and workdirs that cannot run code."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -66,6 +67,17 @@ def test_a_factory_is_loaded_and_called(net):
     assert own.startswith("hessabs_file_net_")
     assert call_factory(factory, dict, "a dict", num_classes=3) == {"classes": 3, "from": "home"}
     assert call_factory(factory, lambda made: "classes" in made, "classes", num_classes=3)
+
+
+def test_a_class_is_a_factory_too(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\n\n"
+        "@dataclasses.dataclass\nclass Net:\n    num_classes: int\n"
+    )
+    factory = load_factory(f"{tmp_path / 'net.py'}:Net")
+    assert call_factory(factory, factory.function, "a Net", num_classes=3).num_classes == 3
+    with pytest.raises(ValueError, match=r"net.py, line 4: Net\(\) raised TypeError"):
+        call_factory(factory, factory.function, "a Net")
 
 
 def test_files_of_two_folders_have_their_own_neighbours(net, tmp_path):
@@ -202,6 +214,26 @@ def test_a_planted_file_does_not_run(tmp_path, monkeypatch, way):
     with pytest.raises(ValueError, match=r"a file in the workdir"):
         trusted(recorded, ".")
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_workdir_with_the_name_of_an_import_does_not_run(tmp_path, package):
+    workdir = tmp_path / "useful"
+    planted(workdir)
+    if package:  # Python would take the folder before the file of this name
+        (tmp_path / "useful.py").write_text("")
+        (workdir / "planted.py").rename(workdir / "__init__.py")
+    file = tmp_path / "net.py"
+    file.write_text(f"import useful{'' if package else '.planted'}\ndef make(): return 1\n")
+    recorded = {"path": str(file), "name": "make", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    meta_path = list(sys.meta_path)
+    with pytest.raises(
+        ValueError, match=r"net.py, line 1: ImportError: the module useful.* lies in the workdir"
+    ):
+        trusted(recorded, workdir)
+    assert not (tmp_path / "trace").exists()
+    assert sys.meta_path == meta_path
+    assert call_factory(trusted(recorded, tmp_path / "another"), int, "a number") == 1
 
 
 @pytest.mark.parametrize(

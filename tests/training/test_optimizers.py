@@ -356,7 +356,17 @@ def test_what_muon_takes_for_a_matrix():
 def test_muon_finds_the_outputs_of_an_equinox_layer():
     eqx = pytest.importorskip("equinox")
     net = eqx.nn.Sequential([eqx.nn.Conv2d(2, 4, 3, key=jax.random.key(0)), eqx.nn.LayerNorm(4)])
-    found = dimension_numbers(eqx.filter(net, eqx.is_inexact_array), None)
+    params = eqx.filter(net, eqx.is_inexact_array)
+    found = dimension_numbers(params, None)
     assert jax.tree.leaves(found, is_leaf=lambda n: isinstance(n, contrib.MuonDimensionNumbers)) == [
         contrib.MuonDimensionNumbers([1, 2, 3], [0])
     ]
+    for name in (
+        "muon",
+        "adamw",
+        "lars",
+        "schedule_free",
+    ):  # its params can be called, which optax asks of masks
+        tx = make(name, weight_decay=DECAY).tx
+        updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, num_examples=BATCH), params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
