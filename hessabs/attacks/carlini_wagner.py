@@ -8,8 +8,14 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import boxes, losses
-from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import (
+    check_bounds,
+    check_count,
+    check_not_negative,
+    check_positive,
+    checked_inputs,
+)
 from hessabs.attacks.rows import iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
@@ -61,9 +67,7 @@ def carlini_wagner(
       learning_rate: Of Adam, in units of w, above 0.
       confidence: By how much of a logit an example must have fallen, at least 0.
       initial_weight: The first c, above 0.
-      bounds: (lowest, highest) value of an input; this attack needs them.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``), but this one needs bounds.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which labels
@@ -88,8 +92,7 @@ def carlini_wagner(
     check_count("binary_search_steps", binary_search_steps)
     check_positive("learning_rate", learning_rate)
     check_positive("initial_weight", initial_weight)
-    if not 0 <= confidence < float("inf"):
-        raise ValueError(f"`confidence` must be finite and at least 0, got {confidence}.")
+    check_not_negative("confidence", confidence)
     if bounds is None:
         raise ValueError("`bounds` must be (lowest, highest) for carlini_wagner, got None.")
     check_bounds(bounds)
@@ -112,7 +115,7 @@ def carlini_wagner(
 
 
 def _frame(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    low, high = boxes.widened(trees.upcast(x), bounds)
+    low, high = norms.widened(trees.upcast(x), bounds)
     return (low + high) / 2, (high - low) / 2
 
 
@@ -163,7 +166,7 @@ def _step(
     middle, half = _frame(inputs, bounds)
 
     def total(free: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        point = boxes.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
+        point = norms.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
         lead, fallen = losses.per_example(
             lead_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
         )

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import boxes, losses, norms
-from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import check_bounds, check_count, check_not_negative, checked_inputs
+from hessabs.attacks.losses.carrying import checked_classes, classes_of
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
+from hessabs.attacks.rivals import leads, top_rivals
 from hessabs.attacks.rows import iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
@@ -48,9 +50,7 @@ def deepfool(
       num_rivals: Other classes to look at, those with the largest logits at the clean example; 9, or all there
         are, by default.
       overshoot: At least 0.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
@@ -74,8 +74,7 @@ def deepfool(
     check_count("steps", steps)
     if num_rivals is not None:
         check_count("num_rivals", num_rivals)
-    if not 0 <= overshoot < float("inf"):
-        raise ValueError(f"`overshoot` must be finite and at least 0, got {overshoot}.")
+    check_not_negative("overshoot", overshoot)
     check_bounds(bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
@@ -97,10 +96,9 @@ def _begin(spec: trees.Static, options: trees.Static, logits_fn: Partial, params
     num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
     logits = logits_fn(params, inputs)
-    labels, _ = losses.checked_classes(spec.value, logits, batch)
-    rivals = top_rivals(logits, labels, check_num_rivals(num_rivals, logits.shape[-1], default=9))
-    fallen = losses.has_fallen(spec.value, logits, batch)
-    return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, fallen)
+    labels, _ = checked_classes(spec.value, logits, batch)
+    fallen = has_fallen(spec.value, logits, batch)
+    return _Rows(batch, top_rivals(logits, labels, num_rivals), jnp.zeros_like(inputs), inputs, fallen)
 
 
 def _step(
@@ -114,9 +112,9 @@ def _step(
 ) -> _Rows:
     del i
     norm, bounds, inputs_key = options.value
-    labels, _ = losses.classes_of(spec.value, rows.example)
+    labels, _ = classes_of(spec.value, rows.example)
     logits, ahead, gradients = leads(lambda x: logits_fn(params, x), rows.point, labels, rows.rivals)
-    fallen = losses.has_fallen(spec.value, logits, rows.example)
+    fallen = has_fallen(spec.value, logits, rows.example)
 
     def move(
         x: jax.Array, total: jax.Array, ahead: jax.Array, gradients: jax.Array
@@ -127,7 +125,7 @@ def _step(
         length = jnp.where(jnp.isfinite(distance[nearest]), distance[nearest] + _NUDGE, 0)
         total = (total + length * norms.steepest(gradients[nearest], norm)).astype(x.dtype)
         point = (x + (1 + overshoot) * total).astype(x.dtype)
-        return total, boxes.within(point, x, bounds)
+        return total, norms.within(point, x, bounds)
 
     inputs = get_inputs(rows.example, inputs_key)
     total, point = jax.vmap(move)(inputs, rows.total, ahead, gradients)

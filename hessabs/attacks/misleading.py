@@ -29,14 +29,7 @@ class Misleading(NamedTuple):
     probabilities: np.ndarray  # (batches,), bool: whether the logits look like probabilities
 
     def messages(self, right: np.ndarray) -> list[str]:
-        """Say it, in a line each.
-
-        Args:
-          right: Shape (n,), bool: which examples are classified rightly.
-
-        Returns:
-          A line for each thing that was seen.
-        """
+        """Say it, in a line each; ``right``, (n,), tells which examples are classified rightly."""
         lines, flat = [], int(np.sum(self.zero_gradient & right))
         if flat:
             lines.append(
@@ -68,17 +61,7 @@ class Misleading(NamedTuple):
 
 
 def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> Misleading:
-    """Look for what misleads attacks.
-
-    Args:
-      loss_fn: A loss that carries its logits.
-      params: What it takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-
-    Returns:
-      What was found.
-    """
+    """Look for what misleads attacks, in a loss that carries its logits and a batch."""
     logits_fn, _ = losses.parts(loss_fn, "look")
     gradient = np.asarray(_gradient(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
     gradient = gradient.reshape(len(gradient), -1)
@@ -107,17 +90,9 @@ def of_results(
     minimal: Collection[str],
     black_box: Collection[str],
 ) -> list[str]:
-    """Say what in the results of attacks is not what it seems.
+    """Say what in the results of attacks, and the table of them, is not what it seems.
 
-    Args:
-      rows: The table of the results.
-      results: What each attack did, by its name and epsilon.
-      clean: The examples before.
-      minimal: Names of the attacks that know no epsilon.
-      black_box: Names of the attacks that follow no gradient.
-
-    Returns:
-      A line for each thing that was seen.
+    ``minimal`` names the attacks that know no epsilon, ``black_box`` those that follow no gradient.
     """
     return [*_not_finite(rows), *_outside(results, clean, minimal), *_masked(rows, black_box)]
 

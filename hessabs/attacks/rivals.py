@@ -6,47 +6,28 @@ import jax
 import jax.numpy as jnp
 
 from hessabs import trees
-from hessabs.attacks import losses
+from hessabs.attacks.losses.criteria import other_classes
+
+_FEW = 9  # rivals to look at where nobody says how many
 
 
-def check_num_rivals(num_rivals: int | None, num_classes: int, default: int) -> int:
-    """Return how many rival classes to look at.
+def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int | None) -> jax.Array:
+    """Return the other classes with the largest logits, (n, num_rivals) int32, largest first.
 
-    Args:
-      num_rivals: What the caller asked for, or None.
-      num_classes: Classes of the network.
-      default: What None means, where there are so many.
-
-    Returns:
-      The number, at least 1.
-
-    Raises:
-      ValueError: If there are fewer other classes than asked for.
-    """
-    if (num_rivals is not None and num_rivals > num_classes - 1) or num_classes < 2:
-        raise ValueError(
-            f"`num_rivals` asks for {num_rivals or 1} other classes, but the network has {num_classes} classes."
-        )
-    return min(default, num_classes - 1) if num_rivals is None else num_rivals
-
-
-def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int) -> jax.Array:
-    """Return the other classes with the largest logits, largest first.
-
-    Args:
-      logits: Shape (n, classes).
-      labels: Shape (n,), int.
-      num_rivals: How many.
-
-    Returns:
-      Shape (n, num_rivals), int32.
+    None stands for 9, or all that there are; more than that raise.
 
     Example:
       >>> top_rivals(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]), 2)
       Array([[2, 1]], dtype=int32)
     """
+    num_classes = logits.shape[-1]
+    if (num_rivals is not None and num_rivals > num_classes - 1) or num_classes < 2:
+        raise ValueError(
+            f"`num_rivals` asks for {num_rivals or 1} other classes, but the network has {num_classes} classes."
+        )
     # Not top_k: with the rows on several devices XLA would send all logits to each of them.
-    return jnp.argsort(-losses.other_classes(logits, labels), axis=-1)[:, :num_rivals].astype(jnp.int32)
+    order = jnp.argsort(-other_classes(logits, labels), axis=-1).astype(jnp.int32)
+    return order[:, : min(_FEW, num_classes - 1) if num_rivals is None else num_rivals]
 
 
 def leads(
@@ -56,15 +37,10 @@ def leads(
 
     One forward pass, and one backward pass with ``num_rivals`` examples for each one of the batch.
 
-    Args:
-      logits_fn: ``logits_fn(inputs) -> (n, classes)``.
-      inputs: Shape (n, ...).
-      labels: Shape (n,), int; None to compare each rival with the best of all other classes.
-      rivals: Shape (n, num_rivals), int.
-
     Returns:
       ``(logits, leads, gradients)``: (n, classes); ``z_rival - z_label``, (n, num_rivals), below 0 where the
-      label wins; its gradient, (n, num_rivals, ...), 0 where it is not finite.
+      label wins (the best of all other classes where labels are None); its gradient, (n, num_rivals, ...), 0
+      where it is not finite.
     """
     logits, pull = jax.vjp(lambda x: trees.upcast(logits_fn(x)), inputs)
     one_hot = jax.nn.one_hot(rivals, logits.shape[-1], dtype=logits.dtype)

@@ -32,21 +32,11 @@ _FEWEST = 32  # below this many rows an iteration costs its overhead, and compil
 def iterate(
     step: Partial, rows: Rows, num_steps: int, loop: loops.Loop | None = None, *, finishes: bool = True
 ) -> Rows:
-    """Apply a step to rows until all are done, ``num_steps`` times at most.
+    """Apply ``step(rows, i) -> rows`` until all rows are done, ``num_steps`` times at most.
 
-    Args:
-      step: ``step(rows, i) -> rows``, a Partial of a module-level function; i is the iteration, int32. Rows
-        must not influence each other. Compiled once for each number of rows.
-      rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n, but for scalars
-        and random keys.
-      num_steps: Largest number of steps.
-      loop: ``"host"``, ``"device"`` or None, as in ``hessabs.loops``.
-      finishes: Whether rows may be done before the last step. If not, nobody asks: under somebody's jit, with
-        the rows on several devices, the question is a collective at every step. Outside of jit each device asks
-        for its own rows.
-
-    Returns:
-      The rows, in their first order.
+    The step is a Partial of a module-level function, compiled once for each number of rows. ``finishes`` is
+    False where no row is done before the last step, and then nobody asks: under jit, with the rows on
+    several devices, the question is a collective at every step. Outside of jit each device asks for its own.
     """
     if loops.choose(loop, step, rows) == "device":
         mesh = _mesh_of(rows)

@@ -7,10 +7,19 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import boxes, losses, norms
-from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import (
+    check_bounds,
+    check_count,
+    check_not_negative,
+    check_positive,
+    checked_inputs,
+)
+from hessabs.attacks.losses.carrying import Spec, checked_classes, classes_of
+from hessabs.attacks.losses.criteria import take_class
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
+from hessabs.attacks.rivals import leads, top_rivals
 from hessabs.attacks.rows import iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
@@ -71,9 +80,7 @@ def trust_region(
       num_rivals: How many rivals to choose among; 9, or all there are, by default.
       steps: Most steps, at least 1.
       overshoot: At least 0.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
@@ -106,8 +113,7 @@ def trust_region(
     if num_rivals is not None:
         check_count("num_rivals", num_rivals)
     check_count("steps", steps)
-    if not 0 <= overshoot < float("inf"):
-        raise ValueError(f"`overshoot` must be finite and at least 0, got {overshoot}.")
+    check_not_negative("overshoot", overshoot)
     check_bounds(bounds)
     radii = radius_range if adaptive else (radius, radius)
 
@@ -126,14 +132,14 @@ def trust_region(
 
 
 def _measure(
-    spec: losses.Spec, logits_fn: losses.LogitsFn, params: Params, example: Any, x: jax.Array, rival: jax.Array
+    spec: Spec, logits_fn: losses.LogitsFn, params: Params, example: Any, x: jax.Array, rival: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     # Logits, margin and gradient of minus the margin at x, and the label's logit. A targeted example leaves
     # whichever class is the best but its target.
-    labels, targets = losses.classes_of(spec, example)
+    labels, targets = classes_of(spec, example)
     own = labels if targets is None else None
     logits, ahead, gradient = leads(lambda inputs: logits_fn(params, inputs), x, own, rival[:, None])
-    return logits, -ahead[:, 0], gradient[:, 0], losses.take_class(logits, rival) - ahead[:, 0]
+    return logits, -ahead[:, 0], gradient[:, 0], take_class(logits, rival) - ahead[:, 0]
 
 
 @programs.jit
@@ -143,11 +149,10 @@ def _begin(
     norm, rival, num_rivals, inputs_key = choice.value
     inputs = get_inputs(batch, inputs_key)
     logits = logits_fn(params, inputs)
-    labels, targets = losses.checked_classes(spec.value, logits, batch)
+    labels, targets = checked_classes(spec.value, logits, batch)
     logits = trees.upcast(logits)
-    count = check_num_rivals(num_rivals, logits.shape[-1], default=9)
     if targets is None:
-        candidates = top_rivals(logits, labels, count)
+        candidates = top_rivals(logits, labels, num_rivals)
         _, ahead, gradients = leads(lambda x: logits_fn(params, x), inputs, labels, candidates)
         slopes = jax.vmap(jax.vmap(lambda g: norms.size(g, norms.dual(norm))))(gradients)
         worst = jnp.inf if rival == "best" else -jnp.inf  # no way leads to a class without a gradient
@@ -163,7 +168,7 @@ def _begin(
         margin=zeros,
         label_logit=zeros,
         predicted=zeros,
-        done=losses.has_fallen(spec.value, logits, batch),
+        done=has_fallen(spec.value, logits, batch),
     )
 
 
@@ -192,12 +197,12 @@ def _step(
         distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
         length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
         length = jnp.where(jnp.isnan(margin), 0, length)  # the network says nothing here
-        moved = boxes.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
+        moved = norms.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
         return moved, trees.vdot(g, moved - x), length
 
     clean = get_inputs(rows.example, inputs_key)
     point, predicted, length = jax.vmap(move)(rows.point, clean, gradient, margin, radius)
-    fallen = losses.has_fallen(spec.value, logits, rows.example)
+    fallen = has_fallen(spec.value, logits, rows.example)
     return _Rows(
         example=rows.example,
         point=jnp.where(fallen.reshape(-1, *(1,) * (point.ndim - 1)), rows.point, point),

@@ -28,12 +28,7 @@ _SETTINGS = (
 
 
 def num_threads() -> int:
-    """Say how many threads a loop that Python drives is worth.
-
-    Returns:
-      The cores of this process, and 1 where XLA is told to keep to one thread
-      (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
-    """
+    """Say how many threads a loop that Python drives is worth."""
     if "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", ""):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -41,15 +36,6 @@ def num_threads() -> int:
 
 def cut(num_rows: int, least: int, most: int) -> list[slice]:
     """Cut the rows of a loop into parts of one size, so that they compile once.
-
-    Args:
-      num_rows: Rows that do not influence each other, at least 1.
-      least: Rows that a part is worth its overhead from.
-      most: Rows that a part is to have at most.
-
-    Returns:
-      The parts, in order: one for each thread if they are no larger than ``most``, else a multiple of the
-      threads. The last may begin within the one before it.
 
     Example:
       >>> cut(10, 4, 4)[-1]
@@ -65,13 +51,6 @@ def cut(num_rows: int, least: int, most: int) -> list[slice]:
 
 def run(function: Callable[[A], B], parts: Sequence[A]) -> list[B]:
     """Call a function for each part, on as many threads as there are cores, under the settings of JAX here.
-
-    Args:
-      function: Of a part. It must not meet somebody's tracers: they belong to this thread.
-      parts: Its arguments.
-
-    Returns:
-      The results, in order.
 
     Example:
       >>> with jax.numpy_rank_promotion("raise"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hessabs import attacks
 from hessabs.attacks import losses
+from hessabs.attacks.losses.criteria import take_class
 from tests.attacks.cases import (
     CASES,
     FEW,
@@ -174,7 +175,7 @@ def test_zero_gradients_give_finite_results(name):
 def test_tiny_gradients_are_gradients(ball):
     # Saturated: every gradient is below 1e-20, and its square underflows.
     batch = make_batch(PARAMS)
-    scaled = losses.from_logits(logits_fn, lambda z, y, t: 1e-25 * losses.take_class(-z, y))
+    scaled = losses.from_logits(logits_fn, lambda z, y, t: 1e-25 * take_class(-z, y))
     got = make(ball, 0.2)(scaled, PARAMS, batch, KEY)["image"]
     assert np.all(np.isfinite(got))
     assert not np.array_equal(got, batch["image"])
