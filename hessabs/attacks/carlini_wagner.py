@@ -16,7 +16,7 @@ from hessabs.attacks.checks import (
     check_positive,
     checked_inputs,
 )
-from hessabs.attacks.rows import iterate
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -101,14 +101,12 @@ def carlini_wagner(
         del key
         logits_fn, spec = losses.parts(loss_fn, "carlini_wagner")
         checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        lead = losses.margin(
-            logits_fn, targeted=spec.targeted, inputs_key=inputs_key, label_key=spec.label_key,
-            target_key=spec.target_key,
-        )  # fmt: skip
+        keys = {name: getattr(spec, name) for name in ("targeted", "label_key", "target_key")}
+        lead = losses.margin(logits_fn, inputs_key=inputs_key, **keys)
         options = trees.Static((bounds, inputs_key))
-        numbers = (learning_rate, confidence)
         rows = _begin(options, lead, params, batch, initial_weight)
-        step = Partial(_step, options, lead, params, numbers, steps, binary_search_steps)
+        numbers = (learning_rate, confidence, steps, binary_search_steps)
+        step = Partial(_step, options, lead, params, numbers)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps * binary_search_steps, loop).best)
 
     return attack
@@ -132,36 +130,30 @@ def _begin(options: trees.Static, lead: Partial, params: Params, batch: Any, wei
     free, opt_state = jax.vmap(lambda x: _start(x, bounds))(inputs)
     _, fallen = losses.per_example(lead, params, batch, inputs_key)
     zeros = jnp.zeros(inputs.shape[0], free.dtype)
+    infinite, none = jnp.full_like(zeros, jnp.inf), jnp.zeros(inputs.shape[0], jnp.int32)
     return _Rows(
         example=batch,
         free=free,
         opt_state=opt_state,
         weight=jnp.full_like(zeros, weight),
         lower=zeros,
-        upper=jnp.full_like(zeros, jnp.inf),
-        taken=jnp.zeros(inputs.shape[0], jnp.int32),
-        checked=jnp.full_like(zeros, jnp.inf),
+        upper=infinite,
+        taken=none,
+        checked=infinite,
         fell=jnp.zeros_like(fallen),
-        search=jnp.zeros(inputs.shape[0], jnp.int32),
+        search=none,
         best=inputs,
-        best_size=jnp.full_like(zeros, jnp.inf),
+        best_size=infinite,
         done=fallen,
     )
 
 
 def _step(
-    options: trees.Static,
-    lead_fn: Partial,
-    params: Params,
-    numbers: tuple[jax.Array, jax.Array],
-    steps: jax.Array,
-    binary_search_steps: jax.Array,
-    rows: _Rows,
-    i: jax.Array,
+    options: trees.Static, lead_fn: Partial, params: Params, numbers: tuple[Any, ...], rows: _Rows, i: jax.Array
 ) -> _Rows:
     del i  # each example counts for itself
     bounds, inputs_key = options.value
-    learning_rate, confidence = numbers
+    learning_rate, confidence, steps, binary_search_steps = numbers
     inputs = get_inputs(rows.example, inputs_key)
     middle, half = _frame(inputs, bounds)
 
@@ -178,7 +170,6 @@ def _step(
     gradient, (loss, point, size, success) = jax.grad(total, has_aux=True)(rows.free)
     gradient = trees.finite_or_zero(gradient)
     better = success & (size < rows.best_size)
-    best = jnp.where(_over(better, point), point, rows.best)
     fell = rows.fell | success
     taken = rows.taken + 1
 
@@ -190,11 +181,8 @@ def _step(
 
     updates, opt_state = jax.vmap(optax.scale_by_adam().update)(gradient, rows.opt_state)
     anew = jax.vmap(lambda x: _start(x, bounds))(inputs)
-    free, opt_state = jax.tree.map(
-        lambda fresh, old: jnp.where(_over(finished, old), fresh, old),
-        anew,
-        (rows.free - learning_rate * updates, opt_state),
-    )
+    moved = (rows.free - learning_rate * updates, opt_state)
+    free, opt_state = jax.tree.map(lambda fresh, old: choose(finished, fresh, old), anew, moved)
     search = rows.search + finished
     return _Rows(
         example=rows.example,
@@ -207,11 +195,7 @@ def _step(
         checked=jnp.where(finished, jnp.inf, jnp.where(check, loss, rows.checked)),
         fell=fell & ~finished,
         search=search,
-        best=best,
+        best=choose(better, point, rows.best),
         best_size=jnp.where(better, size, rows.best_size),
         done=search >= binary_search_steps,
     )
-
-
-def _over(flags: jax.Array, like: jax.Array) -> jax.Array:
-    return flags.reshape(-1, *(1,) * (like.ndim - 1))

@@ -9,7 +9,8 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
-from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
+from hessabs.attacks.ascent import Ball, checked_ball
+from hessabs.attacks.checks import check_count, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.losses.carrying import classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
@@ -17,6 +18,7 @@ from hessabs.attacks.losses.examples import usable
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
+from hessabs.attacks.rows import choose
 from hessabs.attacks.square import square
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
@@ -70,7 +72,7 @@ def ensemble(
       Differs from AutoAttack: DeepFool in place of FAB, 3 targets instead of 9 and 1,000 queries instead of
       5,000 by default.
     """
-    check_ball(epsilon, norm, bounds)
+    ball = checked_ball(epsilon, norm, bounds)
     check_count("steps", steps)
     check_count("queries", queries)
     if num_targets < 0:
@@ -103,12 +105,10 @@ def ensemble(
         point = inputs
         for number, (member, loss, classes) in enumerate(members):
             # What has fallen enters as it fell: the member finds nothing left to do there, and drops it.
-            entering = _choose(standing, inputs, point)
+            entering = choose(standing, inputs, point)
             left = member(loss, params, {"image": entering, "label": classes}, jax.random.fold_in(key, number))
-            reached, fallen = _judge(
-                trees.Static((norm, bounds)), network, params, epsilon, inputs, left["image"], labels
-            )
-            point = _choose(standing & (fallen | (number == 0)), reached, point)
+            reached, fallen = _judge(network, params, labels, inputs, left["image"], ball)
+            point = choose(standing & (fallen | (number == 0)), reached, point)
             standing = standing & ~fallen
         return with_inputs(batch, inputs_key, point)
 
@@ -127,16 +127,10 @@ def _look(
 
 @programs.jit
 def _judge(
-    options: trees.Static,
-    logits_fn: Partial,
-    params: Params,
-    epsilon: jax.Array,
-    inputs: jax.Array,
-    left: jax.Array,
-    labels: jax.Array,
+    logits_fn: Partial, params: Params, labels: jax.Array, inputs: jax.Array, left: jax.Array, ball: Ball
 ) -> tuple[jax.Array, jax.Array]:
     # The points brought into the ball (DeepFool knows none), and which of them have fallen.
-    point = jax.vmap(lambda x, y: norms.restrict(y, x, epsilon, *options.value))(inputs, left)
+    point = jax.vmap(lambda x, y: norms.restrict(y, x, *ball.where))(inputs, left)
     logits = logits_fn(params, point)
     return point, (jnp.argmax(logits, axis=-1) != labels) & usable(logits)
 
@@ -150,7 +144,3 @@ def _ratio_to_the_second(logits: jax.Array, weights: jax.Array, targets: jax.Arr
     del targets
     classes = jax.lax.top_k(weights, 2)[1]
     return difference_of_logits(logits, classes[:, 0], classes[:, 1])
-
-
-def _choose(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
-    return jnp.where(flags.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)

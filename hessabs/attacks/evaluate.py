@@ -158,11 +158,9 @@ def _check_attacks(attacks: Any, minimal: Any) -> None:
 
 
 def _takes(function: Any, positional: int) -> bool:
-    if not callable(function):
-        return False
     try:
         inspect.signature(function).bind(*[None] * positional)
-    except TypeError:
+    except TypeError:  # it takes others, or cannot be called
         return False
     except ValueError:  # it has no signature to see
         return True

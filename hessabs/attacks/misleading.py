@@ -30,34 +30,20 @@ class Misleading(NamedTuple):
 
     def messages(self, right: np.ndarray) -> list[str]:
         """Say it, in a line each; ``right``, (n,), tells which examples are classified rightly."""
-        lines, flat = [], int(np.sum(self.zero_gradient & right))
-        if flat:
-            lines.append(
-                f"The gradient of {flat} of {int(right.sum())} rightly classified examples is zero: attacks "
-                "that follow it cannot move them, which is no robustness. Try another loss, minimal attacks or "
-                "square."
-            )
-        if broken := int(np.sum(self.non_finite_gradient)):
-            lines.append(
-                f"The gradient of {broken} of {len(right)} examples has entries that are not finite: attacks "
-                "do not move these. Look for a square root, a norm or a logarithm at 0 in the network."
-            )
-        if self.random.any():
-            lines.append(
-                "The network gives other logits for the same inputs at a second call: it is not deterministic, "
-                "and the accuracies are those of single draws."
-            )
-        if self.mixing.any():
-            lines.append(
-                "The logits of an example depend on the other examples of its batch, as with batch norm in "
-                "training mode: attacks then move what they do not mean to. Pass it in evaluation mode."
-            )
-        if self.probabilities.all():
-            lines.append(
-                "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do: a second softmax "
-                "hides the gradient. Pass logits, from before the softmax."
-            )
-        return lines
+        flat, broken = np.sum(self.zero_gradient & right), np.sum(self.non_finite_gradient)
+        seen = {
+            f"The gradient of {flat} of {right.sum()} rightly classified examples is zero: attacks that follow "
+            "it cannot move them, which is no robustness. Try another loss, minimal attacks or square.": flat,
+            f"The gradient of {broken} of {len(right)} examples has entries that are not finite: attacks do "
+            "not move these. Look for a square root, a norm or a logarithm at 0 in the network.": broken,
+            "The network gives other logits for the same inputs at a second call: it is not deterministic, and "
+            "the accuracies are those of single draws.": self.random.any(),
+            "The logits of an example depend on the other examples of its batch, as with batch norm in training "
+            "mode: attacks then move what they do not mean to. Pass it in evaluation mode.": self.mixing.any(),
+            "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do: a second softmax "
+            "hides the gradient. Pass logits, from before the softmax.": self.probabilities.all(),
+        }
+        return [line for line, is_so in seen.items() if is_so]
 
 
 def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> Misleading:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, trees
+from hessabs.attacks.rows import choose
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -159,8 +160,5 @@ def _replace(
 ) -> Any:
     if chosen.size == 0:
         return clean
-
-    def select(original: jax.Array, adversarial: jax.Array) -> jax.Array:
-        return jnp.where(chosen.reshape(-1, *(1,) * (original.ndim - 1)), adversarial, original)
-
-    return batch_axis.map_examples(select, clean, attack(loss_fn, params, clean, key))
+    attacked = attack(loss_fn, params, clean, key)
+    return batch_axis.map_examples(lambda old, new: choose(chosen, new, old), clean, attacked)

@@ -25,12 +25,7 @@ def check_norm(norm: str, allowed: tuple[str, ...] = get_args(Norm)) -> None:
 
 
 def size(delta: jax.Array, norm: Norm) -> jax.Array:
-    """Return the norm of one perturbation.
-
-    Example:
-      >>> [float(size(jnp.array([3.0, -4.0]), norm)) for norm in ("linf", "l2", "l1")]
-      [4.0, 5.0, 7.0]
-    """
+    """Return the norm of one perturbation."""
     delta = jnp.abs(trees.upcast(delta))
     if norm == "linf":
         return jnp.max(delta)
@@ -49,10 +44,6 @@ def steepest(gradient: jax.Array, norm: Norm) -> jax.Array:
     """Return the perturbation of norm 1 along which a linear loss rises fastest; 0 for a zero gradient.
 
     For L1 that is one entry, the one with the largest gradient.
-
-    Example:
-      >>> steepest(jnp.array([3.0, -4.0]), "l2")
-      Array([ 0.6, -0.8], dtype=float32)
     """
     if norm == "linf":
         return jnp.sign(gradient)
@@ -67,12 +58,6 @@ def project(delta: jax.Array, epsilon: Any, norm: Norm, caps: Any = None) -> jax
     """Return the nearest perturbation (in L2) of norm epsilon at most, whose entries are no larger than caps.
 
     No entry changes its sign.
-
-    Example:
-      >>> project(jnp.array([3.0, -4.0]), 1.0, "l1")
-      Array([ 0., -1.], dtype=float32)
-      >>> project(jnp.array([3.0, -4.0]), 1.0, "l1", 0.75)
-      Array([ 0.25, -0.75], dtype=float32)
 
     References:
       Duchi et al. (2008), "Efficient projections onto the l1-ball", figure 1; with caps, Croce and Hein (2021),
@@ -98,10 +83,6 @@ def restrict(point: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, boun
 
     The one projection of all attacks. An entry of the example that lies outside of the bounds may stay where it
     is, and gets no farther out: what an attack does not move stays the same.
-
-    Example:
-      >>> restrict(jnp.array([1.95, 1.0, 0.5]), jnp.array([0.95, 0.5, 0.5]), 1.0, "l1", (0.0, 1.0))
-      Array([1. , 1. , 0.5], dtype=float32)
     """
     delta = trees.upcast(point) - trees.upcast(inputs)
     # In L-infinity the bounds can wait.
@@ -131,12 +112,7 @@ def widened(inputs: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, 
 
 
 def within(point: jax.Array, inputs: jax.Array, bounds: Bounds) -> jax.Array:
-    """Bring a point between the bounds, widened to where the example is.
-
-    Example:
-      >>> within(jnp.array([-3.0, 5.0]), jnp.array([-2.0, 0.5]), (0.0, 1.0))
-      Array([-2.,  1.], dtype=float32)
-    """
+    """Bring a point between the bounds, widened to where the example is."""
     return point if bounds is None else jnp.clip(point, *widened(inputs, bounds))
 
 

@@ -116,12 +116,6 @@ def measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndar
 
     An attack adds a perturbation to an input and rounds, by up to a unit in the last place of the larger one,
     in its dtype: nothing beside a perturbation of 0.1, much beside one of 0.001, or in bfloat16.
-
-    Example:
-      >>> x = np.full((1, 1), 0.1, np.float32)
-      >>> sizes, least = measure(x + np.float32(1e-3), x, "linf")
-      >>> bool(sizes[0] > 1e-3 > least[0] > 0.999e-3)
-      True
     """
     few = [slice(i, i + _ROWS) for i in range(0, len(points), _ROWS)]
     parts = [_measure_few(points[rows], inputs[rows], norm) for rows in few]

@@ -57,6 +57,11 @@ def iterate(
     return _put_back(rows, places, batch_axis.map_examples(functools.partial(_joined, cuts), *driven))
 
 
+def choose(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    """Return the rows of ``yes`` where a flag is True, those of ``no`` elsewhere."""
+    return jnp.where(flags.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)
+
+
 def _cut(step: Partial, rows: Rows) -> list[slice]:
     whole = [slice(0, len(rows.done))]
     if len(rows.done) < 2 * _SMALLEST or jax.default_backend() != "cpu" or jax.config.values["jax_disable_jit"]:
@@ -143,9 +148,7 @@ def _joined(cuts: list[slice], *parts: Any) -> Any:
 
 def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
     def freeze(old: jax.Array, new: jax.Array) -> jax.Array:
-        if new is old:
-            return old
-        return jnp.where(rows.done.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
+        return old if new is old else choose(rows.done, old, new)
 
     return batch_axis.map_examples(freeze, rows, step(rows, i))
 
@@ -172,11 +175,8 @@ def _on_each_device(
     step: Partial, rows: Rows, num_steps: Any, finishes: trees.Static, mesh: trees.Static
 ) -> Rows:
     everywhere, split = P(), P(mesh.value.axis_names[0])
-    specs = jax.tree.map(
-        lambda axis: everywhere if axis is None else split,
-        batch_axis.in_axes(rows),
-        is_leaf=lambda a: a is None,
-    )
+    carries = iter(batch_axis.carries_examples(rows))
+    specs = jax.tree.map(lambda x: split if next(carries) else everywhere, rows)
     run = jax.shard_map(
         functools.partial(_on_device, finishes=finishes),
         mesh=mesh.value,

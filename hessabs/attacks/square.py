@@ -14,7 +14,7 @@ from hessabs.attacks.checks import check_ball, check_count, checked_inputs, chec
 from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
-from hessabs.attacks.rows import iterate
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -153,9 +153,5 @@ def _step(
     point = jax.vmap(propose)(rows.number, inputs, rows.best.point)
     value, fallen = per_example(loss_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key)
     better = fallen | (value > rows.best.value)
-    best = jax.tree.map(
-        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
-        Best(point, value, fallen),
-        rows.best,
-    )
+    best = jax.tree.map(lambda new, old: choose(better, new, old), Best(point, value, fallen), rows.best)
     return rows._replace(best=best, done=best.fallen)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import losses, norms
+from hessabs.attacks import norms
 from hessabs.attacks.checks import (
     check_bounds,
     check_count,
@@ -15,12 +15,10 @@ from hessabs.attacks.checks import (
     check_positive,
     checked_inputs,
 )
-from hessabs.attacks.losses.carrying import Spec, checked_classes, classes_of
 from hessabs.attacks.losses.criteria import take_class
-from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import leads, top_rivals
-from hessabs.attacks.rows import iterate
+from hessabs.attacks.rivals import Network, leads, network_of, top_rivals
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -119,41 +117,25 @@ def trust_region(
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        logits_fn, spec = losses.parts(loss_fn, "trust_region")
+        network = network_of(loss_fn, params, "trust_region")
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        network = (trees.as_partial(logits_fn), params)
-        choice = trees.Static((norm, rival, num_rivals, inputs_key))
-        rows = _begin(choice, trees.Static(spec), *network, batch, radius)
-        options = trees.Static((norm, ratio, bounds, inputs_key))
-        step = Partial(_step, options, trees.Static(spec), *network, radii, overshoot)
+        rows = _begin(network, trees.Static((norm, rival, num_rivals, inputs_key)), batch, radius)
+        step = Partial(_step, network, trees.Static((norm, ratio, bounds, inputs_key)), radii, overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
 
     return attack
 
 
-def _measure(
-    spec: Spec, logits_fn: losses.LogitsFn, params: Params, example: Any, x: jax.Array, rival: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    # Logits, margin and gradient of minus the margin at x, and the label's logit. A targeted example leaves
-    # whichever class is the best but its target.
-    labels, targets = classes_of(spec, example)
-    own = labels if targets is None else None
-    logits, ahead, gradient = leads(lambda inputs: logits_fn(params, inputs), x, own, rival[:, None])
-    return logits, -ahead[:, 0], gradient[:, 0], take_class(logits, rival) - ahead[:, 0]
-
-
 @programs.jit
-def _begin(
-    choice: trees.Static, spec: trees.Static, logits_fn: Partial, params: Params, batch: Any, radius: jax.Array
-) -> _Rows:
+def _begin(network: Network, choice: trees.Static, batch: Any, radius: jax.Array) -> _Rows:
     norm, rival, num_rivals, inputs_key = choice.value
     inputs = get_inputs(batch, inputs_key)
-    logits = logits_fn(params, inputs)
-    labels, targets = checked_classes(spec.value, logits, batch)
+    logits = network.logits(inputs)
+    labels, targets = network.classes(batch, logits)
     logits = trees.upcast(logits)
     if targets is None:
         candidates = top_rivals(logits, labels, num_rivals)
-        _, ahead, gradients = leads(lambda x: logits_fn(params, x), inputs, labels, candidates)
+        _, ahead, gradients = leads(network, inputs, labels, candidates)
         slopes = jax.vmap(jax.vmap(lambda g: norms.size(g, norms.dual(norm))))(gradients)
         worst = jnp.inf if rival == "best" else -jnp.inf  # no way leads to a class without a gradient
         distance = jnp.where(slopes > 0, -ahead * trees.safe_inverse(slopes), worst)
@@ -168,28 +150,23 @@ def _begin(
         margin=zeros,
         label_logit=zeros,
         predicted=zeros,
-        done=has_fallen(spec.value, logits, batch),
+        done=network.fallen(batch, logits),
     )
 
 
 def _step(
-    options: trees.Static,
-    spec: trees.Static,
-    logits_fn: Partial,
-    params: Params,
-    radius_range: tuple[jax.Array, jax.Array],
-    overshoot: jax.Array,
-    rows: _Rows,
-    i: jax.Array,
+    network: Network, options: trees.Static, radii: tuple[Any, Any], overshoot: Any, rows: _Rows, i: jax.Array
 ) -> _Rows:
     norm, ratio, bounds, inputs_key = options.value
-    logits, margin, gradient, label_logit = _measure(
-        spec.value, logits_fn, params, rows.example, rows.point, rows.rival
-    )
+    labels, targets = network.classes(rows.example)
+    # A targeted example leaves whichever class is the best but its target.
+    own = labels if targets is None else None
+    logits, ahead, gradient = leads(network, rows.point, own, rows.rival[:, None])
+    margin, label_logit = -ahead[:, 0], take_class(logits, rows.rival) - ahead[:, 0]
     fall = rows.margin - margin if ratio == "corrected" else rows.label_logit - label_logit
     agreement = fall * trees.safe_inverse(rows.predicted)
     factor = jnp.where(agreement > _GOOD, _FACTOR, jnp.where(agreement < _POOR, 1 / _FACTOR, 1.0))
-    radius = jnp.where(i == 0, rows.radius, jnp.clip(rows.radius * factor, *radius_range))
+    radius = jnp.where(i == 0, rows.radius, jnp.clip(rows.radius * factor, *radii))
 
     def move(
         x: jax.Array, clean: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array
@@ -201,12 +178,10 @@ def _step(
         return moved, trees.vdot(g, moved - x), length
 
     clean = get_inputs(rows.example, inputs_key)
-    point, predicted, length = jax.vmap(move)(rows.point, clean, gradient, margin, radius)
-    fallen = has_fallen(spec.value, logits, rows.example)
-    return _Rows(
-        example=rows.example,
-        point=jnp.where(fallen.reshape(-1, *(1,) * (point.ndim - 1)), rows.point, point),
-        rival=rows.rival,
+    point, predicted, length = jax.vmap(move)(rows.point, clean, gradient[:, 0], margin, radius)
+    fallen = network.fallen(rows.example, logits)
+    return rows._replace(
+        point=choose(fallen, rows.point, point),
         radius=radius if ratio == "corrected" else length,
         margin=margin,
         label_logit=label_logit,

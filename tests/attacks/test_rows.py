@@ -96,14 +96,6 @@ def test_threads_see_the_settings_of_the_caller(two_parts):
     np.testing.assert_array_equal(got.steps, 3)
 
 
-def test_number_of_threads(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    assert side_by_side.num_threads() == 4
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-    assert side_by_side.num_threads() == 1
-
-
 def test_rows_stay_whole_without_jit_and_on_accelerators(monkeypatch, two_parts):
     many = start(np.full(10_000, 3))
     assert len(rows._cut(Partial(step, 0), many)) == 2
@@ -111,20 +103,6 @@ def test_rows_stay_whole_without_jit_and_on_accelerators(monkeypatch, two_parts)
         assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
-
-
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("most", [32, 100, 10_000])
-def test_parts_hold_every_row_and_share_a_size(monkeypatch, threads, most):
-    monkeypatch.setattr(side_by_side, "num_threads", lambda: threads)
-    for num_rows in (1, 2, 31, 127, 128, 255, 256, 257, 1000, 10_007):
-        parts = side_by_side.cut(num_rows, 128, most)
-        assert {i for part in parts for i in range(part.start, part.stop)} == set(range(num_rows))
-        (size,) = {part.stop - part.start for part in parts}
-        assert size <= most
-        assert [part.start for part in parts[:-1]] == [size * i for i in range(len(parts) - 1)]
-        if num_rows <= most:
-            assert len(parts) == max(1, min(threads, num_rows // 128))
 
 
 def test_rows_of_large_arrays_go_in_more_parts(two_parts):

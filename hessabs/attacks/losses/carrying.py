@@ -149,13 +149,7 @@ def _leaf(batch: Any, key: str | int, what: str) -> jax.Array:
 
 
 def check_shapes(logits: Any, labels: Any, name: str = "labels", *, soft: bool = False) -> None:
-    """Raise unless the logits are (n, classes) and the labels int (n,).
-
-    Example:
-      >>> check_shapes(jnp.zeros((2, 3)), jnp.zeros((2, 1), int))
-      Traceback (most recent call last):
-      ValueError: The labels must be int (n,), got int32[2, 1]: pass labels[:, 0].
-    """
+    """Raise unless the logits are (n, classes) and the labels int (n,)."""
     if advice := _wrong_logits(logits):
         raise ValueError(
             f"`logits_fn` must return (n, classes), at least 2, got {_describe(logits)}: {advice}."
