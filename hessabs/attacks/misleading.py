@@ -30,6 +30,7 @@ class Misleading(NamedTuple):
 
     def messages(self, right: np.ndarray) -> list[str]:
         """Say it, in a line each; ``right``, (n,), tells which examples are classified rightly."""
+        mixing = self.mixing.any()
         flat, broken = np.sum(self.zero_gradient & right), np.sum(self.non_finite_gradient)
         seen = {
             f"The gradient of {flat} of {right.sum()} rightly classified examples is zero: attacks that follow "
@@ -38,8 +39,8 @@ class Misleading(NamedTuple):
             "not move these. Look for a square root, a norm or a logarithm at 0 in the network.": broken,
             "The network gives other logits for the same inputs at a second call: it is not deterministic, and "
             "the accuracies are those of single draws.": self.random.any(),
-            "The logits of an example depend on the other examples of its batch, as with batch norm in training "
-            "mode: attacks then move what they do not mean to. Pass it in evaluation mode.": self.mixing.any(),
+            "The logits of an example depend on the other examples of its batch, as with batch norm in "
+            "training mode: attacks then move what they do not mean to. Pass it in evaluation mode.": mixing,
             "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do: a second softmax "
             "hides the gradient. Pass logits, from before the softmax.": self.probabilities.all(),
         }

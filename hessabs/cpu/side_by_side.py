@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -56,7 +56,7 @@ def run(function: Callable[[A], B], parts: Sequence[A]) -> list[B]:
         # What a new thread sees is what the process has set; what differs was set by a context manager, here.
         there = pool.submit(lambda: dict(jax.config.values)).result()
         settings = {name: value for name, value in here.items() if value != there[name]}
-        managers = {name: getattr(jax, name.removeprefix("jax_"), None) for name in settings}
+        managers: dict[str, Any] = {name: getattr(jax, name.removeprefix("jax_"), None) for name in settings}
         # Nothing public to set it with, or JAX is told to stay on this thread.
         if None in managers.values() or "jax_thread_guard" in settings:
             return [function(part) for part in parts]

@@ -8,7 +8,7 @@ import pytest
 from hessabs import attacks
 from hessabs.attacks import losses, patterns
 from hessabs.attacks.square import side_lengths
-from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, size_of
+from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, mostly_slow, size_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -50,8 +50,8 @@ def test_ensemble_without_enough_classes_for_the_ratio():
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
 def test_squares_are_squares_inside_the_image(side):
     shape = (8, 11, 3)
-    for seed in range(10):
-        got = np.asarray(patterns.flip(jax.random.key(seed), jnp.zeros(shape), jnp.int32(side), 0.25))
+    flip = jax.jit(jax.vmap(lambda key: patterns.flip(key, jnp.zeros(shape), jnp.int32(side), 0.25)))
+    for got in np.asarray(flip(jax.random.split(KEY, 10))):
         assert np.unique(got[got != 0]).tolist() in ([-0.25], [0.25], [-0.25, 0.25])
         for channel in np.moveaxis(got, -1, 0):
             rows, columns = np.nonzero(channel)
@@ -61,12 +61,13 @@ def test_squares_are_squares_inside_the_image(side):
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-@pytest.mark.parametrize("side", [1, 3, 6])
+@pytest.mark.parametrize("side", [1, 6])
 def test_mass_that_moves_keeps_the_norm_of_the_ball(side, norm):
+    move = jax.jit(lambda key, delta: patterns.move_mass(key, delta, jnp.int32(side), 0.5, norm))
     delta, ever = patterns.tiles(jax.random.key(0), (9, 7, 2), 0.5, norm), 0
     np.testing.assert_allclose(size_of(delta[None], norm), 0.5, rtol=1e-5)
     for seed in range(20):
-        moved = patterns.move_mass(jax.random.key(seed), delta, jnp.int32(side), 0.5, norm)
+        moved = move(jax.random.key(seed), delta)
         np.testing.assert_allclose(size_of(moved[None], norm), 0.5, rtol=1e-5)
         changed = np.any(np.abs(moved - delta) > 1e-7, axis=-1)
         assert changed.sum() <= 2 * side**2
@@ -94,7 +95,7 @@ def gain(w, shape, queries=100, norm="linf", **options):
     )
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", mostly_slow(["linf", "l2", "l1"], ["l2"]))
 def test_the_layout_changes_nothing(norm):
     w = jnp.asarray(np.random.default_rng(0).normal(size=(9, 8, 3)), jnp.float32)
     last = gain(w, w.shape, norm=norm)
@@ -103,13 +104,18 @@ def test_the_layout_changes_nothing(norm):
     np.testing.assert_allclose(first, last, rtol=0.1)  # one sum that rounds otherwise may keep another square
 
 
+@pytest.mark.slow
+def test_the_layout_of_a_vector_is_any_shape():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=784), jnp.float32)
+    np.testing.assert_allclose(gain(w.reshape(28, 28), (28, 28), layout="vector"), gain(w, (784,)), rtol=1e-4)
+
+
 def test_blocks_of_a_vector_are_as_strong_as_squares_of_an_image():
     rng = np.random.default_rng(0)
     w = jnp.asarray(rng.normal(size=784), jnp.float32)
     image, vector = gain(w.reshape(28, 28), (28, 28)), gain(w, (784,))
     assert vector > 0.9 * image
     assert vector > 0.15  # entries one by one: 0.07
-    np.testing.assert_allclose(gain(w.reshape(28, 28), (28, 28), layout="vector"), vector, rtol=1e-4)
     smooth = jnp.asarray(np.convolve(rng.normal(size=814), np.ones(31), "valid"), jnp.float32)
     assert gain(smooth[:, None], (784, 1)) > 0.35  # a signal: blocks of neighbours
 
