@@ -131,7 +131,38 @@ def test_an_error_in_a_part_is_raised(two_parts):
         rows.iterate(Partial(failing), start(numbers), 5, "host")
 
 
-@pytest.mark.parametrize("name", mostly_slow(["pgd-linf", "square-linf", "carlini_wagner"], ["square-linf"]))
+class WithKeys(NamedTuple):
+    number: Any
+    steps: Any
+    done: Any
+    shared: Any
+    scale: Any
+    own: Any
+
+
+def drawing(state, i):
+    # What a row adds depends on its own key, the shared one and the scalar.
+    drawn = jax.vmap(lambda key: jax.random.uniform(key) + jax.random.uniform(state.shared))(state.own)
+    return state._replace(steps=state.steps + state.scale * drawn, done=i + 1 >= state.number)
+
+
+def test_scalars_and_keys_belong_to_all_rows_and_a_key_to_its_own(two_parts):
+    n = 200
+    numbers, own, shared = (
+        np.random.default_rng(0).integers(1, 5, n),
+        jax.random.split(KEY, n),
+        jax.random.key(1),
+    )
+    begun = WithKeys(jnp.asarray(numbers), jnp.zeros(n), jnp.zeros(n, bool), shared, 2.0, own)
+    got = rows.iterate(Partial(drawing), begun, 5, "host")
+    drawn = jax.vmap(jax.random.uniform)(own) + jax.random.uniform(shared)
+    np.testing.assert_allclose(got.steps, 2.0 * numbers * drawn, rtol=1e-5)
+    assert got.shared == shared
+    assert got.scale == 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pgd-linf", "square-linf", "carlini_wagner"])
 def test_scalars_and_keys_of_a_batch_stay_as_they_are_at_any_number_of_rows(name, two_parts):
     attack = CASES[name].make(0.1)
     for n in (3, 200):
@@ -142,7 +173,7 @@ def test_scalars_and_keys_of_a_batch_stay_as_they_are_at_any_number_of_rows(name
         assert all(got[leaf] is more[leaf] for leaf in ("a", "b", "own"))
 
 
-@pytest.mark.parametrize("n", [20, 200])
+@pytest.mark.parametrize("n", mostly_slow([20, 200], [20]))
 def test_a_loss_reads_the_scalars_and_keys_of_its_batch(n):
     def loss(w, batch):
         noise = jax.random.uniform(batch["a"], (len(batch["image"]), 4))  # the same for each example alone
@@ -150,7 +181,7 @@ def test_a_loss_reads_the_scalars_and_keys_of_its_batch(n):
 
     w, image = jnp.array([1.0, -2.0, 3.0, -4.0]), jnp.full((n, 4), 0.5)
     batch = {"a": jax.random.key(0), "image": image, "temperature": -1.0}
-    got = attacks.pgd(0.1, restarts=3, steps=30)(loss, w, batch, KEY)["image"]
+    got = attacks.pgd(0.1, restarts=2, steps=10)(loss, w, batch, KEY)["image"]
     np.testing.assert_allclose(got, image - 0.1 * jnp.sign(w), atol=1e-6)
     mixed = attacks.replace_fraction(attacks.fgsm(0.1), loss, w, batch, 0.1)
     np.testing.assert_allclose(mixed["image"][: n // 10], got[: n // 10], atol=1e-6)
