@@ -98,9 +98,9 @@ def _tuple(value):
     return value if isinstance(value, tuple) else (value,)
 
 
-def names(wanted=lambda case: True):
+def names(wanted=lambda case: True, fast=FAST):
     """The cases for which something holds, as params of a test; those beside FAST are slow."""
-    return mostly_slow([name for name, case in CASES.items() if wanted(case)], FAST)
+    return mostly_slow([name for name, case in CASES.items() if wanted(case)], fast)
 
 
 def logits_fn(params, inputs):

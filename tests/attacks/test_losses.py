@@ -10,6 +10,8 @@ import pytest
 from hessabs import attacks
 from hessabs.attacks import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 N, CLASSES = 4, 3
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(N, CLASSES)), jnp.float32)
 LABELS = jnp.arange(N) % CLASSES

@@ -8,6 +8,8 @@ import pytest
 from hessabs.attacks import fgsm, num_replaced, replace_fraction
 from hessabs.attacks.mixing import attacked_head, beyond_maximum
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FRACTIONS = (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625)
 
 
