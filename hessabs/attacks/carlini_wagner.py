@@ -8,14 +8,7 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import losses, norms
-from hessabs.attacks.checks import (
-    check_bounds,
-    check_count,
-    check_not_negative,
-    check_positive,
-    checked_inputs,
-)
+from hessabs.attacks import checks, losses, norms
 from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
@@ -88,19 +81,19 @@ def carlini_wagner(
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, sections V and VI-A; the parameters are those of their code.
     """
-    check_count("steps", steps)
-    check_count("binary_search_steps", binary_search_steps)
-    check_positive("learning_rate", learning_rate)
-    check_positive("initial_weight", initial_weight)
-    check_not_negative("confidence", confidence)
+    checks.check_count("steps", steps)
+    checks.check_count("binary_search_steps", binary_search_steps)
+    checks.check_positive("learning_rate", learning_rate)
+    checks.check_positive("initial_weight", initial_weight)
+    checks.check_not_negative("confidence", confidence)
     if bounds is None:
         raise ValueError("`bounds` must be (lowest, highest) for carlini_wagner, got None.")
-    check_bounds(bounds)
+    checks.check_bounds(bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         logits_fn, spec = losses.parts(loss_fn, "carlini_wagner")
-        checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         keys = {name: getattr(spec, name) for name in ("targeted", "label_key", "target_key")}
         lead = losses.margin(logits_fn, inputs_key=inputs_key, **keys)
         options = trees.Static((bounds, inputs_key))

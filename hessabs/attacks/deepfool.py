@@ -59,6 +59,7 @@ def deepfool(
         carries no logits or is targeted, or there are fewer than ``num_rivals`` other classes.
 
     Example:
+      >>> from hessabs.attacks import losses
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
       >>> found = deepfool()(losses.margin(lambda w, x: x @ w), jnp.eye(2), batch)["image"]
       >>> bool(jnp.allclose(found, jnp.array([[0.498, 0.502]]), atol=1e-3))

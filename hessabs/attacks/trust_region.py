@@ -7,14 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import norms
-from hessabs.attacks.checks import (
-    check_bounds,
-    check_count,
-    check_not_negative,
-    check_positive,
-    checked_inputs,
-)
+from hessabs.attacks import checks, norms
 from hessabs.attacks.losses.criteria import take_class
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rivals import Network, leads, network_of, top_rivals
@@ -89,6 +82,7 @@ def trust_region(
         carries no logits or there are fewer than ``num_rivals`` other classes.
 
     Example:
+      >>> from hessabs.attacks import losses
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
       >>> loss_fn = losses.margin(lambda w, x: x @ w)
       >>> found = trust_region(0.05, norm="linf")(loss_fn, jnp.eye(2), batch)["image"]
@@ -99,7 +93,7 @@ def trust_region(
       Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
       published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
     """
-    check_positive("radius", radius)
+    checks.check_positive("radius", radius)
     norms.check_norm(norm, ("l2", "linf"))
     for name, value, allowed in (("ratio", ratio, get_args(Ratio)), ("rival", rival, get_args(Rival))):
         if value not in allowed:
@@ -109,16 +103,16 @@ def trust_region(
     if not 0 < radius_range[0] <= radius <= radius_range[1]:
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
     if num_rivals is not None:
-        check_count("num_rivals", num_rivals)
-    check_count("steps", steps)
-    check_not_negative("overshoot", overshoot)
-    check_bounds(bounds)
+        checks.check_count("num_rivals", num_rivals)
+    checks.check_count("steps", steps)
+    checks.check_not_negative("overshoot", overshoot)
+    checks.check_bounds(bounds)
     radii = radius_range if adaptive else (radius, radius)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         network = network_of(loss_fn, params, "trust_region")
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         rows = _begin(network, trees.Static((norm, rival, num_rivals, inputs_key)), batch, radius)
         step = Partial(_step, network, trees.Static((norm, ratio, bounds, inputs_key)), radii, overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))

@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, trees
-from hessabs.attacks.losses.carrying import (
-    Spec,
-    carries_logits,
-    checked_classes,
-    classes_of,
-    criterion_of,
-    parts,
-)
+from hessabs.attacks.losses import carrying
+from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, parts
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
@@ -41,7 +35,7 @@ def per_example(
         logits_fn, spec = parts(loss_fn)
         logits = logits_fn(params, get_inputs(batch, spec.inputs_key))
         classes = checked_classes(spec, logits, batch)
-        values = criterion_of(loss_fn)(trees.upcast(logits), *classes)
+        values = carrying.criterion_of(loss_fn)(trees.upcast(logits), *classes)
         return jnp.where(usable(logits), values, jnp.nan), has_fallen(spec, logits, batch)
 
     values = trees.upcast(batch_axis.each_example(lambda one: loss_fn(params, one), batch))
@@ -99,7 +93,7 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
     if not carries_logits(loss_fn):
         return
     logits_fn, spec = parts(loss_fn)
-    labels, targets = classes_of(spec, batch)
+    labels, targets = carrying.classes_of(spec, batch)
     if trees.is_traced(labels, targets):
         return
     logits = jax.eval_shape(logits_fn, params, get_inputs(batch, spec.inputs_key))
