@@ -1,0 +1,148 @@
+"""Mean loss and metrics of a network over all examples of a split, clean or under attack."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from hessabs import loops, programs, trees
+from hessabs.data import Source
+from hessabs.training.devices.mesh import split_whole
+from hessabs.training.look.batches import read
+from hessabs.training.task import Task, attack_loss
+from hessabs.typing import Attack, LossFn, Params
+
+Evaluation = Callable[[Params, Any], dict[str, float]]
+"""``evaluation(params, model_state) -> means by name``, fractions where they are accuracies."""
+
+class Options(NamedTuple):
+    """What to evaluate; one field, one flag of ``hessabs evaluate``."""
+
+    split: Annotated[str, "test, validation or train"] = "test"
+    batch_size: Annotated[int, "examples in one pass of the network"] = 1000
+
+
+_RESIDENT_BYTES = 2**30  # batches of no more than these stay on the device
+
+
+def evaluate(
+    task: Task,
+    params: Params,
+    model_state: Any,
+    *,
+    split: str = "test",
+    attack: Attack | None = None,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+    batch_size: int = 1000,
+) -> dict[str, float]:
+    """Evaluate a network: its mean loss and every metric of the task, over all examples of a split.
+
+    The means are over what the loss weighs: examples, unmasked tokens.
+
+    Args:
+      task: What was learnt.
+      params: The params.
+      model_state: The other state of the network; {} without any.
+      split: ``"test"``, ``"validation"`` or ``"train"`` (without augmentation).
+      attack: An attack of ``hessabs.attacks`` on the inputs first, or None.
+      key: Random key of an attack of many steps with random starts: Python drives its steps, and it stops where
+        an example has fallen. An attack without a key is compiled into the evaluation.
+      mesh: Devices over which each batch is split, or None.
+      batch_size: Examples in one pass of the network.
+
+    Returns:
+      ``"loss"`` in nats, and each metric by its name. An accuracy is a fraction in [0, 1]; the records of a run
+      have it in percent (``100 *``).
+
+    Raises:
+      ValueError: If there is no such split, nothing in it counts, or the task cannot be attacked.
+
+    Example:
+      >>> from hessabs import data, models
+      >>> from hessabs.training import tasks
+      >>> task = tasks.linen(models.mlp(10), data.load("digits"))
+      >>> sorted(evaluate(task, *task.init(jax.random.key(0))))
+      ['accuracy', 'loss']
+    """
+    sources = {"test": task.test, "validation": task.validation, "train": task.train}
+    source = sources.get(split)
+    if source is None:
+        there = ", ".join(name for name, source in sources.items() if source is not None)
+        raise ValueError(f"`split` must be one of {there}, those that the task {task.name} has, got {split!r}.")
+    evaluation = make_evaluation(task, source, attack=attack, key=key, mesh=mesh, batch_size=batch_size)
+    return evaluation(params, model_state)
+
+
+def make_evaluation(
+    task: Task,
+    source: Source,
+    *,
+    attack: Attack | None = None,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+    batch_size: int = 1000,
+) -> Evaluation:
+    """Make ``evaluate`` a function of params and model state, to be called again and again.
+
+    It compiles once, and keeps the batches on the device where they are small.
+    """
+
+    one = jax.tree.leaves(source.take(np.arange(1)))
+    is_small = len(source) * sum(np.asarray(leaf).nbytes for leaf in one) <= _RESIDENT_BYTES
+    resident: list[Any] = []
+
+    def batches() -> Iterator[Any]:
+        return (jax.device_put(split_whole(batch, mesh)) for batch in read(source, batch_size, fill=True))
+
+    def evaluation(params: Params, model_state: Any) -> dict[str, float]:
+        if is_small and not resident:
+            resident.extend(batches())
+        prepare, loss = Partial(task.prepare), Partial(task.loss)
+        loss_fn = None if attack is None else attack_loss(task, model_state)
+        compiled = None if attack is None or key is not None else (trees.as_partial(attack), loss_fn)
+        means, ahead = [], deque[Any]()
+        for number, batch in enumerate(resident or batches()):
+            if attack is not None and loss_fn is not None and key is not None:
+                batch = attack(loss_fn, params, _prepare(prepare, batch), jax.random.fold_in(key, number))
+                means.append(_means(None, loss, None, params, model_state, batch))
+            else:
+                means.append(_means(prepare, loss, compiled, params, model_state, batch))
+            loops.keep_pace(ahead, means[-1])
+        return _average(task, jax.device_get(means))
+
+    return evaluation
+
+
+@programs.jit
+def _prepare(prepare: Partial, batch: Any) -> Any:
+    return prepare(batch)
+
+
+@programs.jit
+def _means(
+    prepare: Partial | None,
+    loss: Partial,
+    attack: tuple[Partial, LossFn] | None,
+    params: Params,
+    model_state: Any,
+    batch: Any,
+) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    batch = batch if prepare is None else prepare(batch)
+    if attack is not None:
+        batch = attack[0](attack[1], params, batch)
+    out = loss(params, model_state, batch, jax.random.key(0), False)
+    return out.weight, {"loss": out.mean, **out.metrics}
+
+
+def _average(task: Task, means: list[tuple[Any, Mapping[str, Any]]]) -> dict[str, float]:
+    weights = np.array([weight for weight, _ in means], np.float64)
+    counts = weights > 0  # a batch that weighs nothing may have a mean of 0 / 0
+    if not counts.any():
+        raise ValueError(f"The loss of the task {task.name} weighs nothing in this split; is all of it masked?")
+    values = {name: np.array([each[name] for _, each in means], np.float64) for name in means[0][1]}
+    return {name: float(weights[counts] @ v[counts] / weights[counts].sum()) for name, v in values.items()}
