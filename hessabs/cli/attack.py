@@ -3,44 +3,38 @@
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, given, parse, refuse
+from hessabs.cli.flags import config_flags, given, parse, read_config, refuse
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-      argv: Its flags.
-
-    Returns:
-      The exit status: 0, or 2 for input that cannot be used.
-    """
+    """Run the command; the exit status is 0, or 2 for input that cannot be used."""
     from hessabs.training import metrics
-    from hessabs.training.analysis.attack import Options, attack, stem
-    from hessabs.training.analysis.attack_menu import readers
+    from hessabs.training.look import where
+    from hessabs.training.look.attack import Options, attack, stem
+    from hessabs.training.look.menu import readers
 
-    values = config_flags(Options)
-    flags.DEFINE_string("workdir", None, "folder of a finished run; the results go there", flag_values=values)
+    values = config_flags(where.Where, Options)
     try:
         if parse(values, "attack", argv):
             return 0
-        if values.workdir is None:
-            raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
-        workdir = pathlib.Path(values.workdir)
-        fields: dict[str, Any] = {name: values[name].value for name in Options._fields}
-        options = Options(**fields)
+        options, place = read_config(Options, values), read_config(where.Where, values)
         for option in given(Options, values) & {"steps", "restarts", "queries"}:
             if not {name.strip() for name in options.attack.split(",")} & set(readers(option)):
                 raise ValueError(
                     f"`{option}` is read by the attacks {', '.join(readers(option))}, and not by "
                     f"{options.attack}; leave it out."
                 )
+        task, params, model_state, _ = where.open_run(place)
+        source = None
+        if options.source is not None:
+            source = where.open_run(where.Where(options.source, data_dir=place.data_dir, ema=place.ema))[:3]
+        workdir = pathlib.Path(values.workdir)
         with metrics.usable("workdir", workdir):
-            record = attack(workdir, options)
+            metrics.refuse_links(workdir)
+            record = attack(task, params, model_state, workdir, options, source)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print("attack           epsilon   accuracy   mean relative   max relative   ms per image   compiling s")

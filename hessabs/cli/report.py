@@ -9,16 +9,9 @@ from hessabs.cli.flags import parse, refuse
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-      argv: The folder and its flags.
-
-    Returns:
-      The exit status: 0, or 2 for input that cannot be used.
-    """
+    """Run the command; the exit status is 0, or 2 for input that cannot be used."""
     from hessabs.training import metrics
-    from hessabs.training.reports.page import render
+    from hessabs.training.look.report import render
 
     values = flags.FlagValues()
     flags.DEFINE_string("output", "report.html", "the page to write", flag_values=values)

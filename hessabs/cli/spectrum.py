@@ -2,36 +2,28 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, parse, refuse
+from hessabs.cli.flags import config_flags, parse, read_config, refuse
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-      argv: Its flags.
-
-    Returns:
-      The exit status: 0, or 2 for input that cannot be used.
-    """
+    """Run the command; the exit status is 0, or 2 for input that cannot be used."""
     from hessabs.training import metrics
-    from hessabs.training.analysis.spectrum import SPECTRUM, Options, spectrum
+    from hessabs.training.look import where
+    from hessabs.training.look.spectrum import Options, spectrum, stem
 
-    values = config_flags(Options)
-    flags.DEFINE_string("workdir", None, "folder of a finished run; the results go there", flag_values=values)
+    values = config_flags(where.Where, Options)
     try:
         if parse(values, "spectrum", argv):
             return 0
-        if values.workdir is None:
-            raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
+        options = read_config(Options, values)
+        task, params, model_state, _ = where.open_run(read_config(where.Where, values))
         workdir = pathlib.Path(values.workdir)
-        fields: dict[str, Any] = {name: values[name].value for name in Options._fields}
         with metrics.usable("workdir", workdir):
-            record = spectrum(workdir, Options(**fields))
+            metrics.refuse_links(workdir)
+            record = spectrum(task, params, model_state, workdir, options)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print("matrix                 number   eigenvalue   residual")
@@ -39,5 +31,5 @@ def main(argv: Sequence[str]) -> int:
         mark = "" if row["converged"] else "  (not converged)"
         numbers = f"{row['number']:6d} {row['eigenvalue']:12.6g} {row['residual']:10.1e}"
         print(f"{row['matrix']:22s} {numbers}{mark}")
-    print(f"spectrum: {workdir / SPECTRUM}")
+    print(f"spectrum: {workdir / stem(options)}.json")
     return 0

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,14 +11,20 @@ from jax.tree_util import Partial
 
 from hessabs import loops, programs, trees
 from hessabs.data import Source
-from hessabs.training.mesh import split_whole
+from hessabs.training.devices.mesh import split_whole
 from hessabs.training.look.batches import read
 from hessabs.training.task import Task, attack_loss
 from hessabs.typing import Attack, LossFn, Params
 
-Split = Literal["test", "validation", "train"]
 Evaluation = Callable[[Params, Any], dict[str, float]]
 """``evaluation(params, model_state) -> means by name``, fractions where they are accuracies."""
+
+class Options(NamedTuple):
+    """What to evaluate; one field, one flag of ``hessabs evaluate``."""
+
+    split: Annotated[str, "test, validation or train"] = "test"
+    batch_size: Annotated[int, "examples in one pass of the network"] = 1000
+
 
 _RESIDENT_BYTES = 2**30  # batches of no more than these stay on the device
 
@@ -28,7 +34,7 @@ def evaluate(
     params: Params,
     model_state: Any,
     *,
-    split: Split = "test",
+    split: str = "test",
     attack: Attack | None = None,
     key: jax.Array | None = None,
     mesh: Mesh | None = None,

@@ -4,13 +4,13 @@ import base64
 import html
 import io
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hessabs.training import metrics
-from hessabs.training.reports import markdown
-from hessabs.training.reports.curves import draw_curves
-from hessabs.training.reports.results import COLUMNS, Column, Finished, find, group, table
+from hessabs.training.look.pictures import draw_curves
+from hessabs.training.look.results import COLUMNS, Column, Finished, find, group, table
 
 _SHOWN = (*COLUMNS[:-1], Column("seconds", "wall seconds", "{:.0f}"))
 _MOST_CURVES = 30  # lines in one picture
@@ -27,6 +27,14 @@ figcaption, .origin { color: #888; font-size: 13px; }
 section { margin-top: 3rem; }
 """
 
+_INLINE = (
+    (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),  # pictures stand below, embedded
+    (re.compile(r"\[([^\]]*)\]\([^)]*\)"), r"\1"),  # a link into a repository leads nowhere from a page
+    (re.compile(r"`([^`]*)`"), r"<code>\1</code>"),
+    (re.compile(r"\*\*([^*]+)\*\*"), r"<b>\1</b>"),
+)
+_RULE = re.compile(r"[|\s:-]+")
+
 
 class Section(NamedTuple):
     """A folder whose runs are one table."""
@@ -37,19 +45,10 @@ class Section(NamedTuple):
 
 
 def gather(root: pathlib.Path) -> list[Section]:
-    """Sort what a folder holds into sections.
+    """Sort what a folder holds into sections, by path; those without a run hold pictures or text alone.
 
     The runs ``SECTION/LABEL`` and ``SECTION/LABEL/seedN`` are the table of SECTION; the pictures that lie in
     SECTION itself belong to it, and so do those of its runs. A README.md in it is its text.
-
-    Args:
-      root: A folder of a run, or one that holds such folders at any depth.
-
-    Returns:
-      The sections by path; those without a run hold pictures or text alone.
-
-    Raises:
-      FileNotFoundError: If there is no finished run.
     """
     runs: dict[pathlib.Path, list[Finished]] = {}
     owner: dict[pathlib.Path, pathlib.Path] = {}
@@ -60,55 +59,57 @@ def gather(root: pathlib.Path) -> list[Section]:
         owner[run.folder] = folder
     pictures: dict[pathlib.Path, list[pathlib.Path]] = {}
     for path in sorted(root.rglob("*.png")):
-        section = owner.get(path.parent, path.parent)
-        of_run = path.parent in owner
-        if not (of_run and path.name == metrics.CURVES):  # the section draws them all in one
-            pictures.setdefault(section, []).append(path)
+        if not (path.parent in owner and path.name == metrics.CURVES):  # the section draws them all in one
+            pictures.setdefault(owner.get(path.parent, path.parent), []).append(path)
     texts = {path.parent for path in root.rglob("README.md")}
     folders = sorted({*runs, *pictures, *texts})
     return [Section(folder, runs.get(folder, []), pictures.get(folder, [])) for folder in folders]
 
 
 def render(root: pathlib.Path) -> str:
-    """Write the page of a folder.
-
-    Args:
-      root: As in ``gather``.
-
-    Returns:
-      A whole HTML document; its pictures are data URIs, it has no script and asks for nothing.
-
-    Raises:
-      FileNotFoundError: If there is no finished run.
-    """
+    """Write the page of a folder: a whole HTML document whose pictures are data URIs, without a script."""
     sections = gather(root)
-    title = f"hessabs: {root.absolute().name}"
+    title = html.escape(f"hessabs: {root.absolute().name}")
     contents = "".join(
-        f'<li><a href="#s{i}">{_text(_title(section, root))}</a></li>' for i, section in enumerate(sections)
+        f'<li><a href="#s{i}">{html.escape(_title(section, root))}</a></li>'
+        for i, section in enumerate(sections)
     )
     body = "\n".join(_section(i, section, root) for i, section in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{_text(title)}</h1><ul>{contents}</ul>\n{body}\n</body></html>\n"
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n"
+        f"<body><h1>{title}</h1><ul>{contents}</ul>\n{body}\n</body></html>\n"
     )
 
 
+def to_html(text: str) -> str:
+    """Turn headings, paragraphs, lists and tables of Markdown into HTML; everything else is text.
+
+    Headings are two levels lower, for a page that has headings of its own.
+
+    Example:
+      >>> to_html("# A & B\\n\\nSome `code`,\\nmore.\\n\\n- one\\n- two")
+      '<h3>A &amp; B</h3>\\n<p>Some <code>code</code>, more.</p>\\n<ul><li>one</li><li>two</li></ul>'
+    """
+    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", text.strip()) if block.strip()]
+    return "\n".join(filter(None, map(_block, blocks)))
+
+
 def _section(number: int, section: Section, root: pathlib.Path) -> str:
-    parts = [f'<section id="s{number}"><h2>{_text(_title(section, root))}</h2>']
+    parts = [f'<section id="s{number}"><h2>{html.escape(_title(section, root))}</h2>']
     readme = section.folder / "README.md"
     if readme.exists():
-        parts.append(markdown.to_html(_without_title(readme.read_text())))
+        first, _, rest = readme.read_text().lstrip().partition("\n")
+        parts.append(to_html(rest if first.startswith("# ") else f"{first}\n{rest}"))
     elif section.runs:
         rows = table(group(section.runs), _SHOWN)
         parts.append("<p>Mean ± standard deviation over seeds.</p>")
-        parts.append(markdown.table([[_text(cell) for cell in row] for row in rows]))
+        parts.append(_table([[html.escape(cell) for cell in row] for row in rows]))
         parts.append(_origins(section.runs))
     if section.runs and not any(path.name == metrics.CURVES for path in section.pictures):
         parts.append(_curves(section.runs))
-    for path in section.pictures:
-        parts.append(_figure(path.read_bytes(), str(path.relative_to(root))))
+    parts += [_figure(path.read_bytes(), str(path.relative_to(root))) for path in section.pictures]
     return "\n".join([*parts, "</section>"])
 
 
@@ -122,11 +123,6 @@ def _title(section: Section, root: pathlib.Path) -> str:
     return root.absolute().name if name == "." else name
 
 
-def _without_title(text: str) -> str:
-    first, _, rest = text.lstrip().partition("\n")
-    return rest if first.startswith("# ") else text
-
-
 def _origins(runs: Sequence[Finished]) -> str:
     lines = []
     for field in ("command", "commit", "hardware", "device"):
@@ -136,7 +132,7 @@ def _origins(runs: Sequence[Finished]) -> str:
     versions = runs[0].summary.get("versions")
     if isinstance(versions, dict):
         lines.append("versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
-    return '<p class="origin">' + "<br>".join(map(_text, lines)) + "</p>"
+    return '<p class="origin">' + "<br>".join(map(html.escape, lines)) + "</p>"
 
 
 def _curves(runs: Sequence[Finished]) -> str:
@@ -157,12 +153,37 @@ def _curves(runs: Sequence[Finished]) -> str:
 
 
 def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    text = _text(caption)
+    image, text = base64.b64encode(png).decode(), html.escape(caption)
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        f'<figure><img src="data:image/png;base64,{image}" alt="{text}"><figcaption>{text}</figcaption></figure>'
     )
 
 
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
+
+
+def _block(lines: list[str]) -> str:
+    if lines[0].startswith("#"):
+        marks, _, title = lines[0].partition(" ")
+        level = min(len(marks) + 2, 6)
+        rest = _block(lines[1:]) if lines[1:] else ""
+        return f"<h{level}>{_inline(title)}</h{level}>{rest}"
+    if lines[0].startswith("|"):
+        rows = [line.strip().strip("|").split("|") for line in lines if not _RULE.fullmatch(line)]
+        return _table([[_inline(cell.strip()) for cell in row] for row in rows])
+    if lines[0].startswith("- "):
+        items = re.split(r"\n- ", "\n".join(lines)[2:])
+        return "<ul>" + "".join(f"<li>{_inline(' '.join(item.split()))}</li>" for item in items) + "</ul>"
+    paragraph = _inline(" ".join(lines)).strip()
+    return f"<p>{paragraph}</p>" if paragraph else ""
+
+
+def _inline(text: str) -> str:
+    text = html.escape(text)
+    for pattern, replacement in _INLINE:
+        text = pattern.sub(replacement, text)
+    return text

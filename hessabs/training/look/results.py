@@ -1,4 +1,4 @@
-"""Finished runs of a folder, and their mean and spread over seeds."""
+"""Finished runs of a folder, their mean and spread over seeds, and tables of them."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hessabs.training import metrics
@@ -19,7 +19,7 @@ class Finished(NamedTuple):
 
     label: str  # its folder below the root, without a last part seedN
     commit: str  # of the code that made it; "" if that was not recorded
-    summary: dict[str, Any]
+    summary: Mapping[str, Any]
     folder: pathlib.Path
 
 
@@ -45,6 +45,12 @@ COLUMNS = (
 )
 """What a table shows of a run; its seconds are all of them, those of compiling included."""
 
+_SUMMARY = (
+    *(column for column in COLUMNS[2:8] if column.field != "pgd_accuracy"),
+    Column("seconds", "seconds", "{:.1f}"),
+    Column("seconds_compile", "compiling", "{:.1f}"),
+)
+
 
 class Group(NamedTuple):
     """The runs of one label and commit, one for each seed."""
@@ -69,18 +75,9 @@ class Group(NamedTuple):
 
 
 def find(root: pathlib.Path) -> list[Finished]:
-    """Find every finished run in a folder and below it.
+    """Find every finished run in a folder and below it, by path.
 
     A run whose summary cannot be read is left out, and named on standard error.
-
-    Args:
-      root: A folder of a run, or one that holds such folders at any depth.
-
-    Returns:
-      The runs, by path.
-
-    Raises:
-      FileNotFoundError: If there is none.
     """
     runs = []
     for path in sorted(root.rglob(metrics.SUMMARY)):
@@ -102,15 +99,7 @@ def find(root: pathlib.Path) -> list[Finished]:
 
 
 def group(runs: Sequence[Finished]) -> list[Group]:
-    """Put the runs of one label and one commit together.
-
-    Runs of different commits are never averaged: where a label has several, each is a group of its own.
-
-    Args:
-      runs: Finished runs.
-
-    Returns:
-      The groups, in the order of their first runs.
+    """Put the runs of one label and one commit together; those of different commits are never averaged.
 
     Example:
       >>> def run(seed, commit):
@@ -130,14 +119,7 @@ def group(runs: Sequence[Finished]) -> list[Group]:
 
 
 def cell(values: Sequence[float], form: str) -> str:
-    """Write mean ± standard deviation, the latter where it is not zero.
-
-    Args:
-      values: The numbers of the seeds; none gives a dash.
-      form: How a number is written, as for ``str.format``.
-
-    Returns:
-      The text of a cell.
+    """Write mean ± standard deviation, the latter where it is not zero; none gives a dash.
 
     Example:
       >>> cell([90.0, 91.0], "{:.1f}"), cell([5.0, 5.0], "{:.0f}"), cell([], "{:.0f}")
@@ -153,12 +135,7 @@ def cell(values: Sequence[float], form: str) -> str:
 def table(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[list[str]]:
     """Lay groups out as rows of text, the titles first; a column that no run has is left out.
 
-    Args:
-      groups: What ``group`` made.
-      columns: The columns.
-
-    Returns:
-      Rows of cells: name, seeds, then the columns. How many runs diverged stands beside the seeds.
+    How many runs diverged stands beside the seeds.
     """
     shown = [column for column in columns if any(g.values(column.field) for g in groups)]
     rows = [["run", "seeds", *(column.title for column in shown)]]
@@ -168,27 +145,37 @@ def table(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[
     return rows
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write rows as the lines of a table in Markdown.
+def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay summaries out by the name of their run as an aligned table in Markdown, without what none of them has.
 
-    Args:
-      rows: At least one row of cells, all of one length; the first is the head.
+    The seconds include those of compiling, which stand beside them.
 
-    Returns:
-      The lines.
+    Example:
+      >>> row = dict(test_accuracy=90.0, updates=1200, final_batch_size=128, seconds=1.0, seconds_compile=0.5)
+      >>> print(summary_table({"bl": row}))
+      | method | test % | updates | final batch | seconds | compiling |
+      |--------|--------|---------|-------------|---------|-----------|
+      | bl     |  90.00 |   1,200 |         128 |     1.0 |       0.5 |
     """
+    groups = [Group(name, [Finished(name, "", each, pathlib.Path())]) for name, each in summaries.items()]
+    rows = [[name, *cells] for name, _, *cells in table(groups, _SUMMARY)]
+    rows[0][0] = "method"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    aligned = [[side(*cell) for side, *cell in zip(sides, row, widths, strict=True)] for row in rows]
+    aligned[0] = [text.strip().ljust(width) for text, width in zip(aligned[0], widths, strict=True)]
+    lines = markdown(aligned)
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[2:]])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write rows, the first of which is the head, as the lines of a table in Markdown."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
 
 def write_csv(path: pathlib.Path, groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> None:
-    """Write mean and standard deviation of each group, a line each, unrounded; empty where there is none.
-
-    Args:
-      path: The file.
-      groups: What ``group`` made.
-      columns: The columns.
-    """
+    """Write mean and standard deviation of each group, a line each, unrounded; empty where there is none."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         pairs = [name for column in columns for name in (column.field, f"{column.field}_std")]

@@ -1,0 +1,133 @@
+"""The pictures of runs: curves by epoch, what was tracked, accuracy under attack, and images that fell."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from hessabs.attacks import Evaluation
+
+CURVE_PANELS = (
+    ("batch_size", "batch size", "log"),
+    ("lr", "learning rate", "log"),
+    ("eigenvalue", "top Hessian eigenvalue", "log"),
+    ("test_accuracy", "test accuracy (%)", "linear"),
+)
+TRACKED_PANELS = (
+    (
+        "largest Hessian eigenvalue",
+        {"eigenvalue": "whole network", "last_layer_eigenvalue": "last layer's block"},
+    ),
+    ("norm of the total gradient", {"gradient_norm": "whole training set"}),
+)
+_WIDE = 20  # a wider range than this asks for a logarithmic axis
+
+
+class Sheet(NamedTuple):
+    """Images that an attack felled."""
+
+    title: str  # which attack
+    clean: np.ndarray  # (n, height, width, channels), in [0, 1]
+    attacked: np.ndarray  # the same after the attack
+    before: np.ndarray  # (n,), int: predicted labels
+    after: np.ndarray  # (n,), int
+
+
+def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Draw batch size, learning rate, eigenvalue and accuracy by epoch, as in the slides, into a PNG file.
+
+    ``runs``: name of a run to its records of ``metrics.jsonl``; several runs share the panels.
+    """
+    figure = _figure((10, 7))
+    axes = figure.subplots(2, 2, sharex=True)
+    for axis, (field, title, scale) in zip(axes.flat, CURVE_PANELS, strict=True):
+        for place, (name, records) in enumerate(runs.items()):
+            points = _points(records, field, positive=scale == "log")
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=_marker(points), color=f"C{place}", label=name)
+        if scale == "log" and axis.lines:
+            axis.set_yscale("log", base=2 if field == "batch_size" else 10)
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    if len(runs) > 1:
+        axes.flat[0].legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: str = "") -> bool:
+    """Draw what ``hessabs train --track`` recorded by epoch, a panel for each unit; False if there is nothing."""
+    panels = []
+    for label, fields in TRACKED_PANELS:
+        lines = {name: _points(records, field, positive=True) for field, name in fields.items()}
+        panels.append((label, {name: points for name, points in lines.items() if points}))
+    panels = [panel for panel in panels if panel[1]]
+    if not panels:
+        return False
+    figure = _figure((6, 1 + 2.7 * len(panels)))
+    figure.suptitle(title)
+    for axis, (label, lines) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker=_marker(points), label=name)
+        values = [value for points in lines.values() for _, value in points]
+        wide = max(values) > _WIDE * min(values)
+        axis.set(xlabel="epoch", ylabel=label, yscale="log" if wide else "linear")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def draw_accuracy(path: pathlib.Path, rows: Sequence[Evaluation], title: str) -> None:
+    """Draw the accuracy against epsilon, a line for each attack, from the clean accuracy (the first row) on."""
+    figure = _figure((7, 4.5))
+    axis = figure.subplots()
+    clean, *attacked = rows
+    for name in dict.fromkeys(row.attack for row in attacked):
+        points = sorted((row.epsilon, 100 * row.accuracy) for row in attacked if row.attack == name)
+        axis.plot(*zip((0.0, 100 * clean.accuracy), *points, strict=True), marker=".", label=name)
+    axis.set(xlabel="epsilon", ylabel="accuracy (%)", ylim=(0, 100), title=title)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_sheet(path: pathlib.Path, sheet: Sheet) -> None:
+    """Draw clean images, perturbations (stretched to the range of grey) and results, a column an example."""
+    number = len(sheet.clean)
+    figure = _figure((1.6 * number + 0.8, 5.6))
+    axes = figure.subplots(3, number, squeeze=False)
+    delta = sheet.attacked - sheet.clean
+    largest = float(np.abs(delta).max())
+    middle = 0.5 + delta / (2 * largest) if largest > 0 else 0.5 + delta
+    for column in range(number):
+        shown = (
+            (sheet.clean, f"predicted {sheet.before[column]}"),
+            (middle, f"size {np.abs(delta[column]).max():.3g}"),
+            (sheet.attacked, f"predicted {sheet.after[column]}"),
+        )
+        for axis, (images, text) in zip(axes[:, column], shown, strict=True):
+            image = np.clip(images[column], 0, 1)
+            axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+            axis.set_title(text, fontsize=9)
+            axis.set_axis_off()
+    figure.suptitle(sheet.title)
+    figure.savefig(path, dpi=120)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _points(records: list[dict[str, Any]], field: str, *, positive: bool) -> list[tuple[float, float]]:
+    known = [(r["epoch"], r[field]) for r in records if r.get(field) is not None]
+    return [(x, y) for x, y in known if y > 0] if positive else known
+
+
+def _marker(points: Sequence[Any]) -> str:
+    return "." if len(points) < 40 else ""

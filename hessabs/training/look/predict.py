@@ -1,0 +1,124 @@
+"""What a trained network makes of new inputs: classes and their probabilities."""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from hessabs import data, programs, trees
+from hessabs.training import metrics
+from hessabs.training.task import Task
+from hessabs.typing import Params
+
+
+class Options(NamedTuple):
+    """How to predict; one field, one flag of ``hessabs predict``."""
+
+    output: Annotated[str | None, "file for the predictions too, .json (with all classes) or .csv"] = None
+    resize: Annotated[bool, "bring images of another size to that of the data"] = False
+
+
+def predict(
+    task: Task, params: Params, model_state: Any, inputs: Any, *, batch_size: int = 1000
+) -> np.ndarray:
+    """Predict the probabilities of the classes.
+
+    Args:
+      task: What was learnt; it has ``logits`` of classes, and its inputs are continuous (images).
+      params: The params.
+      model_state: The other state of the network; {} without any.
+      inputs: As the data of the task has them: images uint8, or float32 that are scaled already, shape (n, ...).
+      batch_size: Inputs in one pass of the network.
+
+    Returns:
+      Probabilities, shape (n, classes), float32; each row sums to 1.
+
+    Raises:
+      ValueError: If the task does not predict classes, or the inputs have another shape than its own.
+
+    Example:
+      >>> from hessabs import data, models
+      >>> from hessabs.training import tasks
+      >>> digits = data.load("digits")
+      >>> task = tasks.linen(models.mlp(10), digits)
+      >>> predict(task, *task.init(jax.random.key(0)), digits.test["image"][:3]).shape
+      (3, 10)
+    """
+    if task.logits is None or not task.attackable:
+        raise ValueError(
+            f"The task {task.name} predicts no classes: it needs `logits` and continuous inputs (`bounds`)."
+        )
+    inputs, example = np.asarray(inputs), task.test.take(np.arange(1))
+    shape = example[task.inputs_key].shape[1:]
+    if not len(inputs) or inputs.shape[1:] != shape:
+        raise ValueError(
+            f"`inputs` must be at least one input of {task.name}, shape (n, {', '.join(map(str, shape))}), got "
+            f"shape {inputs.shape}."
+        )
+    found = []
+    for start in range(0, len(inputs), batch_size):
+        part = inputs[start : start + batch_size]
+        # What else an example has is that of the first one: no prediction looks at it.
+        batch = jax.tree.map(lambda x, part=part: np.repeat(x, len(part), axis=0), example)
+        batch = {**batch, task.inputs_key: part, "weight": np.ones(len(part), np.float32)}
+        functions = Partial(task.prepare), Partial(task.logits), trees.Static(task.inputs_key)
+        found.append(np.asarray(_probabilities(*functions, params, model_state, batch)))
+    return np.concatenate(found)
+
+
+def predict_files(
+    task: Task, params: Params, model_state: Any, files: Sequence[str], *, resize: bool = False
+) -> list[dict[str, Any]]:
+    """Predict the class of images in files: a row each, of ``image``, ``class``, ``label``, ``probability`` and
+    the ``probabilities`` of all classes.
+    """
+    shape = task.test.take(np.arange(1))[task.inputs_key].shape[1:]
+    if not task.attackable or len(shape) != 3:
+        raise ValueError(f"The task {task.name} predicts no classes of images (height, width, channels).")
+    images = np.stack([data.read_image(pathlib.Path(file), shape, resize) for file in files])
+    rows = []
+    for file, row in zip(files, predict(task, params, model_state, images), strict=True):
+        label = int(row.argmax())
+        name = str(label) if task.class_names is None else task.class_names[label]
+        rows.append(
+            {
+                "image": file,
+                "class": name,
+                "label": label,
+                "probability": float(row[label]),
+                "probabilities": row.tolist(),
+            }
+        )
+    return rows
+
+
+def check_output(path: pathlib.Path | None) -> None:
+    """Refuse a file of another kind than ``write`` writes."""
+    if path is not None and path.suffix not in (".json", ".csv"):
+        raise ValueError(f"`output` must end in .json or .csv, got {path}.")
+
+
+def write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write predictions: all of them as JSON, or a line for each image as CSV, by the suffix."""
+    if path.suffix == ".json":
+        metrics.write_json(path, {"predictions": rows})
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("image", "class", "label", "probability"), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@programs.jit
+def _probabilities(
+    prepare: Partial, logits: Partial, key: trees.Static, params: Params, model_state: Any, batch: Any
+) -> jax.Array:
+    out = logits(params, model_state, prepare(batch)[key.value])
+    if out.ndim != 2:
+        raise ValueError(f"Logits of classes have the shape (n, classes), got {out.shape}.")
+    return jax.nn.softmax(out.astype(jnp.float32))

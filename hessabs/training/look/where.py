@@ -1,0 +1,26 @@
+"""Which run a command looks at."""
+
+import pathlib
+from typing import Annotated, Any, NamedTuple
+
+
+class Where(NamedTuple):
+    """A finished run; one field, one flag."""
+
+    workdir: Annotated[str | None, "folder of a finished run; the results go there"] = None
+    task: Annotated[str | None, "FILE.py:factory of its task, if it is not the recorded one"] = None
+    model: Annotated[str | None, "network, or FILE.py:factory of it, if it is not the recorded one"] = None
+    dataset: Annotated[str | None, "data set, if it is not the recorded one"] = None
+    data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: that of the run"] = None
+    ema: Annotated[bool, "look at the running average of the params"] = False
+
+
+def open_run(where: Where) -> Any:
+    """Read a finished run: ``(task, params, model_state, record)``."""
+    from hessabs.training.trained import load_trained
+
+    if where.workdir is None:
+        raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
+    named = {name: getattr(where, name) for name in ("task", "model", "dataset", "data_dir")}
+    flags = {name: value for name, value in named.items() if value is not None}
+    return load_trained(pathlib.Path(where.workdir), flags=flags, average=where.ema)
