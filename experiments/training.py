@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-
-from hessabs import data, models
-from hessabs.attacks import losses
-from hessabs.batch_size import methods
-from hessabs.training import Config, config, metrics, set_up, train
 from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
 from hessabs.training.saving import checkpoint
 from hessabs.training.saving.durability import Durability
 from hessabs.training.setup import init_model
 from hessabs.training.track import last_layer
+
+from hessabs import data, models
+from hessabs.attacks import losses
+from hessabs.batch_size import methods
+from hessabs.training import Config, config, metrics, set_up, train
 from hessabs.typing import LossFn, Params
 
 SETTINGS = Config._fields

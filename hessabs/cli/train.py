@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from hessabs.cli.flags import given, parse, read_settings, refuse, say, settings_flags
+from hessabs.cli.flags import config_flags, given, parse, read_config, refuse, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,23 +20,24 @@ def main(argv: Sequence[str]) -> int:
       SIGTERM) when the run is saved.
     """
     from hessabs.cpu import heap
-    from hessabs.training import durability, joining, lost, processes, workdir
+    from hessabs.training import durability, files, joining, lost, processes
     from hessabs.training.assemble import SETTINGS, assemble
     from hessabs.training.callbacks import CallbackError, CallbackSettings, make_callbacks
     from hessabs.training.interruption import Interrupted
-    from hessabs.training.look.report import table
+    from hessabs.training.look.results import summary_table
     from hessabs.training.loop import fit
-    from hessabs.training.where import RunFolder
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with its traceback
-    values = settings_flags(*SETTINGS, CallbackSettings, durability.Durability, RunFolder, joining.Processes)
+    values = config_flags(
+        *SETTINGS, CallbackSettings, durability.Durability, files.RunFolder, joining.Processes
+    )
     try:
         if parse(values, "train", argv):
             return 0
         if values.workdir is None:
             raise ValueError("`workdir` is required: name the folder for the results with --workdir.")
         folder = pathlib.Path(values.workdir)
-        options = read_settings(durability.Durability, values)
+        options = read_config(durability.Durability, values)
         durability.check(options)
         if options.resume and values.overwrite:
             raise ValueError(
@@ -48,9 +49,10 @@ def main(argv: Sequence[str]) -> int:
         joining.join(values.coordinator, values.num_processes, values.process_id)
         with lost.noticed():
             processes.on_first(
-                lambda: workdir.check_workdir(folder, overwrite=values.overwrite or options.resume)
+                lambda: files.check_workdir(folder, overwrite=values.overwrite or options.resume)
             )
-            parts = assemble(given(values, *SETTINGS))
+            named = set().union(*(given(kind, values) for kind in SETTINGS))
+            parts = assemble({name: values[name].value for name in named})
             callbacks = make_callbacks(values.callbacks, folder)
         for line in parts.notes if processes.is_first() else ():
             say(line)
@@ -73,6 +75,6 @@ def main(argv: Sequence[str]) -> int:
         refuse(error)
         return 128 + error.signum
     if processes.is_first():
-        print(table({result.summary["method"]: result.summary}))
-        print(f"curves: {folder / workdir.CURVES}")
+        print(summary_table({result.summary["method"]: result.summary}))
+        print(f"curves: {folder / files.CURVES}")
     return 0

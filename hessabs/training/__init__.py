@@ -1,9 +1,28 @@
 """Training: the only folder that owns a loop, files or a clock."""
 
-from hessabs.training import objectives, tasks
+from hessabs.training import callbacks, objectives, tasks
 from hessabs.training.durability import Durability
 from hessabs.training.loop import Result, fit
+from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
+from hessabs.training.schedules import make_schedule
 from hessabs.training.settings import RunSettings
 from hessabs.training.task import LossOutput, Task
+from hessabs.training.trained import Trained, load_trained
 
-__all__ = ["Durability", "LossOutput", "Result", "RunSettings", "Task", "fit", "objectives", "tasks"]
+__all__ = [
+    "Durability",
+    "LossOutput",
+    "Optimizer",
+    "OptimizerSettings",
+    "Result",
+    "RunSettings",
+    "Task",
+    "Trained",
+    "callbacks",
+    "fit",
+    "load_trained",
+    "make_optimizer",
+    "make_schedule",
+    "objectives",
+    "tasks",
+]

@@ -6,11 +6,11 @@ params are split over further axes of the mesh, which XLA takes care of.
 
 Which examples a device gets depends on what is trained. Where examples do not influence each other, every batch
 is dealt out like cards, and the result is that of one device up to rounding. Batch norm, random draws of the
-network, and the rules that compare micro-batches see whole ones: of as many as there are devices, or a multiple,
-each device gets its own, and a single one is split by XLA, which sums what batch norm needs over the devices and,
-then, the gradient as well. Gradients are those of one device up to rounding here too. The running statistics of
-batch norm are the mean over the devices, each of which has moved its own by the micro-batches that it saw in the
-update; one device moves them by all, one after the other.
+network, and the rules that compare micro-batches see whole ones: of as many as there are devices, or a
+multiple, each device gets its own, and a single one is split by XLA, which sums what batch norm needs over the
+devices and, then, the gradient as well. Gradients are those of one device up to rounding here too. The running
+statistics of batch norm are the mean over the devices, each of which has moved its own by the micro-batches
+that it saw in the update; one device moves them by all, one after the other.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def on_mesh(
     size = data_size(mesh)
     in_one = mesh.size == size  # params are whole on every device
     share_size = micro_batch_size // size if dealt else micro_batch_size
-    rows, whole = NamedSharding(mesh, P(DATA)), NamedSharding(mesh, P())
+    rows = NamedSharding(mesh, P(DATA))
     # The totals have a row for each device; those of params are split as these are besides.
     row_places = Totals(
         gradient=jax.tree.map(lambda place: NamedSharding(mesh, P(DATA, *place.spec)), places.params),
@@ -110,7 +110,9 @@ def on_mesh(
     def add_global(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
         one = _reduce(totals, size, lambda tree: jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), tree))
         # What was added before stays where it is: only what this call adds goes to the first row.
-        empty = {name: jax.tree.map(jnp.zeros_like, getattr(one, name)) for name in _TRAVELS if name not in _MEANS}
+        empty = {
+            name: jax.tree.map(jnp.zeros_like, getattr(one, name)) for name in _TRAVELS if name not in _MEANS
+        }
         new = functions.add(state, one._replace(**empty), batch, fraction, number, Share(micro_batch_size))
         first = jnp.arange(size) == 0
 
@@ -151,7 +153,9 @@ def _without_row(totals: Totals) -> Totals:
 
 
 def _with_row(totals: Totals) -> Totals:
-    return totals._replace(**{name: jax.tree.map(lambda x: x[None], getattr(totals, name)) for name in _TRAVELS})
+    return totals._replace(
+        **{name: jax.tree.map(lambda x: x[None], getattr(totals, name)) for name in _TRAVELS}
+    )
 
 
 def _reduce(totals: Totals, size: int, add: Callable[[Any], Any]) -> Totals:
@@ -168,7 +172,9 @@ def _reduce(totals: Totals, size: int, add: Callable[[Any], Any]) -> Totals:
 def _sum_of_devices(tree: Any) -> Any:
     """Add up over the devices, as one vector: one all-reduce on every backend."""
     kinds = jax.tree.map(lambda x: x.dtype, tree)
-    vector, unravel = ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree))
+    vector, unravel = ravel_pytree(
+        jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    )
     return jax.tree.map(lambda x, kind: x.astype(kind), unravel(collectives.psum(vector, DATA)), kinds)
 
 

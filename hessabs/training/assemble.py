@@ -90,8 +90,8 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
     if schedule.schedule != "step":
         if "lr_decay_epochs" in given:
             raise ValueError(
-                f"`lr_decay_epochs` is read with schedule=step, and not with schedule={schedule.schedule}; leave "
-                "it out."
+                f"`lr_decay_epochs` is read with schedule=step, and not with schedule={schedule.schedule}; "
+                "leave it out."
             )
         run = run._replace(lr_decay_epochs=())
     if run.remainder == "fill":
@@ -126,7 +126,11 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
             "objective": make_objective(objective, run.adversarial_fraction or 0.0),
             "schedule": of_settings(schedule, epochs=run.epochs, per_epoch=per_epoch),
             "settings": settings,
-            "record": {"method": name, **resolved, "warmup_epochs": warmup if name == "fb" else schedule.warmup_epochs},
+            "record": {
+                "method": name,
+                **resolved,
+                "warmup_epochs": warmup if name == "fb" else schedule.warmup_epochs,
+            },
         },
         methods.never_reached(run, method),
     )

@@ -16,10 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hessabs.cpu import heap
-from hessabs.training.workdir import say
+from hessabs.training.files import say
 from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
 from hessabs.training.network import one_process, reason
-from hessabs.training.workdir import say
 
 _ITEMS = ("arrays", "record")
 T = TypeVar("T")

@@ -20,15 +20,15 @@ class NonFiniteError(FloatingPointError):
 
 
 def check_loss(run: Run, state: LoopState, epoch: int | None = None) -> None:
-    """Raise ``NonFiniteError`` unless every training loss so far was finite; ``epoch`` is one that has ended."""
+    """Raise ``NonFiniteError`` unless every training loss was finite; ``epoch`` is one that has ended."""
     update = int(state.train.nonfinite_update)
     if update:
+        rate = learning_rate(run, state.decision, state.samples)
         # At the end of an epoch the position is already that of the next one.
         epoch = epoch or state.position.epoch + (state.position.index > 0)
         raise NonFiniteError(
             f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
-            f"{state.decision.batch_size}, learning rate {learning_rate(run, state.decision, state.samples):g}); "
-            "lower --lr, or the largest batch size.",
+            f"{state.decision.batch_size}, learning rate {rate:g}); lower --lr, or the largest batch size.",
             update,
         )
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from hessabs import compiling
 from hessabs.batch_size import Controller, ControllerState, Count, Observation
@@ -20,7 +19,7 @@ from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
 from hessabs.training.look.measure import last_layer
-from hessabs.training.loop_state import Decision, LoopState, start
+from hessabs.training.loop_state import Decision, LoopState
 from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
@@ -67,23 +66,24 @@ def fit(
 ) -> Result:
     """Train.
 
-    The update is the unit: ``for batch in updates: state = step(state, batch, decision)``. A decision of the rule
-    is taken between two updates and holds for a whole one; the rule sees its measurements there. Updates run on
-    across the ends of epochs; what fills no update at the end of the training is not trained on (so the counts of
-    updates are the paper's). The order of the data is a function of seed and position, so a run that was killed
-    goes on to the same bits, on the same devices. Several processes all call this with the same arguments.
+    The update is the unit: ``for batch in updates: state = step(state, batch, decision)``. A decision of the
+    rule is taken between two updates and holds for a whole one; the rule sees its measurements there. Updates
+    run on across the ends of epochs; what fills no update at the end of the training is not trained on (so the
+    counts of updates are the paper's). The order of the data is a function of seed and position, so a run that
+    was killed goes on to the same bits, on the same devices. Several processes all call this with the same
+    arguments.
 
     Args:
       task: What is learnt, see ``hessabs.training.tasks``.
-      optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule unless
-        it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
+      optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
+        unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
         ``hessabs.training.make_optimizer`` returns.
       rule: How large the next batch is, of ``hessabs.batch_size``.
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
         these); None for that batch, or 128 where that divides it.
-      remainder: Whether an epoch's incomplete last micro-batch is left out (``"drop"``, as in the paper) or trained
-        on too, with exact weights (``"keep"``).
+      remainder: Whether an epoch's incomplete last micro-batch is left out (``"drop"``, as in the paper) or
+        trained on too, with exact weights (``"keep"``).
       objective: Robust training, of ``hessabs.training.objectives``.
       schedule: ``schedule(examples so far) -> factor`` on the learning rate, of ``hessabs.training.schedules``;
         None for 1.
@@ -102,8 +102,8 @@ def fit(
       FloatingPointError: If the loss is not finite, naming the update. What was written stays.
       BlockingIOError: If another process runs in ``workdir``.
       CallbackError: If a callback raised; the run was saved first.
-      ValueError: If the parts do not fit each other, or what was saved in ``workdir`` is another run, or damaged
-        beyond use.
+      ValueError: If the parts do not fit each other, or what was saved in ``workdir`` is another run, or
+        damaged beyond use.
       Interrupted: After SIGTERM or Ctrl-C, with ``durability`` only, when the run is saved.
 
     Example:
@@ -169,7 +169,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
     update_rule = jax.jit(run.rule.update)
     clock, checked = Clock(snapshot.clock), time.perf_counter()
     total = run.epochs * run.epoch_examples
-    session.tell("start", {"records": records})
+    session.tell("start", {"records": records, "samples": state.samples})
     with (
         Progress(total, state.samples, logs=processes.is_first()) as progress,
         make_sizes(run, state.train) as sizes,
@@ -181,6 +181,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                 state = _update(run, state, read, sizes, clock)
             if state.samples >= int(state.controller.observe_at):
                 state = _observe(run, state, update_rule, clock)
+            measured = state.measured  # the end of an epoch forgets it
             # Several processes have clocks of their own, and what is shown all of them compute together.
             if jax.process_count() == 1 and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
                 _show(run, state, progress)
@@ -190,7 +191,9 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             decision = Decision.of(run.objective, state.controller)
             if decision != state.decision:
                 state = state._replace(decision=decision)
-                session.tell("decision", _said(run, state))
+                session.tell(
+                    "decision", {**_said(run, state), "eigenvalue": measured[0], "residual": measured[1]}
+                )
             session.between_updates(Snapshot(state, records, clock.save()))
         # What is left fills no update.
         state = state._replace(position=Position(run.epochs, 0), samples=total)
@@ -243,7 +246,7 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
 
 
 def _drop(run: Run, state: LoopState, read: Reader) -> LoopState:
-    """Pass over batches that are to be dropped. Their examples count: the rules go by examples, as epochs do."""
+    """Pass over batches that are to be dropped; their examples count, for rules and epochs go by them."""
     drop, *later = state.drops
     position, samples = state.position, state.samples
     left = (run.epochs - position.epoch) * run.epoch_micro_batches - position.index

@@ -1,4 +1,4 @@
-"""The devices of a run: an axis ``data``, over which every batch is split, and others, over which params are."""
+"""The devices of a run: an axis ``data``, over which batches are split, and others, over which params are."""
 
 import functools
 import math
@@ -106,11 +106,17 @@ def shardings(tree: Any, params: Any, specs: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, P())
     keys = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     is_spec = lambda x: isinstance(x, P)  # noqa: E731
-    known = dict(zip(keys, (NamedSharding(mesh, s) for s in jax.tree.leaves(specs, is_leaf=is_spec)), strict=True))
+    known = dict(
+        zip(keys, (NamedSharding(mesh, s) for s in jax.tree.leaves(specs, is_leaf=is_spec)), strict=True)
+    )
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         return next(
-            (known[tuple(path[i:]), leaf.shape] for i in range(len(path)) if (tuple(path[i:]), leaf.shape) in known),
+            (
+                known[tuple(path[i:]), leaf.shape]
+                for i in range(len(path))
+                if (tuple(path[i:]), leaf.shape) in known
+            ),
             whole,
         )
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from hessabs.training.files import PARAMS
 from hessabs.training.processes import on_first, tree_of_first
-from hessabs.training.workdir import PARAMS
 
 
 def save_network(workdir: pathlib.Path, network: dict[str, Any]) -> None:
@@ -72,7 +72,9 @@ def load_network(workdir: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
             try:
                 whole = checkpointer.restore(folder, {**rest, **saved})
             except ValueError as error:
-                raise ValueError(f"{workdir} holds another network than the task says: {reason(error)}") from error
+                raise ValueError(
+                    f"{workdir} holds another network than the task says: {reason(error)}"
+                ) from error
         _check_shapes(workdir, {name: whole[name] for name in like}, like)
         saved = {name: jax.tree.map(np.asarray, whole[name]) for name in like}
 
@@ -88,8 +90,8 @@ def _check_shapes(workdir: pathlib.Path, got: Any, like: Any) -> None:
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
             where = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(
-                f"{workdir} holds another network than the task says: {where} is {found.dtype}{list(found.shape)} "
-                f"there and {wanted.dtype}{list(wanted.shape)} in the task."
+                f"{workdir} holds another network than the task says: {where} is "
+                f"{found.dtype}{list(found.shape)} there and {wanted.dtype}{list(wanted.shape)} in the task."
             )
 
 

@@ -17,9 +17,9 @@ _PART = 0.25  # of the memory of the device: the rest is for the training
 def make_gather(source: Source, mesh: Mesh | None = None) -> Gather | None:
     """Put a training set on the device, if that is of use.
 
-    Returns what ``hessabs.data.reader`` takes as ``gather``; its batches have the bits of those made on the host.
-    None where batches are to come from the host: on a CPU, whose memory is the host's, over several devices, and
-    for a set that lies on disk or takes more than a quarter of the device's memory.
+    Returns what ``hessabs.data.reader`` takes as ``gather``; its batches have the bits of those made on the
+    host. None where batches are to come from the host: on a CPU, whose memory is the host's, over several
+    devices, and for a set that lies on disk or takes more than a quarter of the device's memory.
     """
     if mesh is not None or jax.default_backend() == "cpu" or not isinstance(source, Arrays):
         return None

@@ -16,7 +16,16 @@ from hessabs.jaxprs import is_used
 from hessabs.training import across
 from hessabs.training.look.evaluate import Evaluation, make_evaluation
 from hessabs.training.look.measure import Measure, Track, make_measure, make_track
-from hessabs.training.mesh import data_size, default_partition, make_mesh, own_rows, place, read_mesh, shardings, split
+from hessabs.training.mesh import (
+    data_size,
+    default_partition,
+    make_mesh,
+    own_rows,
+    place,
+    read_mesh,
+    shardings,
+    split,
+)
 from hessabs.training.objectives import Objective, Share
 from hessabs.training.optimizers import Optimizer, as_optimizer
 from hessabs.training.resident import make_gather
@@ -142,12 +151,8 @@ def prepare(
         task, optimizer, key, objective.init(task, task.prepare(batch)), average=settings.ema is not None
     )
     traced = _trace(task, state, batch)
-    dealt = not (
-        state.model_state or traced.draws or objective.per_micro_batch or rule.measures == "gradient"
-    )
-    by_python = (
-        objective.iterated and mesh is None and traced.convolves and loops.choose(None) == "host"
-    )
+    dealt = not (state.model_state or traced.draws or objective.per_micro_batch or rule.measures == "gradient")
+    by_python = objective.iterated and mesh is None and traced.convolves and loops.choose(None) == "host"
     functions, attack = make_functions(
         task,
         optimizer,
@@ -285,7 +290,9 @@ def _final(task: Task, settings: RunSettings, mesh: Mesh | None) -> dict[str, Ev
         result[f"{prefix}fgsm_"] = make_evaluation(task, source, attack=fgsm, mesh=mesh)
         if settings.pgd_steps:
             pgd = attacks.pgd(settings.fgsm_epsilon, steps=settings.pgd_steps)
-            result[f"{prefix}pgd_"] = make_evaluation(task, source, attack=pgd, key=jax.random.key(0), mesh=mesh)
+            result[f"{prefix}pgd_"] = make_evaluation(
+                task, source, attack=pgd, key=jax.random.key(0), mesh=mesh
+            )
     return result
 
 
@@ -299,8 +306,7 @@ def _micro_batch_size(rule: Controller, given: int | None, objective: Objective)
         raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {given}.")
     if rule.measures == "gradient" and given == initial:
         raise ValueError(
-            f"`micro_batch_size` must be below batch_size={initial} for a rule that compares micro-batches, got "
-            f"{given}."
+            f"`micro_batch_size` must be below batch_size={initial} for a rule that compares them, got {given}."
         )
     return given
 
@@ -328,7 +334,7 @@ def _check_sizes(
         )
     if size % devices:
         raise ValueError(
-            f"`micro_batch_size` must be a multiple of the {devices} devices, over which it is split, got {size}."
+            f"`micro_batch_size` must be a multiple of the {devices} devices that it is split over, got {size}."
         )
     most = settings.max_micro_batch_size
     if most is not None and (most % size or (most // size).bit_count() != 1):
@@ -337,8 +343,8 @@ def _check_sizes(
         )
     if settings.micro_batch == "auto" and (objective.per_micro_batch or rule.measures == "gradient"):
         raise ValueError(
-            "`micro_batch` must be fixed where micro-batches are compared, or perturbations are those of one, got "
-            "auto."
+            "`micro_batch` must be fixed where micro-batches are compared, or perturbations are those of one, "
+            "got auto."
         )
     if keeps_remainder and objective.replays > 1:
         raise ValueError(

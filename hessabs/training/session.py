@@ -1,7 +1,7 @@
 """A run while it runs: where it begins, when it is saved, and the ways back.
 
-Of several processes the first alone touches the folder; all of them call the same methods in the same order, and
-go on alike.
+Of several processes the first alone touches the folder; all of them call the same methods in the same order,
+and go on alike.
 """
 
 import contextlib
@@ -15,14 +15,15 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import numpy as np
 
-from hessabs.training import durability, processes, workdir
+from hessabs.training import durability, files, processes
 from hessabs.training.callbacks import Callback, call_all
 from hessabs.training.checkpoints import Checkpoints, Saved
 from hessabs.training.durability import Durability, Marks
+from hessabs.training.files import say
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
 from hessabs.training.interruption import Interrupted, Request, catch_signals
 from hessabs.training.lock import lock_workdir
-from hessabs.training.look.curves import draw_curves
+from hessabs.training.look.pictures import draw_curves
 from hessabs.training.loop_state import Drop, start
 from hessabs.training.manifest import DamagedError
 from hessabs.training.network import load_network, save_network
@@ -30,7 +31,6 @@ from hessabs.training.rewinds import MOST_REWINDS, dropped, next_event
 from hessabs.training.run import Run
 from hessabs.training.snapshot import Snapshot, arrays_of, record_of, restore, templates
 from hessabs.training.step import TrainState
-from hessabs.training.workdir import say
 
 T = TypeVar("T")
 _FORMAT = 2
@@ -56,7 +56,11 @@ class Session:
     """
 
     def __init__(
-        self, run: Run, folder: pathlib.Path | None, options: Durability | None, callbacks: Sequence[Callback] = ()
+        self,
+        run: Run,
+        folder: pathlib.Path | None,
+        options: Durability | None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self._run, self._workdir, self._callbacks = run, folder, callbacks
         self._options = options or Durability()
@@ -91,7 +95,7 @@ class Session:
         self._files = contextlib.ExitStack()
         self._files.enter_context(lock_workdir(self._workdir))
         if self._saves:
-            self._checkpoints = Checkpoints(self._workdir / workdir.CHECKPOINTS, self._options.keep_checkpoints)
+            self._checkpoints = Checkpoints(self._workdir / files.CHECKPOINTS, self._options.keep_checkpoints)
 
     def _close_files(self) -> None:
         with self._files:
@@ -131,15 +135,15 @@ class Session:
         if self._run.settings.ema is not None:
             like["average"] = state.average
         network = load_network(folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like))
-        records = processes.on_first(lambda: workdir.read_lines(folder / workdir.METRICS))
+        records = processes.on_first(lambda: files.read_lines(folder / files.METRICS))
         return network["params"], network["model_state"], network.get("average"), summary, records
 
     def _summary(self, folder: pathlib.Path) -> dict[str, Any] | None:
-        path = folder / workdir.SUMMARY
+        path = folder / files.SUMMARY
         if not path.exists():
             return None
         summary: dict[str, Any] = json.loads(path.read_text())
-        config = json.loads((folder / workdir.CONFIG).read_text()) if (folder / workdir.CONFIG).exists() else {}
+        config = json.loads((folder / files.CONFIG).read_text()) if (folder / files.CONFIG).exists() else {}
         refuse_contradictions({"config": config.get("config", summary)}, self._run.record)
         if summary["epochs"] < self._run.epochs:
             say(f"the run in {folder} has finished; going on to epoch {self._run.epochs}.")
@@ -161,12 +165,12 @@ class Session:
             snapshot = self._go_to(self._find)
             if snapshot is not None:
                 self._before = snapshot.seconds
-                self._on_first(lambda: workdir.write_json(folder / workdir.CONFIG, self._run.record))
+                self._on_first(lambda: files.write_json(folder / files.CONFIG, self._run.record))
                 return snapshot
 
         def begin_anew() -> None:
-            workdir.start_workdir(folder)
-            workdir.write_json(folder / workdir.CONFIG, self._run.record)
+            files.start_workdir(folder)
+            files.write_json(folder / files.CONFIG, self._run.record)
 
         self._on_first(begin_anew)
         if self._saves and self._options.on_nan == "rewind":
@@ -175,17 +179,17 @@ class Session:
 
     def _find(self) -> Found | None:
         assert self._workdir is not None
-        workdir.refuse_links(self._workdir)
+        files.refuse_links(self._workdir)
         found = self._latest()
         if found is not None:
             position, samples = found.snapshot.state.position, found.snapshot.state.samples
             say(f"going on after {samples} examples (epoch {position.epoch + 1}).")
-        elif (self._workdir / workdir.SUMMARY).exists():
+        elif (self._workdir / files.SUMMARY).exists():
             raise FileNotFoundError(
                 f"The finished run in {self._workdir} left no checkpoint to go on from; pass --overwrite to "
                 "train anew, or its own --epochs."
             )
-        elif (self._workdir / workdir.METRICS).exists():
+        elif (self._workdir / files.METRICS).exists():
             say("there is no checkpoint to go on from; starting anew.")
         return found
 
@@ -193,7 +197,7 @@ class Session:
         assert self._workdir is not None
         found = self._store.latest(self._read)
         if found is not None:
-            workdir.write_lines(self._workdir / workdir.METRICS, found.snapshot.records)
+            files.write_lines(self._workdir / files.METRICS, found.snapshot.records)
         return found
 
     def _read(self, saved: Saved) -> Found:
@@ -212,8 +216,8 @@ class Session:
 
     def _events(self) -> list[dict[str, Any]]:
         assert self._workdir is not None
-        path = self._workdir / workdir.EVENTS
-        return workdir.read_lines(path) if path.exists() else []
+        path = self._workdir / files.EVENTS
+        return files.read_lines(path) if path.exists() else []
 
     # On the way.
 
@@ -234,8 +238,8 @@ class Session:
     def append(self, record: dict[str, Any]) -> None:
         """Write the record of an epoch."""
         if self._workdir is not None:
-            path = self._workdir / workdir.METRICS
-            self._on_first(lambda: workdir.append_line(path, record))
+            path = self._workdir / files.METRICS
+            self._on_first(lambda: files.append_line(path, record))
 
     def between_updates(self, snapshot: Snapshot) -> None:
         """Save the run if it is time to, and end it if it was asked to end; all processes do it here or none.
@@ -305,10 +309,10 @@ class Session:
                     f"{error} It was rewound {MOST_REWINDS} times: that is enough."
                 ) from error
             self._store.wait()
-            workdir.write_lines(self._workdir / workdir.EVENTS, [*events, next_event(events, error.update)])
+            files.write_lines(self._workdir / files.EVENTS, [*events, next_event(events, error.update)])
             found = self._latest()
             if found is not None:
-                say(f"{error} Rewinding to {found.snapshot.state.samples} examples, see {workdir.EVENTS}.")
+                say(f"{error} Rewinding to {found.snapshot.state.samples} examples, see {files.EVENTS}.")
             return found
 
         snapshot = self._go_to(find)
@@ -332,11 +336,11 @@ class Session:
         def write() -> None:
             assert self._workdir is not None
             # A run that went on had finished before, with another network.
-            (self._workdir / workdir.SUMMARY).unlink(missing_ok=True)
-            workdir.remove_derived(self._workdir)
+            (self._workdir / files.SUMMARY).unlink(missing_ok=True)
+            files.remove_derived(self._workdir)
             save_network(self._workdir, network)
-            draw_curves(self._workdir / workdir.CURVES, {summary.get("method", self._run.task.name): records})
-            workdir.write_json(self._workdir / workdir.SUMMARY, summary)
+            draw_curves(self._workdir / files.CURVES, {summary.get("method", self._run.task.name): records})
+            files.write_json(self._workdir / files.SUMMARY, summary)
 
         if self._workdir is not None:
             self._on_first(write)
@@ -346,7 +350,7 @@ class Session:
         then = " and go on with --resume" if self._saves else ""
 
         def acting() -> T:
-            with workdir.usable("workdir", self._workdir, then):
+            with files.usable("workdir", self._workdir, then):
                 return act()
 
         return processes.on_first(acting)

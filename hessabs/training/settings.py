@@ -1,4 +1,4 @@
-"""How a run is made beside its task, optimiser, rule and objective: one field, one flag of ``hessabs train``."""
+"""How a run is made beside its task, optimiser, rule and objective: one field, one flag of ``train``."""
 
 import math
 from typing import Annotated, Literal, NamedTuple
@@ -43,7 +43,7 @@ class RunSettings(NamedTuple):
     ] = ""
     ema: Annotated[
         int | None,
-        "half-life, in examples, of a moving average of the params, evaluated and saved beside them; default: none",
+        "half-life in examples of a moving average of the params, evaluated and saved, too; default: none",
     ] = None
     fgsm_epsilon: Annotated[
         float, "size of the FGSM and PGD perturbations that test the trained network, in units of its inputs"
@@ -69,7 +69,13 @@ def check_run(settings: RunSettings) -> None:
       ValueError: `hessian_iters` must be at least 1, got 0.
     """
     check_types(settings)
-    for name, least in (("hessian_batch_size", 1), ("hessian_iters", 1), ("pgd_steps", 0), ("seed", 0), ("ema", 1)):
+    for name, least in (
+        ("hessian_batch_size", 1),
+        ("hessian_iters", 1),
+        ("pgd_steps", 0),
+        ("seed", 0),
+        ("ema", 1),
+    ):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
@@ -81,6 +87,6 @@ def check_run(settings: RunSettings) -> None:
             raise ValueError(f"`track` must name some of {', '.join(TRACKED)}, got {name!r}.")
     if settings.max_micro_batch_size is not None and settings.micro_batch == "fixed":
         raise ValueError(
-            f"`max_micro_batch_size` is a bound for --micro_batch=auto, got {settings.max_micro_batch_size} with "
-            "fixed; pass --micro_batch=auto, or leave it out."
+            f"`max_micro_batch_size` is a bound for --micro_batch=auto, got {settings.max_micro_batch_size} "
+            "with fixed; pass --micro_batch=auto, or leave it out."
         )

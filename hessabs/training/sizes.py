@@ -1,10 +1,10 @@
 """How many micro-batches one call handles: always one a device, or as many as the batch has and memory holds.
 
-A batch that grows leaves a device idle between small micro-batches. A call may handle 1, 2, 4, ... of them, up to
-a limit; beyond it there are several calls. Each of these sizes is one more program, compiled on a thread of its
-own while the size below is in use. What a call handles depends on the batch size, the limit and the position in
-the data only, never on how far that thread has come: where a program is not ready, the training waits for it,
-and a run gives the same bits twice.
+A batch that grows leaves a device idle between small micro-batches. A call may handle 1, 2, 4, ... of them, up
+to a limit; beyond it there are several calls. Each of these sizes is one more program, compiled on a thread of
+its own while the size below is in use. What a call handles depends on the batch size, the limit and the
+position in the data only, never on how far that thread has come: where a program is not ready, the training
+waits for it, and a run gives the same bits twice.
 
 On accelerators memory is the limit. On the CPU it is the size from which XLA needs longer for each example
 (``hessabs.cpu.footprint``).
@@ -31,7 +31,8 @@ class Sizes:
     Args:
       function: The jitted ``add`` of an update, ``(state, totals, batch, *rest)``.
       examples: What it is called with: ``(state, totals, one micro-batch, *rest)`` for each kind of call.
-      limit: Most micro-batches in a call, ``devices`` times a power of two, or None: what fits ``memory_budget``.
+      limit: Most micro-batches in a call, ``devices`` times a power of two, or None: what fits
+        ``memory_budget``.
       devices: Number of devices, over which they are split.
       divides: Whether several micro-batches may be split over more devices than there are of them.
     """

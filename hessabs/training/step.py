@@ -2,11 +2,11 @@
 
 What lasts between two updates is a ``TrainState``; what belongs to one update is a ``Totals``. A batch of B
 examples is B / micro_batch_size micro-batches: as many calls of ``add`` between ``begin`` and ``finish``, fewer
-where a call handles several, and one call of ``whole`` where there is one. The number of calls is a number on the
-host, the learning rate and the adversarial fraction are traced: growth compiles nothing but sizes that are new.
-On the CPU the calls come from Python, for convolution gradients inside a loop are 20 to 50 times slower there; on
-accelerators ``add`` scans over the micro-batches that fit. ``hessabs.training.across`` does the same on several
-devices.
+where a call handles several, and one call of ``whole`` where there is one. The number of calls is a number on
+the host, the learning rate and the adversarial fraction are traced: growth compiles nothing but sizes that are
+new. On the CPU the calls come from Python, for convolution gradients inside a loop are 20 to 50 times slower
+there; on accelerators ``add`` scans over the micro-batches that fit. ``hessabs.training.across`` does the same
+on several devices.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,9 @@ class Functions(NamedTuple):
     """The functions of an update, jitted; `add` donates the totals, the last two the state."""
 
     begin: Callable[[TrainState], Totals]
-    add: Callable[[TrainState, Totals, Any, Any, Any], Totals]  # (state, totals, batch, fraction or None, number)
+    add: Callable[
+        [TrainState, Totals, Any, Any, Any], Totals
+    ]  # (state, totals, batch, fraction or None, number)
     finish: Callable[[TrainState, Totals, Any], TrainState]  # (state, totals, lr_scale)
     whole: Callable[[TrainState, Any, Any, Any], TrainState]  # (state, batch, fraction or None, lr_scale)
 
@@ -127,9 +129,9 @@ def make_functions(
       perturbs: Whether the objective perturbs batches in here, or ``attack`` before.
 
     Returns:
-      ``(functions, attack)``; ``attack(state, number, batch, fraction, share)`` perturbs a prepared micro-batch,
-      the ``number``-th of the update. ``add`` and ``whole`` take a ``Share`` besides, last. Batches are as the
-      stream gives them.
+      ``(functions, attack)``; ``attack(state, number, batch, fraction, share)`` perturbs a prepared
+      micro-batch, the ``number``-th of the update. ``add`` and ``whole`` take a ``Share`` besides, last.
+      Batches are as the stream gives them.
     """
     root = jax.random.fold_in(jax.random.key(seed), _KEYS)
 
@@ -157,12 +159,17 @@ def make_functions(
         # Copies: what is passed through a jitted function is the same buffer, and the totals are donated.
         kept = jax.tree.map(jnp.copy, (state.model_state, state.memory))
         return Totals(
-            jax.tree.map(_wide_zeros, state.params), zero, zero, zero, zero, jnp.zeros((), jnp.int32), zero, *kept
+            jax.tree.map(_wide_zeros, state.params),
+            zero,
+            zero,
+            zero,
+            zero,
+            jnp.zeros((), jnp.int32),
+            zero,
+            *kept,
         )
 
-    def add(
-        state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any, share: Share
-    ) -> Totals:
+    def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any, share: Share) -> Totals:
         examples = jnp.sum(batch["weight"])
         here = differentiate(state, number, totals.model_state, totals.memory, batch, fraction, share)
         square = trees.vdot(here.gradient, here.gradient) if gradient_statistics else 0
@@ -220,9 +227,7 @@ def make_functions(
         here = differentiate(state, 0, state.model_state, state.memory, batch, fraction, share)
         bad = (~jnp.isfinite(here.loss)).astype(jnp.float32)
         loss, zero, one = here.weight * here.loss, jnp.zeros(()), jnp.ones((), jnp.int32)
-        totals = Totals(
-            (), here.weight, examples, loss, zero, one, bad, here.model_state, here.memory
-        )
+        totals = Totals((), here.weight, examples, loss, zero, one, bad, here.model_state, here.memory)
         return descend(state, totals, here.gradient, lr_scale)
 
     return Functions(begin, add, finish, whole), attack

@@ -1,8 +1,8 @@
 """What is learnt: params and how to draw them, a loss with its weight, the data, and what can be looked at.
 
 Training needs ``init``, ``loss`` and ``train``; evaluation and spectra ``loss`` and ``test``; predictions and
-attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.training.tasks`` makes a task of a
-flax, NNX or Equinox module, or of plain functions, in one line.
+attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.training.tasks`` makes a task of
+a flax, NNX or Equinox module, or of plain functions, in one line.
 """
 
 from collections.abc import Callable, Mapping
@@ -83,7 +83,7 @@ def evaluation_loss(task: Task, model_state: Any) -> LossFn:
 
 
 def evaluation_weight(task: Task, params: Params, model_state: Any) -> Callable[[Any], jax.Array]:
-    """Return what the mean is over, for curvature over several batches: ``weight(prepared batch) -> scalar``."""
+    """Return what the mean is over, for curvature over batches: ``weight(prepared batch) -> scalar``."""
     return Partial(_weight, trees.Static(task.loss), model_state, params)
 
 
@@ -139,8 +139,8 @@ def check_task(task: Task, batch: Any) -> None:
     ]
     if len(batch["weight"]) > 1 and not weights[1] < weights[0]:
         raise ValueError(
-            f"The loss of the task {task.name} does not heed batch['weight'], which is 0 for examples that fill "
-            f"a batch up: with half of them at 0 its weight is {weights[1]:g} as before ({weights[0]:g})."
+            f"The loss of the task {task.name} does not heed batch['weight'], which is 0 for examples that "
+            f"fill a batch up: with half of them at 0 its weight is {weights[1]:g} as before ({weights[0]:g})."
         )
 
 

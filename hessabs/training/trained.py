@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from hessabs.training.files import CONFIG, SUMMARY, say
 from hessabs.training.network import load_network
 from hessabs.training.task import Task
 from hessabs.training.tasks.named import recorded_task
-from hessabs.training.workdir import CONFIG, SUMMARY, say
 from hessabs.typing import Params
 
 
@@ -47,7 +47,9 @@ def load_trained(
     """
     folder = pathlib.Path(workdir)
     if not (folder / SUMMARY).is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run ({SUMMARY} is missing): train one there first.")
+        raise FileNotFoundError(
+            f"{folder} holds no finished run ({SUMMARY} is missing): train one there first."
+        )
     record = read_config(folder)
     if task is None:
         task, lines = recorded_task(folder, record, flags or {})

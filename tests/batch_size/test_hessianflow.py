@@ -11,7 +11,6 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import table
 from hessabs.batch_size import Observation, absa, plan, with_decay
 
 EPOCH, EPOCHS = 1280, 24

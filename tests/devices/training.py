@@ -11,14 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hessabs.training.devices import parallel, rows
+from hessabs.training.setup import make_optimizer
+from hessabs.training.state import init_state
 
 from hessabs.data import Dataset, load
 from hessabs.models import mlp, resnet20
 from hessabs.training import Config, set_up, train
-from hessabs.training.devices import parallel, rows
-from hessabs.training.devices.mesh import make_mesh, split
-from hessabs.training.setup import make_optimizer
-from hessabs.training.state import init_state
+from hessabs.training.mesh import make_mesh, split
 from hessabs.training.step import jit_each, make_step_functions
 from tests.devices.ways import DEVICES, collectives, largest_difference, same_bits
 

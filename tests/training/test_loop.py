@@ -14,10 +14,10 @@ from hessabs.curvature import PowerIterationResult
 from hessabs.training import fit, loop, loop_state
 from hessabs.training.assemble import assemble
 from hessabs.training.clock import Clock
+from hessabs.training.files import read_lines
 from hessabs.training.look.evaluate import evaluate
 from hessabs.training.loop import train
 from hessabs.training.snapshot import Snapshot, arrays_of, record_of, restore
-from hessabs.training.workdir import read_lines
 from hessabs.transforms import scale_by_batch_size
 from tests.training.runs import MICRO, SETTINGS, N, digits_task, make_run, without_seconds
 

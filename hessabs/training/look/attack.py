@@ -19,7 +19,7 @@ from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.norms import Norm, check_norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Outcome
 from hessabs.inputs import get_inputs
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.fields import number
 from hessabs.training.look import cache, pictures
 from hessabs.training.look.batches import read
@@ -130,7 +130,7 @@ def attack(
         "warnings": [*misled.messages(clean.right), *found],
     }
     path = workdir / stem(options)
-    metrics.write_json(path.with_name(f"{path.name}.json"), record)
+    files.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
         writer.writeheader()
@@ -143,7 +143,8 @@ def attack(
 
 
 def stem(options: Options) -> str:
-    """Return the name of the files that are written, without what follows the point; other options, another one.
+    """Return the name of the files that are written, without what follows the point; other options, another
+    one.
 
     Example:
       >>> stem(Options(attack="fgsm,pgd"))  # doctest: +ELLIPSIS
@@ -186,9 +187,7 @@ def _make(task: Task, name: str, epsilon: float, options: Options) -> Any:
 
 
 def _network(task: Task, params: Params, model_state: Any) -> _Network:
-    digest = cache.identify(
-        task=task.name, settings=task.settings, arrays=cache.digest((params, model_state))
-    )
+    digest = cache.identify(task=task.name, settings=task.settings, arrays=cache.digest((params, model_state)))
     return _Network(attack_loss(task, model_state), params, digest)
 
 

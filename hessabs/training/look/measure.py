@@ -15,8 +15,8 @@ from jax.tree_util import Partial
 
 from hessabs import curvature, paths, programs, trees
 from hessabs.curvature.layers import output_axes
-from hessabs.training.devices.mesh import split_whole
 from hessabs.training.look.batches import raw_loss, raw_weight, read
+from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, evaluation_loss, evaluation_weight
 from hessabs.typing import LossFn, Params
 
@@ -29,10 +29,9 @@ Track = Callable[[Params, Any, Params], dict[str, float]]
 """``track(params, model_state, v0) -> numbers of this epoch by name``."""
 
 
-def make_measure(
-    task: Task, batch: Any, *, max_iters: int, rtol: float, mesh: Mesh | None = None
-) -> Measure:
-    """Make a function that measures the top Hessian eigenvalue on a fixed batch, as it is read, with its weight.
+def make_measure(task: Task, batch: Any, *, max_iters: int, rtol: float, mesh: Mesh | None = None) -> Measure:
+    """Make a function that measures the top Hessian eigenvalue on a fixed batch, as it is read, with its
+    weight.
 
     Pass the last eigenvector as ``v0``. Of a ``block`` (as ``curvature.restrict`` takes it) the other leaves of
     the vector stay those of ``v0``.

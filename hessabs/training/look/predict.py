@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import data, programs, trees
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.task import Task
 from hessabs.typing import Params
 
@@ -23,16 +23,15 @@ class Options(NamedTuple):
     resize: Annotated[bool, "bring images of another size to that of the data"] = False
 
 
-def predict(
-    task: Task, params: Params, model_state: Any, inputs: Any, *, batch_size: int = 1000
-) -> np.ndarray:
+def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_size: int = 1000) -> np.ndarray:
     """Predict the probabilities of the classes.
 
     Args:
       task: What was learnt; it has ``logits`` of classes, and its inputs are continuous (images).
       params: The params.
       model_state: The other state of the network; {} without any.
-      inputs: As the data of the task has them: images uint8, or float32 that are scaled already, shape (n, ...).
+      inputs: As the data of the task has them: images uint8, or float32 that are scaled already, shape (n,
+        ...).
       batch_size: Inputs in one pass of the network.
 
     Returns:
@@ -106,7 +105,7 @@ def check_output(path: pathlib.Path | None) -> None:
 def write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write predictions: all of them as JSON, or a line for each image as CSV, by the suffix."""
     if path.suffix == ".json":
-        metrics.write_json(path, {"predictions": rows})
+        files.write_json(path, {"predictions": rows})
         return
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ("image", "class", "label", "probability"), extrasaction="ignore")

@@ -18,7 +18,7 @@ import numpy as np
 
 from hessabs import curvature, paths, trees
 from hessabs.data import Source
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.look import cache
 from hessabs.training.look.batches import raw_loss, raw_weight, read
 from hessabs.training.look.measure import last_layer
@@ -103,12 +103,13 @@ def spectrum(
     _write(path, record, rows)
     if options.landscape:
         record["landscape"] = _landscapes(shared, path)
-        metrics.write_json(path.with_name(f"{path.name}.json"), record)
+        files.write_json(path.with_name(f"{path.name}.json"), record)
     return record
 
 
 def stem(options: Options) -> str:
-    """Return the name of the files that are written, without what follows the point; other options, another one.
+    """Return the name of the files that are written, without what follows the point; other options, another
+    one.
 
     Example:
       >>> stem(Options(top=3)) == stem(Options(top=3, save_seconds=0.0)) != stem(Options(top=4))
@@ -294,9 +295,11 @@ def _saved_state(folder: pathlib.Path, name: str, identity: str, size: int) -> c
         return None
     rows, built, basis = len(fields["projected"]), int(fields["built"]), fields["basis"]
     if basis.shape != (built, size) or built > rows:
-        metrics.say(f"The state of {name} is left aside: its basis has shape {basis.shape}, not ({built}, {size}).")
+        files.say(
+            f"The state of {name} is left aside: its basis has shape {basis.shape}, not ({built}, {size})."
+        )
         return None
-    metrics.say(f"{name}: going on after {int(fields['num_matvecs'])} products.")
+    files.say(f"{name}: going on after {int(fields['num_matvecs'])} products.")
     whole = np.zeros((rows, size), basis.dtype)
     whole[:built] = basis
     return curvature.KrylovState(**{**fields, "basis": whole})
@@ -317,7 +320,7 @@ def _rows(name: str, result: curvature.EigshResult) -> list[dict[str, Any]]:
 
 
 def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    metrics.write_json(path.with_name(f"{path.name}.json"), record)
+    files.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -326,13 +329,16 @@ def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[dict[str, 
     for row in rows:
         kind = "examples" if row["matrix"].startswith(_SINGLE) else ""
         values[kind].setdefault(row["matrix"], []).append(row["eigenvalue"])
-    for kind, title in (("", "largest Hessian eigenvalues"), ("examples", "largest Hessian eigenvalues of single examples")):
+    for kind, title in (
+        ("", "largest Hessian eigenvalues"),
+        ("examples", "largest Hessian eigenvalues of single examples"),
+    ):
         if values[kind]:
             spectra = {name: np.array(each) for name, each in values[kind].items()}
             curvature.draw_spectra(spectra, _picture(path, kind), title=title)
-    epochs = path.with_name(metrics.METRICS)
+    epochs = path.with_name(files.METRICS)
     if epochs.exists():
-        draw_tracked(path.with_name("tracked.png"), metrics.read_lines(epochs), title="by epoch")
+        draw_tracked(path.with_name("tracked.png"), files.read_lines(epochs), title="by epoch")
 
 
 def _picture(path: pathlib.Path, kind: str) -> pathlib.Path:

@@ -48,7 +48,7 @@ class ObjectiveSettings(NamedTuple):
     sam_rho: Annotated[float, "L2 norm of the step to the worst params (sam)"] = 0.05
     epsilon: Annotated[
         float,
-        "size of the adversarial perturbation in training, in units of the inputs (images: [0, 1]), l-infinity; "
+        "size of the adversarial perturbation in training, in units of the inputs, l-infinity; "
         "l2grad, l2hess: l2 norm of the whole image",
     ] = 0.005
 
@@ -63,7 +63,7 @@ def resolve_objective(settings: ObjectiveSettings, method: str, fraction: float 
     robust = settings.robust
     if robust not in (None, "absa") and fraction:
         raise ValueError(
-            f"`adversarial_fraction` is read with robust=absa, got {fraction} with robust={robust}; leave it out."
+            f"`adversarial_fraction` is read with robust=absa, and not with robust={robust}; leave it out."
         )
     if robust is None:
         robust = "absa" if fraction or (fraction is None and method == "absa") else "none"

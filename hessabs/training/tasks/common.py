@@ -1,4 +1,4 @@
-"""What every way to make a task shares: data given as images or batches, and the loss of a network's outputs."""
+"""What every way to make a task shares: data as images or batches, and the loss of a network's outputs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -26,7 +26,7 @@ class TaskSettings(NamedTuple):
 
     task: Annotated[
         str | None,
-        "FILE.py:factory, called as factory(), which returns a hessabs.training.Task; replaces dataset and model",
+        "FILE.py:factory, called as factory(), which returns a hessabs.training.Task; for dataset and model",
     ] = None
     dataset: Annotated[
         str,
@@ -39,11 +39,13 @@ class TaskSettings(NamedTuple):
         "side of the images of a set that does not fit memory: they are decoded when they are used; "
         "default: images as they are, in memory",
     ] = None
-    resize: Annotated[int | None, "side to which images in memory are brought, where they differ in size"] = None
+    resize: Annotated[int | None, "side to which images in memory are brought, where they differ in size"] = (
+        None
+    )
     augment: Annotated[
         Literal["none", "crop_flip", "resized_crop"],
-        "augmentation of the training images (resized_crop: with image_size); the same for an example of an epoch "
-        "whatever else changes",
+        "augmentation of the training images (resized_crop: with image_size); the same for an example of an "
+        "epoch whatever else changes",
     ] = "none"
     data_workers: Annotated[int, "processes that read what is not in memory; 0: threads of this one"] = 0
     model: Annotated[
@@ -177,8 +179,8 @@ def recorded_task(
     named = {name: value for name, value in given.items() if value is not None}
     if kept is None and "task" not in named:
         raise ValueError(
-            f"The task of the run in {workdir} was made in Python: pass --task=FILE.py:factory, or look at it in "
-            "Python with that task."
+            f"The task of the run in {workdir} was made in Python: pass --task=FILE.py:factory, or look at it "
+            "in Python with that task."
         )
     settings = TaskSettings(**{**fields, **named})
     check_types(settings)

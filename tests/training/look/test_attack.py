@@ -13,13 +13,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from hessabs.training.analysis import finished
+from hessabs.training.analysis.attack import Options, attack, stem
+from hessabs.training.analysis.trained import load_trained
 
 from hessabs import attacks, cli
 from hessabs.attacks import losses
 from hessabs.training import metrics
-from hessabs.training.analysis import finished
-from hessabs.training.analysis.attack import Options, attack, stem
-from hessabs.training.analysis.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SMALL = {"attack": "fgsm,pgd", "epsilon": "0.03,0.1", "steps": 5, "num_examples": 80, "batch_size": 40}

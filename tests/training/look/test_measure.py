@@ -56,7 +56,9 @@ def test_a_block_is_that_of_the_dense_hessian_and_leaves_the_rest_of_the_vector(
     flat, loss = mean_loss(run, batch)
     head = last_layer(params, task.num_classes)
     assert head == "Dense_0"
-    chosen, _ = ravel_pytree({name: jax.tree.map(lambda x: x * 0 + (name == head), params[name]) for name in params})
+    chosen, _ = ravel_pytree(
+        {name: jax.tree.map(lambda x: x * 0 + (name == head), params[name]) for name in params}
+    )
     rows = np.flatnonzero(chosen)
     want = np.linalg.eigvalsh(jax.hessian(loss)(flat)[np.ix_(rows, rows)])[-1]
     v0 = trees.normal_like(jax.random.key(0), params)

@@ -1,7 +1,6 @@
 """The picture: a real PNG whatever the runs hold."""
 
 import pytest
-
 from hessabs.training.reports.curves import draw_curves
 
 

@@ -5,10 +5,10 @@ import json
 import re
 
 import pytest
-
-from hessabs import cli
 from hessabs.training.reports import page
 from hessabs.training.reports.curves import draw_curves
+
+from hessabs import cli
 
 RECORD = {"epoch": 1, "batch_size": 32, "lr": 0.1, "eigenvalue": 3.0, "test_accuracy": 50.0}
 

@@ -5,7 +5,6 @@ import json
 import statistics
 
 import pytest
-
 from hessabs.training.reports import results
 
 ACCURACIES = {0: 90.0, 1: 91.5, 2: 92.0}

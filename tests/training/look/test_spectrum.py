@@ -41,7 +41,9 @@ def test_eigenvalues_are_those_of_the_dense_hessian_by_the_weight_of_the_loss(tm
         flat, _, matrix = dense(run, source, len(source))
         want = np.linalg.eigvalsh(matrix)[::-1]
         np.testing.assert_allclose(table(record, name), want[:3], rtol=1e-3)
-        head, _ = ravel_pytree({n: jax.tree.map(lambda x, n=n: 0 * x + (n == "Dense_0"), run.params[n]) for n in run.params})
+        head, _ = ravel_pytree(
+            {n: jax.tree.map(lambda x, n=n: 0 * x + (n == "Dense_0"), run.params[n]) for n in run.params}
+        )
         rows = np.flatnonzero(head)
         block = np.linalg.eigvalsh(matrix[np.ix_(rows, rows)])[::-1]
         np.testing.assert_allclose(table(record, f"{name}, last layer"), block[:3], rtol=1e-3)
@@ -72,7 +74,10 @@ def test_a_plain_task_with_everything(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(curvature, "eigsh", lambda *args, **kwargs: 1 / 0)
         patch.setattr(curvature, "spectral_density", lambda *args, **kwargs: 1 / 0)
-        assert spectrum.spectrum(*run[:3], tmp_path, options._replace(landscape=False))["density"] == record["density"]
+        assert (
+            spectrum.spectrum(*run[:3], tmp_path, options._replace(landscape=False))["density"]
+            == record["density"]
+        )
     spectrum.spectrum(*run[:3], tmp_path, Options(top=1, batch_size=16))
     assert len(list(tmp_path.glob("spectrum-*.json"))) == 3
 
@@ -149,7 +154,9 @@ def test_a_broken_state_is_left_aside(interrupted, capsys, damage):
 def test_a_landscape_and_a_density_go_on_at_the_next_point(tmp_path, monkeypatch):
     run = kinds.plain()
     options = Options(top=2, batch_size=50, density=True, landscape=True)
-    want = spectrum.spectrum(*run[:3], tmp_path / "whole", options) if (tmp_path / "whole").mkdir() is None else 0
+    want = (
+        spectrum.spectrum(*run[:3], tmp_path / "whole", options) if (tmp_path / "whole").mkdir() is None else 0
+    )
     keep, kept = cache.keep, []
 
     def dying(folder, name, identity, values):
@@ -161,7 +168,9 @@ def test_a_landscape_and_a_density_go_on_at_the_next_point(tmp_path, monkeypatch
     monkeypatch.setattr(cache, "keep", dying)
     with pytest.raises(KeyboardInterrupt):
         spectrum.spectrum(*run[:3], tmp_path, options)
-    monkeypatch.setattr(cache, "keep", lambda folder, name, *rest: (kept.append(name), keep(folder, name, *rest)))
+    monkeypatch.setattr(
+        cache, "keep", lambda folder, name, *rest: (kept.append(name), keep(folder, name, *rest))
+    )
     del kept[:]
     got = spectrum.spectrum(*run[:3], tmp_path, options)
     assert got == want

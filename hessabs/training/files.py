@@ -9,7 +9,17 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+
+class RunFolder(NamedTuple):
+    """Where a run is written."""
+
+    workdir: Annotated[
+        str | None, "folder for metrics.jsonl, summary.json, curves.png and the trained params"
+    ] = None
+    overwrite: Annotated[bool, "lose the run that workdir already holds"] = False
+
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"  # what the run is: its settings, and where its factories lie
@@ -92,9 +102,9 @@ def start_workdir(workdir: pathlib.Path) -> None:
       workdir: The folder; parents are made too.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, METRICS, SUMMARY, CURVES, EVENTS):
+    for name in (CONFIG, METRICS, SUMMARY, CURVES, EVENTS, "metrics.csv", "wandb.json"):
         (workdir / name).unlink(missing_ok=True)
-    for name in (PARAMS, CHECKPOINTS):
+    for name in (PARAMS, CHECKPOINTS, "tensorboard"):
         if (workdir / name).exists():
             shutil.rmtree(workdir / name)
     remove_derived(workdir)
