@@ -55,13 +55,6 @@ def nnx(
     """
     found = read_data(data, inputs, loss)
 
-    def split(key: jax.Array) -> tuple[Any, ...]:
-        module = factory(flax_nnx.Rngs(key))
-        module.eval()
-        graph = flax_nnx.graphdef(module)
-        module.train()
-        return graph, *flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...), type(module).__name__
-
     # The structure is that of any key; the streams of random numbers are templates.
     shapes = flax_nnx.eval_shape(lambda: factory(flax_nnx.Rngs(0)))
     shapes.eval()
@@ -72,7 +65,8 @@ def nnx(
     training = flax_nnx.graphdef(shapes)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
-        _, _, params, _, model_state, _ = split(key)
+        module = factory(flax_nnx.Rngs(key))
+        _, params, _, model_state = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
         return flax_nnx.to_pure_dict(params), flax_nnx.to_pure_dict(model_state)
 
     def apply(params: Any, model_state: Any, x: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
