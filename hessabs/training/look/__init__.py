@@ -1,1 +1,1 @@
-"""Looking at a network: evaluation, curvature, attacks, predictions, reports; of a task and its params alone."""
+"""Looking at a network, of its task and params alone: evaluation, curvature, attacks, predictions, reports."""

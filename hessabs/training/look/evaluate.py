@@ -19,6 +19,7 @@ from hessabs.typing import Attack, LossFn, Params
 Evaluation = Callable[[Params, Any], dict[str, float]]
 """``evaluation(params, model_state) -> means by name``, fractions where they are accuracies."""
 
+
 class Options(NamedTuple):
     """What to evaluate; one field, one flag of ``hessabs evaluate``."""
 
@@ -97,7 +98,8 @@ def make_evaluation(
     resident: list[Any] = []
 
     def batches() -> Iterator[Any]:
-        return (jax.device_put(split_whole(batch, mesh)) for batch in read(source, batch_size, fill=True))
+        every = read(source, batch_size, fill=True)
+        return (jax.device_put(batch) if mesh is None else split_whole(batch, mesh) for batch in every)
 
     def evaluation(params: Params, model_state: Any) -> dict[str, float]:
         if is_small and not resident:
