@@ -49,13 +49,14 @@ def files(workdir):
 
 def test_numbers_files_and_transfer(tmp_path):
     run, other = kinds.images(), kinds.images(1)
-    transfer = SMALL._replace(source="other")
+    transfer = SMALL._replace(source="other", attack="fgsm")
     attack(*run[:3], tmp_path, SMALL)
     attack(*run[:3], tmp_path, transfer, other[:3])
     for options, maker in ((SMALL, run), (transfer, other)):  # a later table has left the earlier one alone
         name = stem(options)
         record = json.loads((tmp_path / f"{name}.json").read_text())
-        assert [row["attack"] for row in record["rows"]] == ["clean", *["fgsm", "pgd", "worst case"] * 2]
+        names = ["fgsm", "pgd", "worst case"] if options is SMALL else ["fgsm"]
+        assert [row["attack"] for row in record["rows"]] == ["clean", *names * 2]
         assert record["images"] == 80
         for row in record["rows"]:
             if row["attack"] == "fgsm":

@@ -48,7 +48,7 @@ def test_eigenvalues_are_those_of_the_dense_hessian_by_the_weight_of_the_loss(tm
 
 def test_a_plain_task_with_everything(tmp_path, monkeypatch):
     run = kinds.plain()
-    options = Options(top=2, batch_size=16, per_example=2, density=True, landscape=True, block="w")
+    options = Options(top=2, batch_size=25, per_example=2, density=True, landscape=True, block="w")
     record = spectrum.spectrum(*run[:3], tmp_path, options)
     flat, loss, matrix = dense(run, run.task.train, 50)
     values, vectors = np.linalg.eigh(matrix)
@@ -73,7 +73,7 @@ def test_a_plain_task_with_everything(tmp_path, monkeypatch):
         patch.setattr(curvature, "spectral_density", lambda *args, **kwargs: 1 / 0)
         again = spectrum.spectrum(*run[:3], tmp_path, options._replace(landscape=False))
     assert again["density"] == record["density"]
-    spectrum.spectrum(*run[:3], tmp_path, Options(top=1, batch_size=16))
+    spectrum.spectrum(*run[:3], tmp_path, Options(top=1, batch_size=25))
     assert len(list(tmp_path.glob("spectrum-*.json"))) == 3
 
 
