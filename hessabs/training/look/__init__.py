@@ -1,1 +1,1 @@
-"""Looking at a network, of which the task and the params are all that is needed."""
+"""Looking at a network, of its task and params alone: evaluation, curvature, attacks, predictions, reports."""

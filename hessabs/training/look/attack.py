@@ -17,7 +17,7 @@ import numpy as np
 
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.norms import Norm, check_norm
-from hessabs.attacks.outcomes import CLEAN, Clean, Outcome
+from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs
 from hessabs.training import files
 from hessabs.training.fields import number
@@ -28,15 +28,7 @@ from hessabs.training.progress import Progress
 from hessabs.training.task import Task, attack_loss
 from hessabs.typing import LossFn, Params
 
-COLUMNS = (
-    "attack",
-    "epsilon",
-    "accuracy",
-    "mean_relative",
-    "max_relative",
-    "seconds_per_image",
-    "seconds_compile",
-)
+COLUMNS = tuple(name for name in Evaluation._fields if name not in ("withstood", "non_finite"))
 _SUMS = ("seconds", "seconds_compile")
 _STEM_LENGTH = 60  # of the names in a file name
 _SHOWN = 6  # images of each chunk that are kept for the sheet
@@ -143,8 +135,7 @@ def attack(
 
 
 def stem(options: Options) -> str:
-    """Return the name of the files that are written, without what follows the point; other options, another
-    one.
+    """Return the name of the files without what follows the point; other options have another one.
 
     Example:
       >>> stem(Options(attack="fgsm,pgd"))  # doctest: +ELLIPSIS
@@ -285,5 +276,5 @@ def _sheet(title: str, task: Task, part: dict[str, Any], epsilon: float) -> pict
     if not within.any() or len(shape) != 4 or shape[-1] not in (1, 3) or task.bounds is None:
         return None
     low, high = task.bounds
-    images = [(part[name][within] - low) / (high - low) for name in ("clean", "attacked")]
-    return pictures.Sheet(title, *images, part["before"][within], part["after"][within])
+    clean, attacked = ((part[name][within] - low) / (high - low) for name in ("clean", "attacked"))
+    return pictures.Sheet(title, clean, attacked, part["before"][within], part["after"][within])

@@ -98,7 +98,8 @@ def make_evaluation(
     resident: list[Any] = []
 
     def batches() -> Iterator[Any]:
-        return (jax.device_put(split_whole(batch, mesh)) for batch in read(source, batch_size, fill=True))
+        every = read(source, batch_size, fill=True)
+        return (jax.device_put(batch) if mesh is None else split_whole(batch, mesh) for batch in every)
 
     def evaluation(params: Params, model_state: Any) -> dict[str, float]:
         if is_small and not resident:

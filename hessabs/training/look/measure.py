@@ -30,13 +30,12 @@ Track = Callable[[Params, Any, Params], dict[str, float]]
 
 
 def make_measure(task: Task, batch: Any, *, max_iters: int, rtol: float, mesh: Mesh | None = None) -> Measure:
-    """Make a function that measures the top Hessian eigenvalue on a fixed batch, as it is read, with its
-    weight.
+    """Make a function that measures the top Hessian eigenvalue on a fixed batch as it is read.
 
     Pass the last eigenvector as ``v0``. Of a ``block`` (as ``curvature.restrict`` takes it) the other leaves of
     the vector stay those of ``v0``.
     """
-    on_device = jax.jit(task.prepare)(jax.device_put(split_whole(batch, mesh)))
+    on_device = jax.jit(task.prepare)(jax.device_put(batch) if mesh is None else split_whole(batch, mesh))
 
     def measure(
         params: Params, model_state: Any, v0: Params, block: str | None = None

@@ -58,7 +58,7 @@ def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, An
 
 
 def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: str = "") -> bool:
-    """Draw what ``hessabs train --track`` recorded by epoch, a panel for each unit; False if there is nothing."""
+    """Draw what ``hessabs train --track`` recorded, a panel for each unit; False if there is nothing."""
     panels = []
     for label, fields in TRACKED_PANELS:
         lines = {name: _points(records, field, positive=True) for field, name in fields.items()}

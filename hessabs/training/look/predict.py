@@ -30,8 +30,7 @@ def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_
       task: What was learnt; it has ``logits`` of classes, and its inputs are continuous (images).
       params: The params.
       model_state: The other state of the network; {} without any.
-      inputs: As the data of the task has them: images uint8, or float32 that are scaled already, shape (n,
-        ...).
+      inputs: As the data of the task has them: images uint8, or float32 scaled already, shape (n, ...).
       batch_size: Inputs in one pass of the network.
 
     Returns:
@@ -48,11 +47,8 @@ def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_
       >>> predict(task, *task.init(jax.random.key(0)), digits.test["image"][:3]).shape
       (3, 10)
     """
-    if task.logits is None or not task.attackable:
-        raise ValueError(
-            f"The task {task.name} predicts no classes: it needs `logits` and continuous inputs (`bounds`)."
-        )
-    inputs, example = np.asarray(inputs), task.test.take(np.arange(1))
+    example = _example(task)
+    inputs = np.asarray(inputs)
     shape = example[task.inputs_key].shape[1:]
     if not len(inputs) or inputs.shape[1:] != shape:
         raise ValueError(
@@ -76,9 +72,7 @@ def predict_files(
     """Predict the class of images in files: a row each, of ``image``, ``class``, ``label``, ``probability`` and
     the ``probabilities`` of all classes.
     """
-    shape = task.test.take(np.arange(1))[task.inputs_key].shape[1:]
-    if not task.attackable or len(shape) != 3:
-        raise ValueError(f"The task {task.name} predicts no classes of images (height, width, channels).")
+    shape = _example(task)[task.inputs_key].shape[1:]
     images = np.stack([data.read_image(pathlib.Path(file), shape, resize) for file in files])
     rows = []
     for file, row in zip(files, predict(task, params, model_state, images), strict=True):
@@ -94,6 +88,14 @@ def predict_files(
             }
         )
     return rows
+
+
+def _example(task: Task) -> Any:
+    if not task.attackable:
+        raise ValueError(
+            f"The task {task.name} predicts no classes: it needs `logits` and continuous inputs (`bounds`)."
+        )
+    return task.test.take(np.arange(1))
 
 
 def check_output(path: pathlib.Path | None) -> None:

@@ -153,8 +153,8 @@ def _curves(runs: Sequence[Finished]) -> str:
 
 
 def _figure(png: bytes, caption: str) -> str:
-    image, text = base64.b64encode(png).decode(), html.escape(caption)
-    return f'<figure><img src="data:image/png;base64,{image}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    source, text = f"data:image/png;base64,{base64.b64encode(png).decode()}", html.escape(caption)
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

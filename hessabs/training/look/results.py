@@ -1,6 +1,5 @@
 """Finished runs of a folder, their mean and spread over seeds, and tables of them."""
 
-import csv
 import json
 import math
 import pathlib
@@ -146,8 +145,7 @@ def table(groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> list[
 
 
 def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay summaries out by the name of their run as an aligned table in Markdown, without what none of them
-    has.
+    """Lay summaries out, by run, as an aligned table in Markdown, without what none of them has.
 
     The seconds include those of compiling, which stand beside them.
 
@@ -159,32 +157,18 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
       | bl     |  90.00 |   1,200 |         128 |     1.0 |       0.5 |
     """
     groups = [Group(name, [Finished(name, "", each, pathlib.Path())]) for name, each in summaries.items()]
-    rows = [[name, *cells] for name, _, *cells in table(groups, _SUMMARY)]
-    rows[0][0] = "method"
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust, *[str.rjust] * (len(widths) - 1)]
-    aligned = [[side(*cell) for side, *cell in zip(sides, row, widths, strict=True)] for row in rows]
-    aligned[0] = [text.strip().ljust(width) for text, width in zip(aligned[0], widths, strict=True)]
-    lines = markdown(aligned)
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[2:]])
+    (_, _, *titles), *rows = table(groups, _SUMMARY)
+    columns = list(zip(["method", *titles], *([name, *cells] for name, _, *cells in rows), strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    aligned = [
+        [title.ljust(width), *(text.rjust(width) if number else text.ljust(width) for text in cells)]
+        for number, ((title, *cells), width) in enumerate(zip(columns, widths, strict=True))
+    ]
+    head, _, *lines = markdown(list(zip(*aligned, strict=True)))
+    return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines])
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Write rows, the first of which is the head, as the lines of a table in Markdown."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
-
-
-def write_csv(path: pathlib.Path, groups: Sequence[Group], columns: Sequence[Column] = COLUMNS) -> None:
-    """Write mean and standard deviation of each group, a line each, unrounded; empty where there is none."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        pairs = [name for column in columns for name in (column.field, f"{column.field}_std")]
-        writer.writerow(["run", "commit", "runs", "diverged", *pairs])
-        for g in groups:
-            numbers: list[float | str] = []
-            for column in columns:
-                values = g.values(column.field)
-                numbers.append(statistics.mean(values) if values else "")
-                numbers.append(statistics.stdev(values) if len(values) > 1 else "")
-            writer.writerow([g.name, g.runs[0].commit, len(g.runs), g.diverged, *numbers])

@@ -8,6 +8,7 @@ eigenvalues from a saved Krylov state, a density at its next probe, a landscape 
 """
 
 import csv
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -89,16 +90,16 @@ def spectrum(
         paths.partition(params, block)  # so that a path that leads nowhere is found out first
     rows: list[dict[str, Any]] = []
     for name in sets:
-        rows += _of_set(shared, name)
+        rows += _of_set(shared, name, name)
         if block:
             what = "last layer" if options.block == "last" else block
-            rows += _of_block(shared, name, block, f"{name}, {what}")
+            rows += _of_set(shared, name, f"{name}, {what}", block)
     rows += _of_examples(shared, example_key)
     record: dict[str, Any] = {**options._asdict(), "eigenvalues": rows}
     path = workdir / stem(options)
     if options.density:
         density = _density(shared, density_key)
-        curvature.draw_density(density, _picture(path, "density"), title="training set")
+        curvature.draw_density(density, _picture(path, "_density"), title="training set")
         record["density"] = {name: np.asarray(value).tolist() for name, value in density._asdict().items()}
     _write(path, record, rows)
     if options.landscape:
@@ -108,8 +109,7 @@ def spectrum(
 
 
 def stem(options: Options) -> str:
-    """Return the name of the files that are written, without what follows the point; other options, another
-    one.
+    """Return the name of the files without what follows the point; other options have another one.
 
     Example:
       >>> stem(Options(top=3)) == stem(Options(top=3, save_seconds=0.0)) != stem(Options(top=4))
@@ -150,30 +150,24 @@ def _once(shared: _Shared, name: str, compute: Callable[[], dict[str, Any]]) -> 
     return found
 
 
-def _of_set(shared: _Shared, name: str) -> list[dict[str, Any]]:
-    with_directions = shared.options.landscape and name == "training"
+def _of_set(shared: _Shared, name: str, label: str, block: str = "") -> list[dict[str, Any]]:
+    options, with_directions = shared.options, shared.options.landscape and label == "training"
 
     def compute() -> dict[str, Any]:
-        with Progress(shared.num_examples(name) * shared.options.max_matvecs) as bar:
-            operator = _operator(shared, name, bar)
-            result = _solve(shared, name, operator, shared.start, shared.options.top)
+        with Progress(shared.num_examples(name) * options.max_matvecs) as bar:
+            operator, start = _operator(shared, name, bar), shared.start
+            if block:
+                operator = curvature.restrict(operator, shared.params, block)
+                start, _ = paths.partition(start, block)
+            k = min(options.top, sum(x.size for x in jax.tree.leaves(start)))
+            result = solve(shared.folder, label, shared.identity, operator, start, k, options)
         if with_directions:
-            leaves = jax.tree.leaves(jax.tree.map(lambda x: np.asarray(x[:2]), result.eigenvectors))
-            cache.keep(shared.folder, _DIRECTIONS, shared.identity, {str(i): x for i, x in enumerate(leaves)})
-        return {"rows": _rows(name, result)}
+            first = {str(i): x[:2] for i, x in enumerate(jax.tree.leaves(result.eigenvectors))}
+            cache.keep(shared.folder, _DIRECTIONS, shared.identity, first)
+        return {"rows": _rows(label, result)}
 
     if with_directions and _directions(shared) is None:
         cache.drop(shared.folder, name)
-    return list(_once(shared, name, compute)["rows"])
-
-
-def _of_block(shared: _Shared, name: str, block: str, label: str) -> list[dict[str, Any]]:
-    def compute() -> dict[str, Any]:
-        operator = curvature.restrict(_operator(shared, name), shared.params, block)
-        start, _ = paths.partition(shared.start, block)
-        size = sum(x.size for x in jax.tree.leaves(start))
-        return {"rows": _rows(label, _solve(shared, label, operator, start, min(shared.options.top, size)))}
-
     return list(_once(shared, label, compute)["rows"])
 
 
@@ -189,8 +183,9 @@ def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
         def compute(index: int = index, label: str = label) -> dict[str, Any]:
             one = {**shared.sets["training"].take(np.array([index])), "weight": np.ones(1, np.float32)}
             operator = curvature.hessian(loss_fn, shared.params, one, linearize=True)
-            solver = {"rtol": options.rtol, "max_matvecs": options.max_matvecs}
-            return {"rows": _rows(label, curvature.eigsh(operator, shared.start, options.top, **solver))}
+            k = min(options.top, sum(x.size for x in jax.tree.leaves(shared.params)))
+            solver = functools.partial(curvature.eigsh, rtol=options.rtol, max_matvecs=options.max_matvecs)
+            return {"rows": _rows(label, solver(operator, shared.start, k))}
 
         rows += _once(shared, label, compute)["rows"]
     return rows
@@ -207,8 +202,12 @@ def _density(shared: _Shared, key: jax.Array) -> curvature.SpectralDensity:
             return curvature.spectral_density(operator, shared.params, one, **options)._asdict()
 
         probes.append(curvature.SpectralDensity(**_once(shared, f"density-{number}", compute)))
-    *arrays, counts = zip(*probes, strict=True)
-    return curvature.SpectralDensity(*map(np.concatenate, arrays), num_matvecs=sum(counts))
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(probe, name) for probe in probes])
+
+    arrays = {name: joined(name) for name in ("nodes", "weights", "diagonal", "off_diagonal")}
+    return curvature.SpectralDensity(**arrays, num_matvecs=sum(probe.num_matvecs for probe in probes))
 
 
 def _landscapes(shared: _Shared, path: pathlib.Path) -> dict[str, list[Any]]:
@@ -234,7 +233,7 @@ def _landscapes(shared: _Shared, path: pathlib.Path) -> dict[str, list[Any]]:
             values=known["values"],
             on_point=keep,
         )
-        curvature.draw_landscape(result, _picture(path, name), title="training loss along eigenvectors")
+        curvature.draw_landscape(result, _picture(path, f"_{name}"), title="training loss along eigenvectors")
         losses[name] = result.values.tolist()
     cache.drop(shared.folder, _DIRECTIONS)  # as large as two networks
     return losses
@@ -258,10 +257,6 @@ def _operator(shared: _Shared, name: str, bar: Progress | None = None) -> MatVec
     )
 
 
-def _solve(shared: _Shared, name: str, matvec: MatVec, v0: Params, k: int) -> curvature.EigshResult:
-    return solve(shared.folder, name, shared.identity, matvec, v0, k, shared.options)
-
-
 def solve(
     folder: pathlib.Path, name: str, identity: str, matvec: MatVec, v0: Params, k: int, options: Any
 ) -> curvature.EigshResult:
@@ -282,27 +277,19 @@ def solve(
         cache.drop(folder, _KRYLOV, but=identity)
         saved_at = time.perf_counter()
 
-    state = _saved_state(folder, name, identity, sum(x.size for x in jax.tree.leaves(v0)))
-    solver = {"rtol": options.rtol, "max_matvecs": options.max_matvecs}
-    result = curvature.eigsh(matvec, v0, k, state=state, save=save, **solver)
+    state, fields = None, cache.find(folder, _KRYLOV, identity)
+    if fields is not None:
+        shape, rows = fields["basis"].shape, len(fields["projected"])
+        if shape != (fields["built"], sum(x.size for x in jax.tree.leaves(v0))) or shape[0] > rows:
+            files.say(f"The saved state of {name} is left aside: its basis has the shape {shape}.")
+        else:
+            files.say(f"{name}: going on after {fields['num_matvecs']} products.")
+            fields["basis"] = np.pad(fields["basis"], ((0, rows - shape[0]), (0, 0)))
+            state = curvature.KrylovState(**fields)
+    limits = {"rtol": options.rtol, "max_matvecs": options.max_matvecs}
+    result: curvature.EigshResult = curvature.eigsh(matvec, v0, k, state=state, save=save, **limits)
     cache.drop(folder, _KRYLOV)
     return result
-
-
-def _saved_state(folder: pathlib.Path, name: str, identity: str, size: int) -> curvature.KrylovState | None:
-    fields = cache.find(folder, _KRYLOV, identity)
-    if fields is None:
-        return None
-    rows, built, basis = len(fields["projected"]), int(fields["built"]), fields["basis"]
-    if basis.shape != (built, size) or built > rows:
-        files.say(
-            f"The state of {name} is left aside: its basis has shape {basis.shape}, not ({built}, {size})."
-        )
-        return None
-    files.say(f"{name}: going on after {int(fields['num_matvecs'])} products.")
-    whole = np.zeros((rows, size), basis.dtype)
-    whole[:built] = basis
-    return curvature.KrylovState(**{**fields, "basis": whole})
 
 
 def _directions(shared: _Shared) -> Any:
@@ -325,21 +312,18 @@ def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[dict[str, 
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    values: dict[str, dict[str, list[float]]] = {"": {}, "examples": {}}
-    for row in rows:
-        kind = "examples" if row["matrix"].startswith(_SINGLE) else ""
-        values[kind].setdefault(row["matrix"], []).append(row["eigenvalue"])
-    for kind, title in (
-        ("", "largest Hessian eigenvalues"),
-        ("examples", "largest Hessian eigenvalues of single examples"),
-    ):
-        if values[kind]:
-            spectra = {name: np.array(each) for name, each in values[kind].items()}
-            curvature.draw_spectra(spectra, _picture(path, kind), title=title)
+    names = dict.fromkeys(row["matrix"] for row in rows)
+    spectra = {n: np.array([row["eigenvalue"] for row in rows if row["matrix"] == n]) for n in names}
+    single = {name: values for name, values in spectra.items() if name.startswith(_SINGLE)}
+    whole = {name: values for name, values in spectra.items() if name not in single}
+    curvature.draw_spectra(whole, _picture(path, ""), title="largest Hessian eigenvalues")
+    if single:
+        title = "largest Hessian eigenvalues of single examples"
+        curvature.draw_spectra(single, _picture(path, "_examples"), title=title)
     epochs = path.with_name(files.METRICS)
     if epochs.exists():
         draw_tracked(path.with_name("tracked.png"), files.read_lines(epochs), title="by epoch")
 
 
 def _picture(path: pathlib.Path, kind: str) -> pathlib.Path:
-    return path.with_name(f"{path.name}_{kind}.png" if kind else f"{path.name}.png")
+    return path.with_name(f"{path.name}{kind}.png")

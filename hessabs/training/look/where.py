@@ -17,10 +17,10 @@ class Where(NamedTuple):
 
 def open_run(where: Where) -> Any:
     """Read a finished run: ``(task, params, model_state, record)``."""
-    from hessabs.training.trained import load_trained
-
     if where.workdir is None:
         raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
+    from hessabs.training.trained import load_trained
+
     named = {name: getattr(where, name) for name in ("task", "model", "dataset", "data_dir")}
     flags = {name: value for name, value in named.items() if value is not None}
     return load_trained(pathlib.Path(where.workdir), flags=flags, average=where.ema)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -88,3 +89,9 @@ def descend(task, seed, *, steps, lr):
     for _ in range(steps):
         params = step(params)
     return Run(task, params, model_state, {})
+
+
+def places(params, name):
+    """Where the params of a layer lie in the vector of all."""
+    chosen = {n: jax.tree.map(lambda x, n=n: 0 * x + (n == name), params[n]) for n in params}
+    return np.flatnonzero(jax.flatten_util.ravel_pytree(chosen)[0])

@@ -1,92 +1,84 @@
-"""The attack command on trained runs: files, numbers, what a kill leaves, and complaints."""
+"""The attack command on trained networks: files, numbers, what a kill leaves, and complaints."""
 
 import csv
 import json
-import os
-import pathlib
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
-from hessabs.training.analysis import finished
-from hessabs.training.analysis.attack import Options, attack, stem
-from hessabs.training.analysis.trained import load_trained
 
 from hessabs import attacks, cli
-from hessabs.attacks import losses
-from hessabs.training import metrics
+from hessabs.attacks import losses, outcomes
+from hessabs.training import tasks
+from hessabs.training.look import cache, pictures
+from hessabs.training.look.attack import Options, attack, stem
+from hessabs.training.look.menu import MENU, make
+from tests.training.look import kinds
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-SMALL = {"attack": "fgsm,pgd", "epsilon": "0.03,0.1", "steps": 5, "num_examples": 80, "batch_size": 40}
+SMALL = Options(attack="fgsm,pgd", epsilon="0.03,0.1", steps=5, num_examples=80, batch_size=40)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Two short runs."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        flags = ["--dataset=digits", "--method=bl", "--epochs=1", "--lr_decay_epochs=", f"--seed={seed}"]
-        assert cli.main(["train", *flags, f"--workdir={folder / str(seed)}"]) == 0
-    return folder
+@pytest.fixture
+def no_pictures(monkeypatch):
+    for name in ("draw_accuracy", "draw_sheet"):
+        monkeypatch.setattr(pictures, name, lambda *args: None)
+
+
+def batch_of(run):
+    examples = run.task.test.take(np.arange(80))
+    return {"image": examples["image"].astype(np.float32) / 255, "label": examples["label"]}
 
 
 def logits(run, images):
-    return run.model.apply({"params": run.params, **run.model_state}, images, train=False)
+    return kinds.Small().apply({"params": run.params}, images)
 
 
 def withstood(run, maker, epsilon):
-    """The accuracy of a run under FGSM made on another one, counted by hand on the first 80 test images."""
-    image, label = run.dataset.test["image"][:80], run.dataset.test["label"][:80]
-    batch = {"image": image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1), "label": label}
+    """The accuracy of a network under FGSM made on another one, counted by hand on the first 80 test images."""
+    batch = batch_of(run)
     loss_fn = losses.cross_entropy(lambda params, x: logits(maker, x))
     got = attacks.fgsm(epsilon)(loss_fn, None, batch)["image"]
-    clean, moved = (np.argmax(np.asarray(logits(run, x)), axis=-1) == label for x in (batch["image"], got))
-    return (clean & moved).mean()
+    predicted = [np.argmax(np.asarray(logits(run, x)), axis=-1) for x in (batch["image"], got)]
+    return float(np.all([p == batch["label"] for p in predicted], axis=0).mean())
 
 
-def test_numbers_files_and_transfer(runs, capsys):
-    run, other = load_trained(runs / "0"), load_trained(runs / "1")
-    flags = [f"--{name}={value}" for name, value in SMALL.items()]
-    assert cli.main(["attack", f"--workdir={runs / '0'}", *flags]) == 0
-    assert "worst case" in capsys.readouterr().out
-    assert cli.main(["attack", f"--workdir={runs / '0'}", *flags, f"--source={runs / '1'}"]) == 0
-    assert cli.main(["attack", f"--workdir={runs / '0'}", "--attack=fgsm", "--epsilon=8/255"]) == 0
-    options = Options(**SMALL)
-    assert json.loads((runs / "0" / f"{stem(Options('fgsm', '8/255'))}.json").read_text())["rows"][1][
-        "epsilon"
-    ] == pytest.approx(0.031372549, rel=1e-8)
-    kinds = ((stem(options), run), (stem(options._replace(source=str(runs / "1"))), other))
-    for name, maker in kinds:  # a later table has left the earlier ones alone
-        record = json.loads((runs / "0" / f"{name}.json").read_text())
-        assert [row["attack"] for row in record["rows"]] == ["clean", *["fgsm", "pgd", "worst case"] * 2]
+def files(workdir):
+    return {path.name: path.stat().st_mtime_ns for path in (workdir / cache.FOLDER).glob("*.npz")}
+
+
+def test_numbers_files_and_transfer(tmp_path):
+    run, other = kinds.images(), kinds.images(1)
+    transfer = SMALL._replace(source="other", attack="fgsm")
+    attack(*run[:3], tmp_path, SMALL)
+    attack(*run[:3], tmp_path, transfer, other[:3])
+    for options, maker in ((SMALL, run), (transfer, other)):  # a later table has left the earlier one alone
+        name = stem(options)
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        names = ["fgsm", "pgd", "worst case"] if options is SMALL else ["fgsm"]
+        assert [row["attack"] for row in record["rows"]] == ["clean", *names * 2]
         assert record["images"] == 80
         for row in record["rows"]:
             if row["attack"] == "fgsm":
                 assert row["accuracy"] == pytest.approx(withstood(run, maker, row["epsilon"]), abs=1e-6)
                 assert 0 < row["mean_relative"] <= row["max_relative"]
                 assert row["seconds_per_image"] > 0
-        with (runs / "0" / f"{name}.csv").open() as file:
+        with (tmp_path / f"{name}.csv").open() as file:
             assert len(list(csv.DictReader(file))) == len(record["rows"])
         for picture in (f"{name}.png", f"{name}_sheet.png"):
-            assert (runs / "0" / picture).read_bytes().startswith(b"\x89PNG")
+            assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("keep_fallen", [True, False])
-def test_what_fell_at_a_smaller_epsilon_stays_fallen_unless_told_otherwise(runs, keep_fallen):
-    run = load_trained(runs / "0")
-    image, label = run.dataset.test["image"][:80], run.dataset.test["label"][:80]
-    batch = {"image": image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1), "label": label}
+@pytest.mark.parametrize("keep_fallen", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_fell_at_a_smaller_epsilon_stays_fallen_unless_told_otherwise(no_pictures, tmp_path, keep_fallen):
+    run = kinds.images()
     loss_fn = losses.cross_entropy(lambda params, x: logits(run, x))
+    epsilons = [0.9, 0.3, 0.1]
     want = attacks.evaluate(
-        loss_fn, None, batch, {"fgsm": attacks.fgsm}, [0.9, 0.3, 0.1], keep_fallen=keep_fallen
+        loss_fn, None, batch_of(run), {"fgsm": attacks.fgsm}, epsilons, keep_fallen=keep_fallen
     )
-    options = Options(**{**SMALL, "attack": "fgsm", "epsilon": "0.9,0.3,0.1"})
-    got = attack(runs / "0", options if keep_fallen else options._replace(keep_fallen=False))
+    options = SMALL._replace(attack="fgsm", epsilon="0.9,0.3,0.1", keep_fallen=keep_fallen)
+    got = attack(*run[:3], tmp_path, options)
     accuracies = [row["accuracy"] for row in got["rows"]]
     assert accuracies == [row.accuracy for row in want]
     assert got["warnings"] == []
@@ -94,97 +86,118 @@ def test_what_fell_at_a_smaller_epsilon_stays_fallen_unless_told_otherwise(runs,
         assert accuracies == [accuracies[0], *sorted(accuracies[1:])]
 
 
+def test_an_interruption_loses_no_finished_chunk(no_pictures, tmp_path, monkeypatch):
+    run, options = kinds.images(), Options(attack="fgsm", epsilon="0.05,0.1", num_examples=80, batch_size=20)
+    attack_batch, calls = outcomes.run, []
+
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return attack_batch(*args, **kwargs)
+
+    monkeypatch.setattr(outcomes, "run", dying)
+    with pytest.raises(KeyboardInterrupt):
+        attack(*run[:3], tmp_path, options)
+    kept = files(tmp_path)
+    assert len(kept) == 4 + 5  # clean, the first epsilon, and the first chunk of the second one
+    resumed = attack(*run[:3], tmp_path, options)
+    assert len(calls) == 6 + 3
+    assert kept.items() <= files(tmp_path).items()
+    monkeypatch.setattr(outcomes, "run", lambda *args, **kwargs: 1 / 0)
+    assert attack(*run[:3], tmp_path, options)["rows"] == resumed["rows"]
+    assert [row["accuracy"] for row in resumed["rows"][1:]] == [withstood(run, run, e) for e in (0.05, 0.1)]
+
+
+def test_another_network_or_other_options_find_nothing(no_pictures, tmp_path):
+    options = Options(attack="fgsm", epsilon="0.1", num_examples=20)
+    attack(*kinds.images()[:3], tmp_path, options)
+    first = set(files(tmp_path))
+    attack(*kinds.images()[:3], tmp_path, options._replace(norm="l2"))
+    assert len(files(tmp_path)) == 2 * len(first) == 4
+    (tmp_path / "other").mkdir()
+    want = attack(*kinds.images(1)[:3], tmp_path / "other", options)["rows"]
+    got = attack(*kinds.images(1)[:3], tmp_path, options)["rows"]
+    assert [row["accuracy"] for row in got] == [row["accuracy"] for row in want]
+    assert len(files(tmp_path)) == 6
+    task, params, model_state, _ = kinds.images()
+    attack(task._replace(settings={"model": "another"}), params, model_state, tmp_path, options)
+    assert len(files(tmp_path)) == 8
+
+
 @pytest.mark.slow
-def test_a_kill_loses_no_finished_chunk(runs, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(runs / "0", workdir)
-    shutil.rmtree(workdir / metrics.ATTACKS, ignore_errors=True)
-    options = {**SMALL, "epsilon": "0.1", "restarts": 2, "batch_size": 8}
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "hessabs.cli", "attack", f"--workdir={workdir}", *flags]
-    root = str(pathlib.Path(cli.__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list((workdir / metrics.ATTACKS).glob("pgd-*.npz")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in (workdir / metrics.ATTACKS).glob("*.npz")}
-    assert process.returncode == -signal.SIGKILL
-    assert len(kept) < 3 * 10  # clean, fgsm and pgd on 10 chunks
-    resumed = attack(workdir, Options(**options))
-    after = {path.name: path.stat().st_mtime_ns for path in (workdir / metrics.ATTACKS).glob("*.npz")}
-    assert len(after) == 3 * 10
-    assert kept.items() <= after.items()
-    shutil.rmtree(workdir / metrics.ATTACKS)
-    whole = attack(workdir, Options(**options))
-    for got, want in zip(resumed["rows"], whole["rows"], strict=True):
-        times = {"seconds_per_image": 0, "seconds_compile": 0}
-        assert {**got, **times} == {**want, **times}
-
-
-def test_compilation_is_no_time_of_an_image(runs, tmp_path):
+def test_compilation_is_no_time_of_an_image(tmp_path):
     # Two epsilons of one attack do the same work; the first one alone compiles.
-    workdir = tmp_path / "run"
-    shutil.copytree(runs / "0", workdir)
-    shutil.rmtree(workdir / metrics.ATTACKS, ignore_errors=True)
     jax.clear_caches()
     options = Options(attack="bim", epsilon="0.11,0.12", steps=7, num_examples=50, batch_size=50)
-    first, second = attack(workdir, options)["rows"][1:]
+    first, second = attack(*kinds.images()[:3], tmp_path, options)["rows"][1:]
     assert first["seconds_compile"] > 0.2
     assert second["seconds_compile"] < first["seconds_compile"] / 4
     # 50 images: what it compiled for, counted as theirs, would be most of their time.
     assert 50 * first["seconds_per_image"] < first["seconds_compile"]
 
 
-def test_another_network_or_other_options_find_nothing(runs, tmp_path):
-    options = Options(attack="fgsm", epsilon="0.1", num_examples=20)
-    workdir = tmp_path / "run"
-    shutil.copytree(runs / "0", workdir)
-    shutil.rmtree(workdir / metrics.ATTACKS, ignore_errors=True)
-    attack(workdir, options)
-    first = set((workdir / metrics.ATTACKS).iterdir())
-    attack(workdir, options._replace(norm="l2"))
-    second = set((workdir / metrics.ATTACKS).iterdir())
-    assert len(second) == 2 * len(first) == 4
-    shutil.rmtree(workdir / metrics.PARAMS)
-    shutil.copytree(runs / "1" / metrics.PARAMS, workdir / metrics.PARAMS)
-    want = attack(runs / "1", options)["rows"]
-    got = attack(workdir, options)["rows"]
-    assert [row["accuracy"] for row in got] == [row["accuracy"] for row in want]
-    assert len(set((workdir / metrics.ATTACKS).iterdir())) == 6
+def test_inputs_of_another_name_shape_and_range(no_pictures, tmp_path):
+    # One coordinate decides, and the bounds keep it from falling: both are those of the task.
+    import flax.linen as nn
+
+    class Line(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(x)
+
+    x = np.array([[2.5, 0.0], [2.9, 0.0], [1.0, 0.0], [-3.0, 0.0]], np.float32)
+    examples = {"point": x, "kind": np.array([1, 1, 1, 0], np.int32)}
+
+    def loss(outputs, batch):
+        return tasks.classification(outputs, {**batch, "label": batch["kind"]})
+
+    fields = {"bounds": (-3.0, 3.0), "label_key": "kind", "num_classes": 2}
+    task = tasks.linen(Line(), (examples, examples), inputs="point", loss=loss, **fields)
+    kernel = np.array([[-1.0, 1.0], [0.0, 0.0]], np.float32)
+    params = {"Dense_0": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}
+    record = attack(task, params, {}, tmp_path, Options(attack="fgsm", epsilon="2.6,4"))
+    assert [row["accuracy"] for row in record["rows"]] == [1.0, 0.5, 0.0]
+    assert not list(tmp_path.glob("*_sheet.png"))  # points are no images
 
 
-def test_a_file_that_is_damaged_counts_for_nothing(tmp_path):
-    arrays = {"stands": np.array([True, False])}
-    identity = finished.identify(what="pgd", epsilon=0.1)
-    finished.keep(tmp_path, "pgd", identity, arrays)
-    np.testing.assert_array_equal(finished.find(tmp_path, "pgd", identity)["stands"], arrays["stands"])
-    assert finished.find(tmp_path, "pgd", finished.identify(what="pgd", epsilon=0.2)) is None
-    (path,) = tmp_path.iterdir()
-    for damaged in (path.read_bytes()[:-30], b"", b"\x80\x04K\x01."):
-        path.write_bytes(damaged)
-        assert finished.find(tmp_path, "pgd", identity) is None
-
-
-def test_digests_tell_shapes_dtypes_and_values_apart():
-    trees = [{"a": np.zeros(2)}, {"b": np.zeros(2)}, {"a": np.zeros((2, 1))}, {"a": np.zeros(4, np.float32)}]
-    assert len({finished.digest(tree) for tree in [*trees, {"a": np.array([0.0, 1.0])}]}) == 5
-
-
-def test_zero_gradients_are_said_in_one_line(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "hessabs.training.analysis.attack_chunks.evaluation_logits",
-        lambda model, state: lambda params, x: jax.lax.stop_gradient(model.apply({"params": params}, x)),
-    )
-    workdir = tmp_path / "run"
-    shutil.copytree(runs / "0", workdir)
-    flags = ["--attack=fgsm", "--epsilon=0.1", "--num_examples=20"]
-    shutil.rmtree(workdir / metrics.ATTACKS, ignore_errors=True)
-    assert cli.main(["attack", f"--workdir={workdir}", *flags]) == 0
-    error = capsys.readouterr().err
+def test_zero_gradients_are_said_in_one_line(no_pictures, tmp_path, monkeypatch, capsys):
+    task, params, model_state, record = kinds.images()
+    flat = task._replace(logits=lambda *args: jax.lax.stop_gradient(task.logits(*args)))
+    run = (flat, params, model_state, record)
+    monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: run)
+    flags = ["--attack=fgsm", "--epsilon=8/255", "--num_examples=20"]
+    assert cli.main(["attack", f"--workdir={tmp_path}", *flags]) == 0
+    out, error = capsys.readouterr()
     assert "rightly classified examples is zero" in error
     assert error.count("warning: ") == 1
+    assert out.splitlines()[2].split()[:2] == ["fgsm", "0.03137"]
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_every_attack_is_made_with_the_bounds_and_the_key_of_the_task(monkeypatch, name):
+    entry, options, got = MENU[name], Options(norm=MENU[name].norms[0]), {}
+
+    def factory(*args, **kwargs):
+        got.update(kwargs)
+        return entry.factory(*args, **kwargs)
+
+    monkeypatch.setitem(MENU, name, entry._replace(factory=factory))
+    assert callable(make(name, 0.1, options, bounds=(-1.0, 1.0), inputs_key="x"))
+    assert got.keys() >= {"bounds", "inputs_key", *entry.reads}
+
+
+def test_tokens_and_plain_tasks_are_refused(tmp_path):
+    for kind in (kinds.tokens, kinds.plain):
+        with pytest.raises(ValueError, match="cannot be attacked: its inputs are not continuous"):
+            attack(*kind()[:3], tmp_path, Options(attack="fgsm"))
+    other = kinds.images()
+    examples = {"image": np.ones((4, 3, 3, 1), np.float32), "label": np.zeros(4, np.int32)}
+    run = tasks.linen(kinds.Small(), (examples, examples))
+    with pytest.raises(
+        ValueError, match=r"`source` must be a run on inputs .*\(8, 8, 1, 10\), and \(3, 3, 1, 10\)"
+    ):
+        attack(run, *run.init(jax.random.key(0)), tmp_path, SMALL, other[:3])
 
 
 @pytest.mark.parametrize(
@@ -201,18 +214,16 @@ def test_zero_gradients_are_said_in_one_line(runs, tmp_path, capsys, monkeypatch
         (["--steps=0"], "`steps` must be at least 1, got 0"),
         (["--restarts=0"], "`restarts` must be at least 1, got 0"),
         (["--batch_size=0"], "`batch_size` at least 1, got 0 and 0"),
-        (["--source=nowhere"], "nowhere holds no finished run"),
     ],
 )
-def test_bad_options_end_in_one_line(runs, capsys, flags, message):
-    assert cli.main(["attack", f"--workdir={runs / '0'}", *flags]) == 2
+def test_bad_options_end_in_one_line(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: kinds.images())
+    assert cli.main(["attack", f"--workdir={tmp_path}", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_needs_a_run(tmp_path, capsys):
-    assert cli.main(["attack", f"--workdir={tmp_path}"]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
+def test_needs_a_run(capsys):
     assert cli.main(["attack"]) == 2
     assert "`workdir` is required" in capsys.readouterr().err

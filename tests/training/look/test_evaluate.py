@@ -110,7 +110,7 @@ def test_logits_of_nan_are_no_class():
 
 def test_what_cannot_be_evaluated_is_said():
     task, params, model_state, _ = kinds.tokens()
-    with pytest.raises(ValueError, match="`split` must be one of test, train, .* got 'validation'"):
+    with pytest.raises(ValueError, match=r"`split` must be one of test, train, .* got 'validation'"):
         evaluate(task, params, model_state, split="validation")
     with pytest.raises(ValueError, match="inputs are not continuous"):
         evaluate(task, params, model_state, attack=attacks.fgsm(0.1))

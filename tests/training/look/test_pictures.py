@@ -1,7 +1,9 @@
-"""The picture: a real PNG whatever the runs hold."""
+"""The pictures: a real PNG whatever the runs hold, and what was recorded in it."""
 
 import pytest
-from hessabs.training.reports.curves import draw_curves
+from matplotlib.figure import Figure
+
+from hessabs.training.look.pictures import draw_curves, draw_tracked
 
 
 def records(epochs, **changes):
@@ -12,15 +14,13 @@ def records(epochs, **changes):
 @pytest.mark.parametrize(
     "runs",
     [
-        {"absa": records(3)},
         {"absa": records(100), "bl": records(2, eigenvalue=None)},
-        {"absa": records(3, eigenvalue=None)},
-        {"absa": records(2, eigenvalue=-1.0)},  # a log axis without a positive number
+        {"absa": records(2, eigenvalue=-1.0), "bl": []},  # a log axis without a positive number
         {"absa": records(2, lr=0.0, test_accuracy=None, batch_size=None, eigenvalue=None)},
-        {"absa": []},
+        {"absa": [{"epoch": 1, "lr": 0.1}]},  # a task without accuracy
         {},
     ],
-    ids=["one", "two", "unmeasured", "negative", "nothing", "no epochs", "no runs"],
+    ids=["two", "negative", "nothing", "missing", "no runs"],
 )
 def test_writes_a_png(tmp_path, runs):
     from matplotlib import image
@@ -46,3 +46,20 @@ def test_shows_the_data(tmp_path):
 
 def _blue(pixels):
     return int(((pixels[..., 2] - pixels[..., 0]) > 0.3).sum())
+
+
+def test_tracked_curves_are_drawn_as_recorded(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    lines = [
+        {"epoch": 1, "eigenvalue": 3.0, "last_layer_eigenvalue": 1.0, "gradient_norm": 0.5},
+        {"epoch": 2, "eigenvalue": None, "last_layer_eigenvalue": 2.0, "gradient_norm": 0.25},
+        {"epoch": 3, "eigenvalue": 4.0, "last_layer_eigenvalue": 3.0, "gradient_norm": 0.125},
+    ]
+    assert draw_tracked(tmp_path / "tracked.png", lines)
+    eigenvalues, gradient = drawn[0].axes
+    curves = {line.get_label(): line.get_xydata().tolist() for line in eigenvalues.lines}
+    assert curves == {"whole network": [[1, 3], [3, 4]], "last layer's block": [[1, 1], [2, 2], [3, 3]]}
+    assert gradient.lines[0].get_ydata().tolist() == [0.5, 0.25, 0.125]
+    assert not draw_tracked(tmp_path / "none.png", [{"epoch": 1, "eigenvalue": None}])
+    assert len(drawn) == 1

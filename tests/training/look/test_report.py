@@ -1,14 +1,15 @@
 """`hessabs report`: one page that holds everything and asks for nothing."""
 
 import html.parser
+import io
 import json
 import re
 
 import pytest
-from hessabs.training.reports import page
-from hessabs.training.reports.curves import draw_curves
 
 from hessabs import cli
+from hessabs.training.look import report
+from hessabs.training.look.pictures import draw_curves
 
 RECORD = {"epoch": 1, "batch_size": 32, "lr": 0.1, "eigenvalue": 3.0, "test_accuracy": 50.0}
 
@@ -40,8 +41,15 @@ def write(folder, **summary):
     (folder / "metrics.jsonl").write_text(json.dumps(RECORD) + "\n")
 
 
+@pytest.fixture(scope="module")
+def png():
+    buffer = io.BytesIO()
+    draw_curves(buffer, {})
+    return buffer.getvalue()
+
+
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, png):
     for seed, accuracy in enumerate((90.0, 92.0)):
         write(tmp_path / f"grid/bl <1>/seed{seed}", seed=seed, test_accuracy=accuracy, commit="a" * 40)
     write(tmp_path / "grid/absa/seed0", test_accuracy=93.0, commit="b" * 40)
@@ -54,26 +62,26 @@ def root(tmp_path):
     (tmp_path / "plan/README.md").write_text("A plan.\n")
     for name in ("grid/curves.png", "mine/run/spectrum.png", "mine/run/curves.png", "figures/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        draw_curves(tmp_path / name, {})
+        (tmp_path / name).write_bytes(png)
     return tmp_path
 
 
 def test_the_page_is_whole_and_needs_no_network(root):
-    checker = Checker(page.render(root))
+    checker = Checker(report.render(root))
     assert checker.open == []
     assert not {"script", "link", "iframe"} & set(checker.tags)
     pictures = [r for r in checker.references if not r.startswith("#")]
     # grid/curves.png, figures/a.png, mine/run/spectrum.png, and the curves of `mine`, drawn anew
     assert len(pictures) == 4
     assert all(re.match(r"data:image/png;base64,iVBOR", reference) for reference in pictures)
-    assert "http" not in page._STYLE
+    assert "http" not in report._STYLE
 
 
 def test_sections(root):
-    sections = page.gather(root)
+    sections = report.gather(root)
     assert [str(s.folder.relative_to(root)) for s in sections] == ["figures", "grid", "mine", "plan"]
     assert [len(s.runs) for s in sections] == [0, 3, 1, 0]
-    text = page.render(root)
+    text = report.render(root)
     assert "<h2>The grid &amp; more</h2>" in text
     assert "<p>Some &lt;text&gt; on <code>bl</code>, see there.</p>" in text
     assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr>" in text
@@ -83,13 +91,13 @@ def test_sections(root):
 
 def test_a_table_is_made_where_no_text_has_one(root):
     (root / "grid/README.md").unlink()
-    text = page.render(root)
+    text = report.render(root)
     assert "<td>bl &lt;1&gt;</td><td>0, 1</td><td>91.00 ± 1.41</td>" in text
     assert f"commit: {'a' * 40}, {'b' * 40}" in text
 
 
 def test_a_single_run_is_a_page_too(root):
-    (section,) = page.gather(root / "mine/run")
+    (section,) = report.gather(root / "mine/run")
     assert [run.label for run in section.runs] == ["run"]
     assert [path.name for path in section.pictures] == ["spectrum.png"]
 
@@ -98,7 +106,7 @@ def test_the_command(root, tmp_path, capsys):
     output = tmp_path / "out.html"
     assert cli.main(["report", str(root), "--output", str(output)]) == 0
     assert capsys.readouterr().out == f"report: {output}\n"
-    assert output.read_text() == page.render(root)
+    assert output.read_text() == report.render(root)
 
 
 def test_a_broken_run_is_left_out_and_named(root, tmp_path, capsys):

@@ -1,11 +1,12 @@
 """Groups of runs: mean and spread are those of the statistics module, commits are never mixed."""
 
-import csv
 import json
+import math
 import statistics
 
 import pytest
-from hessabs.training.reports import results
+
+from hessabs.training.look import results
 
 ACCURACIES = {0: 90.0, 1: 91.5, 2: 92.0}
 
@@ -48,17 +49,6 @@ def test_table(root):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_csv(root, tmp_path):
-    groups = results.group(results.find(root))
-    results.write_csv(tmp_path / "table.csv", groups)
-    with (tmp_path / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert float(rows[0]["test_accuracy"]) == statistics.mean(ACCURACIES.values())
-    assert float(rows[0]["test_accuracy_std"]) == statistics.stdev(ACCURACIES.values())
-    assert rows[1]["test_accuracy_std"] == rows[1]["updates"] == ""
-    assert rows[3]["diverged"] == "1"
-
-
 @pytest.mark.parametrize(("text", "message"), [("{", "Expecting"), ("[1]", "must hold an object, got list")])
 def test_leaves_out_what_is_no_summary_and_says_so(root, capsys, text, message):
     labels = [run.label for run in results.find(root)]
@@ -76,3 +66,34 @@ def test_leaves_out_what_is_no_summary_and_says_so(root, capsys, text, message):
 def test_refuses_a_folder_without_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         results.find(tmp_path)
+
+
+ROW = {
+    "test_accuracy": 90.126,
+    "fgsm_accuracy": 5.0,
+    "updates": 1_234_567,
+    "final_batch_size": 16_384,
+    "eigenvalue": 0.000123456,
+    "seconds": 12.34,
+    "seconds_compile": 3.21,
+    "other": "ignored",
+}
+
+
+@pytest.mark.parametrize("eigenvalue", [1.0, 123456.0, -2.5, math.nan])
+def test_all_lines_of_a_summary_have_one_width(eigenvalue):
+    other = {**ROW, "eigenvalue": eigenvalue, "updates": 1}
+    text = results.summary_table({"a": ROW, "a much longer name": other})
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1
+    assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in lines}) == 1
+
+
+def test_numbers_of_a_summary():
+    def cells(**changes):
+        head, _, row = results.summary_table({"a": {**ROW, **changes}}).splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)]
+
+    assert cells()[1] == ["a", "90.13", "5.00", "1,234,567", "16,384", "0.000123", "12.3", "3.2"]
+    assert cells(fgsm_accuracy=None)[0] == cells()[0][:2] + cells()[0][3:]  # a task that is not attacked

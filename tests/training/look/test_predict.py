@@ -1,0 +1,102 @@
+"""Predictions: probabilities against a softmax by hand, names of classes, tables, and complaints."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from hessabs import data
+from hessabs.cli import predict as command
+from hessabs.training.look.predict import predict, predict_files
+from tests.training.look import kinds
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A run on digits, whose images are named IMAGE.NUMBER."""
+    run = kinds.images()
+    names = tuple(f"digit {i}" for i in range(10))
+    run = run._replace(task=run.task._replace(class_names=names))
+
+    def read_image(path, shape, resize):
+        if path.suffix == ".txt":
+            raise ValueError(f"The image {path} cannot be read")
+        if not resize and path.stem == "large":
+            raise ValueError(f"The image {path} is 9x9x1 and those of the data set are 8x8x1")
+        assert shape == (8, 8, 1)
+        return run.task.test.take(np.array([int(path.suffix[1:])]))["image"][0]
+
+    monkeypatch.setattr(data, "read_image", read_image, raising=False)
+    monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: run)
+    return run
+
+
+def softmax(run, images):
+    z = np.asarray(kinds.Small().apply({"params": run.params}, images.astype(np.float32) / 255), np.float64)
+    return np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+
+def test_probabilities_are_those_of_a_softmax_by_hand(run):
+    images = run.task.test.take(np.arange(23))["image"]
+    got = predict(*run[:3], images, batch_size=10)
+    np.testing.assert_allclose(got, softmax(run, images), atol=1e-6)
+    scaled = predict(*run[:3], images.astype(np.float32) / 255)
+    np.testing.assert_allclose(scaled, got, atol=1e-6)
+
+
+def test_the_command_prints_and_writes(run, tmp_path, capsys):
+    files = [f"a/one.{i}" for i in (0, 5, 9)]
+    want = softmax(run, run.task.test.take(np.array([0, 5, 9]))["image"])
+    output = tmp_path / "out.json"
+    assert command.main(["--workdir=w", *files, f"--output={output}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = json.loads(output.read_text())["predictions"]
+    for file, line, row, each in zip(files, lines[1:], rows, want, strict=False):
+        assert line.split() == [file, f"{each.max():.4f}", "digit", str(each.argmax())]
+        assert (row["image"], row["label"], row["class"]) == (file, each.argmax(), f"digit {each.argmax()}")
+        np.testing.assert_allclose(row["probabilities"], each, atol=1e-6)
+    assert lines[-1] == f"predictions: {output}"
+    assert command.main(["--workdir=w", *files, f"--output={tmp_path / 'out.csv'}"]) == 0
+    with (tmp_path / "out.csv").open() as file:
+        (first, *_) = csv.DictReader(file)
+    assert float(first.pop("probability")) == pytest.approx(want[0].max(), abs=1e-6)
+    assert first == {"image": "a/one.0", "class": f"digit {want[0].argmax()}", "label": str(want[0].argmax())}
+    unnamed = run.task._replace(class_names=None)
+    assert predict_files(unnamed, *run[1:3], ["one.0"])[0]["class"] == str(want[0].argmax())
+    assert command.main(["--workdir=w", "large.0", "--resize"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=w"], "name images, as in `hessabs predict --workdir W IMAGE...`, got none"),
+        (["--workdir=w", "large.0"], "is 9x9x1 and those of the data set are 8x8x1"),
+        (["--workdir=w", "one.txt"], "The image one.txt cannot be read"),
+        (["--workdir=w", "one.0", "--output=x.xml"], "`output` must end in .json or .csv, got x.xml"),
+        (["--workdir=w", "one.0", "--output=no/such.csv"], "`output` no/such.csv cannot be used"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_one_line(run, capsys, arguments, message):
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_tasks_without_classes_and_other_shapes_are_refused(run):
+    for kind in (kinds.tokens, kinds.plain):
+        with pytest.raises(ValueError, match="predicts no classes"):
+            predict(*kind()[:3], np.zeros((2, 8), np.int32))
+        with pytest.raises(ValueError, match="predicts no classes"):
+            predict_files(*kind()[:3], ["one.0"])
+    with pytest.raises(ValueError, match=r"shape \(n, 8, 8, 1\), got shape \(2, 9, 8, 1\)"):
+        predict(*run[:3], np.zeros((2, 9, 8, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"at least one input .* got shape \(0, 8, 8, 1\)"):
+        predict(*run[:3], np.zeros((0, 8, 8, 1), np.uint8))
+    flat = run.task._replace(logits=lambda *args: jax.numpy.sum(run.task.logits(*args), axis=-1))
+    with pytest.raises(ValueError, match=r"the shape \(n, classes\), got \(2,\)"):
+        predict(flat, *run[1:3], np.zeros((2, 8, 8, 1), np.uint8))
