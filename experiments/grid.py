@@ -12,10 +12,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hessabs.training import Config
-from hessabs.training.config import check
+from experiments import training
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
+RESULTS = pathlib.Path(__file__).parent / "results"
+WORKDIRS = pathlib.Path(__file__).parents[1] / "runs"
 NEEDED = ("BASE", "GRID", "SEEDS")
 NAMES = (*NEEDED, "ALONE", "SLIDES")
 
@@ -25,68 +26,57 @@ class Grid(NamedTuple):
 
     name: str
     title: str  # the first line of the docstring
-    runs: dict[str, Config]  # "LABEL/seedN" to its settings, all of a seed before the next
+    runs: dict[str, dict[str, Any]]  # "LABEL/seedN" to its settings, all of a seed before the next
     alone: bool = False  # whether each run has the machine to itself
     slides: tuple[str, str, int] | None = (
         None  # (data set, network, training examples) of a table of the slides
     )
 
+    @property
+    def labels(self) -> list[str]:
+        """The names of the runs without their seeds."""
+        return list(dict.fromkeys(name.rpartition("/")[0] for name in self.runs))
+
+
+def names() -> list[str]:
+    """List the committed configs."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
 
 def find(arguments: Sequence[str]) -> pathlib.Path:
-    """Find the config that a command line names.
-
-    Args:
-      arguments: One: the name of a file of experiments/configs without its suffix, or a path.
-
-    Returns:
-      The file.
-
-    Raises:
-      ValueError: If there is no such file, or not one argument.
-    """
-    known = sorted(path.stem for path in CONFIGS.glob("*.py"))
-    if len(arguments) == 1 and arguments[0] in known:
+    """Find the config that a command line names: a file of experiments/configs without suffix, or a path."""
+    if len(arguments) == 1 and arguments[0] in names():
         return CONFIGS / f"{arguments[0]}.py"
     if len(arguments) == 1 and arguments[0].endswith(".py") and pathlib.Path(arguments[0]).is_file():
         return pathlib.Path(arguments[0])
-    raise ValueError(
-        f"name one config, a path or one of {', '.join(known)}; got {' '.join(arguments) or 'none'}."
-    )
+    got = " ".join(arguments) or "none"
+    raise ValueError(f"name one config, a path or one of {', '.join(names())}; got {got}.")
 
 
 def load(path: pathlib.Path) -> Grid:
-    """Read a config.
-
-    Args:
-      path: Its file.
-
-    Returns:
-      The grid.
-
-    Raises:
-      ValueError: If it lacks a name or has one that is not known, a setting is not known or out of its range.
-    """
+    """Read a config; ValueError if a name or setting is missing, not known, or out of its range."""
     spec = importlib.util.spec_from_file_location(f"experiments.configs.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    names = [name for name in vars(module) if name.isupper() and not name.startswith("_")]
-    for name in names:
+    found = [name for name in vars(module) if name.isupper() and not name.startswith("_")]
+    for name in found:
         if name not in NAMES:
             raise ValueError(f"{path.name} has the unknown name {name!r}{_hint(name, NAMES)}")
     for name in NEEDED:
-        if name not in names:
+        if name not in found:
             raise ValueError(f"{path.name} must define {name}.")
     seeds = tuple(module.SEEDS)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"{path.name}: SEEDS must be one or more different seeds, got {seeds}.")
-    title = (module.__doc__ or path.stem).strip().splitlines()[0]
+    for label, own in module.GRID.items():
+        _check(f"{path.name}, {label!r}", {**module.BASE, **own, "seed": seeds[0]})
     return Grid(
         path.stem,
-        title,
+        (module.__doc__ or path.stem).strip().splitlines()[0],
         {
-            f"{label}/seed{seed}": settings(f"{path.name}, {label!r}", {**module.BASE, **own, "seed": seed})
+            f"{label}/seed{seed}": {**module.BASE, **own, "seed": seed}
             for seed in seeds
             for label, own in module.GRID.items()
         },
@@ -95,28 +85,14 @@ def load(path: pathlib.Path) -> Grid:
     )
 
 
-def settings(where: str, values: Mapping[str, Any]) -> Config:
-    """Make the settings of a run.
-
-    Args:
-      where: What a complaint names.
-      values: Settings by name.
-
-    Returns:
-      The settings, checked as far as they can be without the data.
-
-    Raises:
-      ValueError: If a setting is not known or out of its range.
-    """
-    for name in values:
-        if name not in Config._fields:
-            raise ValueError(f"{where} has the unknown setting {name!r}{_hint(name, Config._fields)}")
-    config = Config(**values)
+def _check(where: str, settings: Mapping[str, Any]) -> None:
+    for name in settings:
+        if name not in training.SETTINGS:
+            raise ValueError(f"{where} has the unknown setting {name!r}{_hint(name, training.SETTINGS)}")
     try:
-        check(config)
+        training.check(settings)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return config
 
 
 def _hint(name: str, candidates: tuple[str, ...]) -> str:

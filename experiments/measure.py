@@ -1,82 +1,85 @@
-"""Curvature of the trained networks of a grid: the numbers behind the figures of the slides.
+"""Curvature and robustness of the trained networks of a grid: the numbers behind the figures of the slides.
 
-    python experiments/measure.py fashion_mnist_mlp LABEL,LABEL,... [--data_dir DIR] [--num_examples 10000]
+    python experiments/measure.py CONFIG LABEL,... [--what curvature|robustness] [--data_dir DIR]
+        [--num_examples 10000] [--seed SEED]
 
-For one seed of each run: the top 20 Hessian eigenvalues on training and on test images, those of the last
-layer's block and of single images, and the loss on both sets along the first eigenvector. They go to
-curvature.json in the folder of the run; experiments/pictures.py draws them. A run that has one is
-skipped.
+Of each finished run that is named (* stands for anything) and whose params are in its folder of runs/CONFIG:
+
+* curvature: the top 20 Hessian eigenvalues on training and on test images, those of the last layer's block and
+  of single images, and the loss on both sets along the first eigenvector;
+* robustness: the accuracy on test images under every attack, L-infinity at 0.02 and L2 at 0.5, and the top 20
+  eigenvalues of the Hessian on as many training images.
+
+They go to the line of the run in the table of the grid; what is there is kept. Then the README and the pictures
+of the grid are made anew.
 """
 
 import argparse
+import fnmatch
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent
-sys.path.insert(0, str(ROOT.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from experiments import work  # noqa: E402
-from hessabs import curvature, models, paths, trees  # noqa: E402
-from hessabs.data import Dataset, eval_batches  # noqa: E402
-from hessabs.training import Config, metrics  # noqa: E402
-from hessabs.training.losses import evaluation_loss, scale_images  # noqa: E402
-from hessabs.training.saving import checkpoint  # noqa: E402
-from hessabs.training.setup import init_model  # noqa: E402
-from hessabs.training.track import last_layer  # noqa: E402
+from experiments import grid, provenance, report, table, training
+from hessabs import attacks, curvature, paths, trees
+from hessabs.attacks.norms import Norm
+from hessabs.typing import Attack
 
-OUTPUT = "curvature.json"
+LINF, L2 = 0.02, 0.5
+ATTACKS: dict[Norm, tuple[float, dict[str, Callable[[float], Attack]]]] = {
+    "linf": (LINF, {"fgsm": attacks.fgsm, "fgsm_10": attacks.bim, "fhsm": attacks.fhsm, "pgd": attacks.pgd}),
+    "l2": (L2, {"l2grad": attacks.l2grad, "l2hess": attacks.l2hess}),
+}
 _TOP, _SINGLE, _BATCH = 20, 5, 2000
 _LINE = np.linspace(-0.5, 0.5, 21)
 
 
 def main() -> None:
     """Measure the runs that are named."""
-    parser = argparse.ArgumentParser(description="Curvature of the trained networks of a grid.")
+    parser = argparse.ArgumentParser(description="Curvature and robustness of the trained networks of a grid.")
     parser.add_argument("config", help="the grid")
-    parser.add_argument("labels", help="its runs, LABEL,LABEL,...")
+    parser.add_argument("labels", help="its runs, LABEL,LABEL,...; * stands for anything")
+    parser.add_argument("--what", choices=MEASUREMENTS, default="curvature")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
     parser.add_argument("--num_examples", type=int, default=10_000, help="images of each set, the first ones")
-    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results", help="folder of all results")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the runs")
+    parser.add_argument("--results", type=pathlib.Path, default=grid.RESULTS, help="folder of all tables")
+    parser.add_argument("--workdirs", type=pathlib.Path, default=grid.WORKDIRS, help="folder of all params")
+    parser.add_argument("--seed", type=int, help="the seed of the runs; default: all")
     options = parser.parse_args()
-    for label in options.labels.split(","):
-        folder = options.results / options.config / label / f"seed{options.seed}"
-        summary = work.finished(folder)
-        if summary is None or "diverged" in summary:
-            print(f"{label}: no finished run with params, left out", flush=True)
-        elif not (folder / OUTPUT).exists():
-            dataset = work.load(summary["dataset"], data_dir=options.data_dir)
-            metrics.write_json(folder / OUTPUT, measure(folder, summary, dataset, options.num_examples))
-            print(f"{label}: {folder / OUTPUT}", flush=True)
+    this = grid.load(grid.find([options.config]))
+    results, workdirs = options.results / this.name, options.workdirs / this.name
+    for name, run in table.read(results).items():
+        is_named = any(fnmatch.fnmatch(run.label, label) for label in options.labels.split(","))
+        if not is_named or options.seed not in (None, run.summary["seed"]):
+            continue
+        if options.what in run.measured or "diverged" in run.summary:
+            continue
+        try:
+            network = training.trained(run.summary, workdirs / name, options.data_dir)
+        except FileNotFoundError as error:
+            print(f"{name}: left out; {error}", flush=True)
+            continue
+        record = MEASUREMENTS[options.what](network, options.num_examples)
+        record |= {"commit": provenance.commit(), "hardware": provenance.hardware()}
+        with table.changing(results) as runs:
+            runs[name].measured[options.what] = record
+        print(f"{name}: {options.what} measured", flush=True)
+    report.write(results, this)
 
 
-def measure(
-    folder: pathlib.Path, summary: dict[str, Any], dataset: Dataset, num_examples: int
-) -> dict[str, Any]:
-    """Measure one trained network.
-
-    Args:
-      folder: The folder of its run.
-      summary: The summary of the run.
-      dataset: Its data set.
-      num_examples: Images of each set.
-
-    Returns:
-      Eigenvalues by name, largest first, their largest relative residual, and the losses along the line.
-    """
-    model = models.create(summary["model"], dataset.num_classes)
-    like = init_model(model, Config(model=summary["model"], dataset=summary["dataset"]), dataset)
-    params, model_state = checkpoint.load_params(folder, *like)
-    loss_fn = evaluation_loss(model, model_state)
+def measure_curvature(network: training.Trained, num_examples: int) -> dict[str, Any]:
+    """Measure eigenvalues by name, largest first, their largest relative residual, and losses along a line."""
+    params, loss_fn = network.params, network.loss_fn
     start = trees.normal_like(jax.random.key(0), params)
-    sets = {
-        name: _batches(split, num_examples)
-        for name, split in (("train", dataset.train), ("test", dataset.test))
-    }
+    size = min(_BATCH, num_examples)
+    sets = {name: training.batches(split, num_examples, size) for name, split in network.splits.items()}
     record: dict[str, Any] = {"num_examples": num_examples, "line_at": _LINE.tolist(), "residual": 0.0}
 
     def solve(name: str, operator: Any, v0: Any, top: int) -> Any:
@@ -89,23 +92,45 @@ def measure(
     operators = {name: curvature.dataset_hessian(loss_fn, params, batches) for name, batches in sets.items()}
     dominant = jax.tree.map(lambda x: x[0], solve("train", operators["train"], start, _TOP).eigenvectors)
     solve("test", operators["test"], start, _TOP)
-    head = last_layer(params, dataset.num_classes)
-    block = curvature.restrict(operators["train"], params, head)
-    solve("last_layer", block, paths.partition(start, head)[0], _TOP)
+    head = network.last_layer
+    solve(
+        "last_layer",
+        curvature.restrict(operators["train"], params, head),
+        paths.partition(start, head)[0],
+        _TOP,
+    )
     for i in range(_SINGLE):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], sets["train"][0])
-        solve(f"image_{i}", curvature.hessian(loss_fn, params, one, linearize=True), start, dataset.num_classes)
+        operator = curvature.hessian(loss_fn, params, one, linearize=True)
+        solve(f"image_{i}", operator, start, network.num_classes)
     for name, batches in sets.items():
         line = curvature.landscape(loss_fn, params, batches, [dominant], [_LINE])
         record[f"line_{name}"] = line.values.tolist()
     return record
 
 
-def _batches(split: dict[str, np.ndarray], num_examples: int) -> list[Any]:
-    first = {name: array[:num_examples] for name, array in split.items()}
-    # Padding has weight 0, so the batches would not be weighted by their examples: use whole ones alone.
-    size = min(_BATCH, len(first["label"]))
-    return [scale_images(batch) for batch in eval_batches(first, size) if batch["weight"].all()]
+def measure_robustness(network: training.Trained, num_examples: int) -> dict[str, Any]:
+    """Attack a network, accuracies in percent, and measure its Hessian."""
+    params = network.params
+    one = {name: training.batches(split, num_examples, num_examples) for name, split in network.splits.items()}
+    test, train = (jax.tree.map(jnp.asarray, one[name][0]) for name in ("test", "train"))
+    accuracy: dict[str, float] = {}
+    for norm, (epsilon, named) in ATTACKS.items():
+        rows = attacks.evaluate(
+            network.attacked_loss_fn, params, test, named, [epsilon], jax.random.key(0), norm=norm
+        )
+        accuracy |= {row.attack: 100 * row.accuracy for row in rows if row.attack in ("clean", *named)}
+    operator = curvature.hessian(network.loss_fn, params, train, linearize=True)
+    spectrum = curvature.eigsh(operator, trees.normal_like(jax.random.key(0), params), k=_TOP, rtol=1e-2)
+    return {
+        "accuracy": accuracy,
+        "eigenvalues": [float(value) for value in spectrum.eigenvalues],
+        "residuals": [float(value) for value in spectrum.residuals],
+        "num_examples": num_examples,
+    }
+
+
+MEASUREMENTS = {"curvature": measure_curvature, "robustness": measure_robustness}
 
 
 if __name__ == "__main__":

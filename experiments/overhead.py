@@ -5,45 +5,58 @@
 Like the slides it assumes that a larger batch runs on more devices, so that an update takes as long as
 one of 128 images; then time is counted in updates. Communication is an all-reduce of the gradient between
 two virtual devices of this processor, which shares their memory: no network. Updates and measurements are
-those of the runs of results/fashion_mnist_mlp. Writes results/overhead/README.md.
+those of the runs of results/fashion_mnist_mlp. Writes results/overhead.
 """
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
-
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent
-sys.path.insert(0, str(ROOT.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from experiments import provenance  # noqa: E402
-from hessabs.batch_size import training_seconds  # noqa: E402
-from hessabs.data import micro_batches  # noqa: E402
-from hessabs.training import Config, metrics, set_up  # noqa: E402
-from hessabs.training.loop_state import start  # noqa: E402
+from experiments import grid, provenance, table
+from hessabs.batch_size import training_seconds
+from hessabs.data import micro_batches
+from hessabs.training import Config, set_up
+from hessabs.training.loop_state import start
 
+OUT = grid.RESULTS / "overhead"
+TIMES = "times.json"
 _REPEATS = 50
 _ROWS = (("bl_128", False), ("gg_16000", False), ("abs_16000", False), ("absa_16000", True))
 
 
 def main() -> None:
-    """Measure, and write the table."""
+    """Measure, and write the times and the page."""
     parser = argparse.ArgumentParser(description="The time table of the slides, measured here.")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
+    jax.config.update("jax_num_cpu_devices", 2)
     data_dir = parser.parse_args().data_dir
-    config = Config(dataset="fashion_mnist", method="absa", epsilon=0.02, data_dir=data_dir)
-    times = measure(config)
+    times = measure(Config(dataset="fashion_mnist", method="absa", epsilon=0.02, data_dir=data_dir))
+    record = {name: float(f"{seconds:.3g}") for name, seconds in times.items()}
+    OUT.mkdir(parents=True, exist_ok=True)
+    source = {"hardware": provenance.hardware(), "commit": provenance.commit()}
+    (OUT / TIMES).write_text(json.dumps({**record, **source}, indent=2) + "\n")
+    write()
+
+
+def write() -> None:
+    """Write the page of the times that were measured and of the runs as they are now."""
+    record = json.loads((OUT / TIMES).read_text())
+    (OUT / "README.md").write_text(describe(record, table.read(grid.RESULTS / "fashion_mnist_mlp")))
+
+
+def describe(record: Mapping[str, Any], runs: Mapping[str, table.Run]) -> str:
+    """Return the text of README.md."""
     lines = [
         "# Time of an update, of its communication and of a Hessian measurement",
         "",
@@ -52,41 +65,29 @@ def main() -> None:
         "",
         "| T_comp | T_comp, a fifth adversarial | T_comm | T_Hess | T_Hess / T_comp |",
         "|---|---|---|---|---|",
-        f"| {times['compute']:.2e} | {times['adversarial']:.2e} | {times['communicate']:.2e} "
-        f"| {times['hessian']:.2e} | {times['hessian'] / times['compute']:.0f} |",
+        f"| {record['compute']:.2e} | {record['adversarial']:.2e} | {record['communicate']:.2e} "
+        f"| {record['hessian']:.2e} | {record['hessian'] / record['compute']:.0f} |",
         "",
         "As in the slides, `updates * (T_comp + T_comm) + measurements * T_Hess`, an update taking as long as",
         "one of 128 images however large it is; ABSA is charged an adversarial step for every update:",
         "",
         "| run | updates | measurements | seconds | against BL | of which the Hessian |",
         "|---|---|---|---|---|---|",
-        *totals(times, ROOT / "results/fashion_mnist_mlp"),
+        *totals(record, runs),
         "",
-        f"hardware: {provenance.hardware()}",
+        f"hardware: {record['hardware']}",
         "",
-        f"commit: {provenance.commit()}",
-        "",
+        f"commit of the times: {record['commit']}",
     ]
-    out = ROOT / "results/overhead"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "README.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    return "\n".join([*lines, ""])
 
 
 def measure(config: Config) -> dict[str, float]:
-    """Measure the times of a run on this machine.
-
-    Args:
-      config: Its settings.
-
-    Returns:
-      Seconds: ``compute`` and ``adversarial`` of an update, ``communicate``, and ``hessian`` of a measurement.
-    """
+    """Measure the seconds of a run: of an update, an adversarial one, its communication, and a measurement."""
     run = set_up(config)
     batch, _ = next(micro_batches(run.dataset.train, run.micro_batch_size, seed=0))
     state = start(run)
     eigenvector, train_state = state.eigenvector, state.train
-    times = {}
 
     def update() -> Any:
         nonlocal train_state
@@ -98,31 +99,30 @@ def measure(config: Config) -> dict[str, float]:
         train_state = run.functions.update_adversarial(train_state, batch, np.float32(0.2), np.float32(1.0))
         return train_state
 
-    times["compute"] = _median(update)
-    times["adversarial"] = _median(adversarial)
-    times["communicate"] = _all_reduce(train_state.params)
-    times["hessian"] = _median(lambda: run.measure(train_state, eigenvector))
-    return times
+    return {
+        "compute": _median(update),
+        "adversarial": _median(adversarial),
+        "communicate": _all_reduce(train_state.params),
+        "hessian": _median(lambda: run.measure(train_state, eigenvector)),
+    }
 
 
-def totals(times: dict[str, float], results: pathlib.Path) -> list[str]:
+def totals(times: Mapping[str, float], runs: Mapping[str, table.Run]) -> list[str]:
     """Write the rows of the runs that have finished."""
     rows, slowest = [], None
     for name, is_adversarial in _ROWS:
-        folder = results / name / "seed0"
-        if not (folder / metrics.SUMMARY).exists():
+        if f"{name}/seed0" not in runs:
             continue
-        summary = json.loads((folder / metrics.SUMMARY).read_text())
-        records = metrics.read_lines(folder / metrics.METRICS)
-        count = sum(record["eigenvalue"] is not None for record in records)
+        run = runs[f"{name}/seed0"]
+        updates = run.summary["updates"]
+        count = sum(record["eigenvalue"] is not None for record in run.records)
         step = times["adversarial" if is_adversarial else "compute"]
         seconds = training_seconds(
-            summary["updates"], count, compute=step, communicate=times["communicate"], hessian=times["hessian"]
+            updates, count, compute=step, communicate=times["communicate"], hessian=times["hessian"]
         )
         slowest = slowest or seconds
         gain, share = slowest / seconds, 100 * count * times["hessian"] / seconds
-        cells = f"{summary['updates']:,} | {count} | {seconds:.1f} | {gain:.2f} x | {share:.1f} %"
-        rows.append(f"| {name} | {cells} |")
+        rows.append(f"| {name} | {updates:,} | {count} | {seconds:.1f} | {gain:.2f} x | {share:.1f} % |")
     return rows
 
 

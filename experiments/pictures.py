@@ -1,74 +1,68 @@
-"""Pictures of a grid that follow the slides, drawn from what lies beside the runs.
+"""Pictures of a grid that follow the slides, drawn from its table of runs.
 
-``experiments/run.py`` draws them with the table; those of curvature appear where ``experiments/measure.py`` has
-measured runs.
+Those of curvature and of robustness appear where ``experiments/measure.py`` has measured runs.
 """
 
 import collections
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
-from hessabs.training import metrics
-from hessabs.training.reports.results import Finished, Group, group
+from hessabs.training.reports.curves import draw_curves
+from hessabs.training.reports.results import Group
+from matplotlib.figure import Figure
 
-CURVATURE = "curvature.json"
+from experiments.table import Run
 
 
-def draw(results: pathlib.Path, runs: Sequence[Finished]) -> list[str]:
-    """Draw all pictures for which there is something to draw.
-
-    Args:
-      results: The folder of the grid, where they go.
-      runs: Its finished runs.
-
-    Returns:
-      The names of the files.
-    """
-    groups = group(runs)
-    tables = _by_method(groups)
-    first = {g.name: g.runs[0] for g in groups}
-    records = {
-        name: metrics.read_lines(run.folder / metrics.METRICS)
-        for name, run in first.items()
-        if (run.folder / metrics.METRICS).exists()
-    }
-    measured = {name: records[0] for name, records in curvatures(groups).items()}
-    tracked = {name: lines for name, lines in records.items() if lines and "gradient_norm" in lines[-1]}
-    pictures: list[tuple[str, Any, Callable[[Any], Any]]] = [
-        ("schedules.png", _one_column(records), _schedules),
-        ("accuracy.png", tables if any(map(_is_a_line, tables.values())) else {}, _accuracy),
-        ("tracked.png", tracked, _tracked),
-        ("spectra.png", measured, _spectra),
-        ("block.png", measured, _block),
-        ("line.png", measured, _line),
-        ("single.png", measured, _single),
+def draw(results: pathlib.Path, groups: Sequence[Group], runs: Mapping[str, Run]) -> list[str]:
+    """Draw all pictures for which there is something to draw; returns the names of the files."""
+    columns = _by_method(groups)
+    records = {g.name: runs[str(g.runs[0].folder)].records for g in groups}
+    records = {name: lines for name, lines in records.items() if lines}
+    measured = {name: found[0] for name, found in curvatures(groups, runs).items()}
+    tracked = {name: lines for name, lines in records.items() if "gradient_norm" in lines[-1]}
+    pictures: list[tuple[str, Any, Callable[[Any], Figure]]] = [
+        ("schedules", _one_column(records), _schedules),
+        ("accuracy", columns if any(map(_is_a_line, columns.values())) else {}, _accuracy),
+        ("models", robustness([g.runs[0].label for g in groups], runs), _models),
+        ("tracked", tracked, _tracked),
+        ("spectra", measured, _spectra),
+        ("block", measured, _block),
+        ("line", measured, _line),
+        ("single", measured, _single),
     ]
-    drawn = []
+    drawn = [f"{name}.png" for name, data, _ in pictures if data]
     for name, data, paint in pictures:
         if data:
-            paint(data).savefig(results / name, dpi=90)
-            drawn.append(name)
+            paint(data).savefig(results / f"{name}.png", dpi=110 if name == "models" else 90)
+    if records:
+        draw_curves(results / "curves.png", records)
+        drawn.append("curves.png")
     return drawn
 
 
-def curvatures(groups: Sequence[Group]) -> dict[str, list[dict[str, Any]]]:
-    """Read what ``experiments/measure.py`` has measured: a record of each run with its seed, by group."""
+def curvatures(groups: Sequence[Group], runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
+    """Gather what was measured of the curvature: a record of each run with its seed, by group."""
+    found = {g.name: [runs[str(run.folder)] for run in g.runs] for g in groups}
     measured = {
-        g.name: [
-            {"seed": run.summary.get("seed", 0), **json.loads((run.folder / CURVATURE).read_text())}
-            for run in g.runs
-            if (run.folder / CURVATURE).exists()
-        ]
-        for g in groups
+        name: [{"seed": r.summary["seed"], **r.measured["curvature"]} for r in rs if "curvature" in r.measured]
+        for name, rs in found.items()
     }
     return {name: records for name, records in measured.items() if records}
 
 
-def _figure(columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+def robustness(labels: Sequence[str], runs: Mapping[str, Run]) -> dict[str, list[Run]]:
+    """Gather the runs that were attacked by their labels, in this order, the seeds of all commits together."""
+    found: dict[str, list[Run]] = {label: [] for label in labels}
+    for run in sorted(runs.values(), key=lambda run: run.summary["seed"]):
+        if "robustness" in run.measured and run.label in found:
+            found[run.label].append(run)
+    return {label: mine for label, mine in found.items() if mine}
 
+
+def _figure(columns: int = 1) -> tuple[Figure, Any]:
     figure = Figure(figsize=(4.5 * columns + 1, 3.8), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
@@ -77,13 +71,13 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
 
 
 def _by_method(groups: Sequence[Group]) -> dict[str, list[tuple[int, Group]]]:
-    """Sort groups named METHOD_COLUMN: method to (column, group), BL's smallest in every method."""
-    tables: dict[str, list[tuple[int, Group]]] = {}
+    """Sort groups named METHOD_COLUMN: method to (column, group), by column."""
+    found: dict[str, list[tuple[int, Group]]] = {}
     for g in groups:
         method, _, column = g.name.partition(" @")[0].rpartition("_")
         if method and column.isdecimal():
-            tables.setdefault(method, []).append((int(column), g))
-    return {method: sorted(points, key=lambda point: point[0]) for method, points in tables.items()}
+            found.setdefault(method, []).append((int(column), g))
+    return {method: sorted(points, key=lambda point: point[0]) for method, points in found.items()}
 
 
 def _is_a_line(points: Sequence[tuple[int, Group]]) -> bool:
@@ -100,7 +94,7 @@ def _one_column(records: Mapping[str, Any]) -> dict[str, Any]:
     return {name: lines for name, lines in records.items() if columns[name] == str(chosen)}
 
 
-def _schedules(records: Mapping[str, Any]) -> Any:
+def _schedules(records: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     for axis, field, title in zip(axes, ("batch_size", "lr"), ("batch size", "learning rate"), strict=True):
         for name, lines in records.items():
@@ -110,9 +104,7 @@ def _schedules(records: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _accuracy(tables: Mapping[str, Any]) -> Any:
-    from statistics import mean, stdev
-
+def _accuracy(tables: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     fields = (("test_accuracy", "test accuracy (%)"), ("pgd_accuracy", "accuracy under PGD (%)"))
     for axis, (field, title) in zip(axes, fields, strict=True):
@@ -126,7 +118,34 @@ def _accuracy(tables: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _tracked(records: Mapping[str, Any]) -> Any:
+def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
+    """Paint accuracies by model and attack, and the spectra, means over seeds."""
+    found = {label: [run.measured["robustness"] for run in runs] for label, runs in measured.items()}
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = list(next(iter(found.values()))[0]["accuracy"])
+    means = [
+        [mean(record["accuracy"][name] for record in records) for name in names] for records in found.values()
+    ]
+    image = left.imshow(means, cmap="viridis", aspect="auto")
+    left.set_xticks(range(len(names)), names, rotation=30)
+    left.set_yticks(range(len(found)), list(found))
+    for i, row in enumerate(means):
+        for j, value in enumerate(row):
+            left.text(j, i, f"{value:.1f}", ha="center", va="center", color="w", fontsize=8)
+    left.set_title("accuracy (%) by training (rows) and attack (columns)")
+    figure.colorbar(image, ax=left)
+    for number, (label, records) in enumerate(found.items()):
+        spectrum = [mean(values) for values in zip(*(record["eigenvalues"] for record in records), strict=True)]
+        style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{number - 1}"}
+        right.plot(range(1, len(spectrum) + 1), spectrum, marker=".", label=label, **style)
+    right.set(yscale="log", xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
+    right.grid(alpha=0.3)
+    right.legend(ncols=2, fontsize=8)
+    return figure
+
+
+def _tracked(records: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     fields = (("eigenvalue", "dominant eigenvalue"), ("gradient_norm", "norm of the total gradient"))
     for axis, (field, title) in zip(axes, fields, strict=True):
@@ -138,7 +157,7 @@ def _tracked(records: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _spectra(measured: Mapping[str, Any]) -> Any:
+def _spectra(measured: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     for axis, split in zip(axes, ("train", "test"), strict=True):
         for name, record in measured.items():
@@ -149,7 +168,7 @@ def _spectra(measured: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _block(measured: Mapping[str, Any]) -> Any:
+def _block(measured: Mapping[str, Any]) -> Figure:
     figure, (axis,) = _figure()
     for number, (name, record) in enumerate(measured.items()):
         whole, block = record["train"], record["last_layer"]
@@ -160,7 +179,7 @@ def _block(measured: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _line(measured: Mapping[str, Any]) -> Any:
+def _line(measured: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     for axis, split in zip(axes, ("train", "test"), strict=True):
         for name, record in measured.items():
@@ -170,7 +189,7 @@ def _line(measured: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _single(measured: Mapping[str, Any]) -> Any:
+def _single(measured: Mapping[str, Any]) -> Figure:
     figure, (axis,) = _figure()
     for number, (name, record) in enumerate(measured.items()):
         for image in (key for key in record if key.startswith("image_")):

@@ -12,12 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def commit() -> str:
-    """Name the commit of this checkout.
-
-    Returns:
-      Its hash, with "-dirty" if the library differs from it. For a copy of the files without their history,
-      what the variable HESSABS_COMMIT says; else "unknown".
-    """
+    """Name the commit of this checkout."""
     if "HESSABS_COMMIT" in os.environ:
         return os.environ["HESSABS_COMMIT"]
     if not (shutil.which("git") and _git("rev-parse", "HEAD")):
@@ -27,11 +22,7 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """Describe the hardware.
-
-    Returns:
-      The accelerators that JAX uses, if any, and the processor of this machine with its number of cores.
-    """
+    """Describe the hardware."""
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return f"{len(devices)} x {devices[0].device_kind}, {_processor()}"
@@ -39,11 +30,7 @@ def hardware() -> str:
 
 
 def platform_suffix() -> str:
-    """Say what a file of measurements adds to its name.
-
-    Returns:
-      "_gpu" or "_tpu" where JAX uses such an accelerator, "" on the CPU.
-    """
+    """Say what a file of measurements adds to its name."""
     backend = jax.default_backend()
     return "" if backend == "cpu" else f"_{backend}"
 

@@ -1,49 +1,67 @@
-"""What a grid comes to: tables over seeds, a line for each run, and the pictures, beside the runs."""
+"""What the grids come to: a README and pictures beside each table of runs, made from the table alone.
 
-import csv
+    python experiments/report.py [CONFIG ...]
+
+Without a name, all that has results, the time table (``experiments/overhead.py``) and the plan of the slides
+(``experiments/slides.py``).
+"""
+
 import pathlib
-from collections.abc import Sequence
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
 
-from experiments import pictures
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from hessabs.training.reports import results as tables
+from hessabs.training.reports.results import COLUMNS, Column, Finished, Group, cell, markdown
+
+from experiments import grid, overhead, pictures, slides, table
 from experiments.grid import Grid
-from hessabs.training import metrics
-from hessabs.training.reports.curves import draw_curves
-from hessabs.training.reports.results import (
-    COLUMNS,
-    Column,
-    Finished,
-    Group,
-    cell,
-    find,
-    group,
-    markdown,
-    table,
-    write_csv,
-)
+from experiments.table import Run
 
 FINDINGS = "FINDINGS.md"  # what a person has read out of the table; it becomes part of README.md
 _CPU_SECONDS, _SECONDS = Column("seconds_cpu", "CPU seconds", "{:.0f}"), Column("seconds", "seconds", "{:.1f}")
 SHOWN = (*COLUMNS[:-1], _CPU_SECONDS)
-_RUN_FIELDS = ("label", "seed", "commit", "diverged", *(column.field for column in SHOWN), "seconds")
+
+
+def main(names: Sequence[str]) -> None:
+    """Make the reports of the configs that are named, or of all."""
+    for name in names or grid.names():
+        results = grid.RESULTS / name
+        if names or (results / table.FILE).exists():
+            write(results, grid.load(grid.find([name])))
+            print(results / "README.md", flush=True)
+    if not names:
+        overhead.write()
+        slides.write([row for name in slides.configs() for row in slides.plan(name)])
+
+
+def group(runs: Mapping[str, Run], grid: Grid) -> list[Group]:
+    """Put the seeds of a label and commit together, in the order of the config, other labels last."""
+    order = {label: i for i, label in enumerate(grid.labels)}
+    found = sorted(
+        runs.values(), key=lambda run: (order.get(run.label, len(order)), run.label, run.summary["seed"])
+    )
+    return tables.group([Finished(r.label, r.commit, r.summary, pathlib.Path(r.name)) for r in found])
 
 
 def write(results: pathlib.Path, grid: Grid) -> str:
-    """Write README.md, table.csv, runs.csv and curves.png of the runs that have finished.
+    """Write README.md and the pictures of the runs that have finished; returns the text."""
+    runs = table.read(results)
+    if not runs:
+        return f"{results} holds no finished run ({table.FILE}): python experiments/run.py {grid.name}"
+    groups = group(runs, grid)
+    drawn = pictures.draw(results, groups, runs)
+    text = describe(results, grid, runs, groups, drawn)
+    (results / "README.md").write_text(text)
+    return text
 
-    Args:
-      results: The folder of the grid.
-      grid: Its config; runs that it does not name come last.
 
-    Returns:
-      The text of README.md, or a line that says that no run has finished.
-    """
-    try:
-        runs = find(results)
-    except FileNotFoundError as error:
-        return str(error)
-    order = {label: i for i, label in enumerate(dict.fromkeys(name.rpartition("/")[0] for name in grid.runs))}
-    runs.sort(key=lambda run: (order.get(run.label, len(order)), run.label, run.summary["seed"]))
-    groups = group(runs)
+def describe(
+    results: pathlib.Path, grid: Grid, runs: Mapping[str, Run], groups: Sequence[Group], drawn: Sequence[str]
+) -> str:
+    """Return the text of README.md with the pictures that are named."""
     shown = (*COLUMNS[:-1], _SECONDS, _CPU_SECONDS) if grid.alone else SHOWN
     lines = [
         f"# {grid.title}",
@@ -51,30 +69,39 @@ def write(results: pathlib.Path, grid: Grid) -> str:
         f"`python experiments/run.py {grid.name}`; mean ± standard deviation over seeds, accuracies on the",
         "test set; a network that diverged counts with the accuracy of chance.",
         "",
-        *markdown(table(groups, shown)),
+        *markdown(tables.table(groups, shown)),
         "",
-        *_origins(runs),
+        *_origins(groups),
     ]
-    missing = len(grid.runs.keys() - {f"{run.label}/seed{run.summary['seed']}" for run in runs})
+    missing = len(grid.runs.keys() - runs.keys())
     if missing:
         lines += ["", f"{missing} of the {len(grid.runs)} runs of the grid are missing."]
     if (results / FINDINGS).exists():
         lines += ["", (results / FINDINGS).read_text().strip()]
-    lines += _spectra(grid.name, groups)
-    drawn = pictures.draw(results, runs)
-    lines += ["", f"Curves: seed {runs[0].summary['seed']}; curvature: the first seed that was measured.", ""]
-    lines += [f"![{name.removesuffix('.png')}]({name})" for name in (*drawn, "curves.png")]
-    text = "\n".join([*lines, ""])
-    (results / "README.md").write_text(text)
-    write_csv(results / "table.csv", groups, shown)
-    _write_runs(results / "runs.csv", runs)
-    draw_curves(results / "curves.png", _curves(groups))
-    return text
+    lines += _robustness(grid, runs)
+    lines += _spectra(grid.name, groups, runs)
+    first = groups[0].runs[0].summary["seed"]
+    lines += ["", f"Curves: seed {first}; curvature: the first seed that was measured.", ""]
+    lines += [f"![{name.removesuffix('.png')}]({name})" for name in drawn]
+    return "\n".join([*lines, ""])
 
 
-def _spectra(config: str, groups: Sequence[Group]) -> list[str]:
+def _origins(groups: Sequence[Group]) -> list[str]:
+    commits: dict[str, list[str]] = {}
+    for run in (run for g in groups for run in g.runs):
+        commits.setdefault(run.commit, []).append(run.label)
+    hardware = sorted({run.summary["hardware"] for g in groups for run in g.runs})
+    lines = [f"hardware: {', '.join(hardware)}", ""]
+    for commit, labels in commits.items():
+        which = "" if len(commits) == 1 else f": {', '.join(dict.fromkeys(labels))}"
+        lines += [f"commit {commit}{which}", ""]
+    versions = groups[0].runs[0].summary.get("versions") or {}
+    return [*lines, "versions: " + ", ".join(f"{name} {number}" for name, number in versions.items())]
+
+
+def _spectra(config: str, groups: Sequence[Group], runs: Mapping[str, Run]) -> list[str]:
     """Lay out what was measured of the trained networks, mean and deviation over the seeds that were."""
-    measured = pictures.curvatures(groups)
+    measured = pictures.curvatures(groups, runs)
     if not measured:
         return []
     examples = sorted({record["num_examples"] for records in measured.values() for record in records})
@@ -103,29 +130,39 @@ def _spectra(config: str, groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _origins(runs: Sequence[Finished]) -> list[str]:
-    commits: dict[str, list[str]] = {}
-    for run in runs:
-        commits.setdefault(run.commit, []).append(run.label)
-    lines = [f"hardware: {', '.join(sorted({run.summary['hardware'] for run in runs}))}", ""]
-    for commit, labels in commits.items():
-        which = "" if len(commits) == 1 else f": {', '.join(dict.fromkeys(labels))}"
-        lines += [f"commit {commit}{which}", ""]
-    versions = runs[0].summary.get("versions") or {}
-    return [*lines, "versions: " + ", ".join(f"{name} {number}" for name, number in versions.items())]
+def _robustness(grid: Grid, runs: Mapping[str, Run]) -> list[str]:
+    """Lay out the accuracy of each network under each attack, over the seeds that were measured."""
+    measured = pictures.robustness(grid.labels, runs)
+    if not measured:
+        return []
+    every = [run.measured["robustness"] for found in measured.values() for run in found]
+    names = list(every[0]["accuracy"])
+    rows = [["trained with", "seeds", *names, "eigenvalue 1", "eigenvalue 20"]]
+    for label, found in measured.items():
+        records = [run.measured["robustness"] for run in found]
+        values = [[record["accuracy"][name] for record in records] for name in names]
+        values += [[record["eigenvalues"][i] for record in records] for i in (0, 19)]
+        rows.append([label, ", ".join(str(run.summary["seed"]) for run in found), *map(_mean, values)])
+    return [
+        "",
+        "## Under each attack",
+        "",
+        f"Accuracy in percent on the first {every[0]['num_examples']:,} test images, mean and deviation over",
+        "the seeds given; L-infinity attacks (FGSM, FGSM-10, FHSM, PGD of 40 steps) at 0.02, L2 attacks",
+        "(L2GRAD, L2HESS) at 0.5. Eigenvalues 1 and 20 of the Hessian on as many training images.",
+        f"`python experiments/measure.py {grid.name} '*' --what robustness --num_examples "
+        f"{every[0]['num_examples']}`:",
+        "",
+        *markdown(rows),
+        "",
+        f"measured at commit {', '.join(sorted({record['commit'] for record in every}))}",
+    ]
 
 
-def _write_runs(path: pathlib.Path, runs: Sequence[Finished]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _RUN_FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for run in runs:
-            writer.writerow({**run.summary, "label": run.label})
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
-def _curves(groups: Sequence[Group]) -> dict[str, list[dict[str, object]]]:
-    return {
-        g.name: metrics.read_lines(g.runs[0].folder / metrics.METRICS)
-        for g in groups
-        if (g.runs[0].folder / metrics.METRICS).exists()
-    }
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -16,21 +16,7 @@ _KEY_WORDS = (2, 4)  # uint32 words of an untyped random key: threefry, rbg
 
 
 def num_examples(batch: Any) -> int:
-    """Count the examples of a batch.
-
-    Args:
-      batch: A pytree whose leaves share a leading example axis, but for scalars and random keys.
-
-    Returns:
-      The length of that axis.
-
-    Raises:
-      ValueError: If no leaf has such an axis, or two leaves disagree, naming both.
-
-    Example:
-      >>> num_examples({"key": jax.random.key(0), "temperature": 0.5, "x": np.ones((3, 2))})
-      3
-    """
+    """Count the examples of a batch; refuse one whose leaves disagree, or that has none."""
     lengths = _lengths(batch)
     if not lengths:
         raise ValueError(
@@ -48,84 +34,25 @@ def num_examples(batch: Any) -> int:
 
 
 def map_examples(function: Callable[..., Any], batch: Any, *rest: Any) -> Any:
-    """Apply a function to the leaves that carry examples; scalars and random keys stay as they are.
-
-    Args:
-      function: Of a leaf of ``batch`` and those of ``rest`` in its place.
-      batch: A batch.
-      *rest: Pytrees of the same structure.
-
-    Returns:
-      A pytree of the same structure.
-
-    Raises:
-      ValueError: As ``num_examples``.
-
-    Example:
-      >>> map_examples(lambda x: x[:1], {"x": np.arange(3), "scale": 2.0})
-      {'scale': 2.0, 'x': array([0])}
-    """
+    """Apply a function to the leaves that carry examples; scalars and random keys stay as they are."""
     size = num_examples(batch)
     return jax.tree.map(lambda x, *y: function(x, *y) if _carries(x, size) else x, batch, *rest)
 
 
 def in_axes(batch: Any) -> Any:
-    """Say which leaves ``jax.vmap`` is to map over, to reach one example after another.
-
-    Args:
-      batch: A batch.
-
-    Returns:
-      A pytree of the structure of ``batch``: 0 where a leaf carries examples, None where it does not.
-
-    Raises:
-      ValueError: As ``num_examples``.
-
-    Example:
-      >>> in_axes({"x": np.ones((3, 2)), "scale": 2.0})
-      {'scale': None, 'x': 0}
-    """
+    """Say which leaves ``jax.vmap`` is to map over, to reach one example after another."""
     size = num_examples(batch)
     return jax.tree.map(lambda x: 0 if _carries(x, size) else None, batch)
 
 
 def carries_examples(batch: Any) -> list[bool]:
-    """Say of each leaf, in the order of ``jax.tree.leaves``, whether it carries examples.
-
-    Args:
-      batch: A batch.
-
-    Returns:
-      False for scalars and random keys.
-
-    Raises:
-      ValueError: As ``num_examples``.
-
-    Example:
-      >>> carries_examples({"x": np.ones((3, 2)), "scale": 2.0})
-      [False, True]
-    """
+    """Say of each leaf, in the order of ``jax.tree.leaves``, whether it carries examples."""
     size = num_examples(batch)
     return [_carries(x, size) for x in jax.tree.leaves(batch)]
 
 
 def each_example(function: Callable[[Any], Any], batch: Any) -> Any:
-    """Apply a function to batches of one example each, under ``jax.vmap``.
-
-    Args:
-      function: Of a batch of one example; scalars and random keys are those of the whole batch.
-      batch: n examples.
-
-    Returns:
-      What the function returns, with a leading axis of n.
-
-    Raises:
-      ValueError: As ``num_examples``.
-
-    Example:
-      >>> each_example(lambda one: one["scale"] * jnp.sum(one["x"]), {"x": jnp.arange(3.0), "scale": 2.0})
-      Array([0., 2., 4.], dtype=float32)
-    """
+    """Apply a function to batches of one example each, under ``jax.vmap``."""
     leaves, treedef = jax.tree.flatten(batch)
     carries = carries_examples(batch)
 
@@ -138,19 +65,10 @@ def each_example(function: Callable[[Any], Any], batch: Any) -> Any:
 
 
 def total_weight(weight: Callable[[Any], Any] | None, batch: Any) -> jax.Array:
-    """Say how much a batch counts in a mean over several.
+    """Say how much a batch counts in a mean over several, in at least float32.
 
-    Args:
-      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is (unmasked tokens, valid
-        rows); None for the number of examples.
-      batch: The batch.
-
-    Returns:
-      A scalar array in at least float32.
-
-    Example:
-      >>> total_weight(lambda batch: batch["mask"], {"x": jnp.ones((3, 2)), "mask": jnp.array([1, 1, 0])})
-      Array(2., dtype=float32)
+    ``weight(batch)`` is what the loss divides by, or an array whose sum that is; without it, the number of
+    examples counts.
     """
     total = num_examples(batch) if weight is None else jnp.sum(jnp.asarray(weight(batch)))
     return jnp.asarray(total, jnp.promote_types(jnp.result_type(total), jnp.float32))

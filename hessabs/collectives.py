@@ -9,20 +9,7 @@ T = TypeVar("T")
 
 
 def pmean(tree: T, axis_name: str | None) -> T:
-    """Average a pytree over a mapped axis; without an axis, return it as it is.
-
-    Args:
-      tree: A pytree of arrays.
-      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``, or None.
-
-    Returns:
-      The tree with each leaf averaged over the axis.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> jax.vmap(lambda x: pmean(x, "i"), axis_name="i")(jnp.arange(3.0))
-      Array([1., 1., 1.], dtype=float32)
-    """
+    """Average a pytree over a mapped axis; without an axis, return it as it is."""
     if axis_name is None:
         return tree
     return jax.lax.pmean(tree, axis_name)
@@ -33,13 +20,6 @@ def own(tree: T, axis_name: str | None) -> T:
 
     Under ``shard_map`` with checked axes the derivative with respect to what all devices share is summed over
     them; that with respect to a copy is not.
-
-    Args:
-      tree: A pytree of arrays.
-      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``, or None.
-
-    Returns:
-      The same values.
     """
     if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
         return tree
@@ -54,20 +34,7 @@ def own(tree: T, axis_name: str | None) -> T:
 def weighted_mean(tree: T, weight: jax.Array | None, axis_name: str | None) -> T:
     """Average a pytree over a mapped axis, each device's share by its weight; without an axis, return it.
 
-    Args:
-      tree: A pytree of arrays.
-      weight: This device's weight, a scalar; None for equal ones. What comes with a weight of 0 is not looked
-        at: it may be NaN.
-      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``, or None.
-
-    Returns:
-      The tree with each leaf averaged over the axis.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> values, weights = jnp.array([1.0, 4.0, jnp.nan]), jnp.array([2.0, 1.0, 0.0])
-      >>> jax.vmap(lambda x, w: weighted_mean(x, w, "i"), axis_name="i")(values, weights)
-      Array([2., 2., 2.], dtype=float32)
+    What comes with a weight of 0 is not looked at: it may be NaN.
     """
     if axis_name is None or weight is None:
         return pmean(tree, axis_name)
@@ -77,39 +44,17 @@ def weighted_mean(tree: T, weight: jax.Array | None, axis_name: str | None) -> T
 
 
 def psum(tree: T, axis_name: str) -> T:
-    """Sum a pytree over a mapped axis.
-
-    Args:
-      tree: A pytree of arrays.
-      axis_name: The name of an axis of ``pmap``, ``shard_map`` or ``vmap``.
-
-    Returns:
-      The tree with each leaf summed over the axis.
-    """
+    """Sum a pytree over a mapped axis."""
     return jax.lax.psum(tree, axis_name)
 
 
 def size(axis_name: str) -> int:
-    """Return how many devices a mapped axis has.
-
-    Args:
-      axis_name: Of an axis that encloses the call.
-
-    Returns:
-      The number, known when the program is traced.
-    """
+    """Return how many devices a mapped axis has."""
     return int(jax.lax.axis_size(axis_name))
 
 
 def index(axis_name: str) -> jax.Array:
-    """Return the number of this device on a mapped axis, a scalar int32.
-
-    Args:
-      axis_name: Of an axis that encloses the call.
-
-    Returns:
-      The number, from 0.
-    """
+    """Return the number of this device on a mapped axis, a scalar int32."""
     return jax.lax.axis_index(axis_name)
 
 
@@ -119,17 +64,6 @@ def varying(tree: T) -> T:
     The carry of a compiled loop must have one type from the start, and under ``shard_map`` the axes over which
     an array varies are part of its type: zeros that wait for a sum over this device's examples are not yet
     varying, their sum is.
-
-    Args:
-      tree: A pytree of arrays.
-
-    Returns:
-      The same values.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> varying({"a": jnp.zeros(2)})
-      {'a': Array([0., 0.], dtype=float32)}
     """
     axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
 

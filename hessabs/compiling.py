@@ -14,7 +14,7 @@ _ALL = 0  # no thread has this number
 
 
 class _Tally:
-    """The length of a union of intervals, which come in the order of their ends. It changes, so a class."""
+    """The length of a union of intervals, which come in the order of their ends."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -31,20 +31,9 @@ class _Tally:
 
 
 def seconds(*, everywhere: bool = False) -> float:
-    """Return how long JAX has traced and compiled since this was first asked.
+    """Return how long JAX has traced and compiled in this thread since it was first asked, or in any thread.
 
-    Args:
-      everywhere: Whether to count the time in which any thread compiled; otherwise that of the thread that
-        asks, and what it waited for in ``waiting``.
-
-    Returns:
-      Seconds; differences say what lies between two questions.
-
-    Example:
-      >>> before = seconds()
-      >>> _ = jax.jit(lambda x: x + 1)(1.0)
-      >>> seconds() > before
-      True
+    What the thread waited for in ``waiting`` counts. Differences say what lies between two questions.
     """
     return _listen()[_ALL if everywhere else threading.get_ident()].seconds
 

@@ -21,18 +21,7 @@ _EQUINOX = (
 
 
 def whole_model(tree: Any) -> str | None:
-    """Say why a pytree holds more than params.
-
-    Args:
-      tree: What was given as params.
-
-    Returns:
-      What it is and what to do, or None when nothing is known against it.
-
-    Example:
-      >>> whole_model({"params": {"w": 1.0}, "batch_stats": {"mean": 0.0}})
-      'holds "batch_stats" beside "params": give `variables["params"]` and bind the rest to the loss'
-    """
+    """Say why a pytree holds more than params and what to do, or None when nothing is known against it."""
     if any(map(_is_nnx_module, jax.tree.leaves(tree, is_leaf=_is_nnx_module))):
         return f"holds a whole NNX module, statistics and counters among its arrays: {_NNX}"
     if any(map(_is_statistic, jax.tree.leaves(tree, is_leaf=_is_statistic))):
@@ -43,18 +32,7 @@ def whole_model(tree: Any) -> str | None:
 
 
 def no_param(leaf: Any) -> tuple[str, str] | None:
-    """Say why a leaf is no param.
-
-    Args:
-      leaf: A leaf of a pytree.
-
-    Returns:
-      What it is and what to do, or None for a floating-point array.
-
-    Example:
-      >>> no_param(1.0)
-      ('the Python float 1.0', 'make arrays of them, `jax.tree.map(jnp.asarray, params)`')
-    """
+    """Say why a leaf is no param: what it is and what to do, or None for a floating-point array."""
     if not hasattr(leaf, "dtype"):
         if isinstance(leaf, bool | int | float | complex):
             return f"the Python {type(leaf).__name__} {leaf!r}", _ARRAYS
@@ -68,14 +46,7 @@ def no_param(leaf: Any) -> tuple[str, str] | None:
 
 
 def of_error(error: Exception) -> str | None:
-    """Say what an error of a model's library means inside an operator.
-
-    Args:
-      error: What a loss or a model raised.
-
-    Returns:
-      What to do, or None for an error that speaks for itself.
-    """
+    """Say what an error of a model's library means inside an operator; None if it speaks for itself."""
     if type(error).__name__ != "TraceContextError":
         return None
     return (

@@ -8,22 +8,7 @@ import jax.numpy as jnp
 
 
 def get_inputs(batch: Any, key: str | int) -> jax.Array:
-    """Take the inputs out of a batch.
-
-    Args:
-      batch: A mapping, a named tuple, a tuple or a list.
-      key: The key, field name or index of the inputs, shape (examples, ...), floating-point.
-
-    Returns:
-      The inputs.
-
-    Raises:
-      ValueError: If the batch has no such leaf, or its dtype is not floating-point.
-
-    Example:
-      >>> get_inputs((jnp.ones((2, 3)), jnp.zeros(2)), 0).shape
-      (2, 3)
-    """
+    """Take the inputs out of a batch: the leaf at a key, field name or index, which must be floating-point."""
     try:
         inputs = batch[key] if isinstance(batch, Mapping) or isinstance(key, int) else getattr(batch, key)
     except (KeyError, IndexError, AttributeError, TypeError):
@@ -41,16 +26,7 @@ def get_inputs(batch: Any, key: str | int) -> jax.Array:
 
 
 def with_inputs(batch: Any, key: str | int, inputs: jax.Array) -> Any:
-    """Return the batch with other inputs; all other leaves are the same objects.
-
-    Args:
-      batch: A mapping, a named tuple, a tuple or a list.
-      key: The key, field name or index of the inputs.
-      inputs: The new inputs, shape (examples, ...).
-
-    Returns:
-      A batch of the same type.
-    """
+    """Return the batch with other inputs; all other leaves are the same objects."""
     if isinstance(batch, Mapping):
         return type(batch)({**batch, key: inputs})  # type: ignore[call-arg]
     if hasattr(batch, "_replace"):

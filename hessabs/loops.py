@@ -4,38 +4,28 @@ On the CPU backend XLA runs convolution gradients inside ``while``, ``scan``, ``
 50 times slower than outside, because the pass that brings them to canonical form visits the entry computation
 alone. There each iteration is one jitted function that Python calls again and again; on GPU and TPU, and under
 somebody else's trace, the loop is compiled. This file is the one place that decides.
+
+So every iteration of the library takes ``loop=``: ``"host"`` (Python drives one jitted iteration), ``"device"``
+(one compiled loop), or None, the default, to choose by backend and by whether the call is being traced.
 """
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 
 from hessabs import trees
+from hessabs.typing import Operator
 
 Loop = Literal["host", "device"]
-F = TypeVar("F", bound=Callable[..., Any])
+READS_IN_PYTHON = (
+    "The operator reads its data in Python and cannot run inside a compiled loop or under a trace; use "
+    '`loop="host"` or None, outside of jit.'
+)
 
 
 def choose(loop: Loop | None, *operands: Any) -> Loop:
-    """Decide where a loop over the operands runs.
-
-    Args:
-      loop: ``"host"``, ``"device"``, or None to choose by backend and by whether the operands are traced.
-      *operands: The pytrees that enter the loop.
-
-    Returns:
-      ``"host"`` or ``"device"``.
-
-    Raises:
-      ValueError: If ``loop`` is something else, or ``"host"`` under a trace, where Python cannot read values,
-        or an operand that is ``host_only`` (it reads data in Python) would be compiled.
-
-    Example:
-      >>> choose("device", 1.0)
-      'device'
-    """
+    """Decide where a loop over the operands runs; refuse what cannot run there."""
     if loop not in (None, "host", "device"):
         raise ValueError(f'`loop` must be "host", "device" or None, got {loop!r}.')
     traced = trees.is_traced(*operands)
@@ -44,13 +34,9 @@ def choose(loop: Loop | None, *operands: Any) -> Loop:
             '`loop="host"` was asked for under a trace (jit, vmap, grad, pmap), where Python cannot read '
             'values; use "device" or None.'
         )
-    host_only = any(_mark(operand) is False for operand in operands)
-    if host_only and (loop == "device" or traced):
-        raise ValueError(
-            "The operator reads its data in Python and cannot run inside a compiled loop or under a trace; use "
-            '`loop="host"` or None, outside of jit.'
-        )
-    if host_only:
+    if any(isinstance(operand, Operator) and operand.runs == "in Python" for operand in operands):
+        if loop == "device" or traced:
+            raise ValueError(READS_IN_PYTHON)
         return "host"
     if loop is not None:
         return loop
@@ -62,11 +48,6 @@ def keep_pace(ahead: deque[Any], value: Any, limit: int = 2) -> None:
 
     Without it the arrays of all iterations would be in memory at once. On several CPU devices each value is
     waited for: there two programs with collectives can wait for each other for ever.
-
-    Args:
-      ahead: The values that are under way, the oldest first; begin with an empty one.
-      value: The value of this iteration, a pytree of arrays.
-      limit: How many may be under way.
     """
     ahead.append(value)
     leaf = jax.tree.leaves(value)[0]
@@ -75,34 +56,6 @@ def keep_pace(ahead: deque[Any], value: Any, limit: int = 2) -> None:
         jax.block_until_ready(ahead.popleft())
 
 
-def driven_by_python(*, traceable: bool) -> Callable[[F], F]:
-    """Mark the function of an operator as one that drives jitted functions from Python.
-
-    Args:
-      traceable: Whether it may be traced nevertheless, as part of a compiled loop.
-
-    Returns:
-      A decorator that returns the function itself.
-    """
-
-    def mark(function: F) -> F:
-        function.traceable = traceable  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
 def is_compiled(matvec: Any) -> bool:
-    """Tell whether a loop on the host compiles an operator together with its iteration.
-
-    Args:
-      matvec: Any callable.
-
-    Returns:
-      True for a ``jax.tree_util.Partial`` whose function is not ``driven_by_python``; others are called as is.
-    """
-    return isinstance(matvec, jax.tree_util.Partial) and _mark(matvec) is None
-
-
-def _mark(operand: Any) -> bool | None:
-    return getattr(getattr(operand, "func", None), "traceable", None)
+    """Tell whether a loop on the host compiles an operator together with its iteration; others it calls."""
+    return trees.is_operator(matvec) and getattr(matvec, "runs", "compiled") == "compiled"

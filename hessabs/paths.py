@@ -14,16 +14,6 @@ def paths(tree: Any) -> list[str]:
 
     Boxes that hold one array and its metadata (flax's ``Partitioned``, the variables of NNX) are no key: the
     names are those of the same model without them.
-
-    Args:
-      tree: A pytree.
-
-    Returns:
-      One path for each leaf, in the order of ``jax.tree.leaves``.
-
-    Example:
-      >>> paths({"head": {"kernel": 1.0, "bias": 2.0}, "scales": [3.0, 4.0]})
-      ['head/bias', 'head/kernel', 'scales/0', 'scales/1']
     """
     named = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
@@ -33,30 +23,12 @@ def paths(tree: Any) -> list[str]:
 
 
 def is_box(node: Any) -> bool:
-    """Tell whether a node is an array in a box: an ``AxisMetadata`` of flax or a ``Variable`` of NNX.
-
-    Args:
-      node: A node of a pytree.
-
-    Returns:
-      True for a box. Flax is not imported: what counts is the methods of the class.
-    """
+    """Tell whether a node is an array in a box: an ``AxisMetadata`` of flax or a ``Variable`` of NNX."""
     return hasattr(type(node), "unbox") or hasattr(type(node), "get_metadata")
 
 
 def matcher(where: Where) -> Callable[[str], bool]:
-    """Turn a part of a path into a predicate on whole paths.
-
-    Args:
-      where: Whole keys joined with "/", or a predicate, which is returned as it is.
-
-    Returns:
-      A predicate.
-
-    Example:
-      >>> [matcher("Dense_1")(path) for path in ("net/Dense_1/kernel", "net/Dense_10/kernel")]
-      [True, False]
-    """
+    """Turn a part of a path into a predicate on whole paths; a predicate is returned as it is."""
     if callable(where):
         return where
     return lambda path: f"/{where.strip('/')}/" in f"/{path}/"
@@ -64,17 +36,6 @@ def matcher(where: Where) -> Callable[[str], bool]:
 
 def partition(tree: Any, where: Where) -> tuple[Any, Any]:
     """Split a pytree into chosen leaves and the others, with None in the place of what is missing.
-
-    Args:
-      tree: A pytree.
-      where: Part of a path, whole keys joined with "/" (``"Dense_2"`` or ``"Dense_2/kernel"``), or a predicate
-        on the whole path; the paths are those of ``hessabs.paths.paths``.
-
-    Returns:
-      ``(chosen, others)``; ``combine`` puts them together again.
-
-    Raises:
-      ValueError: If no leaf is chosen, with the paths there are.
 
     Example:
       >>> partition({"body": {"w": 1.0}, "head": {"w": 2.0}}, "head")
@@ -91,13 +52,5 @@ def partition(tree: Any, where: Where) -> tuple[Any, Any]:
 
 
 def combine(chosen: Any, others: Any) -> Any:
-    """Put together what ``partition`` split.
-
-    Args:
-      chosen: A pytree with None where ``others`` has a leaf.
-      others: The other leaves.
-
-    Returns:
-      The whole pytree.
-    """
+    """Put together what ``partition`` split."""
     return jax.tree.map(lambda a, b: b if a is None else a, chosen, others, is_leaf=lambda x: x is None)

@@ -21,20 +21,7 @@ class StepSeconds(NamedTuple):
 
 
 def report(settings: Settings, bounds: Bounds, whole: Bounds, times: StepSeconds | None = None) -> str:
-    """Write a plan down.
-
-    Args:
-      settings: What was planned.
-      bounds: The plans with the fewest and the most updates, as the slides count.
-      whole: The same in whole updates, as ``hessabs train`` makes them.
-      times: What a step takes, if the time of the run is wanted.
-
-    Returns:
-      Lines of text: a table by epoch, then the totals.
-
-    Raises:
-      ValueError: If a time is negative.
-    """
+    """Write a plan down."""
     single = bounds.fewest.epochs == bounds.most.epochs
     plans = (bounds.most,) if single else (bounds.fewest, bounds.most)
     columns = "".join(f"{'batch':>9}{'lr':>11}{'updates':>12}" for _ in plans)
@@ -64,18 +51,6 @@ def measure_seconds(settings: Settings, dataset: str, data_dir: str | None, mode
 
     An update is one micro-batch and one step of the optimiser: the time table's assumption is that as many
     more devices share a larger batch.
-
-    Args:
-      settings: What is planned; its micro-batch is timed.
-      dataset: Name of the data set that has such images.
-      data_dir: Folder of TFDS data sets.
-      model: Name of the network.
-
-    Returns:
-      The medians of five repetitions, after one that compiles. The time of communication is 0.
-
-    Raises:
-      ValueError: If the data set or the network is unknown.
     """
     from hessabs.data import micro_batches
     from hessabs.training.config import Config

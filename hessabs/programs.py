@@ -20,29 +20,15 @@ from jax.tree_util import Partial
 def jit(function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] = ()) -> "Jitted":
     """Compile a function whose arguments may hold functions, without keeping these alive.
 
-    Args:
-      function: Of pytrees, operators (``jax.tree_util.Partial``) among them; what is static rides in a
-        ``trees.Static``. A module-level function: its programs are looked up by it.
-      donate_argnums: As of ``jax.jit``.
-
-    Returns:
-      A function of the same arguments, compiled as by ``jax.jit``: once for each combination of the functions
-      in its arguments, of structures, shapes and dtypes.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> apply = jit(lambda operator, x: operator(x))
-      >>> apply(Partial(lambda scale, x: scale * x, 2.0), jnp.ones(2))
-      Array([2., 2.], dtype=float32)
+    It is compiled as by ``jax.jit``, once for each combination of the functions in its arguments, of
+    structures, shapes and dtypes; what is static rides in a ``trees.Static``. Give a module-level function: its
+    programs live as long as it does.
     """
     return Jitted(function, donate_argnums)
 
 
 class Jitted:
-    """What ``jit`` returns.
-
-    A class, against the house rule, for it is called and traced with one and the same look-up.
-    """
+    """What ``jit`` returns: called, traced and shaped with one and the same look-up."""
 
     def __init__(self, function: Callable[..., Any], donate_argnums: int | tuple[int, ...]) -> None:
         self._function, self._donate_argnums = function, donate_argnums

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,12 @@ import numpy as np
 import optax
 
 from hessabs import explanations
+from hessabs.typing import Operator
 
 
 @jax.tree_util.register_static
 class Static:
-    """A hashable value that rides in a pytree as structure, not as a leaf.
-
-    A class, against the house rule, because JAX takes static values only from registered classes.
-
-    Args:
-      value: Anything hashable. Two trees have one structure when their static values are equal.
-    """
+    """A hashable value that rides in a pytree as structure, not as a leaf."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -36,30 +31,17 @@ class Static:
 
 
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """Make a callable a pytree, so that it may be an argument of a jitted function.
+    """Make a callable a pytree, so that it may be an argument of a jitted function."""
+    return function if is_operator(function) else jax.tree_util.Partial(function)
 
-    Args:
-      function: Any callable. One that is a ``jax.tree_util.Partial`` already is returned as it is.
 
-    Returns:
-      A ``jax.tree_util.Partial``.
-    """
-    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+def is_operator(function: Any) -> TypeGuard[Any]:
+    """Tell whether something is a callable AND a pytree: an ``Operator`` or a ``jax.tree_util.Partial``."""
+    return isinstance(function, (Operator, jax.tree_util.Partial))
 
 
 def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bool = False) -> None:
-    """Raise unless two pytrees have the same structure and leaf shapes.
-
-    Args:
-      got: The pytree to check.
-      want: The pytree it must look like.
-      got_name: What to call ``got`` in the message.
-      want_name: What to call ``want`` in the message.
-      dtypes: Compare the dtypes of the leaves, too.
-
-    Raises:
-      ValueError: With both sides at the first path where they differ.
-    """
+    """Raise unless two pytrees have the same structure and leaf shapes (and dtypes), with both sides shown."""
     got_leaves = dict(_leaves_by_path(got))
     want_leaves = dict(_leaves_by_path(want))
     for path in [*want_leaves, *got_leaves]:
@@ -78,16 +60,7 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bo
 
 
 def check_floating(tree: Any, name: str) -> None:
-    """Raise unless every leaf is a floating-point array.
-
-    Args:
-      tree: The pytree to check.
-      name: What to call it in the message.
-
-    Raises:
-      ValueError: With the first other leaf and what to do about it, or when there is no leaf at all, or the
-        tree is a whole model and not its params.
-    """
+    """Raise unless every leaf is a floating-point array."""
     leaves = _leaves_by_path(tree)
     if not leaves:
         raise ValueError(f"`{name}` must hold at least one array, got an empty pytree.")
@@ -104,64 +77,25 @@ def check_floating(tree: Any, name: str) -> None:
 
 
 def safe_inverse(x: jax.Array) -> jax.Array:
-    """Return 1 / x, or 0 where x is 0.
-
-    Args:
-      x: An array of any shape.
-
-    Returns:
-      An array of the same shape and dtype; finite wherever 1 / x is representable.
-
-    Example:
-      >>> safe_inverse(jnp.array([0.0, 4.0]))
-      Array([0.  , 0.25], dtype=float32)
-    """
+    """Return 1 / x, or 0 where x is 0; finite wherever 1 / x is representable."""
     return jnp.where(x != 0, 1 / jnp.where(x != 0, x, 1), 0)
 
 
 def finite_or_zero(x: jax.Array) -> jax.Array:
-    """Return an array with 0 in the place of each entry that is not finite.
-
-    Args:
-      x: A floating-point array.
-
-    Returns:
-      An array of the same shape and dtype.
-
-    Example:
-      >>> finite_or_zero(jnp.array([1.0, jnp.nan, -jnp.inf]))
-      Array([1., 0., 0.], dtype=float32)
-    """
+    """Return an array with 0 in the place of each entry that is not finite."""
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def upcast(x: jax.Array) -> jax.Array:
-    """Bring an array to float32 at the least.
-
-    Args:
-      x: A floating-point array.
-
-    Returns:
-      The array in float32, or as it is where its dtype is wider.
-
-    Example:
-      >>> upcast(jnp.ones(2, jnp.bfloat16)).dtype
-      dtype('float32')
-    """
+    """Bring an array to float32 at the least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
     """Scale a pytree to norm 1; the zero tree stays zero.
 
-    The tree is scaled by its largest entry first, so that neither tiny nor huge trees lose their norm to
-    underflow or overflow.
-
-    Args:
-      tree: A pytree of floating-point arrays.
-
-    Returns:
-      The scaled tree, leaf dtypes kept, and its norm before, a scalar in at least float32.
+    Returns the norm too, in at least float32. The tree is scaled by its largest entry first, so that neither
+    tiny nor huge trees lose their norm to underflow or overflow.
     """
     largest = optax.tree.norm(tree, ord=jnp.inf).astype(_norm_dtype(tree))
     scaled = jax.tree.map(lambda x: x * safe_inverse(largest), tree)
@@ -171,26 +105,12 @@ def normalize(tree: Any) -> tuple[Any, jax.Array]:
 
 
 def normal_like(key: jax.Array, tree: Any) -> Any:
-    """Draw a pytree of independent standard normal numbers.
-
-    Args:
-      key: A random key.
-      tree: A pytree of floating-point arrays, for its structure, shapes, dtypes and shardings.
-
-    Returns:
-      A pytree like ``tree``.
-    """
+    """Draw a pytree of independent standard normal numbers."""
     return random_like(key, tree, jax.random.normal)
 
 
 def random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) -> Any:
-    """Draw a pytree of independent random numbers, sharded as a tree is; they do not depend on how it is.
-
-    Args:
-      key: A random key.
-      tree: A pytree of floating-point arrays, for its structure, shapes, dtypes and shardings.
-      sampler: ``sampler(key, shape, dtype)``, from ``jax.random``.
-    """
+    """Draw a pytree of independent random numbers, sharded as a tree is; they do not depend on how it is."""
     if is_traced(key, tree):
         return _random_like(key, tree, sampler)
     named = [getattr(x, "sharding", None) for x in jax.tree.leaves(tree)]
@@ -204,12 +124,6 @@ def ravel(tree: Any) -> tuple[jax.Array, Static]:
 
     Unlike ``jax.flatten_util.ravel_pytree`` it gives the way back as a static value, not as a new function, so
     that a jitted function which takes it is compiled once.
-
-    Args:
-      tree: A pytree of floating-point arrays.
-
-    Returns:
-      The vector, shape (size,), and what ``unravel`` takes.
     """
     leaves, treedef = jax.tree.flatten(tree)
     dtype = _norm_dtype(tree)
@@ -219,15 +133,7 @@ def ravel(tree: Any) -> tuple[jax.Array, Static]:
 
 
 def unravel(flat: Any, shape: Static) -> Any:
-    """Cut a vector into the leaves of a pytree; the inverse of ``ravel``.
-
-    Args:
-      flat: A vector, shape (size,), or several, shape (..., size).
-      shape: The second result of ``ravel``.
-
-    Returns:
-      The pytree, in its leaf dtypes; each leaf with the leading axes of ``flat``.
-    """
+    """Cut a vector, or several with leading axes, into the leaves of a pytree; the inverse of ``ravel``."""
     treedef, shapes = shape.value
     ends = np.cumsum([math.prod(s) for s, _ in shapes])
     parts = [flat[..., end - math.prod(s) : end] for end, (s, _) in zip(ends, shapes, strict=True)]
@@ -238,29 +144,14 @@ def unravel(flat: Any, shape: Static) -> Any:
 
 
 def vdot(a: Any, b: Any) -> jax.Array:
-    """Inner product of two pytrees, accumulated in at least float32.
-
-    Args:
-      a: A pytree of floating-point arrays.
-      b: A pytree of the same structure.
-
-    Returns:
-      A scalar in the widest dtype of the leaves, float32 at the least.
-    """
+    """Inner product of two pytrees, accumulated in at least float32."""
     dtype = _norm_dtype((a, b))
     products = jax.tree.map(lambda x, y: jnp.sum(x.astype(dtype) * y.astype(dtype)), a, b)
     return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
 
 
 def is_traced(*trees: Any) -> bool:
-    """Tell whether any leaf is a tracer, that is, whether the caller itself is being traced.
-
-    Args:
-      *trees: Pytrees, callable ones among them.
-
-    Returns:
-      True when a leaf is a ``jax.core.Tracer``.
-    """
+    """Tell whether any leaf is a tracer, that is, whether the caller itself is being traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 

@@ -7,9 +7,9 @@
 * Arrays that a loss needs beside the params (batch norm statistics, say) are bound with
   ``jax.tree_util.Partial(loss_fn, ...)``: they are then traced arguments, not constants, so new values
   never recompile anything.
-* An **operator** is a callable AND a pytree: a ``jax.tree_util.Partial`` whose function is a module-level
-  function and whose arrays are leaves. It can be passed into a jitted function; new params or a new batch
-  of the same shapes compile nothing again.
+* An **operator** is a callable AND a pytree: an ``Operator``, as this library makes them, or your own
+  ``jax.tree_util.Partial`` of a module-level function. It can be passed into a jitted function; new params or
+  a new batch of the same shapes compile nothing again.
 * An **attack** is ``attack(loss_fn, params, batch, key=None) -> batch``, in the units of the batch (an
   image of the training loop is float32 in [0, 1]).
 * Random keys are arguments (``jax.random.key``), never defaults. The caller's dtype is kept; the scalars
@@ -22,8 +22,10 @@
   when the batch grows.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import chex
 import jax
@@ -39,6 +41,25 @@ LossFn: TypeAlias = Callable[[Params, Any], jax.Array]
 
 MatVec: TypeAlias = Callable[[Any], Any]
 """A linear map from a pytree to a pytree of the same structure."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("source", "rest"), meta_fields=("product", "runs")
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operator:
+    """A linear map: ``operator(vector)`` is ``product(source, *rest, vector)``."""
+
+    source: Any  # what it is made of; another one makes the same kind of operator of something else
+    rest: tuple[Any, ...]  # what else the product takes: residuals, the size of parts, where batches are read
+    product: Callable[..., Any]  # a module-level function
+    # A loop that Python drives compiles it together with an iteration, or calls it; only such a loop may call
+    # one that reads its data in Python.
+    runs: Literal["compiled", "called", "in Python"] = "compiled"
+
+    def __call__(self, vector: Any) -> Any:
+        """Multiply."""
+        return self.product(self.source, *self.rest, vector)
 
 
 class Attack(Protocol):

@@ -1,5 +1,7 @@
 """The Colab notebook runs from top to bottom on several (virtual) devices."""
 
+import ast
+import importlib
 import json
 import os
 import pathlib
@@ -11,13 +13,29 @@ import pytest
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "examples" / "colab_tpu.ipynb"
 
 
+def code():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    first, *rest = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert first.startswith("%pip install")
+    return "\n".join(rest)
+
+
+def test_what_the_notebook_imports_is_there():
+    names = 0
+    for node in ast.walk(ast.parse(code())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "hessabs":
+            module = importlib.import_module(node.module)
+            names += sum(
+                hasattr(module, alias.name) or bool(importlib.import_module(f"{node.module}.{alias.name}"))
+                for alias in node.names
+            )
+    assert names >= 5
+
+
 @pytest.mark.slow
 def test_notebook_runs_on_four_devices(tmp_path):
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    assert code[0].startswith("%pip install")
     script = tmp_path / "notebook.py"
-    script.write_text("\n".join(code[1:]) + "\nassert jax.device_count() == 4\n")
+    script.write_text(code() + "\nassert jax.device_count() == 4\n")
     environment = {
         **os.environ,
         "JAX_NUM_CPU_DEVICES": "4",

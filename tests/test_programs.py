@@ -14,6 +14,8 @@ from jax.tree_util import Partial
 import hessabs
 from hessabs import attacks, curvature, programs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 W, X = jnp.arange(1.0, 4.0), jnp.eye(3)
 BATCH = {"image": jnp.full((2, 3), 0.5), "label": jnp.array([0, 1])}
 
@@ -108,7 +110,12 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("name", USES)
+# One of each kind of loop is among the fast tests.
+SLOW = ("evaluate", "optimizer of an attack", "eigsh on a device", "deflated", "empirical Fisher", "fhsm")
+SLOW += ("deepfool", "carlini_wagner", "square", "trust_region", "ensemble")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in USES])
 def test_a_closure_dies_with_its_last_reference(name):
     # What a use leaves behind is looked for with a second closure: the first one may fill caches for ever.
     USES[name]()
@@ -117,7 +124,7 @@ def test_a_closure_dies_with_its_last_reference(name):
     assert alive() is None
 
 
-def test_thirty_closures_leave_no_memory_and_no_programs():
+def test_many_closures_leave_no_memory_and_no_programs():
     def once():
         loss = closure(2**19)  # 2 MiB
         curvature.power_iteration(curvature.hessian(loss, W, X), W, max_iters=5)
@@ -126,7 +133,7 @@ def test_thirty_closures_leave_no_memory_and_no_programs():
         once()
     gc.collect()
     arrays, programs_before = _live_bytes(), _programs()
-    for _ in range(30):
+    for _ in range(10):
         once()
     gc.collect()
     assert _live_bytes() - arrays < 2**20

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from hessabs import cli
-from hessabs.training.metrics import read_lines
+from hessabs.training.files import read_lines
 
 pytestmark = pytest.mark.realdata
 

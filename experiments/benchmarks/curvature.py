@@ -113,7 +113,7 @@ def product_cost(loss_fn: Any, params: Any, batch: Any) -> list[str]:
         statistics.median(a / b for a, b in zip(times[kind], times["gradient"], strict=True))
         for kind in ("linearised", "recomputed")
     ]
-    kept = sum(x.nbytes for x in linearised.args[1].residuals) / 1e6
+    kept = sum(x.nbytes for x in linearised.rest[0].residuals) / 1e6
     return [
         f"{1e3 * median(times['gradient']):.1f}",
         *(f"{ratio:.2f}" for ratio in ratios),

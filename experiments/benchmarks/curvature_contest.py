@@ -48,16 +48,7 @@ class _Tool:
 
 
 def table(data: dict[str, np.ndarray], part: str, rounds: int) -> list[str]:
-    """Run every tool on one problem, in turn.
-
-    Args:
-      data: The training images.
-      part: Network and number of pairs, ``"mlp-5"``.
-      rounds: Timed runs of each.
-
-    Returns:
-      The lines of a section.
-    """
+    """Run every tool on one problem, in turn."""
     network, k = part.split("-")[0], int(part.split("-")[1])
     loss_fn, params, batch = problem(network, data, _EXAMPLES)
     judge = jax.jit(curvature.hessian(loss_fn, params, batch))

@@ -69,17 +69,7 @@ def make_problem(seed: int = 0, n: int = 20, d: int = 4, rho: float = 1.0) -> Pr
 
 
 def worst(problem: Problem, x: np.ndarray, kind: Uncertainty, start: np.ndarray | None = None) -> np.ndarray:
-    """Find the worst perturbation of the data by ascent.
-
-    Args:
-      problem: The problem.
-      x: Coefficients, (d,).
-      kind: What is bounded: the Frobenius norm of the perturbation, or the norm of each column.
-      start: A perturbation to start from; 0 by default.
-
-    Returns:
-      The perturbation, (n, d).
-    """
+    """Find the worst perturbation of the data by ascent."""
     matrix, target, rho = problem
     perturbation = np.zeros_like(matrix) if start is None else start
     value = -np.inf
@@ -99,17 +89,7 @@ def robust_value(problem: Problem, x: np.ndarray, perturbation: np.ndarray) -> f
 
 
 def min_max(problem: Problem, kind: Uncertainty, *, rtol: float = 1e-8, max_scenarios: int = 300) -> MinMax:
-    """Solve the min-max side.
-
-    Args:
-      problem: The problem.
-      kind: What is bounded.
-      rtol: Relative distance of the bounds at which it is solved.
-      max_scenarios: Most perturbations that are kept.
-
-    Returns:
-      A ``MinMax``; its bounds are further apart than ``rtol`` where ``max_scenarios`` were not enough.
-    """
+    """Solve the min-max side."""
     x = np.linalg.lstsq(problem.matrix, problem.target, rcond=None)[0]
     kept: list[np.ndarray] = []
     best, upper, lower = x, np.inf, -np.inf
@@ -150,15 +130,7 @@ def _best_against(matrices: np.ndarray, target: np.ndarray, x: np.ndarray) -> tu
 
 
 def regularised(problem: Problem, kind: Uncertainty) -> Regularised:
-    """Solve the regularised side, with a dual bound.
-
-    Args:
-      problem: The problem.
-      kind: ``"frobenius"``: the norm of x; ``"columns"``: its sum of magnitudes.
-
-    Returns:
-      A ``Regularised``.
-    """
+    """Solve the regularised side, with a dual bound."""
     matrix, target, rho = problem
     d = matrix.shape[1]
 
@@ -200,15 +172,7 @@ def _minimize(
 
 
 def compare(problem: Problem, kind: Uncertainty) -> dict[str, Any]:
-    """Solve both sides.
-
-    Args:
-      problem: The problem.
-      kind: What is bounded.
-
-    Returns:
-      The values, bounds and solutions of both, and how far they are apart.
-    """
+    """Solve both sides."""
     one, other = min_max(problem, kind), regularised(problem, kind)
     return {
         "uncertainty": kind,

@@ -10,21 +10,39 @@ does not show: pass a loss that carries them, ``losses.cross_entropy(logits_fn)`
 ``attacks.losses``, with ``logits_fn(params, inputs) -> (n, classes)``. The other attacks take it too, and then
 know when an example has fallen: they stop there, and return a point at which it fell rather than one of a
 higher loss.
+
+Arguments that several factories share:
+
+* ``epsilon``: Radius of the ball in ``norm``, in the units of the batch (of an image in [0, 1], 0.005 is 1.3
+  grey levels of 255), at least 0.
+* ``norm``: ``"linf"``, ``"l2"`` or ``"l1"``, as far as the attack has them.
+* ``steps``: Gradient steps (of each restart), at least 1.
+* ``restarts``: Random starts, at least 1; the result is the best of all.
+* ``random_start``: Start uniformly in the ball, which needs a key; otherwise at the example.
+* ``bounds``: (lowest, highest) value of an input, or None.
+* ``inputs_key``: Key, field name or index of the inputs in the batch.
+* ``early_exit``: Stop each example, all its restarts, where it falls. False goes on to higher losses, as robust
+  training wants.
+* ``eot``: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
+  as it is; see ``attacks.expectation``.
+* ``loop``: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+
+A factory raises ``ValueError`` if an argument is out of range. So does an attack if the inputs are missing,
+not finite or outside the bounds, labels or targets are no classes of the network, or there is no key where one
+is needed. Traced values cannot raise: under jit an entry outside the bounds gets no farther out, and stays
+where it is if nothing moves it.
 """
 
 from hessabs.attacks import losses
-from hessabs.attacks.adam_pgd import adam_pgd
 from hessabs.attacks.apgd import apgd
-from hessabs.attacks.bim import bim
 from hessabs.attacks.carlini_wagner import carlini_wagner
 from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.ensemble import ensemble
 from hessabs.attacks.evaluate import evaluate
 from hessabs.attacks.gradient import fgsm, l2grad
-from hessabs.attacks.mi_fgsm import mi_fgsm
 from hessabs.attacks.mixing import num_replaced, replace_fraction
 from hessabs.attacks.outcomes import Evaluation
-from hessabs.attacks.pgd import pgd
+from hessabs.attacks.pgd import adam_pgd, bim, mi_fgsm, pgd
 from hessabs.attacks.second_order import fhsm, l2hess
 from hessabs.attacks.square import square
 from hessabs.attacks.trust_region import trust_region

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs import trees
 from hessabs.attacks import climbing, norms
-from hessabs.attacks.ascent import Ball, Rule, make_attack
+from hessabs.attacks.ascent import Ball, Here, Rule, Search, checked_ball, make_attack
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.loops import Loop
 from hessabs.typing import Attack
@@ -52,24 +51,15 @@ def apgd(
     difference-of-logits ratio (``attacks.losses``), or any other.
 
     Args:
-      epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-      steps: Gradient steps of each restart, at least 1. The checkpoints depend on it.
-      restarts: Random starts, at least 1; the result is the best of all.
-      random_start: Start uniformly in the ball; otherwise at the example.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      early_exit: Stop each example, all its restarts, where it falls.
-      eot: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
-        as it is. See ``hessabs.attacks.expectation``.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      epsilon, norm, steps, restarts, random_start: As in every attack (``hessabs.attacks``). The checkpoints
+        depend on the number of steps.
+      bounds, inputs_key, early_exit, eot, loop: As in every attack.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described or there is no
-        key for random starts.
+      ValueError: If an argument is out of range; when called, if the batch is not as described, or a key lacks.
 
     Example:
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
@@ -83,30 +73,13 @@ def apgd(
       before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows
       in projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.climbing.ascend``.
     """
-    norms.check_norm(norm)
-    ball = Ball(epsilon, trees.Static(norm), trees.Static(bounds))
+    ball = checked_ball(epsilon, norm, bounds)
     rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(max(steps, 1))))
-    return make_attack(
-        rule,
-        ball,
-        steps=steps,
-        restarts=restarts,
-        random_start=random_start,
-        early_exit=early_exit,
-        eot=eot,
-        inputs_key=inputs_key,
-        loop=loop,
-    )
+    return make_attack(rule, ball, Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start))
 
 
 def checkpoints(steps: int) -> np.ndarray:
     """Return how many steps each checkpoint closes, 0 where there is none.
-
-    Args:
-      steps: Steps of the attack, at least 1.
-
-    Returns:
-      Shape (steps + 1,), int32, by iteration.
 
     Example:
       >>> np.flatnonzero(checkpoints(100))
@@ -121,8 +94,7 @@ def checkpoints(steps: int) -> np.ndarray:
     return intervals
 
 
-def _init(ball: Ball, inputs: jax.Array, point: jax.Array) -> _State:
-    del inputs
+def _init(ball: Ball, point: jax.Array) -> _State:
     dtype = jnp.promote_types(point.dtype, jnp.float32)
     lowest = jnp.asarray(-jnp.inf, dtype)
     return _State(
@@ -138,17 +110,8 @@ def _init(ball: Ball, inputs: jax.Array, point: jax.Array) -> _State:
     )
 
 
-def _move(
-    ball: Ball,
-    intervals: jax.Array,
-    inputs: jax.Array,
-    point: jax.Array,
-    state: _State,
-    value: jax.Array,
-    gradient: jax.Array,
-    i: jax.Array,
-) -> tuple[jax.Array, _State]:
-    where = (inputs, ball.epsilon, ball.norm.value, ball.bounds.value)
+def _move(ball: Ball, intervals: jax.Array, here: Here, state: _State) -> tuple[jax.Array, _State]:
+    inputs, point, value, gradient, i = here
     better = value > state.best_value
     best_value = jnp.where(better, value, state.best_value)
     best_point = jnp.where(better, point, state.best_point)
@@ -163,10 +126,10 @@ def _move(
     gradient = jnp.where(halve, best_gradient, gradient)
     previous = jnp.where(halve, point, state.previous)
 
-    ahead = climbing.ascend(point, gradient, step_size, *where)
+    ahead = climbing.ascend(point, gradient, step_size, inputs, *ball.where)
     inertia = jnp.where(i == 0, 1.0, _INERTIA)
-    moved = norms.restrict(point + inertia * (ahead - point) + (1 - inertia) * (point - previous), *where)
-    return moved, _State(
+    target = point + inertia * (ahead - point) + (1 - inertia) * (point - previous)
+    return norms.restrict(target, inputs, *ball.where), _State(
         previous=point,
         step_size=step_size,
         best_point=best_point,

@@ -14,12 +14,8 @@ from jax.tree_util import Partial
 
 from hessabs import batch_axis, programs, trees
 from hessabs.attacks import expectation, norms
-from hessabs.attacks.checks import (
-    check_ball,
-    check_count,
-    checked_inputs,
-    checked_key,
-)
+from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
+from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
@@ -28,19 +24,45 @@ from hessabs.typing import Attack, LossFn, Params
 _Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, (inputs_key, eot)
 
 
-class Rule(NamedTuple):
-    """How one point of one example moves; arrays have the shape of one input, scalars that of no axis."""
-
-    init: Partial  # (inputs, point) -> state
-    move: Partial  # (inputs, point, state, value, gradient, i) -> (point, state)
-
-
 class Ball(NamedTuple):
-    """Where points may lie."""
+    """Where points may lie: a pytree, so that another epsilon compiles nothing."""
 
     epsilon: Any  # a float, traced where a step is compiled
-    norm: trees.Static  # Norm
-    bounds: trees.Static  # Bounds
+    shape: trees.Static  # (norm, bounds)
+
+    @property
+    def where(self) -> tuple[Any, Norm, Bounds]:
+        """Epsilon, norm and bounds, as functions of points take them."""
+        return self.epsilon, *self.shape.value
+
+
+class Search(NamedTuple):
+    """How an attack searches the ball, in the words of ``hessabs.attacks``."""
+
+    steps: int
+    inputs_key: str | int
+    early_exit: bool
+    eot: int | None
+    loop: Loop | None
+    restarts: int = 1
+    random_start: bool = False
+
+
+class Here(NamedTuple):
+    """One point of one example and what is known there; arrays have the shape of one input, or none."""
+
+    inputs: Any  # the example
+    point: Any
+    value: Any
+    gradient: Any
+    i: Any  # the iteration, int32
+
+
+class Rule(NamedTuple):
+    """How one point of one example moves. Its arrays are traced: other values of them compile nothing."""
+
+    init: Partial  # point -> state
+    move: Partial  # (Here, state) -> (point, state)
 
 
 class Best(NamedTuple):
@@ -61,38 +83,15 @@ class Rows(NamedTuple):
     done: jax.Array  # (n,), bool
 
 
-def make_attack(
-    rule: Rule,
-    ball: Ball,
-    *,
-    steps: int,
-    restarts: int,
-    random_start: bool,
-    early_exit: bool,
-    eot: int | None,
-    inputs_key: str | int,
-    loop: Loop | None,
-) -> Attack:
-    """Make an attack of a rule.
+def checked_ball(epsilon: float, norm: Norm, bounds: Bounds) -> Ball:
+    """Make a ball, or raise when there is none such."""
+    check_ball(epsilon, norm, bounds)
+    return Ball(epsilon, trees.Static((norm, bounds)))
 
-    Args:
-      rule: How points move. Its arrays are traced: other values of them compile nothing.
-      ball: Where points may lie.
-      steps: Steps of each restart, at least 1.
-      restarts: Starts, at least 1; more than 1 needs ``random_start``.
-      random_start: Start anywhere in the ball, not at the example.
-      early_exit: An example that has fallen moves no more (for losses that carry logits).
-      eot: Draws of the random numbers of the loss at each step, or None for the loss as it is.
-      inputs_key: Key, field name or index of the inputs.
-      loop: ``"host"``, ``"device"`` or None.
 
-    Returns:
-      ``attack(loss_fn, params, batch, key=None) -> batch``.
-
-    Raises:
-      ValueError: If a number is out of range, or there are restarts without random starts.
-    """
-    check_ball(ball.epsilon, ball.norm.value, ball.bounds.value)
+def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
+    """Make an attack of a rule, or raise when a number of the search is out of range."""
+    steps, inputs_key, early_exit, eot, loop, restarts, random_start = search
     check_count("steps", steps)
     check_count("restarts", restarts)
     expectation.check_draws(eot)
@@ -102,7 +101,7 @@ def make_attack(
         )
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds.value)
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, ball.where[2])
         if random_start:
             key = checked_key(key, "A random start")
         expectation.check_keys(eot, loss_fn, batch)
@@ -138,17 +137,16 @@ def _clean(problem: _Problem, batch: Any) -> Best:
 def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best, key: Any) -> Rows:
     wave, random_start, early_exit, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
-    where = (ball.epsilon, ball.norm.value, ball.bounds.value)
 
     def start(x: jax.Array, example: jax.Array, restart: jax.Array) -> jax.Array:
         if not random_start:
             return x
         own = jax.random.fold_in(jax.random.fold_in(key, restart), example)
-        return norms.restrict(x + norms.random_in_ball(own, x, *where[:2]), x, *where)
+        return norms.restrict(x + norms.random_in_ball(own, x, *ball.where[:2]), x, *ball.where)
 
     starts = jax.vmap(jax.vmap(start, (None, None, 0)), (0, 0, None))
     point = starts(inputs, jnp.arange(inputs.shape[0]), jnp.arange(*wave))
-    state = jax.vmap(jax.vmap(rule.init, (None, 0)))(inputs, point)
+    state = jax.vmap(jax.vmap(rule.init))(point)
     return Rows(batch, point, state, best, best.fallen & early_exit)
 
 
@@ -161,8 +159,8 @@ def _step(problem: _Problem, rule: Rule, early_exit: trees.Static, rows: Rows, i
     measured = expectation.with_gradient(loss_fn, params, with_inputs(repeated, key, flat), key, eot, i)
     value, fallen, gradient = (x.reshape(-1, num_restarts, *x.shape[1:]) for x in measured)
     best = jax.vmap(_better)(rows.best, rows.point, value, fallen)
-    move = jax.vmap(jax.vmap(rule.move, (None, 0, 0, 0, 0, None)), (0, 0, 0, 0, 0, None))
-    point, state = move(get_inputs(rows.example, key), rows.point, rows.state, value, gradient, i)
+    move = jax.vmap(jax.vmap(rule.move, (Here(None, 0, 0, 0, None), 0)), (Here(0, 0, 0, 0, None), 0))
+    point, state = move(Here(get_inputs(rows.example, key), rows.point, value, gradient, i), rows.state)
     return Rows(rows.example, point, state, best, rows.done | (best.fallen & early_exit.value))
 
 

@@ -8,9 +8,8 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import boxes, losses
-from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
-from hessabs.attacks.rows import iterate
+from hessabs.attacks import checks, losses, norms
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -61,9 +60,7 @@ def carlini_wagner(
       learning_rate: Of Adam, in units of w, above 0.
       confidence: By how much of a logit an example must have fallen, at least 0.
       initial_weight: The first c, above 0.
-      bounds: (lowest, highest) value of an input; this attack needs them.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``), but this one needs bounds.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which labels
@@ -84,35 +81,32 @@ def carlini_wagner(
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, sections V and VI-A; the parameters are those of their code.
     """
-    check_count("steps", steps)
-    check_count("binary_search_steps", binary_search_steps)
-    check_positive("learning_rate", learning_rate)
-    check_positive("initial_weight", initial_weight)
-    if not 0 <= confidence < float("inf"):
-        raise ValueError(f"`confidence` must be finite and at least 0, got {confidence}.")
+    checks.check_count("steps", steps)
+    checks.check_count("binary_search_steps", binary_search_steps)
+    checks.check_positive("learning_rate", learning_rate)
+    checks.check_positive("initial_weight", initial_weight)
+    checks.check_not_negative("confidence", confidence)
     if bounds is None:
         raise ValueError("`bounds` must be (lowest, highest) for carlini_wagner, got None.")
-    check_bounds(bounds)
+    checks.check_bounds(bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         logits_fn, spec = losses.parts(loss_fn, "carlini_wagner")
-        checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        lead = losses.margin(
-            logits_fn, targeted=spec.targeted, inputs_key=inputs_key, label_key=spec.label_key,
-            target_key=spec.target_key,
-        )  # fmt: skip
+        checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        keys = {name: getattr(spec, name) for name in ("targeted", "label_key", "target_key")}
+        lead = losses.margin(logits_fn, inputs_key=inputs_key, **keys)
         options = trees.Static((bounds, inputs_key))
-        numbers = (learning_rate, confidence)
         rows = _begin(options, lead, params, batch, initial_weight)
-        step = Partial(_step, options, lead, params, numbers, steps, binary_search_steps)
+        numbers = (learning_rate, confidence, steps, binary_search_steps)
+        step = Partial(_step, options, lead, params, numbers)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps * binary_search_steps, loop).best)
 
     return attack
 
 
 def _frame(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
-    low, high = boxes.widened(trees.upcast(x), bounds)
+    low, high = norms.widened(trees.upcast(x), bounds)
     return (low + high) / 2, (high - low) / 2
 
 
@@ -129,41 +123,35 @@ def _begin(options: trees.Static, lead: Partial, params: Params, batch: Any, wei
     free, opt_state = jax.vmap(lambda x: _start(x, bounds))(inputs)
     _, fallen = losses.per_example(lead, params, batch, inputs_key)
     zeros = jnp.zeros(inputs.shape[0], free.dtype)
+    infinite, none = jnp.full_like(zeros, jnp.inf), jnp.zeros(inputs.shape[0], jnp.int32)
     return _Rows(
         example=batch,
         free=free,
         opt_state=opt_state,
         weight=jnp.full_like(zeros, weight),
         lower=zeros,
-        upper=jnp.full_like(zeros, jnp.inf),
-        taken=jnp.zeros(inputs.shape[0], jnp.int32),
-        checked=jnp.full_like(zeros, jnp.inf),
+        upper=infinite,
+        taken=none,
+        checked=infinite,
         fell=jnp.zeros_like(fallen),
-        search=jnp.zeros(inputs.shape[0], jnp.int32),
+        search=none,
         best=inputs,
-        best_size=jnp.full_like(zeros, jnp.inf),
+        best_size=infinite,
         done=fallen,
     )
 
 
 def _step(
-    options: trees.Static,
-    lead_fn: Partial,
-    params: Params,
-    numbers: tuple[jax.Array, jax.Array],
-    steps: jax.Array,
-    binary_search_steps: jax.Array,
-    rows: _Rows,
-    i: jax.Array,
+    options: trees.Static, lead_fn: Partial, params: Params, numbers: tuple[Any, ...], rows: _Rows, i: jax.Array
 ) -> _Rows:
     del i  # each example counts for itself
     bounds, inputs_key = options.value
-    learning_rate, confidence = numbers
+    learning_rate, confidence, steps, binary_search_steps = numbers
     inputs = get_inputs(rows.example, inputs_key)
     middle, half = _frame(inputs, bounds)
 
     def total(free: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        point = boxes.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
+        point = norms.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
         lead, fallen = losses.per_example(
             lead_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
         )
@@ -175,7 +163,6 @@ def _step(
     gradient, (loss, point, size, success) = jax.grad(total, has_aux=True)(rows.free)
     gradient = trees.finite_or_zero(gradient)
     better = success & (size < rows.best_size)
-    best = jnp.where(_over(better, point), point, rows.best)
     fell = rows.fell | success
     taken = rows.taken + 1
 
@@ -187,11 +174,8 @@ def _step(
 
     updates, opt_state = jax.vmap(optax.scale_by_adam().update)(gradient, rows.opt_state)
     anew = jax.vmap(lambda x: _start(x, bounds))(inputs)
-    free, opt_state = jax.tree.map(
-        lambda fresh, old: jnp.where(_over(finished, old), fresh, old),
-        anew,
-        (rows.free - learning_rate * updates, opt_state),
-    )
+    moved = (rows.free - learning_rate * updates, opt_state)
+    free, opt_state = jax.tree.map(lambda fresh, old: choose(finished, fresh, old), anew, moved)
     search = rows.search + finished
     return _Rows(
         example=rows.example,
@@ -204,11 +188,7 @@ def _step(
         checked=jnp.where(finished, jnp.inf, jnp.where(check, loss, rows.checked)),
         fell=fell & ~finished,
         search=search,
-        best=best,
+        best=choose(better, point, rows.best),
         best_size=jnp.where(better, size, rows.best_size),
         done=search >= binary_search_steps,
     )
-
-
-def _over(flags: jax.Array, like: jax.Array) -> jax.Array:
-    return flags.reshape(-1, *(1,) * (like.ndim - 1))

@@ -2,33 +2,26 @@
 
 import numbers
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hessabs import trees
-from hessabs.attacks import losses
-from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.losses.carrying import carries_logits, classes_of, parts
+from hessabs.attacks.losses.examples import check_classes
+from hessabs.attacks.norms import Bounds, Norm, check_norm
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
 
-def check_ball(epsilon: float, norm: Norm, bounds: Bounds) -> None:
-    """Raise unless epsilon and the bounds make a ball to attack in.
+def check_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str, ...] = get_args(Norm)) -> None:
+    """Raise unless epsilon, the norm and the bounds make a ball to attack in.
 
-    Args:
-      epsilon: As in ``check_epsilon``.
-      norm: Of epsilon.
-      bounds: As in ``check_bounds``.
-
-    Raises:
-      ValueError: As those two.
-
-    Warns:
-      UserWarning: If the L-infinity ball holds all that lies between the bounds, as 8 in the place of 8 / 255.
+    Warns if the L-infinity ball holds all that lies between the bounds, as 8 in the place of 8 / 255.
     """
+    check_norm(norm, allowed)
     check_epsilon(epsilon)
     check_bounds(bounds)
     if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
@@ -40,91 +33,49 @@ def check_ball(epsilon: float, norm: Norm, bounds: Bounds) -> None:
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Raise unless epsilon is one number, finite and at least 0.
-
-    Args:
-      epsilon: Size of a perturbation, in units of the batch.
-
-    Raises:
-      ValueError: If it is not.
-    """
+    """Raise unless epsilon is one number, finite and at least 0."""
     if np.ndim(epsilon) > 0:
         raise ValueError(
             f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
             "examples of each epsilon by themselves."
         )
-    _check_number("epsilon", epsilon)
-    if not (0 <= epsilon < float("inf")):
-        raise ValueError(f"`epsilon` must be finite and at least 0, got {epsilon}.")
+    check_not_negative("epsilon", epsilon)
 
 
 def check_bounds(bounds: Bounds) -> None:
-    """Raise unless the bounds are None or in order.
-
-    Args:
-      bounds: Lowest and highest value of the inputs, in units of the batch, or None.
-
-    Raises:
-      ValueError: If the lowest is not below the highest.
-    """
+    """Raise unless the bounds are None or in order."""
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise unless a count is at least 1.
-
-    Args:
-      name: Of the parameter, for the error.
-      count: Its value.
-
-    Raises:
-      ValueError: If it is below 1.
-    """
+    """Raise unless a count is at least 1."""
     _check_number(name, count)
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
 
 def check_positive(name: str, value: float | None) -> None:
-    """Raise unless a number is None, or finite and above 0.
-
-    Args:
-      name: Of the parameter, for the error.
-      value: Its value, or None.
-
-    Raises:
-      ValueError: If it is neither.
-    """
+    """Raise unless a number is None, or finite and above 0."""
     if value is not None:
         _check_number(name, value)
-    if value is not None and not (0 < value < float("inf")):
-        raise ValueError(f"`{name}` must be finite and above 0, got {value}.")
+        if not 0 < value < float("inf"):
+            raise ValueError(f"`{name}` must be finite and above 0, got {value}.")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise unless a number is finite and at least 0."""
+    _check_number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be finite and at least 0, got {value}.")
 
 
 def checked_inputs(
     loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds
 ) -> jax.Array:
-    """Take the inputs out of a batch that an attack can work with.
+    """Take the inputs out of a batch, or raise when an attack cannot work with it: inputs, labels or targets.
 
     Values are looked at unless they are traced: a traced value never raises.
-
-    Args:
-      loss_fn: The loss; one that carries its logits says where the labels are.
-      params: What the loss takes.
-      batch: The batch.
-      inputs_key: Key, field name or index of the inputs.
-      bounds: (lowest, highest) that the inputs must lie in, or None.
-
-    Returns:
-      The inputs.
-
-    Raises:
-      ValueError: If the batch is empty or has no such inputs, they are not finite or outside the bounds, or
-        labels or targets are missing, of another shape or dtype, or out of range.
-
-    Warns:
-      UserWarning: If some targets equal the labels.
     """
     inputs = get_inputs(batch, inputs_key)
     if inputs.ndim == 0 or inputs.shape[0] == 0:
@@ -143,25 +94,14 @@ def checked_inputs(
                     "pass the bounds of the batch."
                 )
     if not trees.is_traced(params):
-        losses.check_classes(loss_fn, params, batch)
-    elif losses.carries_logits(loss_fn):
-        losses.classes_of(losses.parts(loss_fn)[1], batch)
+        check_classes(loss_fn, params, batch)
+    elif carries_logits(loss_fn):
+        classes_of(parts(loss_fn)[1], batch)
     return inputs
 
 
 def checked_key(key: jax.Array | None, why: str) -> jax.Array:
-    """Return a random key, or raise when there is none.
-
-    Args:
-      key: The key, or None.
-      why: What needs it, the subject of the error.
-
-    Returns:
-      The key.
-
-    Raises:
-      ValueError: If it is None.
-    """
+    """Return a random key, or raise when there is none; ``why`` is the subject of the error."""
     if key is None:
         raise ValueError(f"{why} needs a random key: pass `key=jax.random.key(seed)`.")
     check_key(key)
@@ -169,14 +109,7 @@ def checked_key(key: jax.Array | None, why: str) -> jax.Array:
 
 
 def check_key(key: Any) -> None:
-    """Raise unless a random key is one, or None.
-
-    Args:
-      key: What the caller gave.
-
-    Raises:
-      ValueError: If it is neither.
-    """
+    """Raise unless a random key is one, or None."""
     if key is None:
         return
     dtype = getattr(key, "dtype", None)

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hessabs import trees
-from hessabs.attacks import boxes, norms, radii
+from hessabs import programs, trees
+from hessabs.attacks import norms
 from hessabs.attacks.norms import Bounds, Norm
 
 _FAR = 1e6  # for an entry that a bound holds back, in lengths of a step
@@ -18,17 +18,9 @@ _FAR = 1e6  # for an entry that a bound holds back, in lengths of a step
 def farthest(gradient: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, bounds: Bounds) -> jax.Array:
     """Return the point in the ball around an example and between the bounds where a linear loss is highest.
 
-    Args:
-      gradient: Of the loss; any shape.
-      inputs: The example.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-      bounds: (lowest, highest), or None.
-
-    Returns:
-      An array like ``inputs``. L-infinity: epsilon along the sign; L2: along the gradient, an entry up to its
-      bound and the others farther for it; L1: the entries with the largest gradient, each up to its bound. The
-      example itself where the gradient is zero.
+    L-infinity: epsilon along the sign; L2: along the gradient, an entry up to its bound and the others farther
+    for it; L1: the entries with the largest gradient, each up to its bound. The example itself where the
+    gradient is zero.
 
     Example:
       >>> farthest(jnp.array([3.0, 2.0, -1.0]), jnp.array([0.5, 0.5, 0.5]), 0.75, "l1", (0.0, 1.0))
@@ -36,18 +28,27 @@ def farthest(gradient: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, b
     """
     signs = jnp.sign(gradient)
     lengths = jnp.abs(trees.upcast(gradient))
-    caps = None if norm == "linf" else boxes.room(signs, inputs, inputs, bounds)
+    caps = None if norm == "linf" else norms.room(signs, inputs, inputs, bounds)
     if norm == "linf":
         delta = epsilon * signs
     elif norm == "l2":
-        delta = signs * radii.stretch(trees.normalize(lengths)[0], epsilon, caps, jnp.inf)
+        delta = signs * norms.stretch(trees.normalize(lengths)[0], epsilon, caps, jnp.inf)
     else:
         caps = jnp.where(signs != 0, epsilon if caps is None else jnp.minimum(caps, epsilon), 0).ravel()
         order = jnp.argsort(-lengths.ravel())
         before = jnp.cumsum(caps[order]) - caps[order]
         taken = jnp.clip(epsilon - before, 0, caps[order])
         delta = signs * jnp.zeros_like(taken).at[order].set(taken).reshape(signs.shape)
-    return boxes.add(inputs, delta, bounds, epsilon if norm == "linf" else None)
+    return norms.add(inputs, delta, bounds, epsilon if norm == "linf" else None)
+
+
+@programs.jit
+def along(inputs: jax.Array, ascent: jax.Array, epsilon: jax.Array, where: trees.Static) -> jax.Array:
+    """Move every example of a batch to its ``farthest`` point; ``where`` is (norm, bounds).
+
+    An entry of the ascent (a gradient, or what replaces it) that is not finite counts as 0.
+    """
+    return jax.vmap(lambda x, g: farthest(trees.finite_or_zero(g), x, epsilon, *where.value))(inputs, ascent)
 
 
 def ascend(
@@ -59,23 +60,12 @@ def ascend(
     norm: Norm,
     bounds: Bounds,
 ) -> jax.Array:
-    """Go a step up a linear loss, in the ball around an example and between the bounds.
+    """Go a step of a length up a linear loss, in the ball around an example and between the bounds.
 
     L-infinity and L2: along the steepest direction, then to the nearest point allowed; in L2 the length counts
     the entries that no bound holds back. L1: towards the point where the loss is highest, for the steepest
-    direction moves one entry, which many steps would fill in vain.
-
-    Args:
-      point: Where the step begins, in the ball and between the bounds.
-      direction: The gradient, or what stands for it.
-      length: Of the step in ``norm``, a scalar.
-      inputs: The example.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-      bounds: (lowest, highest), or None.
-
-    Returns:
-      An array like ``inputs``. The end of many such steps is ``farthest``, in every norm.
+    direction moves one entry, which many steps would fill in vain. The end of many such steps is ``farthest``,
+    in every norm.
 
     References:
       Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, Frank and Wolfe (1956), "An algorithm for
@@ -85,13 +75,12 @@ def ascend(
         way = trees.upcast(farthest(direction, inputs, epsilon, norm, bounds)) - trees.upcast(point)
         way = jnp.where(jnp.any(direction != 0), way, 0)
         part = jnp.minimum(length * trees.safe_inverse(norms.size(way, norm)), 1)
-        return boxes.within((point + part * way).astype(inputs.dtype), inputs, bounds)
-    room = None if norm == "linf" else boxes.room(jnp.sign(direction), point, inputs, bounds)
+        return norms.within((point + part * way).astype(inputs.dtype), inputs, bounds)
+    room = None if norm == "linf" else norms.room(jnp.sign(direction), point, inputs, bounds)
     if room is None:
         step = norms.steepest(direction, norm)
     else:
-        free = room > 0
-        scale = trees.normalize(jnp.where(free, trees.upcast(direction), 0))[1]
+        scale = trees.normalize(jnp.where(room > 0, trees.upcast(direction), 0))[1]
         # What is held back is pushed on all the same: else the projection would draw it away from its bound.
         step = jnp.clip(direction * trees.safe_inverse(scale), -_FAR, _FAR)
     return norms.restrict(point + length * step, inputs, epsilon, norm, bounds)

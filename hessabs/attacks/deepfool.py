@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import boxes, losses, norms
-from hessabs.attacks.checks import check_bounds, check_count, checked_inputs
+from hessabs.attacks import norms
+from hessabs.attacks.checks import check_bounds, check_count, check_not_negative, checked_inputs
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
-from hessabs.attacks.rows import iterate
+from hessabs.attacks.rivals import Network, leads, network_of, top_rivals
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -48,9 +48,7 @@ def deepfool(
       num_rivals: Other classes to look at, those with the largest logits at the clean example; 9, or all there
         are, by default.
       overshoot: At least 0.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
@@ -61,6 +59,7 @@ def deepfool(
         carries no logits or is targeted, or there are fewer than ``num_rivals`` other classes.
 
     Example:
+      >>> from hessabs.attacks import losses
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
       >>> found = deepfool()(losses.margin(lambda w, x: x @ w), jnp.eye(2), batch)["image"]
       >>> bool(jnp.allclose(found, jnp.array([[0.498, 0.502]]), atol=1e-3))
@@ -74,49 +73,37 @@ def deepfool(
     check_count("steps", steps)
     if num_rivals is not None:
         check_count("num_rivals", num_rivals)
-    if not 0 <= overshoot < float("inf"):
-        raise ValueError(f"`overshoot` must be finite and at least 0, got {overshoot}.")
+    check_not_negative("overshoot", overshoot)
     check_bounds(bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        logits_fn, spec = losses.parts(loss_fn, "deepfool")
-        if spec.targeted:
+        network = network_of(loss_fn, params, "deepfool")
+        if network.spec.value.targeted:
             raise ValueError("deepfool is untargeted, got a loss with targeted=True; use trust_region.")
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        static, network = trees.Static(spec), (trees.as_partial(logits_fn), params)
-        rows = _begin(static, trees.Static((num_rivals, inputs_key)), *network, batch)
-        step = Partial(_step, static, trees.Static((norm, bounds, inputs_key)), *network, overshoot)
+        rows = _begin(network, trees.Static((num_rivals, inputs_key)), batch)
+        step = Partial(_step, network, trees.Static((norm, bounds, inputs_key)), overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
 
     return attack
 
 
 @programs.jit
-def _begin(spec: trees.Static, options: trees.Static, logits_fn: Partial, params: Params, batch: Any) -> _Rows:
+def _begin(network: Network, options: trees.Static, batch: Any) -> _Rows:
     num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
-    logits = logits_fn(params, inputs)
-    labels, _ = losses.checked_classes(spec.value, logits, batch)
-    rivals = top_rivals(logits, labels, check_num_rivals(num_rivals, logits.shape[-1], default=9))
-    fallen = losses.has_fallen(spec.value, logits, batch)
-    return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, fallen)
+    logits = network.logits(inputs)
+    labels, _ = network.classes(batch, logits)
+    rivals = top_rivals(logits, labels, num_rivals)
+    return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, network.fallen(batch, logits))
 
 
-def _step(
-    spec: trees.Static,
-    options: trees.Static,
-    logits_fn: Partial,
-    params: Params,
-    overshoot: jax.Array,
-    rows: _Rows,
-    i: jax.Array,
-) -> _Rows:
+def _step(network: Network, options: trees.Static, overshoot: jax.Array, rows: _Rows, i: jax.Array) -> _Rows:
     del i
     norm, bounds, inputs_key = options.value
-    labels, _ = losses.classes_of(spec.value, rows.example)
-    logits, ahead, gradients = leads(lambda x: logits_fn(params, x), rows.point, labels, rows.rivals)
-    fallen = losses.has_fallen(spec.value, logits, rows.example)
+    labels, _ = network.classes(rows.example)
+    logits, ahead, gradients = leads(network, rows.point, labels, rows.rivals)
 
     def move(
         x: jax.Array, total: jax.Array, ahead: jax.Array, gradients: jax.Array
@@ -126,10 +113,8 @@ def _step(
         nearest = jnp.argmin(distance)
         length = jnp.where(jnp.isfinite(distance[nearest]), distance[nearest] + _NUDGE, 0)
         total = (total + length * norms.steepest(gradients[nearest], norm)).astype(x.dtype)
-        point = (x + (1 + overshoot) * total).astype(x.dtype)
-        return total, boxes.within(point, x, bounds)
+        return total, norms.within((x + (1 + overshoot) * total).astype(x.dtype), x, bounds)
 
-    inputs = get_inputs(rows.example, inputs_key)
-    total, point = jax.vmap(move)(inputs, rows.total, ahead, gradients)
-    point = jnp.where(fallen.reshape(-1, *(1,) * (point.ndim - 1)), rows.point, point)
-    return rows._replace(total=total, point=point, done=fallen)
+    total, point = jax.vmap(move)(get_inputs(rows.example, inputs_key), rows.total, ahead, gradients)
+    fallen = network.fallen(rows.example, logits)
+    return rows._replace(total=total, point=choose(fallen, rows.point, point), done=fallen)

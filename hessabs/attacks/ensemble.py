@@ -9,12 +9,16 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
-from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
+from hessabs.attacks.ascent import Ball, checked_ball
+from hessabs.attacks.checks import check_count, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
+from hessabs.attacks.losses.carrying import classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
+from hessabs.attacks.losses.examples import usable
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
+from hessabs.attacks.rows import choose
 from hessabs.attacks.square import square
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
@@ -41,15 +45,11 @@ def ensemble(
     the margin. An example counts for as many as it takes until it falls.
 
     Args:
-      epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
-      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+      epsilon, norm, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
       steps: Steps of each APGD, at least 1.
       num_targets: Rival classes to lead to, at least 0; at most all that there are.
       queries: Of the square attack, at least 1.
       layout: As for ``square``.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key) -> batch`` for an untargeted loss that carries its logits, of which
@@ -72,8 +72,7 @@ def ensemble(
       Differs from AutoAttack: DeepFool in place of FAB, 3 targets instead of 9 and 1,000 queries instead of
       5,000 by default.
     """
-    norms.check_norm(norm)
-    check_ball(epsilon, norm, bounds)
+    ball = checked_ball(epsilon, norm, bounds)
     check_count("steps", steps)
     check_count("queries", queries)
     if num_targets < 0:
@@ -87,7 +86,7 @@ def ensemble(
         if spec.targeted:
             raise ValueError("ensemble is untargeted, got a loss with targeted=True; use apgd.")
         inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
-        labels, _ = losses.classes_of(spec, batch)
+        labels, _ = classes_of(spec, batch)
         key = checked_key(key, "The ensemble")
         network = trees.as_partial(logits_fn)
         rivals, standing = _look(network, params, inputs, labels, trees.Static(num_targets))
@@ -106,12 +105,10 @@ def ensemble(
         point = inputs
         for number, (member, loss, classes) in enumerate(members):
             # What has fallen enters as it fell: the member finds nothing left to do there, and drops it.
-            entering = _choose(standing, inputs, point)
+            entering = choose(standing, inputs, point)
             left = member(loss, params, {"image": entering, "label": classes}, jax.random.fold_in(key, number))
-            reached, fallen = _judge(
-                trees.Static((norm, bounds)), network, params, epsilon, inputs, left["image"], labels
-            )
-            point = _choose(standing & (fallen | (number == 0)), reached, point)
+            reached, fallen = _judge(network, params, labels, inputs, left["image"], ball)
+            point = choose(standing & (fallen | (number == 0)), reached, point)
             standing = standing & ~fallen
         return with_inputs(batch, inputs_key, point)
 
@@ -125,23 +122,17 @@ def _look(
     # The rivals of each example, and whether it stands.
     logits = trees.upcast(logits_fn(params, inputs))
     rivals = top_rivals(logits, labels, min(num_targets.value, logits.shape[-1] - 1))
-    return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~losses.usable(logits)
+    return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~usable(logits)
 
 
 @programs.jit
 def _judge(
-    options: trees.Static,
-    logits_fn: Partial,
-    params: Params,
-    epsilon: jax.Array,
-    inputs: jax.Array,
-    left: jax.Array,
-    labels: jax.Array,
+    logits_fn: Partial, params: Params, labels: jax.Array, inputs: jax.Array, left: jax.Array, ball: Ball
 ) -> tuple[jax.Array, jax.Array]:
     # The points brought into the ball (DeepFool knows none), and which of them have fallen.
-    point = jax.vmap(lambda x, y: norms.restrict(y, x, epsilon, *options.value))(inputs, left)
+    point = jax.vmap(lambda x, y: norms.restrict(y, x, *ball.where))(inputs, left)
     logits = logits_fn(params, point)
-    return point, (jnp.argmax(logits, axis=-1) != labels) & losses.usable(logits)
+    return point, (jnp.argmax(logits, axis=-1) != labels) & usable(logits)
 
 
 def _weights(labels: jax.Array, rivals: jax.Array, num_classes: int) -> jax.Array:
@@ -153,7 +144,3 @@ def _ratio_to_the_second(logits: jax.Array, weights: jax.Array, targets: jax.Arr
     del targets
     classes = jax.lax.top_k(weights, 2)[1]
     return difference_of_logits(logits, classes[:, 0], classes[:, 1])
-
-
-def _choose(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
-    return jnp.where(flags.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)

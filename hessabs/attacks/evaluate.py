@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,9 @@ import numpy as np
 
 from hessabs.attacks import losses, misleading, norms, outcomes
 from hessabs.attacks.checks import check_ball, check_bounds, check_key, checked_inputs
+from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.outcomes import CLEAN, WORST, Evaluation, Outcome
+from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
 from hessabs.attacks.square import square
 from hessabs.typing import Attack, LossFn, Params
 
@@ -43,9 +44,8 @@ def evaluate(
       key: Random key; only needed if an attack needs one.
       minimal: Attacks without an epsilon (DeepFool, Carlini-Wagner, trust region), by name. Each runs once; at
         epsilon it has felled the examples whose perturbation has at most that norm.
-      norm: In which epsilon and the relative sizes are measured: ``"linf"``, ``"l2"`` or ``"l1"``.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
+      norm: In which epsilon and the relative sizes are measured.
+      bounds, inputs_key: As in every attack (``hessabs.attacks``).
       source: Another (loss, params) to make the examples on: how they transfer. None for the network itself.
       keep_fallen: If True an example that an attack felled at a smaller epsilon has fallen at the larger ones
         too, for the perturbation lies in their balls: the accuracy then never rises with epsilon.
@@ -94,7 +94,7 @@ def evaluate(
     check_key(key)
     checked_inputs(loss_fn, params, batch, inputs_key, bounds)
     clean = outcomes.look(loss_fn, params, batch, inputs_key, norm)
-    messages = misleading.look(loss_fn, params, batch, inputs_key).messages(clean.right)
+    signs = misleading.look(loss_fn, params, batch, inputs_key)
     black_box = set[str]()
 
     def run(name: str, attack: Attack, number: int) -> Outcome:
@@ -110,11 +110,32 @@ def evaluate(
         results |= {(name, epsilon): outcome for name, outcome in unbounded.items()}
         for number, (name, make) in enumerate(attacks.items(), start=len(minimal)):
             results[name, epsilon] = run(name, make(epsilon), number)
-    rows = outcomes.table(clean, results, keep_fallen=keep_fallen)
-    messages += misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
+    rows, messages = report(
+        clean, signs, results, keep_fallen=keep_fallen, minimal=minimal, black_box=black_box
+    )
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return rows
+
+
+def report(
+    clean: Clean,
+    signs: Misleading,
+    results: Mapping[tuple[str, float], Outcome],
+    *,
+    keep_fallen: bool,
+    minimal: Collection[str],
+    black_box: Collection[str],
+) -> tuple[list[Evaluation], list[str]]:
+    """Sum up what was found of a whole test set: the table, and a line for each thing in it that misleads.
+
+    ``clean``, ``signs`` and each result may be ``outcomes.join`` of batches: of ``outcomes.look``,
+    ``misleading.look`` and ``outcomes.run``. ``minimal`` names the attacks that know no epsilon, whose one
+    result counts at each; ``black_box`` those that follow no gradient.
+    """
+    rows = outcomes.table(clean, results, keep_fallen=keep_fallen)
+    found = misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
+    return rows, [*signs.messages(clean.right), *found]
 
 
 def _check_attacks(attacks: Any, minimal: Any) -> None:
@@ -137,11 +158,9 @@ def _check_attacks(attacks: Any, minimal: Any) -> None:
 
 
 def _takes(function: Any, positional: int) -> bool:
-    if not callable(function):
-        return False
     try:
         inspect.signature(function).bind(*[None] * positional)
-    except TypeError:
+    except TypeError:  # it takes others, or cannot be called
         return False
     except ValueError:  # it has no signature to see
         return True

@@ -2,7 +2,7 @@
 
 A loss gets its random numbers from a key: a leaf of the batch, or an argument bound with
 ``jax.tree_util.Partial``. A draw folds its number into every such key. An attack that follows one draw learns
-its way around that draw alone.
+its way around that draw alone. ``eot`` is the number of draws, or None for the loss as it is.
 """
 
 from typing import Any
@@ -11,34 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from hessabs import trees
-from hessabs.attacks import losses
+from hessabs.attacks.losses import examples
 from hessabs.typing import LossFn, Params
 
 
 def check_draws(eot: int | None) -> None:
-    """Raise unless a number of draws is None or at least 1.
-
-    Args:
-      eot: The number.
-
-    Raises:
-      ValueError: If it is neither.
-    """
+    """Raise unless a number of draws is None or at least 1."""
     if eot is not None and eot < 1:
         raise ValueError(f"`eot` must be None or at least 1, got {eot}.")
 
 
 def check_keys(eot: int | None, loss_fn: LossFn, batch: Any) -> None:
-    """Raise where an expectation is asked for and nothing is random.
-
-    Args:
-      eot: Draws, or None.
-      loss_fn: The loss.
-      batch: What it takes.
-
-    Raises:
-      ValueError: If neither the loss nor the batch holds a random key.
-    """
+    """Raise where an expectation is asked for and neither the loss nor the batch holds a random key."""
     if eot is not None and not any(map(_is_key, jax.tree.leaves((trees.as_partial(loss_fn), batch)))):
         raise ValueError(
             f"`eot` asks for {eot} draws, but there is no random key in the batch, nor one bound to the loss "
@@ -48,13 +32,6 @@ def check_keys(eot: int | None, loss_fn: LossFn, batch: Any) -> None:
 
 def expected(loss_fn: LossFn, eot: int | None) -> LossFn:
     """Make the mean of a loss over draws.
-
-    Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``.
-      eot: Draws, or None for the loss as it is.
-
-    Returns:
-      A loss.
 
     Example:
       >>> noisy = lambda w, batch: w * jax.random.normal(batch["key"])
@@ -78,26 +55,17 @@ def expected(loss_fn: LossFn, eot: int | None) -> LossFn:
 def with_gradient(
     loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, eot: int | None, i: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Evaluate a loss and its gradient for each example, in the mean over draws.
+    """Evaluate a loss and its gradient as ``losses.examples`` does, in the mean over draws.
 
-    Args:
-      loss_fn: As for ``losses.with_gradient``.
-      params: What the loss takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-      eot: Draws, or None for the loss as it is.
-      i: Which evaluation this is, int32: each one has draws of its own, ``i * eot`` to ``(i + 1) * eot - 1``.
-
-    Returns:
-      ``(values, fallen, gradient)``: (n,), (n,) and like the inputs. An example has fallen if it fell in every
-      draw.
+    Evaluation i has draws of its own, ``i * eot`` to ``(i + 1) * eot - 1``. An example has fallen if it fell in
+    every draw.
     """
     if eot is None:
-        return losses.with_gradient(loss_fn, params, batch, inputs_key)
+        return examples.with_gradient(loss_fn, params, batch, inputs_key)
 
     def draw(number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         loss, own = _fold((trees.as_partial(loss_fn), batch), number)
-        return losses.with_gradient(loss, params, own, inputs_key)
+        return examples.with_gradient(loss, params, own, inputs_key)
 
     values, fallen, gradients = jax.vmap(draw)(i * eot + jnp.arange(eot))
     return jnp.mean(values, axis=0), jnp.all(fallen, axis=0), jnp.mean(gradients, axis=0)

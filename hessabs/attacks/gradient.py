@@ -1,15 +1,15 @@
-"""Attacks that follow the gradient of the loss with respect to the inputs."""
+"""Attacks of one step along the gradient of the loss with respect to the inputs."""
 
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from hessabs import programs, trees
+from hessabs import trees
 from hessabs.attacks.checks import check_ball, checked_inputs
-from hessabs.attacks.climbing import farthest
+from hessabs.attacks.climbing import along
 from hessabs.attacks.expectation import check_draws, check_keys, expected
-from hessabs.attacks.norms import Bounds, Norm, check_norm
+from hessabs.attacks.norms import Bounds
 from hessabs.inputs import with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
@@ -18,7 +18,7 @@ def fgsm(
     epsilon: float,
     *,
     norm: Literal["linf", "l2"] = "linf",
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     eot: int | None = None,
 ) -> Attack:
@@ -30,23 +30,16 @@ def fgsm(
     so does an entry whose gradient is not finite.
 
     Args:
-      epsilon: Size of the perturbation in ``norm``, in the units of the batch (an image in [0, 1]: 0.005 is
-        1.3 grey levels of 255), at least 0.
+      epsilon: Size of the perturbation in ``norm``, at least 0.
       norm: ``"linf"`` or ``"l2"``.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the
-        loss as it is. See ``hessabs.attacks.expectation``.
+      bounds, inputs_key, eot: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. The loss may be a mean over examples: the scale of
-      the gradient does not matter. The random key is not used.
+      the gradient does not matter. No random key.
 
     Raises:
-      ValueError: If epsilon is negative or not finite, the norm unknown, or the bounds out of order; when
-        called, if the batch has no such inputs, or they are not finite or outside the bounds. Traced values
-        cannot raise: under jit, as in a training step, an entry outside the bounds gets no farther out, and
-        stays where it is if nothing moves it.
+      ValueError: If an argument is out of range; when called, if the batch is not as described.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,8 +53,7 @@ def fgsm(
       Differs from the published ABSA code: clipped to given bounds, not to the extremes of the batch. Differs
       from both papers: in L2 what the bounds cut off goes to the other entries.
     """
-    check_norm(norm, ("linf", "l2"))
-    check_ball(epsilon, norm, bounds)
+    check_ball(epsilon, norm, bounds, ("linf", "l2"))
     check_draws(eot)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
@@ -69,56 +61,27 @@ def fgsm(
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         check_keys(eot, loss_fn, batch)
         gradient = jax.grad(lambda x: expected(loss_fn, eot)(params, with_inputs(batch, inputs_key, x)))(inputs)
-        perturbed = along(inputs, gradient, epsilon, norm, bounds)
+        perturbed = along(jnp.asarray(inputs), gradient, epsilon, trees.Static((norm, bounds)))
         return with_inputs(batch, inputs_key, perturbed)
 
     return attack
 
 
-def along(inputs: Any, ascent: jax.Array, epsilon: float, norm: Norm, bounds: Bounds) -> jax.Array:
-    """Move each example within the ball and the bounds to where a linear function of a given ascent is highest.
-
-    Args:
-      inputs: Shape (n, ...).
-      ascent: The same shape: a gradient, or what replaces it; an entry that is not finite counts as 0.
-      epsilon: Size of the perturbation.
-      norm: ``"linf"`` or ``"l2"``.
-      bounds: (lowest, highest) value of an input, or None.
-
-    Returns:
-      The points, like ``inputs``, in the ball and between the bounds.
-    """
-    return _along(trees.Static((norm, bounds)), epsilon, jnp.asarray(inputs), ascent)
-
-
-@programs.jit
-def _along(where: trees.Static, epsilon: jax.Array, inputs: jax.Array, ascent: jax.Array) -> jax.Array:
-    norm, bounds = where.value
-
-    def move(x: jax.Array, g: jax.Array) -> jax.Array:
-        return farthest(trees.finite_or_zero(g), x, epsilon, norm, bounds)
-
-    return jax.vmap(move)(inputs, ascent)
-
-
 def l2grad(
     epsilon: float,
     *,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
     inputs_key: str | int = "image",
     eot: int | None = None,
 ) -> Attack:
     """Make one step of L2 length epsilon up the gradient of the loss: ``fgsm`` with ``norm="l2"``.
 
     Args:
-      epsilon: L2 norm of each example's perturbation, in the units of the batch, at least 0.
-      bounds: (lowest, highest) value of an input, or None for no clipping.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      eot: Draws of the random numbers of the loss (dropout) over which the gradient averages, or None for the
-        loss as it is. See ``hessabs.attacks.expectation``.
+      epsilon: L2 norm of each example's perturbation, at least 0.
+      bounds, inputs_key, eot: As in every attack (``hessabs.attacks``).
 
     Returns:
-      ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
+      ``attack(loss_fn, params, batch, key=None) -> batch``. No random key.
 
     Raises:
       ValueError: As ``fgsm``.

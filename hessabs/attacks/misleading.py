@@ -29,56 +29,26 @@ class Misleading(NamedTuple):
     probabilities: np.ndarray  # (batches,), bool: whether the logits look like probabilities
 
     def messages(self, right: np.ndarray) -> list[str]:
-        """Say it, in a line each.
-
-        Args:
-          right: Shape (n,), bool: which examples are classified rightly.
-
-        Returns:
-          A line for each thing that was seen.
-        """
-        lines, flat = [], int(np.sum(self.zero_gradient & right))
-        if flat:
-            lines.append(
-                f"The gradient of {flat} of {int(right.sum())} rightly classified examples is zero: attacks "
-                "that follow it cannot move them, which is no robustness. Try another loss, minimal attacks or "
-                "square."
-            )
-        if broken := int(np.sum(self.non_finite_gradient)):
-            lines.append(
-                f"The gradient of {broken} of {len(right)} examples has entries that are not finite: attacks "
-                "do not move these. Look for a square root, a norm or a logarithm at 0 in the network."
-            )
-        if self.random.any():
-            lines.append(
-                "The network gives other logits for the same inputs at a second call: it is not deterministic, "
-                "and the accuracies are those of single draws."
-            )
-        if self.mixing.any():
-            lines.append(
-                "The logits of an example depend on the other examples of its batch, as with batch norm in "
-                "training mode: attacks then move what they do not mean to. Pass it in evaluation mode."
-            )
-        if self.probabilities.all():
-            lines.append(
-                "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do: a second softmax "
-                "hides the gradient. Pass logits, from before the softmax."
-            )
-        return lines
+        """Say it, in a line each; ``right``, (n,), tells which examples are classified rightly."""
+        mixing = self.mixing.any()
+        flat, broken = np.sum(self.zero_gradient & right), np.sum(self.non_finite_gradient)
+        seen = {
+            f"The gradient of {flat} of {right.sum()} rightly classified examples is zero: attacks that follow "
+            "it cannot move them, which is no robustness. Try another loss, minimal attacks or square.": flat,
+            f"The gradient of {broken} of {len(right)} examples has entries that are not finite: attacks do "
+            "not move these. Look for a square root, a norm or a logarithm at 0 in the network.": broken,
+            "The network gives other logits for the same inputs at a second call: it is not deterministic, and "
+            "the accuracies are those of single draws.": self.random.any(),
+            "The logits of an example depend on the other examples of its batch, as with batch norm in "
+            "training mode: attacks then move what they do not mean to. Pass it in evaluation mode.": mixing,
+            "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do: a second softmax "
+            "hides the gradient. Pass logits, from before the softmax.": self.probabilities.all(),
+        }
+        return [line for line, is_so in seen.items() if is_so]
 
 
 def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> Misleading:
-    """Look for what misleads attacks.
-
-    Args:
-      loss_fn: A loss that carries its logits.
-      params: What it takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-
-    Returns:
-      What was found.
-    """
+    """Look for what misleads attacks, in a loss that carries its logits and a batch."""
     logits_fn, _ = losses.parts(loss_fn, "look")
     gradient = np.asarray(_gradient(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
     gradient = gradient.reshape(len(gradient), -1)
@@ -107,17 +77,9 @@ def of_results(
     minimal: Collection[str],
     black_box: Collection[str],
 ) -> list[str]:
-    """Say what in the results of attacks is not what it seems.
+    """Say what in the results of attacks, and the table of them, is not what it seems.
 
-    Args:
-      rows: The table of the results.
-      results: What each attack did, by its name and epsilon.
-      clean: The examples before.
-      minimal: Names of the attacks that know no epsilon.
-      black_box: Names of the attacks that follow no gradient.
-
-    Returns:
-      A line for each thing that was seen.
+    ``minimal`` names the attacks that know no epsilon, ``black_box`` those that follow no gradient.
     """
     return [*_not_finite(rows), *_outside(results, clean, minimal), *_masked(rows, black_box)]
 

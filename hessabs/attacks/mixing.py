@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, trees
+from hessabs.attacks.rows import choose
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -83,21 +84,12 @@ def replace_fraction(
     if part < 1 or num_examples % part:
         raise ValueError(f"`part_size` must divide the batch of {num_examples} examples, got {part_size}.")
     beyond = beyond_maximum(fraction, max_fraction, part)
-    if part == num_examples:
-        attacked, _ = attacked_head(
-            attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
-        )
-
-        def join(x: jax.Array, head: jax.Array) -> jax.Array:
-            return jnp.concatenate([head, x[head.shape[0] :]])
-
-        return made_visible(beyond, batch_axis.map_examples(join, batch, attacked))
     parts, size = num_examples // part, _head_size(max_fraction, part)
 
     def take(x: jax.Array) -> jax.Array:
         return x.reshape(parts, part, *x.shape[1:])[:, :size].reshape(parts * size, *x.shape[1:])
 
-    def join_parts(x: jax.Array, head: jax.Array) -> jax.Array:
+    def join(x: jax.Array, head: jax.Array) -> jax.Array:
         head = head.reshape(parts, size, *x.shape[1:])
         tail = x.reshape(parts, part, *x.shape[1:])[:, size:]
         return jnp.concatenate([head, tail], axis=1).reshape(x.shape)
@@ -105,22 +97,13 @@ def replace_fraction(
     heads = batch_axis.map_examples(take, batch)
     chosen = jnp.tile(jnp.arange(size), parts) < num_replaced(fraction, part)
     attacked = _replace(attack, loss_fn, params, heads, chosen, key)
-    return made_visible(beyond, batch_axis.map_examples(join_parts, batch, attacked))
+    return made_visible(beyond, batch_axis.map_examples(join, batch, attacked))
 
 
 def beyond_maximum(fraction: Any, max_fraction: float, num_examples: int) -> bool | jax.Array:
-    """Tell whether a fraction asks for more examples than the head of a batch has.
+    """Tell, for ``made_visible``, whether a fraction asks for more examples than the head of a batch has.
 
-    Args:
-      fraction: Fraction of the batch; may be traced.
-      max_fraction: The fraction that the head is made for.
-      num_examples: Examples in the batch.
-
-    Returns:
-      False, or, for a traced fraction, a traced scalar bool, for ``made_visible``; true for NaN.
-
-    Raises:
-      ValueError: If a fraction that is not traced does.
+    A fraction that is not traced raises where it does; NaN does.
     """
     traced = trees.is_traced(fraction)
     wanted: Any = jnp.asarray(fraction, jnp.float32) if traced else np.float32(fraction)
@@ -138,22 +121,14 @@ def beyond_maximum(fraction: Any, max_fraction: float, num_examples: int) -> boo
 
 
 def made_visible(beyond: bool | jax.Array, tree: Any) -> Any:
-    """Turn a result into NaN where ``beyond_maximum`` is true, for it would be that of another fraction.
-
-    Args:
-      beyond: What ``beyond_maximum`` returned.
-      tree: The result.
-
-    Returns:
-      The tree, with NaN in its floating-point leaves where ``beyond``.
-    """
+    """Turn a result into NaN where ``beyond_maximum`` is true, for it would be that of another fraction."""
     if beyond is False:
         return tree
-    return jax.tree.map(lambda x: jnp.where(beyond, jnp.nan, x) if _is_floating(x) else x, tree)
 
+    def show(x: Any) -> Any:
+        return jnp.where(beyond, jnp.nan, x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
 
-def _is_floating(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jax.tree.map(show, tree)
 
 
 def attacked_head(
@@ -165,22 +140,9 @@ def attacked_head(
     max_fraction: float,
     key: jax.Array | None = None,
 ) -> tuple[Any, Any]:
-    """Attack the head of a batch, the part that may be replaced at all.
+    """Return the head of a batch, of which ``num_examples`` are replaced, and the clean head.
 
-    Args:
-      attack: ``attack(loss_fn, params, batch, key) -> batch``.
-      loss_fn: ``loss_fn(params, batch) -> scalar``.
-      params: The params to attack.
-      batch: A pytree with a leading example axis.
-      num_examples: How many of the first examples to replace, a scalar int32, may be traced.
-      max_fraction: The head is the first ``floor(max_fraction * examples)`` examples.
-      key: Random key for the attack, if it needs one.
-
-    Returns:
-      (head in which the first ``num_examples`` are replaced, the clean head).
-
-    Raises:
-      ValueError: If ``max_fraction`` lies outside [0, 1].
+    The head is the first ``floor(max_fraction * examples)`` examples; ``num_examples`` may be traced.
     """
     size = _head_size(max_fraction, batch_axis.num_examples(batch))
     clean = batch_axis.map_examples(lambda x: x[:size], batch)
@@ -198,8 +160,5 @@ def _replace(
 ) -> Any:
     if chosen.size == 0:
         return clean
-
-    def select(original: jax.Array, adversarial: jax.Array) -> jax.Array:
-        return jnp.where(chosen.reshape(-1, *(1,) * (original.ndim - 1)), adversarial, original)
-
-    return batch_axis.map_examples(select, clean, attack(loss_fn, params, clean, key))
+    attacked = attack(loss_fn, params, clean, key)
+    return batch_axis.map_examples(lambda old, new: choose(chosen, new, old), clean, attacked)

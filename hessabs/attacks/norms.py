@@ -1,7 +1,8 @@
 """Balls around one example, cut by the bounds: sizes, steepest directions, nearest and random points.
 
-Everything here takes ONE perturbation of any shape and is mapped over examples by its caller, so that no
-example can influence another. Sizes are sums over all entries, in at least float32.
+Everything here takes ONE example or perturbation of any shape and is mapped over examples by its caller, so
+that no example can influence another. Sizes are sums over all entries, in at least float32. An example that
+lies outside of the bounds is not brought in: they are widened to it.
 """
 
 from typing import Any, Literal, get_args
@@ -10,26 +11,21 @@ import jax
 import jax.numpy as jnp
 
 from hessabs import trees
-from hessabs.attacks import boxes, radii
-from hessabs.attacks.boxes import Bounds
 
 Norm = Literal["linf", "l2", "l1"]
+Bounds = tuple[float, float] | None
+"""(lowest, highest) value of an input, in the units of the batch."""
+_NEWTON_STEPS = 12  # each fills all entries that the last factor brought to their caps: few are ever needed
+
+
+def check_norm(norm: str, allowed: tuple[str, ...] = get_args(Norm)) -> None:
+    """Raise unless a norm is one of those allowed."""
+    if norm not in allowed:
+        raise ValueError(f"`norm` must be one of {list(allowed)}, got {norm!r}.")
 
 
 def size(delta: jax.Array, norm: Norm) -> jax.Array:
-    """Return the norm of one perturbation.
-
-    Args:
-      delta: Any shape.
-      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-
-    Returns:
-      A scalar in at least float32.
-
-    Example:
-      >>> [float(size(jnp.array([3.0, -4.0]), norm)) for norm in ("linf", "l2", "l1")]
-      [4.0, 5.0, 7.0]
-    """
+    """Return the norm of one perturbation."""
     delta = jnp.abs(trees.upcast(delta))
     if norm == "linf":
         return jnp.max(delta)
@@ -39,14 +35,7 @@ def size(delta: jax.Array, norm: Norm) -> jax.Array:
 
 
 def dual(norm: Norm) -> Norm:
-    """Return the norm that measures gradients where ``norm`` measures perturbations.
-
-    Args:
-      norm: Of perturbations.
-
-    Returns:
-      Its dual norm.
-    """
+    """Return the norm that measures gradients where ``norm`` measures perturbations."""
     duals: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
     return duals[norm]
 
@@ -55,17 +44,6 @@ def steepest(gradient: jax.Array, norm: Norm) -> jax.Array:
     """Return the perturbation of norm 1 along which a linear loss rises fastest; 0 for a zero gradient.
 
     For L1 that is one entry, the one with the largest gradient.
-
-    Args:
-      gradient: Any shape.
-      norm: The norm of the perturbation.
-
-    Returns:
-      An array like ``gradient``.
-
-    Example:
-      >>> steepest(jnp.array([3.0, -4.0]), "l2")
-      Array([ 0.6, -0.8], dtype=float32)
     """
     if norm == "linf":
         return jnp.sign(gradient)
@@ -79,20 +57,7 @@ def steepest(gradient: jax.Array, norm: Norm) -> jax.Array:
 def project(delta: jax.Array, epsilon: Any, norm: Norm, caps: Any = None) -> jax.Array:
     """Return the nearest perturbation (in L2) of norm epsilon at most, whose entries are no larger than caps.
 
-    Args:
-      delta: Any shape.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-      caps: The largest size of each entry, at least 0, a scalar or like ``delta``; None for none.
-
-    Returns:
-      An array like ``delta``; no entry has changed its sign.
-
-    Example:
-      >>> project(jnp.array([3.0, -4.0]), 1.0, "l1")
-      Array([ 0., -1.], dtype=float32)
-      >>> project(jnp.array([3.0, -4.0]), 1.0, "l1", 0.75)
-      Array([ 0.25, -0.75], dtype=float32)
+    No entry changes its sign.
 
     References:
       Duchi et al. (2008), "Efficient projections onto the l1-ball", figure 1; with caps, Croce and Hein (2021),
@@ -104,12 +69,12 @@ def project(delta: jax.Array, epsilon: Any, norm: Norm, caps: Any = None) -> jax
         lengths = jnp.minimum(lengths, epsilon if caps is None else jnp.minimum(caps, epsilon))
     elif norm == "l2":
         largest = jnp.max(lengths)  # so that no square overflows or vanishes
-        unit = lengths * trees.safe_inverse(largest)
-        lengths = radii.stretch(unit, epsilon, caps, largest)
+        lengths = stretch(lengths * trees.safe_inverse(largest), epsilon, caps, largest)
     else:
         caps = lengths if caps is None else jnp.minimum(caps, lengths)
-        lengths = jnp.clip(lengths - radii.threshold(lengths.ravel(), caps.ravel(), epsilon), 0, caps)
-        lengths = lengths * radii.shrink(jnp.sum(lengths), epsilon)
+        lengths = jnp.clip(lengths - _threshold(lengths.ravel(), caps.ravel(), epsilon), 0, caps)
+        total = jnp.sum(lengths)
+        lengths = lengths * jnp.where(total > epsilon, epsilon * trees.safe_inverse(total), 1)
     return (jnp.sign(wide) * lengths).astype(delta.dtype)
 
 
@@ -118,39 +83,15 @@ def restrict(point: jax.Array, inputs: jax.Array, epsilon: Any, norm: Norm, boun
 
     The one projection of all attacks. An entry of the example that lies outside of the bounds may stay where it
     is, and gets no farther out: what an attack does not move stays the same.
-
-    Args:
-      point: Any shape.
-      inputs: The example.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-      bounds: (lowest, highest), or None.
-
-    Returns:
-      An array like ``inputs``.
-
-    Example:
-      >>> restrict(jnp.array([1.95, 1.0, 0.5]), jnp.array([0.95, 0.5, 0.5]), 1.0, "l1", (0.0, 1.0))
-      Array([1. , 1. , 0.5], dtype=float32)
     """
     delta = trees.upcast(point) - trees.upcast(inputs)
     # In L-infinity the bounds can wait.
-    caps = None if norm == "linf" else boxes.room(jnp.sign(delta), inputs, inputs, bounds)
-    return boxes.add(inputs, project(delta, epsilon, norm, caps), bounds, epsilon if norm == "linf" else None)
+    caps = None if norm == "linf" else room(jnp.sign(delta), inputs, inputs, bounds)
+    return add(inputs, project(delta, epsilon, norm, caps), bounds, epsilon if norm == "linf" else None)
 
 
 def random_in_ball(key: jax.Array, like: jax.Array, epsilon: Any, norm: Norm) -> jax.Array:
-    """Draw a perturbation uniformly from a ball.
-
-    Args:
-      key: Random key.
-      like: An array of the shape and dtype wanted.
-      epsilon: The radius, a scalar.
-      norm: The norm of the ball.
-
-    Returns:
-      An array like ``like``.
-    """
+    """Draw a perturbation uniformly from a ball."""
     dtype = jnp.promote_types(like.dtype, jnp.float32)
     direction_key, radius_key = jax.random.split(key)
     if norm == "linf":
@@ -165,15 +106,66 @@ def random_in_ball(key: jax.Array, like: jax.Array, epsilon: Any, norm: Norm) ->
     return (epsilon * unit).astype(like.dtype)
 
 
-def check_norm(norm: str, allowed: tuple[str, ...] = get_args(Norm)) -> None:
-    """Raise unless a norm is one of those allowed.
+def widened(inputs: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, jax.Array]:
+    """Return the bounds of each entry of an example: those given, or the entry itself where it lies outside."""
+    return jnp.minimum(inputs, bounds[0]), jnp.maximum(inputs, bounds[1])
 
-    Args:
-      norm: Its name.
-      allowed: The names.
 
-    Raises:
-      ValueError: With both.
+def within(point: jax.Array, inputs: jax.Array, bounds: Bounds) -> jax.Array:
+    """Bring a point between the bounds, widened to where the example is."""
+    return point if bounds is None else jnp.clip(point, *widened(inputs, bounds))
+
+
+def room(signs: jax.Array, point: jax.Array, inputs: jax.Array, bounds: Bounds) -> jax.Array | None:
+    """Return how far each entry of a point may go up (sign 1) or down, at least 0; None without bounds."""
+    if bounds is None:
+        return None
+    low, high = widened(trees.upcast(inputs), bounds)
+    point = trees.upcast(point)
+    return jnp.maximum(jnp.where(signs > 0, high - point, point - low), 0)
+
+
+def add(inputs: jax.Array, delta: jax.Array, bounds: Bounds, most: Any = None) -> jax.Array:
+    """Add a perturbation to an example, in its dtype and between the bounds.
+
+    A sum that is rounded beyond ``most``, the largest change of an entry, goes back by one rounding.
     """
-    if norm not in allowed:
-        raise ValueError(f"`norm` must be one of {list(allowed)}, got {norm!r}.")
+    point = within((inputs + delta).astype(inputs.dtype), inputs, bounds)
+    if most is not None:
+        outside = jnp.abs(trees.upcast(point) - trees.upcast(inputs)) > most
+        point = jnp.where(outside, jnp.nextafter(point, inputs), point)
+    return point
+
+
+def stretch(unit: jax.Array, epsilon: Any, caps: Any, most: Any) -> jax.Array:
+    """Scale sizes of entries in [0, 1] to an L2 norm of epsilon, where caps let them: ``min(t unit, caps)``.
+
+    t is at most ``most``. Newton's iterations come from below, so one that has not converged gives a smaller
+    norm.
+    """
+    if caps is None:
+        return jnp.minimum(epsilon * trees.safe_inverse(trees.normalize(unit)[1]), most) * unit
+
+    def newton(_: Any, t: jax.Array) -> jax.Array:
+        full = t * unit >= caps
+        left = jnp.maximum(epsilon**2 - jnp.sum(jnp.where(full, caps, 0) ** 2), 0)
+        return jnp.maximum(t, jnp.sqrt(left * trees.safe_inverse(jnp.sum(jnp.where(full, 0, unit) ** 2))))
+
+    first = newton(0, jnp.zeros((), unit.dtype))  # unlike 0 it varies over devices as the perturbation does
+    t = jax.lax.fori_loop(1, _NEWTON_STEPS, newton, first)
+    return jnp.minimum(jnp.minimum(t, most) * unit, caps)
+
+
+def _threshold(lengths: jax.Array, caps: jax.Array, epsilon: Any) -> jax.Array:
+    # The t at which sum(clip(lengths - t, 0, caps)) is epsilon; 0 where that sum is smaller at once. As t falls
+    # the sum grows by 1 for each entry between lengths and lengths - caps: it is linear between these.
+    places = jnp.concatenate([lengths, lengths - caps])
+    turns = jnp.concatenate([jnp.ones_like(lengths), -jnp.ones_like(lengths)])
+    falling, turns = jax.lax.sort((-places, turns), num_keys=1)
+    places = -falling
+    slopes = jnp.cumsum(turns)
+    following = jnp.append(places[1:], 0)
+    sums = jnp.cumsum(slopes * (places - following))  # at `following`
+    at = jnp.argmax(sums >= epsilon)
+    found = following[at] + (sums[at] - epsilon) * trees.safe_inverse(slopes[at])
+    return jnp.where(sums[-1] > epsilon, jnp.maximum(found, 0), 0)

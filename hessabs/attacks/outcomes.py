@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from hessabs import compiling, programs, trees
 from hessabs.attacks import losses
+from hessabs.attacks.losses.examples import has_fallen, usable
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.inputs import get_inputs
 from hessabs.typing import Attack, LossFn, Params
@@ -19,7 +20,10 @@ CLEAN = "clean"
 WORST = "worst case"
 _RTOL = 1e-5  # of the norm of a perturbation that float32 computed, for a few entries
 _ROWS = 256  # examples that are measured at once, for float64 takes twice the memory
+_SUMS = ("seconds", "seconds_compile")
 _ORDERS: dict[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
+
+Found = TypeVar("Found", bound=Any)  # a NamedTuple
 
 
 class Clean(NamedTuple):
@@ -55,6 +59,13 @@ class Evaluation(NamedTuple):
     seconds_compile: float  # wall clock in which JAX compiled the attack
 
 
+def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, norm: Norm) -> Clean:
+    """Look at a batch before any attack; the loss carries its logits."""
+    right, finite = _judged(loss_fn, params, batch, inputs_key)
+    inputs = np.asarray(get_inputs(batch, inputs_key))
+    return Clean(right, ~finite, measure(inputs, np.zeros_like(inputs), norm)[0])
+
+
 def run(
     attack: Attack,
     loss_fn: LossFn,
@@ -67,147 +78,80 @@ def run(
     inputs_key: str | int,
     source: tuple[LossFn, Params] | None = None,
 ) -> tuple[Outcome, Any]:
-    """Attack a batch and look what has become of it.
+    """Attack a batch, and look what has become of it: the outcome, and the attacked batch.
 
-    Args:
-      attack: The attack.
-      loss_fn: A loss that carries its logits: the network that judges.
-      params: Its params.
-      batch: n examples.
-      key: Random key, or None.
-      norm: In which perturbations are measured.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Where the inputs are.
-      source: Another (loss, params) to make the examples on, or None for the same.
-
-    Returns:
-      ``(outcome, attacked batch)``.
+    ``loss_fn`` carries its logits: the network that judges. The examples are made on ``source``, another (loss,
+    params), or on the same.
     """
     start, before = time.perf_counter(), compiling.seconds(everywhere=True)  # an attack may have threads
     attacked = jax.block_until_ready(attack(*(source or (loss_fn, params)), batch, key))
     compiled = compiling.seconds(everywhere=True) - before
     seconds = time.perf_counter() - start - compiled
     points, inputs = (np.asarray(get_inputs(each, inputs_key)) for each in (attacked, batch))
-    right, finite = judge(loss_fn, params, attacked, inputs_key)
+    right, finite = _judged(loss_fn, params, attacked, inputs_key)
     flat = points.reshape(len(points), -1)
     there_is = np.isfinite(flat).all(axis=1)
     if bounds is not None:
         low, high = np.asarray(bounds, flat.dtype)
         there_is &= (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
-    norms, least = measure(points, inputs, norm)
-    outcome = Outcome(
-        right | ~finite | ~there_is,
-        norms,
-        seconds,
-        compiled,
-        ~finite & there_is,
-        np.where(there_is, least, np.nan),
-    )
-    return outcome, attacked
+    sizes, least = measure(points, inputs, norm)
+    stands, least = right | ~finite | ~there_is, np.where(there_is, least, np.nan)
+    return Outcome(stands, sizes, seconds, compiled, ~finite & there_is, least), attacked
 
 
-def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, norm: Norm) -> Clean:
-    """Look at a batch before any attack.
+def join(parts: Sequence[Found]) -> Found:
+    """Put a ``Clean``, ``Outcome`` or ``Misleading`` of several batches end to end; seconds add up.
 
-    Args:
-      loss_fn: A loss that carries its logits.
-      params: What it takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-      norm: In which their lengths are measured.
-
-    Returns:
-      A ``Clean``.
+    Example:
+      >>> join([Clean(*np.ones((3, 2))), Clean(*np.zeros((3, 1)))]).right
+      array([1., 1., 0.])
     """
-    right, finite = judge(loss_fn, params, batch, inputs_key)
-    inputs = np.asarray(get_inputs(batch, inputs_key))
-    return Clean(right, ~finite, measure(inputs, np.zeros_like(inputs), norm)[0])
-
-
-def judge(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which examples are classified rightly.
-
-    Args:
-      loss_fn: A loss that carries its logits.
-      params: What it takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-
-    Returns:
-      ``(right, finite)``, each (n,) bool: classified rightly, and whether the logits say anything.
-    """
-    right, finite = _judge(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key))
-    return np.asarray(right), np.asarray(finite)
+    kind = type(parts[0])
+    fields = zip(kind._fields, zip(*parts, strict=True), strict=True)
+    return kind(*(float(np.sum(x)) if name in _SUMS else np.concatenate(x) for name, x in fields))
 
 
 def measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
-    """Return the norm of each perturbation, and what it is at least, were nothing rounded.
+    """Return the norm of each perturbation, and what it is at least, were nothing rounded, in float64.
 
     An attack adds a perturbation to an input and rounds, by up to a unit in the last place of the larger one,
     in its dtype: nothing beside a perturbation of 0.1, much beside one of 0.001, or in bfloat16.
-
-    Args:
-      points: Shape (n, ...).
-      inputs: The same shape and dtype.
-      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-
-    Returns:
-      ``(sizes, least)``, each (n,), float64.
-
-    Example:
-      >>> x = np.full((1, 1), 0.1, np.float32)
-      >>> sizes, least = measure(x + np.float32(1e-3), x, "linf")
-      >>> bool(sizes[0] > 1e-3 > least[0] > 0.999e-3)
-      True
     """
-    parts = [_measure(points[i : i + _ROWS], inputs[i : i + _ROWS], norm) for i in range(0, len(points), _ROWS)]
+    few = [slice(i, i + _ROWS) for i in range(0, len(points), _ROWS)]
+    parts = [_measure_few(points[rows], inputs[rows], norm) for rows in few]
     sizes, least = (np.concatenate(part) for part in zip(*parts, strict=True))
     return sizes, least
 
 
 def table(clean: Clean, results: Mapping[tuple[str, float], Outcome], *, keep_fallen: bool) -> list[Evaluation]:
-    """Sum up what attacks did at several epsilons.
+    """Sum up what attacks did, by name and epsilon; every attack has a result at every epsilon.
 
-    Args:
-      clean: The examples before.
-      results: What each attack did, by its name and epsilon; every attack at every epsilon.
-      keep_fallen: Whether an example that an attack felled at a smaller epsilon has fallen at a larger one too.
-
-    Returns:
-      The rows: the clean examples, then each epsilon with every attack and, if there are several, the worst
-      case.
+    The clean examples come first, then each epsilon with every attack and, if there are several, the worst
+    case. ``keep_fallen``: an example that an attack felled at a smaller epsilon has fallen at a larger one too.
     """
     rows = [
         Evaluation(CLEAN, 0.0, float(clean.right.mean()), 0.0, 0.0, 0.0, clean.right, clean.non_finite, 0.0)
     ]
+    names = dict.fromkeys(name for name, _ in results)
     for epsilon in dict.fromkeys(epsilon for _, epsilon in results):
         every = []
-        for name in dict.fromkeys(name for name, _ in results):
+        for name in names:
             before = [
                 outcome._replace(seconds=0.0, seconds_compile=0.0)
                 for (other, smaller), outcome in results.items()
                 if keep_fallen and other == name and smaller < epsilon
             ]
             outcomes = [*before, results[name, epsilon]]
-            rows.append(evaluation(name, epsilon, clean, outcomes))
+            rows.append(_evaluation(name, epsilon, clean, outcomes))
             every += outcomes
-        if len({name for name, _ in results}) > 1:
-            rows.append(evaluation(WORST, epsilon, clean, every))
+        if len(names) > 1:
+            rows.append(_evaluation(WORST, epsilon, clean, every))
     return rows
 
 
-def evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outcome]) -> Evaluation:
-    """Sum up outcomes at one epsilon: what any of them felled has fallen, by the smallest perturbation.
-
-    Args:
-      name: Of the attack.
-      epsilon: Perturbations that are larger, by more than rounding, have felled nothing.
-      clean: The examples before.
-      outcomes: What was done to them.
-
-    Returns:
-      An ``Evaluation``, with the time of all together.
-    """
+def _evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outcome]) -> Evaluation:
+    # What any of them felled has fallen, by the smallest perturbation; larger ones than epsilon, by more than
+    # rounding, have felled nothing. The time is that of all together.
     inside = [outcome.least <= epsilon for outcome in outcomes]
     felled = np.stack([clean.right & ~o.stands & here for o, here in zip(outcomes, inside, strict=True)])
     lost = np.any([clean.right & o.non_finite & here for o, here in zip(outcomes, inside, strict=True)], axis=0)
@@ -223,17 +167,26 @@ def evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outco
     )
 
 
+def _judged(
+    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int
+) -> tuple[np.ndarray, np.ndarray]:
+    # Which examples are classified rightly, and whether their logits say anything.
+    right, finite = _judge(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key))
+    return np.asarray(right), np.asarray(finite)
+
+
 @programs.jit
 def _judge(
     loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static
 ) -> tuple[jax.Array, jax.Array]:
+    # Which examples are classified rightly, and whether their logits say anything.
     logits_fn, spec = losses.parts(loss_fn)
     logits = logits_fn(params, get_inputs(batch, inputs_key.value))
-    finite = losses.usable(logits)
-    return finite & ~losses.has_fallen(spec, logits, batch), finite
+    finite = usable(logits)
+    return finite & ~has_fallen(spec, logits, batch), finite
 
 
-def _measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+def _measure_few(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
     here, there = (np.asarray(x).reshape(len(x), -1).astype(np.float64) for x in (inputs, points))
     moved, order = np.abs(there - here), _ORDERS[norm]
     rounding = float(jnp.finfo(points.dtype).eps) * np.maximum(np.abs(here), np.abs(there))

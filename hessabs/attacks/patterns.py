@@ -19,36 +19,12 @@ _SUMS = np.concatenate([[0], np.cumsum(1 / np.arange(1.0, 1024.0) ** 2)]).astype
 
 
 def is_vector(shape: tuple[int, ...], layout: Layout) -> bool:
-    """Tell whether the entries of an input have no neighbours.
-
-    Args:
-      shape: Of an input.
-      layout: Of the inputs.
-
-    Returns:
-      True for ``"vector"``, and for an input of one axis.
-    """
+    """Tell whether the entries of an input have no neighbours."""
     return layout == "vector" or len(shape) == 1
 
 
 def as_image(x: jax.Array, layout: Layout) -> jax.Array:
-    """Return an input as (height, width, channels).
-
-    Args:
-      x: (height, width, channels) or, by the layout, (channels, height, width); (height, width); or a vector of
-        any shape, which becomes one row.
-      layout: Of the inputs.
-
-    Returns:
-      An array of three axes.
-
-    Raises:
-      ValueError: For any other shape.
-
-    Example:
-      >>> as_image(jnp.zeros((3, 28, 30)), "channels_first").shape
-      (28, 30, 3)
-    """
+    """Return an input as (height, width, channels)."""
     if is_vector(x.shape, layout):
         return x.reshape(1, -1, 1)
     if x.ndim not in (2, 3):
@@ -62,47 +38,19 @@ def as_image(x: jax.Array, layout: Layout) -> jax.Array:
 
 
 def as_input(image: jax.Array, shape: tuple[int, ...], layout: Layout) -> jax.Array:
-    """Undo ``as_image``.
-
-    Args:
-      image: Shape (height, width, channels).
-      shape: Of the input.
-      layout: Of the inputs.
-
-    Returns:
-      An array of that shape.
-    """
+    """Undo ``as_image``."""
     first = layout == "channels_first" and len(shape) == 3
     return (jnp.moveaxis(image, -1, 0) if first else image).reshape(shape)
 
 
 def stripes(key: jax.Array, shape: Shape, epsilon: jax.Array) -> jax.Array:
-    """Draw vertical stripes of plus or minus epsilon.
-
-    Args:
-      key: Random key.
-      shape: Of the image.
-      epsilon: Height of the stripes, a scalar.
-
-    Returns:
-      A perturbation of that shape.
-    """
+    """Draw vertical stripes of plus or minus epsilon."""
     signs = jax.random.rademacher(key, (1, shape[1], shape[2]), jnp.float32)
     return jnp.broadcast_to(epsilon * signs, shape)
 
 
 def flip(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array) -> jax.Array:
-    """Put a random square of each channel to plus or minus epsilon.
-
-    Args:
-      key: Random key.
-      delta: The perturbation so far.
-      side: Of the square in pixels, a scalar.
-      epsilon: A scalar.
-
-    Returns:
-      A perturbation like ``delta``.
-    """
+    """Put a random square of each channel to plus or minus epsilon."""
     place_key, sign_key = jax.random.split(key)
     signs = jax.random.rademacher(sign_key, (delta.shape[2],), delta.dtype)
     inside = _inside(_corner(place_key, delta.shape, side), delta.shape, side)
@@ -110,17 +58,7 @@ def flip(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array) 
 
 
 def tiles(key: jax.Array, shape: Shape, epsilon: jax.Array, norm: Norm) -> jax.Array:
-    """Tile the image with bumps of random sign, a fifth of the smaller side wide, of norm epsilon in all.
-
-    Args:
-      key: Random key.
-      shape: Of the image.
-      epsilon: A scalar.
-      norm: ``"l2"`` or ``"l1"``.
-
-    Returns:
-      A perturbation of that shape.
-    """
+    """Tile the image with bumps of random sign, a fifth of the smaller side wide, of norm epsilon in all."""
     height, width, channels = shape
     side = max(1, min(height, width) // 5)
     turn_key, sign_key = jax.random.split(key)
@@ -131,18 +69,7 @@ def tiles(key: jax.Array, shape: Shape, epsilon: jax.Array, norm: Norm) -> jax.A
 
 
 def move_mass(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array, norm: Norm) -> jax.Array:
-    """Take the perturbation out of one random square, and turn another one, with that weight, towards a bump.
-
-    Args:
-      key: Random key.
-      delta: The perturbation so far, of norm epsilon at most.
-      side: Of the squares in pixels, a scalar.
-      epsilon: A scalar.
-      norm: ``"l2"`` or ``"l1"``.
-
-    Returns:
-      A perturbation like ``delta``, of norm epsilon.
-    """
+    """Take the perturbation out of a random square, and turn another one, with that weight, towards a bump."""
     to_key, from_key, sign_key, turn_key = jax.random.split(key, 4)
     shape, axes = delta.shape, (0, 1)
     corner = _corner(to_key, shape, side)

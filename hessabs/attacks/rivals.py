@@ -1,72 +1,76 @@
 """The other classes of each example, and how the way to them looks from where it is."""
 
-from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks import losses
+from hessabs.attacks.losses.carrying import checked_classes, classes_of
+from hessabs.attacks.losses.criteria import other_classes
+from hessabs.attacks.losses.examples import has_fallen
+from hessabs.typing import LossFn, Params
+
+_FEW = 9  # rivals to look at where nobody says how many
 
 
-def check_num_rivals(num_rivals: int | None, num_classes: int, default: int) -> int:
-    """Return how many rival classes to look at.
+def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int | None) -> jax.Array:
+    """Return the other classes with the largest logits, (n, num_rivals) int32, largest first.
 
-    Args:
-      num_rivals: What the caller asked for, or None.
-      num_classes: Classes of the network.
-      default: What None means, where there are so many.
-
-    Returns:
-      The number, at least 1.
-
-    Raises:
-      ValueError: If there are fewer other classes than asked for.
+    None stands for 9, or all that there are; more than that raise.
     """
+    num_classes = logits.shape[-1]
     if (num_rivals is not None and num_rivals > num_classes - 1) or num_classes < 2:
         raise ValueError(
             f"`num_rivals` asks for {num_rivals or 1} other classes, but the network has {num_classes} classes."
         )
-    return min(default, num_classes - 1) if num_rivals is None else num_rivals
-
-
-def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int) -> jax.Array:
-    """Return the other classes with the largest logits, largest first.
-
-    Args:
-      logits: Shape (n, classes).
-      labels: Shape (n,), int.
-      num_rivals: How many.
-
-    Returns:
-      Shape (n, num_rivals), int32.
-
-    Example:
-      >>> top_rivals(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0]), 2)
-      Array([[2, 1]], dtype=int32)
-    """
     # Not top_k: with the rows on several devices XLA would send all logits to each of them.
-    return jnp.argsort(-losses.other_classes(logits, labels), axis=-1)[:, :num_rivals].astype(jnp.int32)
+    order = jnp.argsort(-other_classes(logits, labels), axis=-1).astype(jnp.int32)
+    return order[:, : min(_FEW, num_classes - 1) if num_rivals is None else num_rivals]
+
+
+class Network(NamedTuple):
+    """A network whose classes an attack looks at, and where its batches hold what: a pytree."""
+
+    logits_fn: Partial
+    params: Params
+    spec: trees.Static
+
+    def logits(self, inputs: jax.Array) -> jax.Array:
+        """Return its logits, (n, classes)."""
+        return self.logits_fn(self.params, inputs)
+
+    def classes(self, batch: Any, logits: jax.Array | None = None) -> tuple[Any, Any]:
+        """Take labels and targets out of a batch, and see whether they fit the logits if these are given."""
+        spec = self.spec.value
+        return classes_of(spec, batch) if logits is None else checked_classes(spec, logits, batch)
+
+    def fallen(self, batch: Any, logits: jax.Array) -> jax.Array:
+        """Tell which examples of a batch have fallen."""
+        return has_fallen(self.spec.value, logits, batch)
+
+
+def network_of(loss_fn: LossFn, params: Params, wanted_by: str) -> Network:
+    """Take the network out of a loss, which must carry its logits."""
+    logits_fn, spec = losses.parts(loss_fn, wanted_by)
+    return Network(trees.as_partial(logits_fn), params, trees.Static(spec))
 
 
 def leads(
-    logits_fn: Callable[[jax.Array], jax.Array], inputs: jax.Array, labels: jax.Array | None, rivals: jax.Array
+    network: Network, inputs: jax.Array, labels: jax.Array | None, rivals: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Measure how far each rival's logit is ahead of the label's, and the gradient of that.
 
     One forward pass, and one backward pass with ``num_rivals`` examples for each one of the batch.
 
-    Args:
-      logits_fn: ``logits_fn(inputs) -> (n, classes)``.
-      inputs: Shape (n, ...).
-      labels: Shape (n,), int; None to compare each rival with the best of all other classes.
-      rivals: Shape (n, num_rivals), int.
-
     Returns:
       ``(logits, leads, gradients)``: (n, classes); ``z_rival - z_label``, (n, num_rivals), below 0 where the
-      label wins; its gradient, (n, num_rivals, ...), 0 where it is not finite.
+      label wins (the best of all other classes where labels are None); its gradient, (n, num_rivals, ...), 0
+      where it is not finite.
     """
-    logits, pull = jax.vjp(lambda x: trees.upcast(logits_fn(x)), inputs)
+    logits, pull = jax.vjp(lambda x: trees.upcast(network.logits(x)), inputs)
     one_hot = jax.nn.one_hot(rivals, logits.shape[-1], dtype=logits.dtype)
     if labels is None:
         own = jnp.argmax(jnp.where(one_hot > 0, -jnp.inf, logits[:, None]), axis=-1)

@@ -32,21 +32,11 @@ _FEWEST = 32  # below this many rows an iteration costs its overhead, and compil
 def iterate(
     step: Partial, rows: Rows, num_steps: int, loop: loops.Loop | None = None, *, finishes: bool = True
 ) -> Rows:
-    """Apply a step to rows until all are done, ``num_steps`` times at most.
+    """Apply ``step(rows, i) -> rows`` until all rows are done, ``num_steps`` times at most.
 
-    Args:
-      step: ``step(rows, i) -> rows``, a Partial of a module-level function; i is the iteration, int32. Rows
-        must not influence each other. Compiled once for each number of rows.
-      rows: A NamedTuple with a field ``done``, bool (n,), every leaf with a leading axis of n, but for scalars
-        and random keys.
-      num_steps: Largest number of steps.
-      loop: ``"host"``, ``"device"`` or None, as in ``hessabs.loops``.
-      finishes: Whether rows may be done before the last step. If not, nobody asks: under somebody's jit, with
-        the rows on several devices, the question is a collective at every step. Outside of jit each device asks
-        for its own rows.
-
-    Returns:
-      The rows, in their first order.
+    The step is a Partial of a module-level function, compiled once for each number of rows. ``finishes`` is
+    False where no row is done before the last step, and then nobody asks: under jit, with the rows on
+    several devices, the question is a collective at every step. Outside of jit each device asks for its own.
     """
     if loops.choose(loop, step, rows) == "device":
         mesh = _mesh_of(rows)
@@ -65,6 +55,11 @@ def iterate(
     begun = [(first, 1), *((part, 0) for part in parts[1:])]
     driven = [drive(begun[0])] if len(begun) == 1 else side_by_side.run(drive, begun)
     return _put_back(rows, places, batch_axis.map_examples(functools.partial(_joined, cuts), *driven))
+
+
+def choose(flags: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
+    """Return the rows of ``yes`` where a flag is True, those of ``no`` elsewhere."""
+    return jnp.where(flags.reshape(-1, *(1,) * (no.ndim - 1)), yes, no)
 
 
 def _cut(step: Partial, rows: Rows) -> list[slice]:
@@ -153,9 +148,7 @@ def _joined(cuts: list[slice], *parts: Any) -> Any:
 
 def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
     def freeze(old: jax.Array, new: jax.Array) -> jax.Array:
-        if new is old:
-            return old
-        return jnp.where(rows.done.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
+        return old if new is old else choose(rows.done, old, new)
 
     return batch_axis.map_examples(freeze, rows, step(rows, i))
 
@@ -182,11 +175,8 @@ def _on_each_device(
     step: Partial, rows: Rows, num_steps: Any, finishes: trees.Static, mesh: trees.Static
 ) -> Rows:
     everywhere, split = P(), P(mesh.value.axis_names[0])
-    specs = jax.tree.map(
-        lambda axis: everywhere if axis is None else split,
-        batch_axis.in_axes(rows),
-        is_leaf=lambda a: a is None,
-    )
+    carries = iter(batch_axis.carries_examples(rows))
+    specs = jax.tree.map(lambda x: split if next(carries) else everywhere, rows)
     run = jax.shard_map(
         functools.partial(_on_device, finishes=finishes),
         mesh=mesh.value,

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import losses
 from hessabs.attacks.checks import check_ball, check_count, check_positive, checked_inputs
-from hessabs.attacks.gradient import along
+from hessabs.attacks.climbing import along
+from hessabs.attacks.losses.examples import with_gradient
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
 from hessabs.curvature.input_hessian import input_hessian
-from hessabs.inputs import get_inputs, with_inputs
+from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
@@ -48,18 +48,16 @@ def fhsm(
     """Make the fast Hessian sign method: ``x + epsilon * sign(H^+ g)``.
 
     Args:
-      epsilon: L-infinity norm of the perturbation, in the units of the batch, at least 0.
+      epsilon: L-infinity norm of the perturbation, at least 0.
       max_iters: Most products with the Hessian, at least 1; ``classes - 1`` are enough for a piecewise linear
         network.
       rtol: An example is solved when its residual is at most this times its gradient; above 0.
       damping: What is added to the Hessian's diagonal, in units of ``g . H g / g . g`` of the example, a lower
         bound of its largest eigenvalue; above 0.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
-      ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
+      ``attack(loss_fn, params, batch, key=None) -> batch``. No random key.
 
     Raises:
       ValueError: If an argument is out of range; when called, if the batch is not as described.
@@ -91,16 +89,12 @@ def l2hess(
     """Make the attack along the Newton direction: ``x + epsilon * H^+ g / ||H^+ g||_2``.
 
     Args:
-      epsilon: L2 norm of the perturbation, in the units of the batch, at least 0.
-      max_iters: As for ``fhsm``.
-      rtol: As for ``fhsm``.
-      damping: As for ``fhsm``.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      epsilon: L2 norm of the perturbation, at least 0.
+      max_iters, rtol, damping: As for ``fhsm``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
-      ``attack(loss_fn, params, batch, key=None) -> batch``. The random key is not used.
+      ``attack(loss_fn, params, batch, key=None) -> batch``. No random key.
 
     Raises:
       ValueError: If an argument is out of range; when called, if the batch is not as described.
@@ -135,10 +129,10 @@ def _second_order(
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
         problem = (trees.as_partial(loss_fn), params, trees.Static(inputs_key))
         rows = iterate(Partial(_step, problem, damping, rtol), _begin(problem, batch), max_iters, loop)
-        perturbed = along(get_inputs(batch, inputs_key), rows.solution, epsilon, norm, bounds)
+        perturbed = along(inputs, rows.solution, epsilon, trees.Static((norm, bounds)))
         return with_inputs(batch, inputs_key, perturbed)
 
     return attack
@@ -147,7 +141,7 @@ def _second_order(
 @programs.jit
 def _begin(problem: _Problem, batch: Any) -> _Rows:
     loss_fn, params, key = problem
-    gradient = losses.with_gradient(loss_fn, params, batch, key.value)[2]
+    gradient = with_gradient(loss_fn, params, batch, key.value)[2]
     # Only the direction of the solution matters, so the gradient may have norm 1.
     unit, norm = jax.vmap(trees.normalize)(gradient)
     return _Rows(batch, jnp.zeros_like(unit), unit, unit, jnp.ones_like(norm), norm == 0)
@@ -156,36 +150,22 @@ def _begin(problem: _Problem, batch: Any) -> _Rows:
 def _step(problem: _Problem, damping: jax.Array, rtol: jax.Array, rows: _Rows, i: jax.Array) -> _Rows:
     loss_fn, params, key = problem
     product = input_hessian(loss_fn, params, rows.example, inputs_key=key.value)(rows.search)
-    solve = jax.vmap(_conjugate_step, (None, None, None, 0, 0, 0, 0, 0))
-    return rows._replace(
-        **solve(i, damping, rtol, rows.solution, rows.residual, rows.search, rows.scale, product)
-    )
 
+    def conjugate(
+        solution: jax.Array, residual: jax.Array, search: jax.Array, scale: jax.Array, product: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        # The Hessian in units of its Rayleigh quotient at the gradient: saturated examples have one of 1e-20.
+        scale = jnp.where(i == 0, trees.vdot(search, product), scale)
+        product = product * trees.safe_inverse(scale) + damping * search
+        curvature = trees.vdot(search, product)
+        good = (curvature > 0) & (scale > 0) & jnp.isfinite(curvature)
+        before = trees.vdot(residual, residual)
+        length = jnp.where(good, before * trees.safe_inverse(curvature), 0)
+        left = residual - jnp.where(good, length * product, 0)
+        after = trees.vdot(left, left)
+        found = jnp.where(good, solution + length * search, jnp.where(i == 0, search, solution))
+        following = left + after * trees.safe_inverse(before) * search
+        arrays = (x.astype(search.dtype) for x in (found, left, following))
+        return *arrays, scale, ~good | (jnp.sqrt(after) <= rtol)
 
-def _conjugate_step(
-    i: jax.Array,
-    damping: jax.Array,
-    rtol: jax.Array,
-    solution: jax.Array,
-    residual: jax.Array,
-    search: jax.Array,
-    scale: jax.Array,
-    product: jax.Array,
-) -> dict[str, jax.Array]:
-    # The Hessian in units of its Rayleigh quotient at the gradient: saturated examples have one of 1e-20.
-    scale = jnp.where(i == 0, trees.vdot(search, product), scale)
-    product = product * trees.safe_inverse(scale) + damping * search
-    curvature = trees.vdot(search, product)
-    good = (curvature > 0) & (scale > 0) & jnp.isfinite(curvature)
-    before = trees.vdot(residual, residual)
-    length = jnp.where(good, before * trees.safe_inverse(curvature), 0)
-    left = residual - jnp.where(good, length * product, 0)
-    after = trees.vdot(left, left)
-    ahead = solution + length * search
-    return {
-        "solution": jnp.where(good, ahead, jnp.where(i == 0, search, solution)).astype(solution.dtype),
-        "residual": left.astype(residual.dtype),
-        "search": (left + after * trees.safe_inverse(before) * search).astype(search.dtype),
-        "scale": scale,
-        "done": ~good | (jnp.sqrt(after) <= rtol),
-    }
+    return _Rows(rows.example, *jax.vmap(conjugate)(*rows[1:5], product))

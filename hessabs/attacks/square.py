@@ -8,12 +8,13 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import losses, norms, patterns
+from hessabs.attacks import norms, patterns
 from hessabs.attacks.ascent import Best
 from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
+from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.patterns import Layout
-from hessabs.attacks.rows import iterate
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -46,7 +47,7 @@ def square(
     fallen.
 
     Args:
-      epsilon: Radius of the ball in ``norm``, in the units of the batch, at least 0.
+      epsilon, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
       norm: ``"linf"``: each square becomes plus or minus epsilon, by channel; ``"l2"`` or ``"l1"``: each square
         gets a bump, paid for by the perturbation of another square.
       queries: Evaluations of each example, at least 1. The sizes of the squares follow from it.
@@ -55,16 +56,12 @@ def square(
         (channels, height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares
         are random sets of entries then. An input of two axes is an image without channels (a single row or
         column: a signal, with blocks for squares), one of one axis a vector.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
     Returns:
       ``attack(loss_fn, params, batch, key) -> batch``; the key is needed.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described or there is no
-        key.
+      ValueError: If an argument is out of range; when called, if the batch is not as described, or a key lacks.
 
     Example:
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
@@ -77,7 +74,6 @@ def square(
       Croce and Hein (2021), arXiv:2103.01208, section 5.
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
-    norms.check_norm(norm)
     check_ball(epsilon, norm, bounds)
     check_count("queries", queries)
     if not 0 < share <= 1:
@@ -101,14 +97,6 @@ def square(
 def side_lengths(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarray:
     """Return the side of the square of each query.
 
-    Args:
-      queries: Their number.
-      share: Part of the image that the first squares cover.
-      shape: (height, width, channels).
-
-    Returns:
-      Shape (queries,), int32, in pixels; of a single row or column, the lengths of blocks.
-
     Example:
       >>> side_lengths(10_000, 0.8, (28, 28, 1))[[1, 20, 100, 300, 9000]]
       array([25, 18, 13,  9,  1], dtype=int32)
@@ -126,7 +114,7 @@ def side_lengths(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarr
 def _begin(loss_fn: Partial, params: Params, options: trees.Static, batch: Any) -> _Rows:
     *_, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
-    best = Best(inputs, *losses.per_example(loss_fn, params, batch, inputs_key))
+    best = Best(inputs, *per_example(loss_fn, params, batch, inputs_key))
     return _Rows(batch, jnp.arange(inputs.shape[0], dtype=jnp.int32), best, best.fallen)
 
 
@@ -163,13 +151,7 @@ def _step(
         return norms.restrict((x + moved).astype(x.dtype), x, epsilon, norm, bounds)
 
     point = jax.vmap(propose)(rows.number, inputs, rows.best.point)
-    value, fallen = losses.per_example(
-        loss_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
-    )
+    value, fallen = per_example(loss_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key)
     better = fallen | (value > rows.best.value)
-    best = jax.tree.map(
-        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
-        Best(point, value, fallen),
-        rows.best,
-    )
+    best = jax.tree.map(lambda new, old: choose(better, new, old), Best(point, value, fallen), rows.best)
     return rows._replace(best=best, done=best.fallen)

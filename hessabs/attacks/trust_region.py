@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import boxes, losses, norms
-from hessabs.attacks.checks import check_bounds, check_count, check_positive, checked_inputs
+from hessabs.attacks import checks, norms
+from hessabs.attacks.losses.criteria import take_class
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_num_rivals, leads, top_rivals
-from hessabs.attacks.rows import iterate
+from hessabs.attacks.rivals import Network, leads, network_of, top_rivals
+from hessabs.attacks.rows import choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -71,9 +71,7 @@ def trust_region(
       num_rivals: How many rivals to choose among; 9, or all there are, by default.
       steps: Most steps, at least 1.
       overshoot: At least 0.
-      bounds: (lowest, highest) value of an input, or None.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      loop: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
+      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
@@ -84,6 +82,7 @@ def trust_region(
         carries no logits or there are fewer than ``num_rivals`` other classes.
 
     Example:
+      >>> from hessabs.attacks import losses
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
       >>> loss_fn = losses.margin(lambda w, x: x @ w)
       >>> found = trust_region(0.05, norm="linf")(loss_fn, jnp.eye(2), batch)["image"]
@@ -94,7 +93,7 @@ def trust_region(
       Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
       published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
     """
-    check_positive("radius", radius)
+    checks.check_positive("radius", radius)
     norms.check_norm(norm, ("l2", "linf"))
     for name, value, allowed in (("ratio", ratio, get_args(Ratio)), ("rival", rival, get_args(Rival))):
         if value not in allowed:
@@ -104,51 +103,33 @@ def trust_region(
     if not 0 < radius_range[0] <= radius <= radius_range[1]:
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
     if num_rivals is not None:
-        check_count("num_rivals", num_rivals)
-    check_count("steps", steps)
-    if not 0 <= overshoot < float("inf"):
-        raise ValueError(f"`overshoot` must be finite and at least 0, got {overshoot}.")
-    check_bounds(bounds)
+        checks.check_count("num_rivals", num_rivals)
+    checks.check_count("steps", steps)
+    checks.check_not_negative("overshoot", overshoot)
+    checks.check_bounds(bounds)
     radii = radius_range if adaptive else (radius, radius)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        logits_fn, spec = losses.parts(loss_fn, "trust_region")
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        network = (trees.as_partial(logits_fn), params)
-        choice = trees.Static((norm, rival, num_rivals, inputs_key))
-        rows = _begin(choice, trees.Static(spec), *network, batch, radius)
-        options = trees.Static((norm, ratio, bounds, inputs_key))
-        step = Partial(_step, options, trees.Static(spec), *network, radii, overshoot)
+        network = network_of(loss_fn, params, "trust_region")
+        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        rows = _begin(network, trees.Static((norm, rival, num_rivals, inputs_key)), batch, radius)
+        step = Partial(_step, network, trees.Static((norm, ratio, bounds, inputs_key)), radii, overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
 
     return attack
 
 
-def _measure(
-    spec: losses.Spec, logits_fn: losses.LogitsFn, params: Params, example: Any, x: jax.Array, rival: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    # Logits, margin and gradient of minus the margin at x, and the label's logit. A targeted example leaves
-    # whichever class is the best but its target.
-    labels, targets = losses.classes_of(spec, example)
-    own = labels if targets is None else None
-    logits, ahead, gradient = leads(lambda inputs: logits_fn(params, inputs), x, own, rival[:, None])
-    return logits, -ahead[:, 0], gradient[:, 0], losses.take_class(logits, rival) - ahead[:, 0]
-
-
 @programs.jit
-def _begin(
-    choice: trees.Static, spec: trees.Static, logits_fn: Partial, params: Params, batch: Any, radius: jax.Array
-) -> _Rows:
+def _begin(network: Network, choice: trees.Static, batch: Any, radius: jax.Array) -> _Rows:
     norm, rival, num_rivals, inputs_key = choice.value
     inputs = get_inputs(batch, inputs_key)
-    logits = logits_fn(params, inputs)
-    labels, targets = losses.checked_classes(spec.value, logits, batch)
+    logits = network.logits(inputs)
+    labels, targets = network.classes(batch, logits)
     logits = trees.upcast(logits)
-    count = check_num_rivals(num_rivals, logits.shape[-1], default=9)
     if targets is None:
-        candidates = top_rivals(logits, labels, count)
-        _, ahead, gradients = leads(lambda x: logits_fn(params, x), inputs, labels, candidates)
+        candidates = top_rivals(logits, labels, num_rivals)
+        _, ahead, gradients = leads(network, inputs, labels, candidates)
         slopes = jax.vmap(jax.vmap(lambda g: norms.size(g, norms.dual(norm))))(gradients)
         worst = jnp.inf if rival == "best" else -jnp.inf  # no way leads to a class without a gradient
         distance = jnp.where(slopes > 0, -ahead * trees.safe_inverse(slopes), worst)
@@ -163,28 +144,23 @@ def _begin(
         margin=zeros,
         label_logit=zeros,
         predicted=zeros,
-        done=losses.has_fallen(spec.value, logits, batch),
+        done=network.fallen(batch, logits),
     )
 
 
 def _step(
-    options: trees.Static,
-    spec: trees.Static,
-    logits_fn: Partial,
-    params: Params,
-    radius_range: tuple[jax.Array, jax.Array],
-    overshoot: jax.Array,
-    rows: _Rows,
-    i: jax.Array,
+    network: Network, options: trees.Static, radii: tuple[Any, Any], overshoot: Any, rows: _Rows, i: jax.Array
 ) -> _Rows:
     norm, ratio, bounds, inputs_key = options.value
-    logits, margin, gradient, label_logit = _measure(
-        spec.value, logits_fn, params, rows.example, rows.point, rows.rival
-    )
+    labels, targets = network.classes(rows.example)
+    # A targeted example leaves whichever class is the best but its target.
+    own = labels if targets is None else None
+    logits, ahead, gradient = leads(network, rows.point, own, rows.rival[:, None])
+    margin, label_logit = -ahead[:, 0], take_class(logits, rows.rival) - ahead[:, 0]
     fall = rows.margin - margin if ratio == "corrected" else rows.label_logit - label_logit
     agreement = fall * trees.safe_inverse(rows.predicted)
     factor = jnp.where(agreement > _GOOD, _FACTOR, jnp.where(agreement < _POOR, 1 / _FACTOR, 1.0))
-    radius = jnp.where(i == 0, rows.radius, jnp.clip(rows.radius * factor, *radius_range))
+    radius = jnp.where(i == 0, rows.radius, jnp.clip(rows.radius * factor, *radii))
 
     def move(
         x: jax.Array, clean: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array
@@ -192,16 +168,14 @@ def _step(
         distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
         length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
         length = jnp.where(jnp.isnan(margin), 0, length)  # the network says nothing here
-        moved = boxes.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
+        moved = norms.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
         return moved, trees.vdot(g, moved - x), length
 
     clean = get_inputs(rows.example, inputs_key)
-    point, predicted, length = jax.vmap(move)(rows.point, clean, gradient, margin, radius)
-    fallen = losses.has_fallen(spec.value, logits, rows.example)
-    return _Rows(
-        example=rows.example,
-        point=jnp.where(fallen.reshape(-1, *(1,) * (point.ndim - 1)), rows.point, point),
-        rival=rows.rival,
+    point, predicted, length = jax.vmap(move)(rows.point, clean, gradient[:, 0], margin, radius)
+    fallen = network.fallen(rows.example, logits)
+    return rows._replace(
+        point=choose(fallen, rows.point, point),
         radius=radius if ratio == "corrected" else length,
         margin=margin,
         label_logit=label_logit,

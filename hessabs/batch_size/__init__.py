@@ -13,14 +13,23 @@ from hessabs.batch_size.counting import NEVER, Count
 from hessabs.batch_size.cyclical import cyclical
 from hessabs.batch_size.eigenvalues import mean_and_error
 from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
-from hessabs.batch_size.hessian import hessian_adaptive
+from hessabs.batch_size.hessian import absa, hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Plan, PlannedEpoch, plan
 from hessabs.batch_size.resume import restore
-from hessabs.batch_size.schedules import constant, linear_scaling
+from hessabs.batch_size.rule import (
+    Coupling,
+    Decision,
+    Rate,
+    Rule,
+    make_controller,
+    with_adversarial,
+    with_coupling,
+    with_decay,
+)
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.statistics import gradient_statistics, noise_and_signal
-from hessabs.batch_size.table import linear_ramp, schedule
+from hessabs.batch_size.table import constant, linear_ramp, linear_scaling, schedule
 
 __all__ = [
     "NEVER",
@@ -28,11 +37,16 @@ __all__ = [
     "Controller",
     "ControllerState",
     "Count",
+    "Coupling",
+    "Decision",
     "GradientStatistics",
     "Measurement",
     "Observation",
     "Plan",
     "PlannedEpoch",
+    "Rate",
+    "Rule",
+    "absa",
     "adascale",
     "batch_growth",
     "constant",
@@ -44,6 +58,7 @@ __all__ = [
     "hessian_adaptive",
     "linear_ramp",
     "linear_scaling",
+    "make_controller",
     "mean_and_error",
     "noise_and_signal",
     "norm_test",
@@ -53,4 +68,7 @@ __all__ = [
     "stability_limited",
     "timer",
     "training_seconds",
+    "with_adversarial",
+    "with_coupling",
+    "with_decay",
 ]

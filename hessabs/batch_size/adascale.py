@@ -1,15 +1,16 @@
 """AdaScale: a large batch whose learning rate is scaled by what the batch gains."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import Controller, ControllerState, Observation, check_decay
+from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import Count, where
+from hessabs.batch_size.events import check_every, next_multiple
 from hessabs.batch_size.noise import NoiseMemory, check_average
-from hessabs.batch_size.options import check_every, check_options, next_multiple, rounded
+from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
+from hessabs.batch_size.sizes import check_batch_sizes, rounded
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal
 
 
@@ -21,34 +22,20 @@ class _Memory(NamedTuple):
     measure_at: Count  # examples at the next measurement
 
 
-def adascale(
-    batch_size: int,
-    *,
-    base_batch_size: int,
-    measure_every: int,
-    average_over: int = 8,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
-    adversarial_fraction: float = 0.0,
-    adversarial_until: int | None = None,
-) -> Controller:
+def adascale(batch_size: int, *, base_batch_size: int, measure_every: int, average_over: int = 8) -> Controller:
     """Keep one large batch and scale the learning rate by the gain that its gradient's noise allows.
 
     With ``S = batch_size / base_batch_size``, the variance ``sigma^2`` of the gradient of a base batch and
     the square ``mu^2`` of the true gradient, the gain is ``r = (sigma^2 + mu^2) / (sigma^2 / S + mu^2)``, from
-    1 (no
-    noise: a larger batch is worth nothing) to S (all noise). One update counts for r updates of the base batch:
-    the decays are counted in these, so the training takes as long as the noise makes it.
+    1 (no noise: a larger batch is worth nothing) to S (all noise). One update counts for r updates of the base
+    batch: the points of ``with_decay`` are counted in these, so the training takes as long as the noise makes
+    it.
 
     Args:
       batch_size: Examples per update, at least two parts, a multiple of ``base_batch_size``.
       base_batch_size: The batch that the learning rate and the decays were chosen for, at least 1.
       measure_every: Examples between observations, at least 1. The paper observes every update.
       average_over: Observations that the running means cover, a power of two.
-      lr_decay_at: Examples of training with the base batch after which the rate decays, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      adversarial_until: Examples (true ones) after which the fraction is 0; None for never.
 
     Returns:
       A ``Controller`` that measures ``"gradient"``. ``state.rule.progress`` is the progress in examples of the
@@ -68,25 +55,19 @@ def adascale(
     References:
       Johnson et al. (2020), AdaScale SGD, arXiv:2007.05105.
     """
-    options = check_options(
-        batch_size,
-        batch_size,
-        adversarial_fraction=adversarial_fraction,
-        adversarial_until=adversarial_until,
-    )
+    check_batch_sizes(batch_size, batch_size)
     if not 1 <= base_batch_size <= batch_size or batch_size % base_batch_size:
         raise ValueError(f"`base_batch_size` must divide batch_size={batch_size}, got {base_batch_size}.")
     check_every("measure_every", measure_every)
     check_average(average_over)
-    decay = check_decay(lr_decay_at, lr_decay)
     scale = batch_size // base_batch_size
 
-    def decide(samples: Count, fraction: jax.Array, memory: _Memory) -> ControllerState:
-        rate = memory.gain * decay.scale(memory.progress)
-        size = jnp.asarray(batch_size, jnp.int32)
-        return options.decide(samples, size, fraction, memory, lr_scale=rate, measure_at=memory.measure_at)
+    def decide(memory: _Memory) -> Decision:
+        size, progress = jnp.int32(batch_size), memory.progress
+        return Decision(size, memory.gain, memory, measure_at=memory.measure_at, progress=progress)
 
-    def init() -> ControllerState:
+    def init(rate: Rate) -> Decision:
+        del rate
         memory = _Memory(
             average=NoiseMemory.empty(),
             gain=jnp.ones((), jnp.float32),
@@ -94,9 +75,10 @@ def adascale(
             samples=Count.of(0),
             measure_at=Count.of(measure_every),
         )
-        return decide(Count.of(0), jnp.float32(adversarial_fraction), memory)
+        return decide(memory)
 
-    def update(observation: Observation, state: ControllerState) -> ControllerState:
+    def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
+        del rate
         memory: _Memory = state.rule
         samples = Count.of(observation.samples)
         measured = state.measure & (samples >= memory.measure_at)
@@ -114,8 +96,6 @@ def adascale(
         gain = jnp.where(usable, (sigma2 + mu2) / jnp.where(usable, below, 1.0), memory.gain)
         gain = jnp.clip(gain, 1.0, float(scale))
         measure_at = where(measured, next_multiple(samples, measure_every), memory.measure_at)
-        return decide(
-            samples, state.adversarial_fraction, _Memory(average, gain, progress, samples, measure_at)
-        )
+        return decide(_Memory(average, gain, progress, samples, measure_at))
 
-    return Controller(init, update, "gradient", options.batch_sizes)
+    return make_controller(Rule(init, update, (batch_size, batch_size), "gradient"))

@@ -31,18 +31,7 @@ def mean_and_error(eigenvalues: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def need_eigenvalue(observation: Observation, rule: str) -> jax.Array:
-    """Return the eigenvalue of an observation, a scalar float32.
-
-    Args:
-      observation: What the rule was told.
-      rule: Its name, for the message.
-
-    Returns:
-      The eigenvalue, NaN where none was due.
-
-    Raises:
-      ValueError: If the observation has none.
-    """
+    """Return the eigenvalue of an observation, float32 (NaN where none was due), or raise ``ValueError``."""
     if observation.eigenvalue is None:
         raise ValueError(
             f"The observation has no `eigenvalue`, which {rule} needs; "
@@ -59,15 +48,8 @@ def hear(
     One that was due and was not told may still be told at a later update, with a ``state.measure`` that says it
     is fresh.
 
-    Args:
-      state: Of the controller, before the update.
-      samples: Examples so far.
-      eigenvalue: Shape (), float32.
-      measure_at: Examples at which it is due.
-      owed: Shape (), bool: whether one that was due has not been told yet.
-
-    Returns:
-      Bool scalars: whether one is due now; whether the rule is told one that it asked for; whether one is owed.
+    Returns bool scalars: whether one is due now; whether the rule is told one that it asked for; whether one is
+    owed.
     """
     due = state.measure & (samples >= measure_at)
     told = (due | (state.measure & owed)) & ~jnp.isnan(eigenvalue)
@@ -79,14 +61,7 @@ def is_valid(eigenvalue: jax.Array) -> jax.Array:
 
     Subnormal numbers count as zero, because compiled code flushes them to zero and eager code does not.
 
-    Args:
-      eigenvalue: Any shape, float32.
-
-    Returns:
-      Bool of the same shape.
-
-    Example:
-      >>> [bool(is_valid(jnp.float32(x))) for x in (2.0, 0.0, -1.0, float("nan"), float("inf"))]
-      [True, False, False, False, False]
+    >>> [bool(is_valid(jnp.float32(x))) for x in (2.0, 0.0, -1.0, float("nan"), float("inf"))]
+    [True, False, False, False, False]
     """
     return jnp.isfinite(eigenvalue) & (eigenvalue >= jnp.finfo(jnp.float32).tiny)

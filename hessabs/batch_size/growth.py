@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from hessabs.batch_size.controller import Controller, check_batch_sizes, check_decay, check_events
+from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.counting import NEVER
-from hessabs.batch_size.options import Coupling, check_above_one, check_every, ladder
+from hessabs.batch_size.events import check_events, check_every
+from hessabs.batch_size.rule import check_factor, with_coupling
+from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, ladder
 from hessabs.batch_size.table import schedule
 
 Leftover = Literal["decay", "hold"]
@@ -19,16 +21,13 @@ def batch_growth(
     lr_decay: float = 0.2,
     growth_factor: float | None = None,
     leftover: Leftover = "decay",
-    lr_coupling: Coupling = "none",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 1.0,
-    adversarial_until: int | None = None,
 ) -> Controller:
     """Grow the batch where the learning rate would have decayed (GG).
 
     At each decay point the batch is multiplied by ``1 / lr_decay``, up to the maximum, and the learning rate
     stays. What the maximum keeps the batch from taking is taken by the learning rate, so that at any time
-    ``lr * growth_factor ** points * batch / initial`` is what it was at the start.
+    ``lr * growth_factor ** points * batch / initial`` is what it was at the start. The learning rate does not
+    follow the batch besides (as in the paper), see ``with_coupling``.
 
     Args:
       initial: Examples per update at the start.
@@ -40,12 +39,6 @@ def batch_growth(
         decays would not reach the maximum.)
       leftover: ``"decay"`` as above (Smith et al.), or ``"hold"``: the learning rate never changes. Which of
         them the slides used, their counts of updates cannot tell.
-      lr_coupling: How the learning rate follows the batch besides: ``"none"`` (the paper), ``"sqrt"`` or
-        ``"linear"``.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
-        which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0; None for never.
 
     Returns:
       A ``Controller`` that measures nothing.
@@ -67,9 +60,9 @@ def batch_growth(
       Smith et al. (2017), arXiv:1711.00489.
     """
     check_batch_sizes(initial, maximum)
-    check_decay(lr_decay_at, lr_decay)
-    # Rounded, so that 1 / 0.2 is 5 and not a neighbour that the next rounding down makes 4.
-    factor = round(1 / lr_decay, 9) if growth_factor is None else growth_factor
+    check_events("lr_decay_at", lr_decay_at)
+    check_factor("lr_decay", lr_decay)
+    factor = inverse(lr_decay) if growth_factor is None else growth_factor
     check_above_one("growth_factor", factor)
     if leftover not in get_args(Leftover):
         raise ValueError(f"`leftover` must be one of {list(get_args(Leftover))}, got {leftover!r}.")
@@ -79,29 +72,17 @@ def batch_growth(
         multiple = int(multiple * factor) if sizes[-1] < maximum else multiple
         sizes.append(min(multiple * initial, maximum))
     rates = [size / initial / factor**points for points, size in enumerate(sizes)]
-    return schedule(
-        sizes,
-        lr_decay_at,
-        lr_scales=rates if leftover == "decay" else None,
-        lr_coupling=lr_coupling,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    rule = schedule(sizes, lr_decay_at, lr_scales=rates if leftover == "decay" else None)
+    return with_coupling(rule, "none")
+
+
+def inverse(lr_decay: float) -> float:
+    """Return the growth that a decay stands for: 1 / 0.2 is 5, and not a neighbour that rounding makes 4."""
+    return round(1 / lr_decay, 9)
 
 
 def fixed_growth(
-    initial: int,
-    maximum: int,
-    *,
-    grow_at: Sequence[int],
-    growth_factor: float = 2.0,
-    lr_coupling: Coupling = "linear",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 2.0,
-    adversarial_until: int | None = None,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
+    initial: int, maximum: int, *, grow_at: Sequence[int], growth_factor: float = 2.0
 ) -> Controller:
     """Grow batch and learning rate at given times: ABS with its measurements taken away.
 
@@ -110,13 +91,6 @@ def fixed_growth(
       maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       grow_at: Examples after which the batch grows, positive and ascending.
       growth_factor: Growth of the batch, above 1.
-      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
-        which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0; None for never.
-      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
 
     Returns:
       A ``Controller`` that measures nothing.
@@ -137,45 +111,17 @@ def fixed_growth(
     check_batch_sizes(initial, maximum)
     points = check_events("grow_at", grow_at)
     check_above_one("growth_factor", growth_factor)
-    return schedule(
-        ladder(initial, maximum, growth_factor, growths=len(points)),
-        points,
-        lr_coupling=lr_coupling,
-        lr_decay_at=lr_decay_at,
-        lr_decay=lr_decay,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    return schedule(ladder(initial, maximum, growth_factor, growths=len(points)), points)
 
 
-def timer(
-    initial: int,
-    maximum: int,
-    *,
-    every: int,
-    growth_factor: float = 2.0,
-    lr_coupling: Coupling = "linear",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 2.0,
-    adversarial_until: int | None = None,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
-) -> Controller:
-    """Grow batch and learning rate every so often: the patience of ABS alone, without an eigenvalue.
+def timer(initial: int, maximum: int, *, every: int, growth_factor: float = 2.0) -> Controller:
+    """Grow batch and learning rate every so often: the patience of ABS, without an eigenvalue.
 
     Args:
       initial: Examples per update at the start.
       maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       every: Examples between growths (kappa * n of ABS), at least 1.
       growth_factor: Growth of the batch, above 1.
-      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
-        which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0; None for never.
-      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
 
     Returns:
       A ``Controller`` that measures nothing.
@@ -197,15 +143,5 @@ def timer(
     check_above_one("growth_factor", growth_factor)
     check_batch_sizes(initial, maximum)
     growths = len(ladder(initial, maximum, growth_factor)) - 1
-    return fixed_growth(
-        initial,
-        maximum,
-        grow_at=[every * count for count in range(1, growths + 1) if every * count < NEVER],
-        growth_factor=growth_factor,
-        lr_coupling=lr_coupling,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-        lr_decay_at=lr_decay_at,
-        lr_decay=lr_decay,
-    )
+    times = [every * count for count in range(1, growths + 1) if every * count < NEVER]
+    return fixed_growth(initial, maximum, grow_at=times, growth_factor=growth_factor)

@@ -1,24 +1,16 @@
 """ABS and ABSA: the batch grows where the top Hessian eigenvalue falls."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.controller import Controller, ControllerState, Measurement, Observation
+from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.eigenvalues import hear, is_valid, need_eigenvalue
-from hessabs.batch_size.options import (
-    Coupling,
-    check_above_one,
-    check_every,
-    check_options,
-    check_patience,
-    grow_by,
-    next_multiple,
-    whole_batches,
-)
+from hessabs.batch_size.events import check_every, next_multiple
+from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller, with_adversarial
+from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, grow_by, whole_batches
 
 Signal = Literal["eigenvalue", "eigenvalue_times_lr"]
 Block = Literal["all", "last_layer"]
@@ -44,20 +36,14 @@ def hessian_adaptive(
     signal: Signal = "eigenvalue",
     block: Block = "all",
     noise_factor: float = 2.0,
-    lr_coupling: Coupling = "linear",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 2.0,
-    adversarial_until: int | None = None,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
     compatibility: Literal["hessianflow"] | None = None,
 ) -> Controller:
-    """Grow the batch when the top Hessian eigenvalue falls (ABS), with adversarial examples (ABSA).
+    """Grow the batch when the top Hessian eigenvalue falls (ABS).
 
     At each measurement: if ``signal <= reference / eigenvalue_decrease``, or the batch has not grown for
-    ``patience`` measurements, then the batch grows by ``growth_factor``, the learning rate with it, and the
-    adversarial fraction shrinks by ``fraction_decrease``. The reference is the signal that last fell far
-    enough, at first the first one measured. At the maximum, adversarial examples and measurements end.
+    ``patience`` measurements, then the batch grows by ``growth_factor``, and the learning rate with it (see
+    ``with_coupling``). The reference is the signal that last fell far enough, at first the first one measured.
+    At the maximum, measurements end.
 
     A negative, zero, subnormal or non-finite eigenvalue never grows the batch, is never the reference, and does
     not let the patience end; the measurement after it may. NaN stands for "not measured" (and for a measurement
@@ -72,20 +58,11 @@ def hessian_adaptive(
       growth_factor: Growth of the batch (beta), above 1.
       patience: Measurements without growth after which the batch grows anyway (kappa), or None for never.
       signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: the eigenvalue times the learning-rate scale at
-        the time, which a growth raises and a decay lowers.
+        the time (with ``Observation.lr_scale``), which a growth raises and a decay lowers.
       block: The Hessian to measure, ``"all"`` parameters or those of the ``"last_layer"``; it is passed on as
         ``controller.measures``.
       noise_factor: Where ``Observation.standard_error`` comes with the eigenvalue (see ``mean_and_error``), a
         fall also counts only if it is larger than this many standard errors of the difference, at least 0.
-      lr_coupling: How the learning rate follows the batch: ``"linear"`` (the paper), ``"sqrt"`` or ``"none"``.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples (gamma): 0 is ABS, 0.2
-        the ABSA of the paper. (The size epsilon of the perturbation belongs to the attack.)
-      fraction_decrease: Divides the fraction at each growth (omega), at least 1; it is 0 at the maximum, except
-        with 1, which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0 (tau); None for never. In the paper, half of
-        the training.
-      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
       compatibility: ``"hessianflow"`` reproduces the rule of the published code for comparison, quirks
         included: any eigenvalue is believed (a negative one counts as a fall, a first NaN is the reference for
         ever), the patience ends on any, and a growth that rounds to nothing still counts as one.
@@ -108,20 +85,12 @@ def hessian_adaptive(
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1. Differs from the published code: measurements are
       counted in examples, and invalid eigenvalues (above) are guarded against.
     """
-    options = check_options(
-        initial,
-        maximum,
-        lr_coupling=lr_coupling,
-        lr_decay_at=lr_decay_at,
-        lr_decay=lr_decay,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    check_batch_sizes(initial, maximum)
     check_every("measure_every", measure_every)
     check_above_one("eigenvalue_decrease", eigenvalue_decrease)
     check_above_one("growth_factor", growth_factor)
-    check_patience(patience)
+    if patience is not None and patience < 1:
+        raise ValueError(f"`patience` must be at least 1 measurement, or None, got {patience}.")
     if not 0 <= noise_factor < float("inf"):
         raise ValueError(f"`noise_factor` must be at least 0, got {noise_factor}.")
     for name, value, known in (
@@ -132,20 +101,19 @@ def hessian_adaptive(
         if value not in known:
             raise ValueError(f"`{name}` must be one of {list(known)}, got {value!r}.")
     published = compatibility == "hessianflow"
-    ratios = {eigenvalue_decrease, growth_factor, fraction_decrease}
-    if published and (len(ratios) > 1 or signal != "eigenvalue" or lr_coupling != "linear"):
+    ratios = {eigenvalue_decrease, growth_factor}
+    if published and (len(ratios) > 1 or signal != "eigenvalue"):
         raise ValueError(
-            'compatibility="hessianflow" has one ratio for `eigenvalue_decrease`, `growth_factor` and '
-            f"`fraction_decrease`, the plain eigenvalue and the linear coupling, got {sorted(ratios)}, "
-            f"{signal!r} and {lr_coupling!r}."
+            'compatibility="hessianflow" has one ratio for `eigenvalue_decrease` and `growth_factor`, and the '
+            f"plain eigenvalue, got {sorted(ratios)} and {signal!r}."
         )
     most_measurements = 2**31 - 1 if patience is None else patience
 
-    def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
+    def decide(batch_size: jax.Array, memory: _Memory, rate: Rate, grew: Any) -> Decision:
         measure_at = where(batch_size < maximum, memory.measure_at, NEVER)
-        return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
+        return Decision(batch_size, rate.of(batch_size), memory, measure_at=measure_at, grew=grew)
 
-    def init() -> ControllerState:
+    def init(rate: Rate) -> Decision:
         memory = _Memory(
             reference=jnp.zeros((), jnp.float32),
             reference_error=jnp.zeros((), jnp.float32),
@@ -154,9 +122,9 @@ def hessian_adaptive(
             measure_at=Count.of(measure_every),
             owed=jnp.zeros((), bool),
         )
-        return decide(Count.of(0), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
+        return decide(jnp.int32(initial), memory, rate, False)
 
-    def update(observation: Observation, state: ControllerState) -> ControllerState:
+    def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
         memory: _Memory = state.rule
         samples = Count.of(observation.samples)
         eigenvalue = need_eigenvalue(observation, "hessian_adaptive")
@@ -166,7 +134,8 @@ def hessian_adaptive(
         due, told, owed = hear(state, samples, eigenvalue, memory.measure_at, memory.owed)
         valid = due if published else told & is_valid(eigenvalue) & (error >= 0)
         if signal == "eigenvalue_times_lr":
-            eigenvalue, error = eigenvalue * state.lr_scale, error * state.lr_scale
+            lr_scale = state.lr_scale * observation.lr_scale
+            eigenvalue, error = eigenvalue * lr_scale, error * lr_scale
 
         first = valid & ~memory.has_reference
         fell = valid & memory.has_reference & (eigenvalue <= memory.reference * (1 / eigenvalue_decrease))
@@ -179,10 +148,7 @@ def hessian_adaptive(
         factor = state.batch_size // initial
         rounded = jnp.floor(factor * growth_factor).astype(jnp.int32)
         grown = rounded if published else grow_by(factor, growth_factor)
-        batch_size = jnp.where(grow, whole_batches(grown, options), state.batch_size)
-        fraction = state.adversarial_fraction * jnp.where(grow, 1 / fraction_decrease, 1.0)
-        if fraction_decrease > 1:
-            fraction = jnp.where(grow & (batch_size >= maximum), 0.0, fraction)
+        batch_size = jnp.where(grow, whole_batches(grown, initial, maximum), state.batch_size)
         memory = _Memory(
             reference=jnp.where(fell | first, eigenvalue, memory.reference),
             reference_error=jnp.where(fell | first, error, memory.reference_error),
@@ -191,7 +157,49 @@ def hessian_adaptive(
             measure_at=where(due, next_multiple(samples, measure_every), memory.measure_at),
             owed=owed,
         )
-        return decide(samples, batch_size, fraction, memory)
+        return decide(batch_size, memory, rate, grow)
 
-    measures: Measurement = "eigenvalue" if block == "all" else "last_layer_eigenvalue"
-    return Controller(init, update, measures, options.batch_sizes)
+    rule = Rule(init, update, (initial, maximum), "eigenvalue" if block == "all" else "last_layer_eigenvalue")
+    return make_controller(rule._replace(only_decrease=growth_factor if published else None))
+
+
+def absa(
+    initial: int,
+    maximum: int,
+    *,
+    adversarial_fraction: float = 0.2,
+    fraction_decrease: float = 2.0,
+    adversarial_until: int | None = None,
+    **options: Any,
+) -> Controller:
+    """Grow the batch as ABS does, and train with adversarial examples that get fewer at each growth (ABSA).
+
+    Args:
+      initial: Examples per update at the start (B0).
+      maximum: The most examples per update.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples (gamma), in [0, 1]. (The
+        size epsilon of the perturbation belongs to the attack.)
+      fraction_decrease: Divides the fraction at each growth (omega), see ``with_adversarial``.
+      adversarial_until: Examples after which the fraction is 0 (tau); None for never. In the paper, half of
+        the training.
+      **options: As ``hessian_adaptive``; ``measure_every`` is required.
+
+    Returns:
+      A ``Controller`` that measures the top eigenvalue.
+
+    Raises:
+      ValueError: If a parameter is out of its range.
+
+    Example:
+      >>> controller = absa(128, 512, measure_every=1000)
+      >>> state = controller.init()
+      >>> for samples, eigenvalue in ((1000, 8.0), (2000, 4.0)):
+      ...     state = controller.update(Observation(samples, eigenvalue), state)
+      >>> int(state.batch_size), round(float(state.adversarial_fraction), 6)
+      (256, 0.1)
+
+    References:
+      Yao et al. (2018), arXiv:1810.01021, Algorithm 1.
+    """
+    rule = hessian_adaptive(initial, maximum, **options)
+    return with_adversarial(rule, adversarial_fraction, decrease=fraction_decrease, until=adversarial_until)

@@ -1,260 +1,347 @@
 """The rules by the names that the slides and the command line give them, with epochs for their unit of time."""
 
-from typing import Annotated, Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from hessabs.batch_size.bounds import Bounds, growth_bounds
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
-from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
+from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
-from hessabs.batch_size.planner import epoch_examples
-from hessabs.batch_size.schedules import constant, linear_scaling
+from hessabs.batch_size.planner import Remainder, epoch_examples
+from hessabs.batch_size.rule import with_adversarial, with_coupling, with_decay
+from hessabs.batch_size.settings import (
+    METHODS,
+    Abs,
+    Absa,
+    Bl,
+    Cyclical,
+    Fb,
+    Fixed,
+    Gg,
+    Gns,
+    Method,
+    NormTest,
+    PlanSettings,
+    Timer,
+)
 from hessabs.batch_size.stability import stability_limited
+from hessabs.batch_size.table import constant, linear_scaling
 
-METHODS = ("bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed")
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
-READ_BY: dict[str, tuple[str, ...]] = {
-    "max_batch_size": tuple(name for name in METHODS if name != "bl"),
-    "growth_factor": ("gg", "abs", "absa", "cyclical", "gns", "stability", "timer", "fixed"),
-    "grow_epochs": ("fixed",),
-    "lr_coupling": tuple(name for name in METHODS if name != "bl"),
-    "warmup_epochs": ("fb",),
-    "cycle_epochs": ("cyclical",),
-    "measure_every": ("abs", "absa", "gns", "norm_test", "stability"),
-    "eigenvalue_decrease": ("abs", "absa"),
-    "patience": ("abs", "absa", "timer"),
-    "threshold": ("stability",),
-    "noise_scale": ("gns",),
-    "tolerance": ("norm_test",),
-    "fraction_decrease": tuple(name for name in METHODS if name not in ("bl", "fb", "cyclical")),
+_NAMES = {kind: name for name, kind in METHODS.items()}
+_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {  # what a setting must: test, settings
+    "be at least 1": (
+        lambda value: 1 <= value < math.inf,
+        (
+            *("epochs", "batch_size", "max_batch_size", "micro_batch_size", "measure_every"),
+            *("cycle_epochs", "fraction_decrease"),
+        ),
+    ),
+    "be at least 0": (lambda value: value >= 0, ("patience", "adversarial_epochs")),
+    "be above 1": (lambda value: 1 < value < math.inf, ("eigenvalue_decrease", "growth_factor")),
+    "be positive and finite": (
+        lambda value: 0 < value < math.inf,
+        ("threshold", "noise_scale", "tolerance"),
+    ),
+    "lie in (0, 1]": (lambda value: 0 < value <= 1, ("lr_decay",)),
+    "lie in [0, 1]": (lambda value: 0 <= value <= 1, ("adversarial_fraction",)),
+    "be positive epochs in ascending order": (
+        lambda epochs: all(epoch > 0 for epoch in epochs) and list(epochs) == sorted(set(epochs)),
+        ("lr_decay_epochs", "grow_epochs"),
+    ),
+    "be linear, sqrt or none": (lambda value: value in ("linear", "sqrt", "none"), ("lr_coupling",)),
+    "be drop, keep or fill": (lambda value: value in ("drop", "keep", "fill"), ("remainder",)),
 }
-"""Which methods read a setting; one that is not here is read by all."""
 
 
-class Settings(NamedTuple):
-    """The settings of a planned run: one field, one flag of ``hessabs plan``."""
-
-    method: Annotated[
-        str,
-        "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
-        "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
-        "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
-        "timer: the patience of abs alone; fixed: at grow_epochs",
-    ] = "absa"
-    num_examples: Annotated[int | None, "examples in the training set"] = None
-    epochs: Annotated[int, "passes over the training set"] = 90
-    batch_size: Annotated[int, "examples per update at the start; bl: always"] = 128
-    max_batch_size: Annotated[
-        int | None, "most examples per update, a multiple of batch_size; fb: always; default: batch_size"
-    ] = None
-    micro_batch_size: Annotated[int | None, "examples that are handled at once; default: batch_size"] = None
-    lr: Annotated[float, "learning rate of the first batch size"] = 0.1
-    lr_decay_epochs: Annotated[
-        tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"
-    ] = (30, 60, 80)
-    lr_decay: Annotated[float, "factor of each decay, in (0, 1]"] = 0.2
-    growth_factor: Annotated[float | None, "growth of the batch; default: 2, gg: 1 / lr_decay"] = None
-    grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated (fixed)"] = ()
-    lr_coupling: Annotated[
-        str | None,
-        "how the learning rate follows the batch: linear, sqrt or none; default: none for gg and cyclical, "
-        "else linear; bl has one batch",
-    ] = None
-    warmup_epochs: Annotated[int, "epochs of warm-up (fb)"] = 5
-    cycle_epochs: Annotated[int, "epochs in a cycle (cyclical)"] = 10
-    measure_every: Annotated[int | None, "examples between measurements; default: an epoch"] = None
-    eigenvalue_decrease: Annotated[float, "fall of the eigenvalue at which the batch grows (abs, absa)"] = 2.0
-    patience: Annotated[
-        int, "measurements (timer: epochs) without growth after which the batch grows anyway; 0 for never"
-    ] = 10
-    threshold: Annotated[float, "bound on eigenvalue times learning rate (stability)"] = 1.25
-    noise_scale: Annotated[float, "batch size in gradient noise scales (gns)"] = 1.0
-    tolerance: Annotated[float, "tolerance of the test (norm_test)"] = 1.0
-    adversarial_fraction: Annotated[
-        float | None, "fraction replaced by adversarial examples; default: 0.2 for absa, else 0"
-    ] = None
-    fraction_decrease: Annotated[float, "divides that fraction when the batch grows; 1 to keep it"] = 2.0
-    adversarial_epochs: Annotated[
-        int | None, "epochs after which adversarial examples end; default: half of the epochs"
-    ] = None
-    remainder: Annotated[
-        str | None,
-        "examples that fill no micro-batch: drop, keep, or fill (count a full one); default: keep for bl and "
-        "fb, else drop, as the slides count",
-    ] = None
+def name_of(method: Method) -> str:
+    """Return the name of a method, as ``--method`` takes it."""
+    return _NAMES[type(method)]
 
 
-def per_epoch(settings: Settings) -> int:
-    """Count the examples of an epoch.
+def choose(name: str, given: Mapping[str, Any]) -> Method:
+    """Choose a method by its name, with the settings that were given, and refuse those that it does not read.
 
     Args:
-      settings: The settings of a planned run.
+      name: As ``METHODS`` lists it.
+      given: What the user said, defaults said explicitly too, by the name of the setting. Settings that are
+        those of no method may be among them.
 
     Returns:
-      The examples that count, by ``remainder``.
+      The method's settings.
 
     Raises:
-      ValueError: If the number of examples is missing or too small, or ``remainder`` unknown.
+      ValueError: If the name is unknown, or the method does not read a setting, naming those that do.
 
     Example:
-      >>> per_epoch(Settings(method="gg", num_examples=50_000))
-      49920
+      >>> choose("timer", {"patience": 3, "seed": 1}).patience
+      3
+      >>> choose("absa", {"threshold": 9.0})
+      Traceback (most recent call last):
+      ...
+      ValueError: `threshold` is read with method=stability, and not with method=absa; leave it out.
     """
-    if settings.num_examples is None:
-        raise ValueError("`num_examples` is required: the examples in the training set.")
-    size = _micro_batch_size(settings)
-    if not 1 <= size <= settings.num_examples:
-        raise ValueError(f"`batch_size` must lie in [1, num_examples={settings.num_examples}], got {size}.")
-    return epoch_examples(settings.num_examples, size, _remainder(settings))
+    if name not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
+    fields = METHODS[name]._fields
+    for setting in sorted(given):
+        readers = [other for other, kind in METHODS.items() if setting in kind._fields]
+        if readers and setting not in fields:
+            raise ValueError(
+                f"`{setting}` is read with method={', '.join(readers)}, and not with method={name}; "
+                "leave it out."
+            )
+    if "lr_decay" in given and given.get("lr_decay_epochs") == () and name != "gg":
+        raise ValueError("`lr_decay` is read with lr_decay_epochs, and there are none; leave it out.")
+    return METHODS[name](**{setting: value for setting, value in given.items() if setting in fields})
 
 
-def make_controller(settings: Settings) -> Controller:
-    """Make the rule that a method's name stands for.
+def check(run: PlanSettings, method: Method) -> None:
+    """Check the settings that need no data to be checked.
 
     Args:
-      settings: The settings of a planned run.
+      run: Of the run.
+      method: Of the method.
+
+    Raises:
+      ValueError: In one line, what was got and what to do.
+
+    Example:
+      >>> check(PlanSettings(lr_decay=-1.0), Bl())
+      Traceback (most recent call last):
+      ...
+      ValueError: `lr_decay` must lie in (0, 1], got -1.0.
+    """
+    values = {**run._asdict(), **method._asdict()}
+    for what, (holds, names) in _RANGES.items():
+        for name in names:
+            value = values.get(name)
+            if value is not None and not holds(value):
+                raise ValueError(f"`{name}` must {what}, got {value}.")
+    initial, largest, micro = run.batch_size, values.get("max_batch_size"), run.micro_batch_size
+    if largest is not None:
+        if largest < initial:
+            raise ValueError(f"`max_batch_size` must be at least batch_size={initial}, got {largest}.")
+        if largest % initial:
+            raise ValueError(
+                f"`max_batch_size` must be a multiple of batch_size={initial}, got {largest}; "
+                f"the nearest below is {largest // initial * initial}."
+            )
+    if micro is not None and initial % micro:
+        raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {micro}.")
+    if compares_parts(method) and (initial == 1 or micro == initial):
+        raise ValueError(
+            f"`micro_batch_size` must be below batch_size={initial} for {name_of(method)}, which compares "
+            f"micro-batches, got {micro or 1}."
+        )
+    if isinstance(method, Timer) and method.patience == 0:
+        raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
+    if isinstance(method, Fixed) and not method.grow_epochs:
+        raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
+
+
+def compares_parts(method: Method) -> bool:
+    """Tell whether a method compares the micro-batches of an update: it needs two at least, equally large."""
+    return isinstance(method, (Gns, NormTest))
+
+
+def resolve(
+    run: PlanSettings, method: AnyMethod, num_examples: int, *, dataset: str | None = None
+) -> tuple[PlanSettings, AnyMethod]:
+    """Check the settings of a run and decide those that are None: every default rule is written here.
+
+    Args:
+      run: Of the run.
+      method: Of the method.
+      num_examples: Examples in the training set.
+      dataset: Its name, for the messages.
+
+    Returns:
+      Both, with nothing left to decide.
+
+    Raises:
+      ValueError: As ``check``, and if a batch is larger than the training set.
+
+    Example:
+      >>> run, method = resolve(PlanSettings(batch_size=32), Absa(), num_examples=1000)
+      >>> method.max_batch_size, run.micro_batch_size, run.adversarial_fraction, run.adversarial_epochs
+      (992, 32, 0.2, 45)
+    """
+    check(run, method)
+    initial, micro = run.batch_size, run.micro_batch_size
+    examples = f"the {num_examples} training examples" + (f" of {dataset}" if dataset else "")
+    if initial > num_examples:
+        raise ValueError(f"`batch_size` must be at most {examples}, got {initial}.")
+    if micro is None:
+        micro = 128 if initial % 128 == 0 else initial
+        if compares_parts(method) and micro == initial:
+            micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+    fraction, until = run.adversarial_fraction, run.adversarial_epochs
+    run = run._replace(
+        micro_batch_size=micro,
+        remainder=run.remainder or "drop",
+        adversarial_fraction=(0.2 if isinstance(method, Absa) else 0.0) if fraction is None else fraction,
+        adversarial_epochs=run.epochs // 2 if until is None else until,
+    )
+    fits = num_examples // initial * initial
+    defaults: dict[str, Any] = {
+        "max_batch_size": min(128 * initial, fits),
+        "lr_coupling": "none" if isinstance(method, (Gg, Cyclical)) else "linear",
+        "growth_factor": inverse(run.lr_decay) if isinstance(method, Gg) else 2.0,
+        "measure_every": per_epoch(run, num_examples),
+    }
+    unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
+    filled: Any = method._replace(**unset)
+    largest = getattr(filled, "max_batch_size", initial)
+    if largest > num_examples:
+        raise ValueError(
+            f"`max_batch_size` must be at most {examples}, got {largest}; the largest multiple of "
+            f"batch_size={initial} that fits is {fits}."
+        )
+    return run, filled
+
+
+def per_epoch(run: PlanSettings, num_examples: int) -> int:
+    """Count the examples of an epoch of resolved settings."""
+    return epoch_examples(num_examples, run.micro_batch_size or run.batch_size, run.remainder or "drop")
+
+
+def make_rule(
+    run: PlanSettings, method: Method, num_examples: int, *, lr: float = 0.1, warmup_epochs: float = 5
+) -> Controller:
+    """Make the rule of a method, its epochs turned into examples.
+
+    Args:
+      run: Of the run, resolved or not.
+      method: Of the method.
+      num_examples: Examples in the training set.
+      lr: Learning rate at the first batch size (stability).
+      warmup_epochs: Epochs of warm-up (fb).
 
     Returns:
       A ``Controller``.
 
     Raises:
-      ValueError: If a setting is out of its range.
+      ValueError: As ``resolve``.
 
     Example:
-      >>> rule = make_controller(Settings(method="fb", num_examples=50_000, max_batch_size=640))
+      >>> rule = make_rule(PlanSettings(), Fb(max_batch_size=640), 50_000)
       >>> int(rule.init().batch_size)
       640
     """
-    s, epoch = settings, per_epoch(settings)
-    initial, maximum = s.batch_size, s.batch_size if s.max_batch_size is None else s.max_batch_size
-    if s.method not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {s.method!r}.")
-    if s.num_examples is not None and maximum > s.num_examples and s.method != "bl":
-        raise ValueError(
-            f"`max_batch_size` must not exceed the data set, got {maximum} of {s.num_examples} examples."
-        )
-    if maximum % initial and s.method not in ("bl", "fb"):
-        raise ValueError(
-            f"`max_batch_size` must be a multiple of batch_size={initial}, for `hessabs train` takes whole "
-            f"micro-batches, got {maximum}; the nearest below is {maximum // initial * initial}."
-        )
-    if s.patience < 0:
-        raise ValueError(f"`patience` must be at least 0, got {s.patience}.")
-    if s.method == "timer" and s.patience == 0:
-        raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
-    if s.method == "fixed" and not s.grow_epochs:
-        raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
-    until = s.epochs // 2 if s.adversarial_epochs is None else s.adversarial_epochs
-    fraction = s.adversarial_fraction
-    if fraction is None:
-        fraction = 0.2 if s.method == "absa" else 0.0
-    shared: dict[str, Any] = {
-        "lr_decay_at": [point * epoch for point in s.lr_decay_epochs],
-        "lr_decay": s.lr_decay,
-        "adversarial_fraction": fraction,
-        # Without adversarial examples the rule does not depend on how long the run is.
-        "adversarial_until": until * epoch if fraction else None,
-    }
-    if s.lr_coupling is not None and s.method != "bl":
-        shared["lr_coupling"] = s.lr_coupling
-    growing = {**shared, "fraction_decrease": s.fraction_decrease}
-    factor = 2.0 if s.growth_factor is None else s.growth_factor
-    every = epoch if s.measure_every is None else s.measure_every
-    patience = s.patience or None
-    match s.method:
+    run, method = resolve(run, method, num_examples)
+    epoch, fraction = per_epoch(run, num_examples), run.adversarial_fraction or 0.0
+    decays = [point * epoch for point in run.lr_decay_epochs]
+    rule = _plain_rule(run, method, epoch, decays, lr, round(warmup_epochs * epoch))
+    if not isinstance(method, Gg):
+        rule = with_decay(rule, decays, run.lr_decay)
+    coupling, decrease = getattr(method, "lr_coupling", None), getattr(method, "fraction_decrease", 1.0)
+    if coupling is not None:
+        rule = with_coupling(rule, coupling)
+    if not fraction:  # then the rule does not depend on how long the run is
+        return rule
+    return with_adversarial(rule, fraction, decrease=decrease, until=(run.adversarial_epochs or 0) * epoch)
+
+
+def _plain_rule(
+    run: PlanSettings, method: Method, epoch: int, decays: list[int], lr: float, warmup: int
+) -> Controller:
+    own: Any = method  # its fields, whichever they are
+    first = run.batch_size
+    match name_of(method):
         case "bl":
-            return constant(initial, **shared)
+            return constant(first)
         case "fb":
-            return linear_scaling(maximum, base_batch_size=initial, warmup=s.warmup_epochs * epoch, **shared)
-        case "gg":
-            return batch_growth(initial, maximum, growth_factor=s.growth_factor, **growing)
-        case "cyclical":
-            cycle = s.cycle_epochs * epoch
-            return cyclical(initial, maximum, cycle=cycle, growth_factor=factor, **shared)
-        case "timer":
-            return timer(initial, maximum, every=s.patience * epoch, growth_factor=factor, **growing)
-        case "fixed":
-            points = [point * epoch for point in s.grow_epochs]
-            return fixed_growth(initial, maximum, grow_at=points, growth_factor=factor, **growing)
-        case "gns":
-            return gradient_noise_scale(
-                initial, maximum, measure_every=every, scale=s.noise_scale, growth_factor=factor, **growing
-            )
+            return linear_scaling(own.max_batch_size, base_batch_size=first, warmup=warmup)
         case "norm_test":
-            return norm_test(initial, maximum, measure_every=every, tolerance=s.tolerance, **growing)
+            every = own.measure_every
+            return norm_test(first, own.max_batch_size, measure_every=every, tolerance=own.tolerance)
+    growing: dict[str, Any] = {
+        "initial": first,
+        "maximum": own.max_batch_size,
+        "growth_factor": own.growth_factor,
+    }
+    match name_of(method):
+        case "gg":
+            return batch_growth(**growing, lr_decay_at=decays, lr_decay=run.lr_decay)
+        case "cyclical":
+            return cyclical(**growing, cycle=own.cycle_epochs * epoch)
+        case "timer":
+            return timer(**growing, every=own.patience * epoch)
+        case "fixed":
+            return fixed_growth(**growing, grow_at=[point * epoch for point in own.grow_epochs])
+        case "gns":
+            return gradient_noise_scale(**growing, measure_every=own.measure_every, scale=own.noise_scale)
         case "stability":
-            return stability_limited(
-                initial,
-                maximum,
-                lr=s.lr,
-                measure_every=every,
-                threshold=s.threshold,
-                growth_factor=factor,
-                **growing,
-            )
+            bound = {"lr": lr, "threshold": own.threshold}
+            return stability_limited(**growing, measure_every=own.measure_every, **bound)
     return hessian_adaptive(
-        initial,
-        maximum,
-        measure_every=every,
-        eigenvalue_decrease=s.eigenvalue_decrease,
-        growth_factor=factor,
-        patience=patience,
         **growing,
+        measure_every=own.measure_every,
+        eigenvalue_decrease=own.eigenvalue_decrease,
+        patience=own.patience or None,
     )
 
 
-def make_plans(settings: Settings, *, whole_updates: bool = False) -> Bounds:
+def make_plans(run: PlanSettings, method: Method, num_examples: int, *, whole_updates: bool = False) -> Bounds:
     """Plan the run of a method: between which bounds it lies, both the same for a rule that measures nothing.
 
     Args:
-      settings: The settings of a planned run.
-      whole_updates: As in ``plan``.
+      run: Of the run.
+      method: Of the method.
+      num_examples: Examples in the training set.
+      whole_updates: Count the updates of a training run, see ``plan``. Otherwise they are counted as in the
+        slides: by default in micro-batches of ``batch_size``, and for bl and fb with the remainder of an epoch.
 
     Returns:
       The plans with the fewest and the most updates.
 
     Raises:
-      ValueError: If a setting is out of its range.
+      ValueError: As ``resolve``.
 
     Example:
-      >>> make_plans(Settings(method="gg", num_examples=50_000, max_batch_size=640)).fewest.updates
+      >>> make_plans(PlanSettings(), Gg(max_batch_size=640), 50_000).fewest.updates
       16380
     """
-    controller = make_controller(settings)
+    if not whole_updates:
+        slides: Remainder = "keep" if isinstance(method, (Bl, Fb)) else "drop"
+        micro = None if compares_parts(method) else run.batch_size
+        run = run._replace(micro_batch_size=run.micro_batch_size or micro, remainder=run.remainder or slides)
+    run, method = resolve(run, method, num_examples)
     return growth_bounds(
-        controller,
-        num_examples=settings.num_examples or 0,
-        epochs=settings.epochs,
-        micro_batch_size=_micro_batch_size(settings),
-        remainder=_remainder(settings),
+        make_rule(run, method, num_examples),
+        num_examples=num_examples,
+        epochs=run.epochs,
+        micro_batch_size=run.micro_batch_size,
+        remainder=run.remainder or "drop",
         whole_updates=whole_updates,
-        decrease=settings.eigenvalue_decrease,
+        decrease=method.eigenvalue_decrease if isinstance(method, (Abs, Absa)) else 2.0,
     )
 
 
-def as_trained(settings: Settings) -> Settings:
-    """Fill in the micro-batch and the remainder as ``hessabs train`` does where they are not given.
+def never_reached(run: PlanSettings, method: Method) -> list[str]:
+    """Say which epochs of the schedules lie beyond the end of a run, a sentence for each schedule.
 
     Args:
-      settings: The settings of a planned run.
+      run: Of the run.
+      method: Of the method.
 
     Returns:
-      The settings with neither left to decide.
+      The sentences.
 
     Example:
-      >>> as_trained(Settings(method="bl", batch_size=640)).micro_batch_size
-      128
+      >>> never_reached(PlanSettings(epochs=70), Bl())
+      ['`lr_decay_epochs` 80: the run ends before, after epochs=70.']
     """
-    micro = settings.micro_batch_size
-    if micro is None:
-        micro = 128 if settings.batch_size % 128 == 0 else settings.batch_size
-    return settings._replace(micro_batch_size=micro, remainder=settings.remainder or "drop")
-
-
-def _remainder(settings: Settings) -> Any:
-    return settings.remainder or ("keep" if settings.method in ("bl", "fb") else "drop")
-
-
-def _micro_batch_size(settings: Settings) -> int:
-    return settings.batch_size if settings.micro_batch_size is None else settings.micro_batch_size
+    lines = []
+    for name in ("lr_decay_epochs", "grow_epochs"):
+        value = {**run._asdict(), **method._asdict()}.get(name, ())
+        late = [epoch for epoch in value if epoch >= run.epochs]
+        if late:
+            shown = ",".join(map(str, late))
+            lines.append(f"`{name}` {shown}: the run ends before, after epochs={run.epochs}.")
+    return lines

@@ -1,6 +1,6 @@
 """Batches as large as the noise of the gradient: the noise scale and the norm test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -8,15 +8,9 @@ import jax.numpy as jnp
 
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.options import (
-    Coupling,
-    Options,
-    check_above_one,
-    check_every,
-    check_options,
-    next_multiple,
-    whole_batches,
-)
+from hessabs.batch_size.events import check_every, next_multiple
+from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
+from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, whole_batches
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
 
 Test = Literal["norm", "inner_product"]
@@ -57,12 +51,6 @@ def gradient_noise_scale(
     scale: float = 1.0,
     average_over: int = 8,
     growth_factor: float = 2.0,
-    lr_coupling: Coupling = "linear",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 2.0,
-    adversarial_until: int | None = None,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
 ) -> Controller:
     """Let the batch follow the gradient noise scale ``tr(Sigma) / |G|^2``, which rises as the loss falls.
 
@@ -79,13 +67,6 @@ def gradient_noise_scale(
       scale: Batch size in noise scales, above 0.
       average_over: Observations that the running means cover (their weight is its inverse), a power of two.
       growth_factor: The most that the batch grows by at once, above 1.
-      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
-        which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0; None for never.
-      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
 
     Returns:
       A ``Controller`` that measures ``"gradient"``: where ``state.measure``, ``Observation.gradient`` must be
@@ -106,16 +87,7 @@ def gradient_noise_scale(
       McCandlish et al. (2018), arXiv:1812.06162. Differs from the paper: there the noise scale is a
       prediction; here it sets the batch, and only upwards.
     """
-    options = check_options(
-        initial,
-        maximum,
-        lr_coupling=lr_coupling,
-        lr_decay_at=lr_decay_at,
-        lr_decay=lr_decay,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    check_batch_sizes(initial, maximum)
     if not 0 < scale < float("inf"):
         raise ValueError(f"`scale` must be above 0, got {scale}.")
     check_average(average_over)
@@ -130,7 +102,7 @@ def gradient_noise_scale(
         size = jnp.minimum(size, growth_factor * state.batch_size.astype(jnp.float32))
         return jnp.where(usable, jnp.minimum(size, maximum), 0.0).astype(jnp.int32) // initial, average
 
-    return _grown_to(options, measure_every, wanted, NoiseMemory.empty())
+    return _grown_to(initial, maximum, measure_every, wanted, NoiseMemory.empty())
 
 
 def norm_test(
@@ -140,12 +112,6 @@ def norm_test(
     measure_every: int,
     test: Test = "norm",
     tolerance: float = 1.0,
-    lr_coupling: Coupling = "linear",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 2.0,
-    adversarial_until: int | None = None,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
 ) -> Controller:
     """Grow the batch when the noise of its gradient is too large for a test.
 
@@ -160,13 +126,6 @@ def norm_test(
       measure_every: Examples between tests, at least 1. The paper tests every update.
       test: ``"norm"`` or ``"inner_product"``; the latter needs ``GradientStatistics.inner_square``.
       tolerance: eta of the norm test, theta of the inner-product test, above 0.
-      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"``.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1; it is 0 at the maximum, except with 1,
-        which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0; None for never.
-      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
 
     Returns:
       A ``Controller`` that measures ``"gradient"``.
@@ -187,16 +146,7 @@ def norm_test(
       Lau et al. (2024), arXiv:2402.11215 (norm test) and arXiv:2412.21124 (its variance across devices);
       Bollapragada et al. (2018), arXiv:1710.11258 (inner-product test).
     """
-    options = check_options(
-        initial,
-        maximum,
-        lr_coupling=lr_coupling,
-        lr_decay_at=lr_decay_at,
-        lr_decay=lr_decay,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    check_batch_sizes(initial, maximum)
     if test not in get_args(Test):
         raise ValueError(f"`test` must be one of {list(get_args(Test))}, got {test!r}.")
     if not 0 < tolerance < float("inf"):
@@ -221,11 +171,12 @@ def norm_test(
         size = jnp.ceil(jnp.where(usable, jnp.minimum(size, maximum), 0.0)).astype(jnp.int32)
         return -(-size // initial), ()
 
-    return _grown_to(options, measure_every, wanted, ())
+    return _grown_to(initial, maximum, measure_every, wanted, ())
 
 
 def _grown_to(
-    options: Options,
+    initial: int,
+    maximum: int,
     measure_every: int,
     wanted: Callable[[Observation, ControllerState, jax.Array], tuple[jax.Array, Any]],
     average: Any,
@@ -233,35 +184,26 @@ def _grown_to(
     # `wanted` gives the batch in initial ones, 0 where it decides nothing.
     check_every("measure_every", measure_every)
 
-    def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
-        measure_at = where(batch_size < options.maximum, memory.measure_at, NEVER)
-        return options.decide(samples, batch_size, fraction, memory, measure_at=measure_at)
+    def decide(batch_size: jax.Array, memory: _Memory, rate: Rate) -> Decision:
+        measure_at = where(batch_size < maximum, memory.measure_at, NEVER)
+        return Decision(batch_size, rate.of(batch_size), memory, measure_at=measure_at)
 
-    def init() -> ControllerState:
-        memory = _Memory(average, Count.of(measure_every))
-        batch_size = jnp.asarray(options.initial, jnp.int32)
-        return decide(Count.of(0), batch_size, jnp.float32(options.fraction), memory)
+    def init(rate: Rate) -> Decision:
+        return decide(jnp.int32(initial), _Memory(average, Count.of(measure_every)), rate)
 
-    def update(observation: Observation, state: ControllerState) -> ControllerState:
+    def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
         memory: _Memory = state.rule
         samples = Count.of(observation.samples)
         measured = state.measure & (samples >= memory.measure_at)
         factor, averaged = wanted(observation, state, measured)
-        batch_size = jnp.maximum(whole_batches(factor, options), state.batch_size)
+        batch_size = jnp.maximum(whole_batches(factor, initial, maximum), state.batch_size)
         measure_at = where(measured, next_multiple(samples, measure_every), memory.measure_at)
-        return decide(samples, batch_size, options.shrunk(state, batch_size), _Memory(averaged, measure_at))
+        return decide(batch_size, _Memory(averaged, measure_at), rate)
 
-    return Controller(init, update, "gradient", options.batch_sizes)
+    return make_controller(Rule(init, update, (initial, maximum), "gradient"))
 
 
 def check_average(average_over: int) -> None:
-    """Raise ``ValueError`` unless a number of observations is a power of two.
-
-    Args:
-      average_over: The number.
-
-    Raises:
-      ValueError: If it is not.
-    """
+    """Raise ``ValueError`` unless a number of observations is a power of two."""
     if average_over < 1 or average_over & (average_over - 1):
         raise ValueError(f"`average_over` must be a power of two observations, got {average_over}.")

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hessabs.batch_size.controller import Controller, ControllerState, GradientStatistics, Observation
+from hessabs.batch_size.controller import Controller, GradientStatistics, Observation
 from hessabs.batch_size.counting import NEVER, Count
 
 Remainder = Literal["drop", "keep", "fill"]
@@ -18,7 +18,10 @@ Observe = Callable[[int, int], Observation]
 
 
 class PlannedEpoch(NamedTuple):
-    """An epoch of a plan. All are as they stand when its last micro-batch has been trained on."""
+    """An epoch of a plan, as things stand when its last example has been trained on.
+
+    In a plan of whole updates this is the end of an update, or of the run.
+    """
 
     epoch: int  # from 1
     samples: int  # examples trained on since the start
@@ -49,11 +52,11 @@ def plan(
 ) -> Plan:
     """Plan a training run.
 
-    The rule is called at the first micro-batch that ends at or after what it asked for. In a plan of whole
-    updates a decision then waits until the update at hand is complete, and what is left at the end makes none:
-    this is what ``hessabs train`` does, to the update. Otherwise decisions hold at once and an update may be
-    counted in parts: this is the arithmetic of the slides' tables,
-    ``int(sum over phases of examples / batch size)``.
+    In a plan of whole updates the rule is called at the end of the first update that reaches what it asked for,
+    what it decides holds from the next update on, and what is left at the end of the run makes no update: this
+    is what ``hessabs train`` does, to the update. Otherwise the rule is called at the first micro-batch that
+    reaches what it asked for, decisions hold at once and an update may be counted in parts: this is the
+    arithmetic of the slides' tables, ``int(sum over phases of examples / batch size)``.
 
     Args:
       controller: The rule.
@@ -97,59 +100,62 @@ def plan(
     update = jax.jit(controller.update)
 
     batches = -(-per_epoch // size)  # micro-batches in an epoch
-    samples, updates, measurements = 0, Fraction(0), 0
-    decision, accumulated = state, 0
-    rows = []
-    for epoch in range(1, epochs + 1):
-        start, done = (epoch - 1) * per_epoch, 0
-        while done < batches:
-            # On to the next call of the rule, the end of an update that a decision waits for, or of the epoch.
-            ask = -(-max(int(state.observe_at) - start, 0) // size)
-            stop = min(max(ask, done + 1), batches)
-            per_update = -(-int(decision.batch_size) // size)
-            if whole_updates and decision is not state:
-                stop = min(stop, done + per_update - accumulated)
-            trained = min(stop * size, per_epoch) - (samples - start)
-            if whole_updates:
-                complete, accumulated = divmod(accumulated + stop - done, per_update)
-                updates += complete
+    updates, measurements, done, rows = Fraction(0), 0, 0, list[PlannedEpoch]()
+    while done < epochs * batches:
+        # On to the next call of the rule, or to the end of the epoch; with whole updates further to an
+        # update's.
+        asked, into_epoch = divmod(int(state.observe_at), per_epoch)
+        call = asked * batches - (-into_epoch // size)
+        stop = max(min(call, (len(rows) + 1) * batches), done + 1)
+        if whole_updates:
+            per_update = -(-int(state.batch_size) // size)
+            complete = -(-(stop - done) // per_update)
+            if done + complete * per_update > epochs * batches:  # what is left makes no update
+                complete, stop = (epochs * batches - done) // per_update, epochs * batches
+                call = NEVER
             else:
-                updates += Fraction(trained, int(decision.batch_size))
-            done, samples = stop, samples + trained
-            if done == batches:
-                due = int(state.measure) if samples >= int(state.observe_at) else 0
-                rows.append(_row(epoch, samples, decision, updates, measurements + due))
-            if samples >= int(state.observe_at):
-                measuring = bool(state.measure)
-                state = jax.device_get(update(observe(samples, measurements), state))
-                measurements += measuring
-                if int(state.batch_size) > num_examples:
-                    raise ValueError(
-                        f"The batch size must not exceed the data set, got {int(state.batch_size)} of "
-                        f"{num_examples} examples in epoch {epoch}; lower the rule's maximum."
-                    )
-            if accumulated == 0 or not whole_updates:
-                decision = state
+                stop = done + complete * per_update
+            updates += complete
+        else:
+            trained = _samples(stop, batches, per_epoch, size) - _samples(done, batches, per_epoch, size)
+            updates += Fraction(trained, int(state.batch_size))
+        done, samples = stop, _samples(stop, batches, per_epoch, size)
+        called = done >= call
+        while len(rows) < done // batches:
+            counted = measurements + (called and bool(state.measure))
+            rows.append(
+                PlannedEpoch(
+                    epoch=len(rows) + 1,
+                    samples=samples,
+                    batch_size=int(state.batch_size),
+                    lr_scale=float(state.lr_scale),
+                    adversarial_fraction=float(state.adversarial_fraction),
+                    updates=float(updates),
+                    measurements=counted,
+                )
+            )
+        if called:
+            measuring = bool(state.measure)
+            state = jax.device_get(update(observe(samples, measurements), state))
+            measurements += measuring
+            if int(state.batch_size) > num_examples:
+                raise ValueError(
+                    f"The batch size must not exceed the data set, got {int(state.batch_size)} of "
+                    f"{num_examples} examples in epoch {-(-done // batches)}; lower the rule's maximum."
+                )
     return Plan(tuple(rows), int(updates), measurements)
 
 
+def _samples(micro_batches: int, batches: int, per_epoch: int, size: int) -> int:
+    epochs, rest = divmod(micro_batches, batches)
+    return epochs * per_epoch + rest * size
+
+
 def epoch_examples(num_examples: int, micro_batch_size: int, remainder: Remainder) -> int:
-    """Count the examples of an epoch.
+    """Count the examples of an epoch that count, by what becomes of those that fill no micro-batch.
 
-    Args:
-      num_examples: Examples in the training set.
-      micro_batch_size: Examples that are handled at once.
-      remainder: What becomes of those that fill no micro-batch, as in ``plan``.
-
-    Returns:
-      The examples that count.
-
-    Raises:
-      ValueError: If ``remainder`` is unknown.
-
-    Example:
-      >>> [epoch_examples(50_000, 128, remainder) for remainder in ("drop", "keep", "fill")]
-      [49920, 50000, 50048]
+    >>> [epoch_examples(50_000, 128, remainder) for remainder in ("drop", "keep", "fill")]
+    [49920, 50000, 50048]
     """
     if remainder not in get_args(Remainder):
         raise ValueError(f"`remainder` must be one of {list(get_args(Remainder))}, got {remainder!r}.")
@@ -160,62 +166,24 @@ def epoch_examples(num_examples: int, micro_batch_size: int, remainder: Remainde
 
 
 def steady(controller: Controller) -> Observe:
-    """Return the observations of a run in which nothing that is measured ever changes.
-
-    Args:
-      controller: The rule that will be asked.
-
-    Returns:
-      ``observe(samples, count) -> Observation`` of what the rule measures.
-    """
-    return (
-        _silent if controller.measures == "gradient" else lambda samples, count: told_eigenvalue(samples, 1.0)
-    )
+    """Return the observations of a run in which nothing that is measured ever changes."""
+    if controller.measures == "gradient":
+        return lambda samples, count: told_gradient(samples, 1.0, 1.0)
+    return lambda samples, count: told_eigenvalue(samples, 1.0)
 
 
 def told_eigenvalue(samples: int, eigenvalue: float) -> Observation:
-    """Return the observation of an eigenvalue after a count of examples, in the dtypes of a training run.
-
-    Args:
-      samples: Examples so far.
-      eigenvalue: The top eigenvalue.
-
-    Returns:
-      The observation.
-    """
+    """Return the observation of an eigenvalue, in the dtypes of a training run."""
     return Observation(Count.of(samples), np.float32(eigenvalue))
-
-
-def _silent(samples: int, count: int) -> Observation:
-    return told_gradient(samples, 1.0, 1.0)
 
 
 def told_gradient(samples: int, mean_square: float, inner_square: float) -> Observation:
     """Return the observation of two parts of 2^20 examples whose mean gradient has norm 1.
 
-    Args:
-      samples: Examples so far.
-      mean_square: Mean of the squared norms of the two gradients.
-      inner_square: Mean of their squared inner products with the mean gradient.
-
-    Returns:
-      The observation.
+    What is given are the means, over the two parts, of the squared norm of their gradient and of its squared
+    inner product with the mean gradient.
     """
     statistics = GradientStatistics(
         np.int32(1 << 20), np.int32(2), np.float32(mean_square), np.float32(1), np.float32(inner_square)
     )
     return Observation(Count.of(samples), gradient=statistics)
-
-
-def _row(
-    epoch: int, samples: int, decision: ControllerState, updates: Fraction, measurements: int
-) -> PlannedEpoch:
-    return PlannedEpoch(
-        epoch,
-        samples,
-        int(decision.batch_size),
-        float(decision.lr_scale),
-        float(decision.adversarial_fraction),
-        float(updates),
-        measurements,
-    )

@@ -1,6 +1,5 @@
 """The largest batch whose learning rate the curvature can bear."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,14 +8,9 @@ import jax.numpy as jnp
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.eigenvalues import hear, is_valid, need_eigenvalue
-from hessabs.batch_size.options import (
-    Coupling,
-    check_above_one,
-    check_every,
-    check_options,
-    ladder,
-    next_multiple,
-)
+from hessabs.batch_size.events import check_every, next_multiple
+from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
+from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, ladder
 
 
 class _Memory(NamedTuple):
@@ -34,20 +28,17 @@ def stability_limited(
     threshold: float = 1.25,
     growth_factor: float = 2.0,
     limit_lr: bool = False,
-    lr_coupling: Coupling = "linear",
-    adversarial_fraction: float = 0.0,
-    fraction_decrease: float = 2.0,
-    adversarial_until: int | None = None,
-    lr_decay_at: Sequence[int] = (),
-    lr_decay: float = 0.2,
 ) -> Controller:
     """Grow the batch as far as the top eigenvalue times the learning rate stays below a threshold.
 
     Gradient descent on a quadratic is stable while ``eigenvalue * lr < 2``, with momentum m while it is below
     ``2 (1 + m)``. At each measurement the batch grows by as many factors as keep ``eigenvalue * lr`` after the
-    growth below the threshold; it never falls. A negative, zero, subnormal or non-finite eigenvalue changes
-    nothing. NaN stands for "not measured": a measurement may then be told at any update until the next is due,
-    with a state whose ``measure`` is True.
+    growth below the threshold; it never falls. The learning rate is that of the next update: with the decays
+    around this rule, ``Observation.lr_scale``, and the coupling (``with_coupling(rule, "none")`` goes to the
+    maximum as soon as the rate is stable).
+
+    A negative, zero, subnormal or non-finite eigenvalue changes nothing. NaN stands for "not measured": a
+    measurement may then be told at any update until the next is due, with a state whose ``measure`` is True.
 
     Args:
       initial: Examples per update at the start.
@@ -60,14 +51,6 @@ def stability_limited(
       growth_factor: One step of growth, above 1.
       limit_lr: Whether the learning rate also shrinks, to ``threshold / eigenvalue``, where the eigenvalue has
         risen above that; it recovers with the eigenvalue. Measurements then go on at the maximum.
-      lr_coupling: How the learning rate follows the batch: ``"linear"``, ``"sqrt"`` or ``"none"`` (the batch
-        then goes to the maximum as soon as the rate is stable).
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples, in [0, 1].
-      fraction_decrease: Divides the fraction at each growth, at least 1, however many factors it takes at once;
-        the fraction is 0 at the maximum, except with 1, which leaves it alone.
-      adversarial_until: Examples after which the fraction is 0; None for never.
-      lr_decay_at: Examples after which the learning rate is multiplied by ``lr_decay``, ascending.
-      lr_decay: Factor of each decay, in (0, 1].
 
     Returns:
       A ``Controller`` that measures the top eigenvalue.
@@ -84,16 +67,7 @@ def stability_limited(
     References:
       The bound: Cohen et al. (2021), arXiv:2103.00065. The rule is this library's own.
     """
-    options = check_options(
-        initial,
-        maximum,
-        lr_coupling=lr_coupling,
-        lr_decay_at=lr_decay_at,
-        lr_decay=lr_decay,
-        adversarial_fraction=adversarial_fraction,
-        fraction_decrease=fraction_decrease,
-        adversarial_until=adversarial_until,
-    )
+    check_batch_sizes(initial, maximum)
     for name, value in (("lr", lr), ("threshold", threshold)):
         if not 0 < value < float("inf"):
             raise ValueError(f"`{name}` must be above 0, got {value}.")
@@ -101,18 +75,16 @@ def stability_limited(
     check_above_one("growth_factor", growth_factor)
     sizes = ladder(initial, maximum, growth_factor)
 
-    def decide(samples: Count, batch_size: jax.Array, fraction: jax.Array, memory: _Memory) -> ControllerState:
+    def decide(batch_size: jax.Array, memory: _Memory, rate: Rate) -> Decision:
         measuring = limit_lr | (batch_size < maximum)
-        measure_at = where(measuring, memory.measure_at, NEVER)
-        return options.decide(
-            samples, batch_size, fraction, memory, lr_scale=memory.limit, measure_at=measure_at
-        )
+        scale = rate.of(batch_size) * memory.limit
+        return Decision(batch_size, scale, memory, measure_at=where(measuring, memory.measure_at, NEVER))
 
-    def init() -> ControllerState:
+    def init(rate: Rate) -> Decision:
         memory = _Memory(jnp.ones((), jnp.float32), Count.of(measure_every), jnp.zeros((), bool))
-        return decide(Count.of(0), jnp.asarray(initial, jnp.int32), jnp.float32(adversarial_fraction), memory)
+        return decide(jnp.int32(initial), memory, rate)
 
-    def update(observation: Observation, state: ControllerState) -> ControllerState:
+    def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
         memory: _Memory = state.rule
         samples = Count.of(observation.samples)
         eigenvalue = need_eigenvalue(observation, "stability_limited")
@@ -120,16 +92,16 @@ def stability_limited(
         valid = told & is_valid(eigenvalue)
 
         steps = jnp.asarray(sizes, jnp.int32)
-        decayed = eigenvalue * (lr * options.decay.scale(samples))
-        stable = decayed * options.coupled(steps) < threshold
+        decayed = eigenvalue * (lr * rate.schedule)
+        stable = decayed * rate.of(steps) < threshold
         largest = jnp.max(jnp.where(stable, steps, 0))
         batch_size = jnp.where(valid, jnp.maximum(largest, state.batch_size), state.batch_size)
 
         limit = memory.limit
         if limit_lr:
-            sharpness = decayed * options.coupled(batch_size)
+            sharpness = decayed * rate.of(batch_size)
             limit = jnp.where(valid, jnp.minimum(threshold / jnp.where(valid, sharpness, 1.0), 1.0), limit)
-        memory = _Memory(limit, where(due, next_multiple(samples, measure_every), memory.measure_at), owed)
-        return decide(samples, batch_size, options.shrunk(state, batch_size), memory)
+        measure_at = where(due, next_multiple(samples, measure_every), memory.measure_at)
+        return decide(batch_size, _Memory(limit, measure_at, owed), rate)
 
-    return Controller(init, update, batch_sizes=options.batch_sizes)
+    return make_controller(Rule(init, update, (initial, maximum), "eigenvalue"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from hessabs import trees
 from hessabs.batch_size.controller import GradientStatistics, Observation
-from hessabs.batch_size.options import rounded
+from hessabs.batch_size.sizes import rounded
 from hessabs.collectives import pmean
 from hessabs.typing import Params
 
@@ -75,16 +75,7 @@ def noise_and_signal(statistics: GradientStatistics) -> tuple[jax.Array, jax.Arr
 
 
 def part_variance(mean_square: Any, square_mean: Any, num_parts: Any) -> jax.Array:
-    """Return the unbiased variance over parts, ``k / (k - 1) (mean_square - square_mean)``; NaN for one.
-
-    Args:
-      mean_square: Scalar, the mean over parts of the squared norm.
-      square_mean: Scalar, the squared norm of the mean over parts.
-      num_parts: Scalar, k.
-
-    Returns:
-      Shape (), float32.
-    """
+    """Return the unbiased variance over parts, ``k / (k - 1) (mean_square - square_mean)``; NaN for one."""
     parts = jnp.asarray(num_parts, jnp.float32)
     # Not below zero, where it is zero but for rounding.
     spread = jnp.maximum(jnp.asarray(mean_square, jnp.float32) - jnp.asarray(square_mean, jnp.float32), 0)
@@ -92,18 +83,7 @@ def part_variance(mean_square: Any, square_mean: Any, num_parts: Any) -> jax.Arr
 
 
 def need_gradient(observation: Observation, rule: str) -> GradientStatistics:
-    """Return the gradient statistics of an observation.
-
-    Args:
-      observation: What the rule was told.
-      rule: Its name, for the message.
-
-    Returns:
-      The statistics.
-
-    Raises:
-      ValueError: If the observation has none.
-    """
+    """Return the gradient statistics of an observation, or raise ``ValueError`` where it has none."""
     if observation.gradient is None:
         raise ValueError(
             f"The observation has no `gradient`, which {rule} needs; where no measurement is due "

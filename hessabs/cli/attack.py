@@ -11,7 +11,7 @@ from hessabs.cli.flags import config_flags, given, parse, read_config, refuse
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import metrics
+    from hessabs.training import files
     from hessabs.training.look import where
     from hessabs.training.look.attack import Options, attack, stem
     from hessabs.training.look.menu import readers
@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
         if options.source is not None:
             source = where.open_run(where.Where(options.source, data_dir=place.data_dir, ema=place.ema))[:3]
         workdir = pathlib.Path(values.workdir)
-        with metrics.usable("workdir", workdir):
-            metrics.refuse_links(workdir)
+        with files.usable("workdir", workdir):
+            files.refuse_links(workdir)
             record = attack(task, params, model_state, workdir, options, source)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)

@@ -1,104 +1,72 @@
-"""Flags from configs: one field, one flag; what cannot be used ends in one line."""
+"""Flags from declared settings: one field, one flag; what cannot be used ends in one line."""
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-_KINDS = {"comma separated list of strings": "N,N,...", "bool": "true|false"}
+if TYPE_CHECKING:
+    from hessabs.training.fields import Field
 
 
-class _Number(flags.ArgumentParser[float]):
-    """A float, or a fraction such as 8/255. A class, as absl wants it."""
+class _Parser(flags.ArgumentParser[Any]):
+    """Reads the text of one field; absl puts the name of the flag before its errors."""
 
-    def parse(self, argument: str | float) -> float:
-        from hessabs.training.fields import number
+    def __init__(self, field: "Field") -> None:
+        self.field = field
 
-        return number(argument) if isinstance(argument, str) else float(argument)
+    def parse(self, argument: Any) -> Any:
+        from hessabs.training.fields import from_text  # after the signal handler: JAX comes with the package
+
+        return from_text(self.field, argument) if isinstance(argument, str) else argument
 
     def flag_type(self) -> str:
-        return "float"
+        field = self.field
+        if field.choices:
+            return "|".join((*field.choices, *(["FILE.py:factory"] if field.open else [])))
+        return "N,N,..." if field.kind is tuple and field.item is not str else field.kind.__name__
 
 
-def config_flags(*config_types: Any) -> flags.FlagValues:
-    """Define a flag for each field of some configs, apart from absl's global flags.
+def config_flags(*settings_types: Any) -> flags.FlagValues:
+    """Define a flag for each field of some settings, apart from absl's global flags.
 
-    Args:
-      *config_types: NamedTuples whose fields are ``Annotated`` with their help.
-
-    Returns:
-      Flags that are not parsed yet.
+    Raises:
+      ValueError: If a field stands in two of them and is not declared the same.
     """
-    from hessabs.training.fields import field_help, field_types
+    from hessabs.training.fields import declared
 
     values = flags.FlagValues()
-    helps = {name: text for each in config_types for name, text in field_help(each).items()}
-    types = {name: kind for each in config_types for name, kind in field_types(each).items()}
-    for name, default in ((n, d) for each in config_types for n, d in each._field_defaults.items()):
-        if types[name] is bool:
-            flags.DEFINE_bool(name, default, helps[name], flag_values=values)
-        elif types[name] is int:
-            flags.DEFINE_integer(name, default, helps[name], flag_values=values)
-        elif types[name] is float:
-            define_number(name, default, helps[name], values)
-        elif types[name] is tuple:
-            flags.DEFINE_list(name, [str(item) for item in default], helps[name], flag_values=values)
+    for field in declared(*settings_types).values():
+        if field.kind is bool:
+            flags.DEFINE_bool(field.name, field.default, field.help, flag_values=values)
         else:
-            flags.DEFINE_string(name, default, helps[name], flag_values=values)
+            _define(field, values)
     return values
 
 
 def define_number(name: str, default: float | None, text: str, values: flags.FlagValues) -> None:
-    """Define a flag that takes a number or a fraction of two, such as 8/255.
+    """Define a flag that takes a number or a fraction of two, such as 8/255."""
+    from hessabs.training.fields import Field
 
-    Args:
-      name: Of the flag.
-      default: What it is where it is not given.
-      text: Its help.
-      values: Where to define it.
-    """
+    _define(Field(name, float, float, (), False, True, default, text), values)
+
+
+def _define(field: "Field", values: flags.FlagValues) -> None:
+    serializer = flags.ArgumentSerializer[Any]()
     flags.DEFINE(
-        _Number(), name, default, text, flag_values=values, serializer=flags.ArgumentSerializer[float]()
+        _Parser(field), field.name, field.default, field.help, flag_values=values, serializer=serializer
     )
 
 
-def given(config_type: Any, values: flags.FlagValues) -> set[str]:
-    """List the fields of a config that were typed, those that were given their default too.
-
-    Args:
-      config_type: A NamedTuple whose fields are flags.
-      values: The flags, parsed.
-
-    Returns:
-      Names of fields.
-    """
-    return {name for name in config_type._fields if values[name].present}
+def given(settings_type: Any, values: flags.FlagValues) -> set[str]:
+    """List the fields of some settings that were typed, those that were given their default too."""
+    return {name for name in settings_type._fields if values[name].present}
 
 
-def read_config(config_type: Any, values: flags.FlagValues) -> Any:
-    """Read a config from parsed flags.
-
-    Args:
-      config_type: A NamedTuple whose fields are flags.
-      values: The flags, parsed.
-
-    Returns:
-      The config.
-
-    Raises:
-      ValueError: If a list of epochs is none.
-    """
-    fields: dict[str, Any] = {name: values[name].value for name in config_type._fields}
-    for name, value in fields.items():
-        if isinstance(value, list):
-            try:
-                fields[name] = tuple(int(epoch) for epoch in value if epoch.strip())
-            except ValueError:
-                raise ValueError(
-                    f"`{name}` must be whole numbers separated by commas, got {','.join(value)!r}."
-                ) from None
-    return config_type(**fields)
+def read_config(settings_type: Any, values: flags.FlagValues) -> Any:
+    """Make settings of parsed flags."""
+    return settings_type(**{name: values[name].value for name in settings_type._fields})
 
 
 def parse(
@@ -123,7 +91,7 @@ def parse(
         print(f"usage: hessabs {command} {names + ' ' if names else ''}[--flag=value ...]\n")
         for name in values:
             flag = values[name]
-            kind = _KINDS.get(flag.flag_type(), flag.flag_type())
+            kind = "true|false" if flag.boolean else flag.flag_type()
             default = "" if flag.default is None else f" (default: {_as_typed(flag.default)})"
             print(f"  --{name}={kind}\n      {flag.help}{default}")
         return True
@@ -136,28 +104,18 @@ def parse(
 
 
 def _as_typed(default: Any) -> str:
-    if isinstance(default, list):
-        return ",".join(default)
+    if isinstance(default, list | tuple):
+        return ",".join(map(str, default))
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def say(text: object) -> None:
-    """Tell the user something in one line on standard error.
-
-    Args:
-      text: What it is.
-    """
+    """Tell the user something in one line on standard error."""
     print("hessabs: " + " ".join(str(text).split()), file=sys.stderr)
 
 
 def refuse(error: object) -> int:
-    """Say in one line on standard error what cannot be used.
-
-    Args:
-      error: What was wrong, what was got and what to do.
-
-    Returns:
-      The exit status, 2.
+    """Say in one line on standard error what cannot be used, and return the exit status, 2.
 
     Raises:
       BrokenPipeError: If that is what the error is.

@@ -19,6 +19,8 @@ COMMANDS = {
     "data": "the prepared data sets: list them, or prepare one",
     "plan": "batch size, learning rate and updates by epoch, without training",
     "report": "one HTML page of all the runs in a folder",
+    "predict": "the classes of images by a network that was trained, with their probabilities",
+    "evaluate": "the loss and metrics of a network that was trained",
     "attack": "the accuracy of a network that was trained under attacks, by epsilon",
     "spectrum": "the Hessian eigenvalues of a network that was trained",
 }

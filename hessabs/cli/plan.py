@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from hessabs.batch_size import methods, picture
     from hessabs.planning import StepSeconds, measure_seconds, report
-    from hessabs.training import metrics, unread
+    from hessabs.training import files, unread
 
     values = config_flags(methods.Settings)
     for name, text in (
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             say(line)
         if values.output is not None:
             title = f"{settings.method}, {settings.epochs} epochs"
-            with metrics.usable("output", pathlib.Path(values.output)):
+            with files.usable("output", pathlib.Path(values.output)):
                 picture.draw_plans(bounds, settings.lr, title).savefig(values.output)
             print(f"picture: {values.output}")
     except (flags.Error, ValueError, OSError) as error:

@@ -10,7 +10,7 @@ from hessabs.cli.flags import config_flags, parse, read_config, refuse
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import metrics
+    from hessabs.training import files
     from hessabs.training.look import predict, where
 
     values = config_flags(where.Where, predict.Options)
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         task, params, model_state, _ = where.open_run(read_config(where.Where, values))
         rows = predict.predict_files(task, params, model_state, images, resize=values.resize)
         if output is not None:
-            with metrics.usable("output", output):
+            with files.usable("output", output):
                 predict.write(output, rows)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)

@@ -10,7 +10,7 @@ from hessabs.cli.flags import parse, refuse
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import metrics
+    from hessabs.training import files
     from hessabs.training.look.report import render
 
     values = flags.FlagValues()
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
             raise NotADirectoryError(f"{root} is no folder: name one that holds finished runs.")
         page = render(root)
         output = pathlib.Path(values.output)
-        with metrics.usable("output", output):
+        with files.usable("output", output):
             output.write_text(page)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)

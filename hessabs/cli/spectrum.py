@@ -10,7 +10,7 @@ from hessabs.cli.flags import config_flags, parse, read_config, refuse
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import metrics
+    from hessabs.training import files
     from hessabs.training.look import where
     from hessabs.training.look.spectrum import Options, spectrum, stem
 
@@ -21,8 +21,8 @@ def main(argv: Sequence[str]) -> int:
         options = read_config(Options, values)
         task, params, model_state, _ = where.open_run(read_config(where.Where, values))
         workdir = pathlib.Path(values.workdir)
-        with metrics.usable("workdir", workdir):
-            metrics.refuse_links(workdir)
+        with files.usable("workdir", workdir):
+            files.refuse_links(workdir)
             record = spectrum(task, params, model_state, workdir, options)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)

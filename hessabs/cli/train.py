@@ -20,67 +20,61 @@ def main(argv: Sequence[str]) -> int:
       SIGTERM) when the run is saved.
     """
     from hessabs.cpu import heap
-    from hessabs.training import metrics, unread
-    from hessabs.training.config import Config, check
-    from hessabs.training.devices import lost, processes, sharing
-    from hessabs.training.loop import train
-    from hessabs.training.reports.report import table
-    from hessabs.training.saving import durability
-    from hessabs.training.saving.interruption import Interrupted
-    from hessabs.training.setup import set_up
+    from hessabs.training import durability, files, joining, lost, processes
+    from hessabs.training.assemble import SETTINGS, assemble
+    from hessabs.training.callbacks import CallbackError, CallbackSettings, make_callbacks
+    from hessabs.training.interruption import Interrupted
+    from hessabs.training.look.results import summary_table
+    from hessabs.training.loop import fit
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with its traceback
-    values = config_flags(Config, durability.Durability)
-    flags.DEFINE_string(
-        "workdir", None, "folder for metrics.jsonl, summary.json, curves.png and the params", flag_values=values
+    values = config_flags(
+        *SETTINGS, CallbackSettings, durability.Durability, files.RunFolder, joining.Processes
     )
-    flags.DEFINE_string(
-        "coordinator",
-        None,
-        "host:port of process 0, for several processes; detect: from the cluster's environment",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("num_processes", None, "number of processes", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "number of this process, from 0", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "lose the run that workdir already holds", flag_values=values)
     try:
         if parse(values, "train", argv):
             return 0
         if values.workdir is None:
             raise ValueError("`workdir` is required: name the folder for the results with --workdir.")
-        workdir = pathlib.Path(values.workdir)
+        folder = pathlib.Path(values.workdir)
         options = read_config(durability.Durability, values)
         durability.check(options)
         if options.resume and values.overwrite:
             raise ValueError(
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
-        config = read_config(Config, values)
         heap.limit()
         if values.devices or values.mesh:
-            processes.take_turns()
-        processes.join(values.coordinator, values.num_processes, values.process_id)
+            joining.take_turns()
+        joining.join(values.coordinator, values.num_processes, values.process_id)
         with lost.noticed():
-            sharing.on_first(
-                lambda: metrics.check_workdir(workdir, overwrite=values.overwrite or options.resume)
+            processes.on_first(
+                lambda: files.check_workdir(folder, overwrite=values.overwrite or options.resume)
             )
-            check(config)
-            unread.refuse_unread(given(Config, values), config)
-            run = set_up(config)
-        for line in unread.never_reached(run.config) if processes.is_first() else ():
+            named = set().union(*(given(kind, values) for kind in SETTINGS))
+            parts = assemble({name: values[name].value for name in named})
+            callbacks = make_callbacks(values.callbacks, folder)
+        for line in parts.notes if processes.is_first() else ():
             say(line)
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
         with lost.noticed():
-            summary = train(run, workdir, options).summary
-    except (FloatingPointError, ValueError, OSError) as error:
+            result = fit(
+                parts.task,
+                parts.optimizer,
+                parts.rule,
+                workdir=folder,
+                durability=options,
+                callbacks=callbacks,
+                **parts.options,
+            )
+    except (FloatingPointError, ValueError, OSError, CallbackError) as error:
         return refuse(error)
     except Interrupted as error:
         refuse(error)
         return 128 + error.signum
-    if not processes.is_first():
-        return 0
-    print(table({summary["method"]: summary}))
-    print(f"curves: {workdir / metrics.CURVES}")
+    if processes.is_first():
+        print(summary_table({result.summary["method"]: result.summary}))
+        print(f"curves: {folder / files.CURVES}")
     return 0

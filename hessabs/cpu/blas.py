@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import threadpoolctl
-from jax.tree_util import Partial
+
+from hessabs import trees
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -14,23 +15,13 @@ def one_blas_thread(solver: F) -> F:
     """Let a solver multiply with one BLAS thread while it runs, if its operator is JAX's.
 
     The threads of a BLAS go on spinning after each product, on the cores that the operator needs next; a Krylov
-    basis is read as fast as memory gives it by a single one. An operator that is no ``Partial`` may be NumPy's
-    own and keeps all threads.
-
-    Args:
-      solver: A function whose first argument is the operator.
-
-    Returns:
-      A function of the same arguments.
-
-    Example:
-      >>> one_blas_thread(lambda matvec, v: matvec(v))(Partial(lambda v: 2 * v), 3.0)
-      6.0
+    basis is read as fast as memory gives it by a single one. A plain callable may be NumPy's own and keeps all
+    threads.
     """
 
     @functools.wraps(solver)
     def run(matvec: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(matvec, Partial):
+        if not trees.is_operator(matvec):
             return solver(matvec, *args, **kwargs)
         with _blas().limit(limits=1):
             return solver(matvec, *args, **kwargs)

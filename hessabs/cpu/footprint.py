@@ -7,40 +7,20 @@ operations leave the caches (``experiments/benchmarks/convolution.py`` measures 
 from typing import Any
 
 import numpy as np
-from jax.extend.core import Jaxpr
 
-from hessabs.jaxprs import inner_jaxprs
+from hessabs.jaxprs import equations
 
 CACHED = 6_500_000
 """Bytes of the largest array of a program up to which XLA's time for each row does not grow on a CPU core."""
 
 
 def bytes_per_row(function: Any, num_rows: int, *args: Any) -> float:
-    """Estimate how large the largest array of a program is, for each row of its batch.
+    """Estimate the bytes of the largest array in the program of a jitted function, for each row of its batch.
 
-    Args:
-      function: A jitted function; it is traced, which costs nothing where it was traced before.
-      num_rows: Rows of the batch among ``args``.
-      *args: Its arguments.
-
-    Returns:
-      Bytes of the largest array that any operation of the program returns, over ``num_rows``. XLA may never
-      make that array, or make a larger one.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> images, kernel = jnp.ones((8, 3)), jnp.ones((3, 5))
-      >>> bytes_per_row(jax.jit(lambda x, k: jnp.sum(jnp.tanh(x @ k))), 8, images, kernel)
-      20.0
+    XLA may never make that array, or make a larger one.
     """
-    return _largest(function.trace(*args).jaxpr.jaxpr) / num_rows
-
-
-def _largest(jaxpr: Jaxpr) -> int:
-    here = [_size(atom.aval) for eqn in jaxpr.eqns for atom in eqn.outvars]
-    inside = [_largest(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)]
-    return max(here + inside, default=0)
+    program = function.trace(*args).jaxpr.jaxpr
+    return max((_size(atom.aval) for eqn in equations(program) for atom in eqn.outvars), default=0) / num_rows
 
 
 def _size(aval: Any) -> int:

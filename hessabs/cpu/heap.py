@@ -17,9 +17,6 @@ def limit() -> None:
     """Let this process have as many heaps as cores, at least two; for its start, before there are threads.
 
     Where the C library is not glibc, or MALLOC_ARENA_MAX says how many, do nothing.
-
-    Example:
-      >>> limit()
     """
     mallopt = _find("mallopt")
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
@@ -27,11 +24,7 @@ def limit() -> None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system; where the C library is not glibc, do nothing.
-
-    Example:
-      >>> give_back()
-    """
+    """Return freed memory to the system; where the C library is not glibc, do nothing."""
     trim = _find("malloc_trim")
     if trim is not None:
         trim(0)

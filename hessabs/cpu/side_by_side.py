@@ -8,48 +8,26 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
 A = TypeVar("A")
 B = TypeVar("B")
-_SETTINGS = (
-    "debug_infs",
-    "debug_nans",
-    "default_device",
-    "default_matmul_precision",
-    "default_prng_impl",
-    "enable_x64",
-    "numpy_dtype_promotion",
-    "numpy_rank_promotion",
-)
-"""What a caller may have set with a context manager, and a thread of its own would not see."""
 
 
 def num_threads() -> int:
-    """Say how many threads a loop that Python drives is worth.
-
-    Returns:
-      The cores of this process, and 1 where XLA is told to keep to one thread
-      (``XLA_FLAGS=--xla_cpu_multi_thread_eigen=false``).
-    """
+    """Say how many threads a loop that Python drives is worth: the cores, or 1 where XLA is told to use one."""
     if "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", ""):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cut(num_rows: int, least: int, most: int) -> list[slice]:
-    """Cut the rows of a loop into parts of one size, so that they compile once.
+    """Cut the rows of a loop, which do not influence each other, into parts of one size: they compile once.
 
-    Args:
-      num_rows: Rows that do not influence each other, at least 1.
-      least: Rows that a part is worth its overhead from.
-      most: Rows that a part is to have at most.
-
-    Returns:
-      The parts, in order: one for each thread if they are no larger than ``most``, else a multiple of the
-      threads. The last may begin within the one before it.
+    A part is worth its overhead from ``least`` rows on and has ``most`` at most: one for each thread, else a
+    multiple of the threads. The last may begin within the one before it.
 
     Example:
       >>> cut(10, 4, 4)[-1]
@@ -66,25 +44,27 @@ def cut(num_rows: int, least: int, most: int) -> list[slice]:
 def run(function: Callable[[A], B], parts: Sequence[A]) -> list[B]:
     """Call a function for each part, on as many threads as there are cores, under the settings of JAX here.
 
-    Args:
-      function: Of a part. It must not meet somebody's tracers: they belong to this thread.
-      parts: Its arguments.
-
-    Returns:
-      The results, in order.
+    The function must not meet somebody's tracers: they belong to this thread.
 
     Example:
       >>> with jax.numpy_rank_promotion("raise"):
       ...     run(lambda part: (part, jax.config.jax_numpy_rank_promotion), [1, 2])
       [(1, 'raise'), (2, 'raise')]
     """
-    settings = {name: getattr(jax.config, f"jax_{name}") for name in _SETTINGS}
+    here = dict(jax.config.values)
+    with ThreadPoolExecutor(min(len(parts), num_threads()), "hessabs") as pool:
+        # What a new thread sees is what the process has set; what differs was set by a context manager, here.
+        there = pool.submit(lambda: dict(jax.config.values)).result()
+        settings = {name: value for name, value in here.items() if value != there[name]}
+        managers: dict[str, Any] = {name: getattr(jax, name.removeprefix("jax_"), None) for name in settings}
+        # Nothing public to set it with, or JAX is told to stay on this thread.
+        if None in managers.values() or "jax_thread_guard" in settings:
+            return [function(part) for part in parts]
 
-    def call(part: A) -> B:
-        with contextlib.ExitStack() as stack:
-            for name, value in settings.items():
-                stack.enter_context(getattr(jax, name)(value))
-            return function(part)
+        def call(part: A) -> B:
+            with contextlib.ExitStack() as stack:
+                for name, value in settings.items():
+                    stack.enter_context(managers[name](value))
+                return function(part)
 
-    with ThreadPoolExecutor(min(len(parts), num_threads()), "hessabs-attack") as pool:
         return list(pool.map(call, parts))

@@ -20,7 +20,7 @@ from hessabs.curvature.lanczos import LanczosResult, lanczos
 from hessabs.curvature.landscape import Landscape, filter_normalized_direction, landscape
 from hessabs.curvature.last_layer import last_layer
 from hessabs.curvature.layer_table import LayerCurvature, layer_table
-from hessabs.curvature.layers import Layer, layers
+from hessabs.curvature.layers import Layer, last_layer_path, layers
 from hessabs.curvature.operators import hessian, hvp
 from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra
 from hessabs.curvature.power import PowerIterationResult, power_iteration
@@ -64,6 +64,7 @@ __all__ = [
     "lanczos",
     "landscape",
     "last_layer",
+    "last_layer_path",
     "layer_table",
     "layers",
     "power_iteration",

@@ -20,15 +20,7 @@ _BLOCK_ROWS = 16  # rows that are read at once on a device
 
 
 def layout(vector: Params, host: bool) -> trees.Static:
-    """Say how a pytree becomes a row.
-
-    Args:
-      vector: A pytree of floating-point arrays.
-      host: Whether Python drives the loop; what is not sharded then lies in NumPy's memory.
-
-    Returns:
-      What ``to_row`` and ``to_params`` take.
-    """
+    """Say how a pytree becomes a row, for ``to_row`` and ``to_params``."""
     leaves, treedef = jax.tree.flatten(vector)
     shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
     kind = "tree" if any(_is_sharded(x) for x in leaves) else "host" if host else "flat"
@@ -36,15 +28,7 @@ def layout(vector: Params, host: bool) -> trees.Static:
 
 
 def to_row(vector: Params, form: trees.Static) -> Any:
-    """Make a pytree a row, in at least float32.
-
-    Args:
-      vector: A pytree.
-      form: From ``layout``.
-
-    Returns:
-      A vector of NumPy's, one of JAX's, or a pytree, sharded as it came.
-    """
+    """Make a pytree a row, in at least float32."""
     kind, _ = form.value
     if kind == "tree":
         dtype = jnp.result_type(jnp.float32, *[x.dtype for x in jax.tree.leaves(vector)])
@@ -54,15 +38,7 @@ def to_row(vector: Params, form: trees.Static) -> Any:
 
 
 def to_params(rows: Any, form: trees.Static) -> Params:
-    """Make rows pytrees again, in the dtypes of the params.
-
-    Args:
-      rows: One row, or several with a leading axis.
-      form: From ``layout``.
-
-    Returns:
-      A pytree, with the leading axis of the rows.
-    """
+    """Make rows pytrees again, in the dtypes of the params."""
     kind, shape = form.value
     if kind != "tree":
         return trees.unravel(jnp.asarray(rows), shape)
@@ -72,49 +48,26 @@ def to_params(rows: Any, form: trees.Static) -> Params:
 
 
 def zeros(like: Any, num_rows: int) -> Any:
-    """Make a basis of zeros.
-
-    Args:
-      like: A row.
-      num_rows: Number of rows.
-
-    Returns:
-      A basis whose rows are placed as ``like`` is.
-    """
+    """Make a basis of zeros, whose rows are placed as a row is."""
     if isinstance(like, np.ndarray):
         return np.zeros((num_rows, *like.shape), like.dtype)  # memory is taken as rows are written
     return jax.tree.map(lambda x: _zeros(x, num_rows), like)
 
 
 def row(basis: Any, index: Any) -> Any:
-    """Return one row.
-
-    Args:
-      basis: A basis.
-      index: Which one.
-    """
+    """Return one row."""
     if isinstance(basis, np.ndarray):
         return basis[index]
-    return (_row if trees.is_traced(basis, index) else _jitted_row)(basis, index)
+    return _row(basis, index)
 
 
 def first_rows(basis: Any, number: int) -> Any:
-    """Return the first rows.
-
-    Args:
-      basis: A basis.
-      number: How many.
-    """
+    """Return the first rows."""
     return jax.tree.map(lambda x: x[:number], basis)
 
 
 def random_row(basis: Any, seed: tuple[int, ...]) -> Any:
-    """Draw a row of normal numbers.
-
-    Args:
-      basis: A basis, for the size and the place of its rows.
-      seed: Numbers; the same ones give the same row.
-    """
+    """Draw a row of normal numbers, the same ones for one seed."""
     rng = np.random.default_rng(seed)
     if isinstance(basis, np.ndarray):
         return rng.standard_normal(basis.shape[1]).astype(basis.dtype)
@@ -122,11 +75,7 @@ def random_row(basis: Any, seed: tuple[int, ...]) -> Any:
 
 
 def measure(basis: Any) -> tuple[int, int, np.dtype]:
-    """Return the number of rows of a basis, the size of each, and the dtype.
-
-    Args:
-      basis: A basis.
-    """
+    """Return the number of rows of a basis, the size of each, and their dtype."""
     leaves = jax.tree.leaves(basis)
     num_rows = leaves[0].shape[0]
     return num_rows, sum(x.size for x in leaves) // num_rows, leaves[0].dtype
@@ -134,16 +83,7 @@ def measure(basis: Any) -> tuple[int, int, np.dtype]:
 
 @full_precision
 def combine(basis: Any, mix: np.ndarray, num_rows: int | None = None) -> Any:
-    """Form linear combinations of the first rows.
-
-    Args:
-      basis: A basis.
-      mix: Shape (combinations, rows that are read).
-      num_rows: Rows of the result, those beyond the combinations zero; None for none.
-
-    Returns:
-      A basis, placed as the other is.
-    """
+    """Form combinations of the first rows, ``mix`` of shape (combinations, rows read), filled up by zeros."""
     lead = len(mix) if num_rows is None else num_rows
     if isinstance(basis, np.ndarray):
         rows = np.zeros((lead, basis.shape[1]), basis.dtype)
@@ -154,43 +94,42 @@ def combine(basis: Any, mix: np.ndarray, num_rows: int | None = None) -> Any:
     return jax.tree.map(lambda x: jnp.tensordot(padded.astype(x.dtype), x[: mix.shape[1]], axes=1), basis)
 
 
-def project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -> tuple[Any, jax.Array]:
-    """Take the rows of a basis out of a vector, once.
+def project_out(
+    basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any, first: int = 0
+) -> tuple[Any, Any]:
+    """Take the rows of a basis that were built, but for those that wait, out of a vector, once.
 
-    Args:
-      basis: A basis.
-      built: How many rows there are.
-      waiting: Rows that are left alone: the first, and the one after the last.
-      vector: A row.
-
-    Returns:
-      What is left of the vector, and its coefficients, shape (rows,).
+    Returns the coefficients of all rows, too. NumPy begins at the first row that the vector is large in.
     """
     if isinstance(basis, np.ndarray):
-        part = basis[:built] @ vector
-        part[waiting[0] : waiting[1]] = 0
-        return vector - part @ basis[:built], part
-    run = _project_out if trees.is_traced(basis, built, vector) else _jitted_project_out
-    return run(basis, built, waiting, vector)
+        coefficients = np.zeros(len(basis), basis.dtype)
+        np.matmul(basis[first:built], vector, out=coefficients[first:built])
+        coefficients[waiting[0] : waiting[1]] = 0
+        return vector - coefficients[first:built] @ basis[first:built], coefficients
+    return _project_out(basis, built, waiting, vector)
+
+
+def set_row(basis: Any, index: Any, vector: Any, norm: Any, keep: Any) -> Any:
+    """Write a vector over its norm into a row, in place on the host, if it is to be kept."""
+    if isinstance(basis, np.ndarray):
+        if keep:
+            np.multiply(vector, 1 / norm, out=basis[index])
+        return basis
+    scale = trees.safe_inverse(norm)
+    return jax.tree.map(lambda x, v: x.at[index].set(jnp.where(keep, v * scale, x[index])), basis, vector)
 
 
 def dot(a: Any, b: Any) -> Any:
-    """Inner product of two rows.
-
-    Args:
-      a: A row.
-      b: Another one.
-
-    Returns:
-      A scalar.
-    """
+    """Inner product of two rows."""
     return a @ b if isinstance(a, np.ndarray) else trees.vdot(a, b)
 
 
+@jax.jit
 def _row(basis: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], basis)
 
 
+@jax.jit
 def _project_out(basis: Any, built: Any, waiting: tuple[Any, Any], vector: Any) -> tuple[Any, jax.Array]:
     num_rows, _, dtype = measure(basis)
     height = min(_BLOCK_ROWS, num_rows)
@@ -239,7 +178,3 @@ def _zeros(like: Any, num_rows: int) -> jax.Array:
         spec = jax.sharding.PartitionSpec(None, *like.sharding.spec)
         return jnp.zeros(shape, like.dtype, device=NamedSharding(like.sharding.mesh, spec))
     return jnp.zeros(shape, like.dtype)
-
-
-_jitted_row = jax.jit(_row)
-_jitted_project_out = jax.jit(_project_out)

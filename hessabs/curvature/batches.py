@@ -12,7 +12,8 @@ import numpy as np
 
 from hessabs import batch_axis, loops, trees
 from hessabs.curvature.eigsh import eigsh
-from hessabs.curvature.operators import Weight, hessian, hvp
+from hessabs.curvature.linearization import Weight
+from hessabs.curvature.operators import hessian, hvp
 from hessabs.curvature.passes import Batches, one_pass
 from hessabs.curvature.power import power_iteration
 from hessabs.typing import Batch, LossFn, Params
@@ -45,15 +46,11 @@ def batch_spectra(
     Each batch starts from the sum of the eigenvectors of the one before; batches of one shape compile once.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      loss_fn, params, linearize, has_aux: As in ``hessian``.
       batches: An iterable, read once, or a function that opens one.
       v0: Start vector for the first batch, like ``params``.
       k: Number of eigenvalues.
-      linearize: As in ``hessian``.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
-      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is; None for the number of
-        examples. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
+      weight: As in ``hessian``. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
       **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
 
     Returns:
@@ -106,15 +103,10 @@ def debiased_eigenvalue(
     """Measure the dominant curvature: the direction from one batch, the curvature from another.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      loss_fn, params, has_aux: As in ``hessian``.
       batch_a: Gives the eigenvector, by ``power_iteration``.
       batch_b: Gives the curvature along it; independent of ``batch_a``.
-      v0: Start vector, like ``params``.
-      max_iters: As in ``power_iteration``.
-      rtol: As in ``power_iteration``.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
+      v0, max_iters, rtol, loop: As in ``power_iteration``.
 
     Returns:
       A ``DebiasedEigenvalue``.

@@ -1,5 +1,6 @@
 """Blocks of an operator: the curvature of some of the params, the others held fixed."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,11 +10,10 @@ from jax.tree_util import Partial
 
 from hessabs import paths, trees
 from hessabs.curvature.layers import Layer
-from hessabs.curvature.linearization import Source, source_of
-from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator, split_product
-from hessabs.curvature.streaming import stream_product
+from hessabs.curvature.linearization import Source
+from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
 from hessabs.paths import Where
-from hessabs.typing import MatVec, Params
+from hessabs.typing import MatVec, Operator, Params
 
 
 def restrict(
@@ -39,8 +39,7 @@ def restrict(
       where: Part of a path, whole keys joined with "/" (``"Dense_2"``, ``"head/kernel"``), a predicate on
         the path (all kernels, say), or a ``Layer``: one of ``layers(params).values()``. For the layer of a
         stack the vectors hold its slices.
-      linearize: As in ``hessian``; None to linearise the block if the operator is linearised.
-      memory_budget: As in ``hessian``.
+      linearize, memory_budget: As in ``hessian``; None to linearise the block if the operator is linearised.
 
     Returns:
       A callable pytree over block vectors.
@@ -56,19 +55,16 @@ def restrict(
       >>> block({"scale": None, "shift": jnp.ones(())})
       {'scale': None, 'shift': Array(12., dtype=float32)}
     """
-    if isinstance(operator, Partial) and operator.func in (split_product, stream_product):
-        source, *others = operator.args
-        trees.check_like(params, source.params, "params", "the params of `operator`")
-        return Partial(operator.func, _source_of_block(source, where), *others)
-    made = source_of(operator)
-    if made is None:
+    if not isinstance(operator, Operator):
         _, others, cut = _split(params, where)
         return Partial(_padded_product, trees.as_partial(operator), jax.tree.map(jnp.zeros_like, others), cut)
-    source, linearized = made
-    trees.check_like(params, source.params, "params", "the params of `operator`")
-    return make_operator(
-        _source_of_block(source, where), linearized if linearize is None else linearize, memory_budget
-    )
+    trees.check_like(params, operator.source.params, "params", "the params of `operator`")
+    source = _source_of_block(operator.source, where)
+    if operator.runs != "compiled":
+        return dataclasses.replace(operator, source=source)
+    if linearize is None:
+        linearize = operator.rest != (None,)
+    return make_operator(source, linearize, memory_budget)
 
 
 def block_params(params: Params, where: Where | Layer) -> Params:
@@ -99,7 +95,7 @@ class _Cut(NamedTuple):
 
 
 def _split(params: Params, where: Where | Layer) -> tuple[Params, Params, _Cut | None]:
-    """The leaves of a block, all that is fixed, and how to cut the block out of a stack that is fixed, too."""
+    # The leaves of a block, all that is fixed, and how to cut the block out of a stack that is fixed, too.
     if not isinstance(where, Layer):
         return *paths.partition(params, where), None
     chosen, others = paths.partition(params, where.paths.__contains__)

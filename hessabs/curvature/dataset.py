@@ -13,16 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.curvature.fisher import Distribution, log_partition, squared_losses
 from hessabs.curvature.gauss_newton import gauss_newton_source
-from hessabs.curvature.linearization import Source
-from hessabs.curvature.operators import Weight, hessian_source
-from hessabs.curvature.passes import Batches, Passes
-from hessabs.curvature.streaming import stream_product
-from hessabs.typing import Batch, LossFn, Params
+from hessabs.curvature.linearization import Weight
+from hessabs.curvature.operators import hessian_source
+from hessabs.curvature.passes import Batches
+from hessabs.curvature.streaming import dataset_operator
+from hessabs.typing import Batch, LossFn, Operator, Params
 
 
 def dataset_hessian(
@@ -34,14 +33,13 @@ def dataset_hessian(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the Hessian of the mean loss over a whole data set an operator.
 
     Batches of one shape compile once. The sum is kept in at least float32.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      loss_fn, params: As in ``hessian``; so are ``mode``, ``step`` and ``has_aux``.
       batches: An iterable that starts anew at each product, a list or a loader but no generator; or a function
         that opens one, ``lambda: iter(loader)``.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
@@ -51,7 +49,6 @@ def dataset_hessian(
         weighted for it. Where params are sharded they stay so, batches are split over the first axis of the
         mesh alone, and XLA places the collectives.
       progress: Called after each batch with its number of examples, as ``tqdm(...).update`` takes it.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``hessian``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``. It reads data in Python: loops over it run
@@ -67,7 +64,8 @@ def dataset_hessian(
       >>> dataset_hessian(loss, jnp.ones(()), halves, weight=lambda batch: batch[1])(jnp.ones(()))
       Array(9.333333, dtype=float32)
     """
-    return _stream(hessian_source(loss_fn, params, None, weight=weight, **options), batches, mesh, progress)
+    source = hessian_source(loss_fn, params, None, weight=weight, **options)
+    return dataset_operator(source, batches, mesh, progress)
 
 
 def dataset_gauss_newton(
@@ -80,24 +78,15 @@ def dataset_gauss_newton(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the Gauss-Newton matrix of the mean loss over a whole data set an operator.
 
     Args:
-      model_fn: ``model_fn(params, batch) -> outputs``, as in ``gauss_newton``.
-      loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``.
-      weight: As in ``dataset_hessian``.
-      mesh: As in ``dataset_hessian``.
-      progress: As in ``dataset_hessian``.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
+      model_fn, loss_fn, params: As in ``gauss_newton``; so are ``mode``, ``step`` and ``has_aux``.
+      batches, weight, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      As ``dataset_hessian``.
-
-    Raises:
-      ValueError: As ``dataset_hessian``.
+      An operator, as ``dataset_hessian`` does; it raises the same errors.
 
     Example:
       >>> model, loss = lambda w, x: x @ w, lambda outputs, x: jnp.mean(outputs**2)
@@ -106,7 +95,7 @@ def dataset_gauss_newton(
       Array([5.2], dtype=float32)
     """
     source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
-    return _stream(source, batches, mesh, progress)
+    return dataset_operator(source, batches, mesh, progress)
 
 
 def dataset_fisher(
@@ -119,21 +108,15 @@ def dataset_fisher(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the Fisher matrix of a model over a whole data set an operator.
 
     Args:
-      model_fn: ``model_fn(params, batch) -> outputs``, as in ``fisher``.
-      params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``.
-      distribution: As in ``fisher``.
-      weight: How much each position of the outputs counts, as in ``fisher``.
-      mesh: As in ``dataset_hessian``.
-      progress: As in ``dataset_hessian``.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
+      model_fn, params, distribution, weight: As in ``fisher``; so are ``mode``, ``step`` and ``has_aux``.
+      batches, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      As ``dataset_hessian``.
+      An operator, as ``dataset_hessian`` does.
 
     Raises:
       ValueError: As ``dataset_hessian``; if the distribution is unknown.
@@ -146,7 +129,7 @@ def dataset_fisher(
     """
     loss_fn = log_partition(distribution, weight)
     source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
-    return _stream(source, batches, mesh, progress)
+    return dataset_operator(source, batches, mesh, progress)
 
 
 def dataset_empirical_fisher(
@@ -158,23 +141,15 @@ def dataset_empirical_fisher(
     mesh: Mesh | None = None,
     progress: Callable[[int], Any] | None = None,
     **options: Any,
-) -> Partial:
+) -> Operator:
     """Make the second moment of the per-example gradients over a whole data set an operator.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, called with one example at a time.
-      params: A pytree of floating-point arrays.
-      batches: As in ``dataset_hessian``.
-      weight: How much each example counts, as in ``empirical_fisher``.
-      mesh: As in ``dataset_hessian``.
-      progress: As in ``dataset_hessian``.
-      **options: ``mode``, ``step`` and ``has_aux``, as in ``gauss_newton``.
+      loss_fn, params, weight: As in ``empirical_fisher``; so are ``mode``, ``step`` and ``has_aux``.
+      batches, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      As ``dataset_hessian``.
-
-    Raises:
-      ValueError: As ``dataset_hessian``.
+      An operator, as ``dataset_hessian`` does; it raises the same errors.
 
     Example:
       >>> operator = dataset_empirical_fisher(
@@ -184,10 +159,10 @@ def dataset_empirical_fisher(
     """
     functions = squared_losses(loss_fn, weight, has_aux=options.pop("has_aux", False))
     source = gauss_newton_source(*functions, params, None, weight=weight, **options)
-    return _stream(source, batches, mesh, progress)
+    return dataset_operator(source, batches, mesh, progress)
 
 
-def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4) -> None:
+def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-4) -> None:
     """Check that two products of a data-set operator with one vector agree.
 
     Eigen-solvers need one and the same matrix at every product.
@@ -201,11 +176,11 @@ def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4
       ValueError: If they do not agree, saying whether to look at shuffling, at augmentation or dropout keys in
         the data, or at the loss.
     """
-    if getattr(operator, "func", None) is not stream_product:
+    if getattr(operator, "runs", None) != "in Python":
         raise ValueError(
             f"`operator` must be one over a data set, as dataset_hessian makes it, got {operator!r}."
         )
-    passes = operator.args[1].value
+    passes = operator.rest[0].value
     first, second = operator(vector), operator(vector)
     apart = trees.normalize(jax.tree.map(jnp.subtract, first, second))[1]
     size = trees.normalize(first)[1]
@@ -228,27 +203,9 @@ def check_deterministic(operator: Partial, vector: Params, *, rtol: float = 1e-4
 
 def _fingerprint(batches: Iterable[Batch]) -> np.ndarray:
     # One row a batch: the sums of each leaf over the batch, and of its squares.
-    rows = [
-        [
-            f(np.asarray(_numbers(x), np.float64))
-            for x in jax.tree.leaves(batch)
-            for f in (np.sum, lambda x: np.sum(x * x))
-        ]
-        for batch in batches
-    ]
-    return np.array(rows)
+    def sums(leaf: Any) -> tuple[float, float]:
+        is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        x = np.asarray(jax.random.key_data(leaf) if is_key else leaf, np.float64)
+        return np.sum(x), np.sum(x * x)
 
-
-def _numbers(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
-
-
-def _stream(
-    source: Source,
-    batches: Batches,
-    mesh: Mesh | None,
-    progress: Callable[[int], Any] | None,
-) -> Partial:
-    return Partial(
-        stream_product, source, trees.Static(Passes(batches)), trees.Static(mesh), trees.Static(progress)
-    )
+    return np.array([np.ravel([sums(leaf) for leaf in jax.tree.leaves(batch)]) for batch in batches])

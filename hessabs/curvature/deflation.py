@@ -4,6 +4,7 @@ Simple, and slow where eigenvalues lie close together: ``eigsh`` needs far fewer
 its pairs come one by one in the order of magnitude, as in PyHessian, and because it runs under a trace.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -27,12 +28,11 @@ def deflated_power_iteration(
     """Find the eigenvalues of largest magnitude, one after another.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
+      matvec, loop: As in ``power_iteration``.
       v0: Start vectors: a pytree whose leaves have a leading axis of k, the number of pairs. The eigenvectors
         of an earlier call are the best ones.
       max_iters: Largest number of products for each pair.
       rtol: As in ``power_iteration``, for each pair, of the operator with the earlier ones projected out.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``PowerIterationResult`` with a leading axis of k on every field.
@@ -51,18 +51,12 @@ def deflated_power_iteration(
     found = jax.tree.map(jnp.zeros_like, v0)
     results = []
     for i in range(jax.tree.leaves(v0)[0].shape[0]):
-        if loops.is_compiled(matvec):
-            deflated: MatVec = Partial(_deflated, matvec, found)
-        else:
-            deflated = _closure(matvec, found)
+        bind = Partial if loops.is_compiled(matvec) else functools.partial
+        deflated = bind(_deflated, matvec, found)
         start = _project_out(found, jax.tree.map(lambda x, i=i: x[i], v0))
         results.append(power_iteration(deflated, start, max_iters=max_iters, rtol=rtol, loop=loop))
         found = jax.tree.map(lambda f, v, i=i: f.at[i].set(v), found, results[-1].eigenvector)
     return jax.tree.map(lambda *x: jnp.stack(x), *results)
-
-
-def _closure(matvec: MatVec, found: Params) -> MatVec:
-    return lambda vector: _deflated(matvec, found, vector)
 
 
 def _deflated(matvec: MatVec, found: Params, vector: Params) -> Params:

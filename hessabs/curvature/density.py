@@ -37,12 +37,11 @@ def spectral_density(
     """Estimate the distribution of all eigenvalues of a symmetric operator.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
+      matvec, loop: As in ``power_iteration``.
       like: A pytree of the structure of its vectors.
       key: A random key.
       num_probes: Random start vectors (normal), at least 1; two or more give standard errors.
       num_iters: Products for each probe, from 1 to the dimension.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``SpectralDensity``; ``evaluate_density`` draws it. A product that is not finite shows as NaN in its

@@ -11,7 +11,7 @@ with bfloat16 products need, a step several times longer.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,26 +19,15 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxpr_as_fun
 
 from hessabs import trees
-from hessabs.jaxprs import inner_jaxprs
+from hessabs.jaxprs import equations
 
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def difference(function: Callable[[Any], Any], x: Any, step: float | None) -> Callable[[Any], Any]:
-    """Make the directional derivative of a function by central differences.
+    """Make ``vector -> J vector`` of a function by central differences; the zero vector gives zero.
 
-    Args:
-      function: Of a pytree of floating-point arrays, to a pytree of arrays.
-      x: Where it is differentiated.
-      step: How far to move to either side, the norm over all of ``x``; None to choose it as the file says.
-
-    Returns:
-      ``vector -> J vector``, for vectors like ``x``. The zero vector gives zero.
-
-    Example:
-      >>> derivative = difference(lambda x: x**3, jnp.array([1.0, 2.0]), None)
-      >>> derivative(jnp.array([1.0, 0.0])).round(2)
-      Array([3., 0.], dtype=float32)
+    ``step`` is how far to move to either side, the norm over all of ``x``; None to choose it as the file says.
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(x)
     run = jaxpr_as_fun(program)
@@ -61,15 +50,7 @@ def difference(function: Callable[[Any], Any], x: Any, step: float | None) -> Ca
 
 
 def check_step(mode: str, step: float | None) -> None:
-    """Raise unless a step is positive and one of finite differences.
-
-    Args:
-      mode: The mode of an operator.
-      step: Its step, or None.
-
-    Raises:
-      ValueError: Otherwise.
-    """
+    """Raise unless a step is positive and one of finite differences."""
     if step is None:
         return
     if mode != "finite_difference":
@@ -79,22 +60,11 @@ def check_step(mode: str, step: float | None) -> None:
 
 
 def rounding(jaxpr: Jaxpr, x: Any) -> float:
-    """Return the rounding of the coarsest dtype that a program multiplies in.
-
-    Args:
-      jaxpr: The program; what is inside its loops and calls counts, too.
-      x: A pytree of floating-point arrays that enters it.
-
-    Returns:
-      The largest eps of the operands of its products and of the leaves of ``x``.
-
-    Example:
-      >>> half = lambda x: x.astype(jnp.bfloat16) @ x.astype(jnp.bfloat16)
-      >>> rounding(jax.make_jaxpr(half)(jnp.ones(2)).jaxpr, jnp.ones(2))
-      0.0078125
-    """
+    """Return the rounding of the coarsest dtype that a program multiplies in."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(x)]
-    dtypes += [dtype for dtype in _operands(jaxpr) if jnp.issubdtype(dtype, jnp.floating)]
+    products = (eqn for eqn in equations(jaxpr) if eqn.primitive.name in _PRODUCTS)
+    operands = [atom.aval.dtype for eqn in products for atom in eqn.invars]  # type: ignore[attr-defined]
+    dtypes += [dtype for dtype in operands if jnp.issubdtype(dtype, jnp.floating)]
     return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
@@ -107,11 +77,3 @@ def _step_for(jaxpr: Jaxpr, x: Any) -> jax.Array:
     )
     scale = trees.normalize(x)[1] / math.sqrt(count)
     return rounding(jaxpr, x) ** (1 / 3) * jnp.sqrt(jnp.where(scale > 0, scale, 1))
-
-
-def _operands(jaxpr: Jaxpr) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _PRODUCTS:
-            yield from (atom.aval.dtype for atom in eqn.invars)  # type: ignore[attr-defined]
-        for inner in inner_jaxprs(eqn):
-            yield from _operands(inner)

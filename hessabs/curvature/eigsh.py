@@ -8,7 +8,7 @@ float64. Memory is fixed by ``num_vectors``: restarts save memory and cost produ
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ from hessabs import loops, trees
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov, restart, resume, ritz
+from hessabs.curvature.krylov import KrylovState
 from hessabs.curvature.lanczos import check_dimension
 from hessabs.curvature.precision import full_precision
-from hessabs.curvature.ritz import Ritz, Wanted, Which
+from hessabs.curvature.ritz import Ritz, Step, Wanted, Which
 from hessabs.typing import MatVec, Params
 
+Save: TypeAlias = Callable[[KrylovState], None]
 _FIRST_LOOK = 4  # products before the first look at the projected problem
 _LOOKS = 16  # the next look comes after a 16th more products: a look costs less than they do
 _BASIS_BYTES = 2**30  # of a basis, unless the smallest good one is larger
@@ -37,7 +39,7 @@ class EigshResult(NamedTuple):
     residuals: np.ndarray  # shape (k,), float64: ||A v - eigenvalue v|| / |eigenvalue| (absolute if that is 0)
     converged: np.ndarray  # shape (k,), bool: residuals are small, and a check found nothing that was missed
     num_matvecs: int  # products computed, those before `state` was saved included
-    state: krylov.KrylovState | None  # with `keep_state`: pass it as `state` to go on
+    state: KrylovState | None  # with `keep_state`: pass it as `state` to go on
 
 
 @one_blas_thread
@@ -51,9 +53,9 @@ def eigsh(
     max_matvecs: int | None = None,
     block_size: int = 1,
     num_vectors: int | None = None,
-    state: krylov.KrylovState | None = None,
+    state: KrylovState | None = None,
     keep_state: bool = False,
-    save: Callable[[krylov.KrylovState], None] | None = None,
+    save: Save | None = None,
     loop: loops.Loop | None = None,
 ) -> EigshResult:
     """Find k eigenpairs of a symmetric operator by Lanczos with thick restart.
@@ -87,8 +89,7 @@ def eigsh(
         whether it was the same operator.
       keep_state: Whether the result holds its state, which is as large as the basis.
       save: Called with the state after each product, to write it down at once: the run uses its arrays up.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``. The projected problem is solved
-        on the host in any case.
+      loop: Where it runs; see ``hessabs.loops``. The projected problem is solved on the host in any case.
 
     Returns:
       An ``EigshResult``. A product that is not finite ends the run at once; it shows as NaN in all eigenvalues
@@ -130,103 +131,98 @@ def eigsh(
         raise ValueError(f"`max_matvecs` must be at least k={k}, got {max_matvecs}.")
     if loop == "device":
         matvec = trees.as_partial(matvec)
-    wanted = Wanted(which, k, rtol)
+    wanted = Wanted(which, k, rtol, num_vectors, max_matvecs)
     if state is None:
         state = krylov.start(like, num_vectors + block_size, (bases.to_row(x, form) for x in starts))
-        looked = True
     else:
         state = resume.take_up(state, like, num_vectors + block_size)
         resume.check_operator(matvec, form, state)
-        looked = False
+    goal = _next_look(state, wanted)  # where a run was interrupted may be a place to look
     while True:
-        goal = _goal(state, k, num_vectors, max_matvecs, looked)
-        state, looked = _advance(matvec, form, state, goal, loop, save), True
-        found, step = _look(state, wanted, num_vectors)
-        spent = int(state.num_matvecs) >= max_matvecs or not bool(state.finite)
-        if spent or step in ("believe", "give up"):
-            break
-        if step == "restart":
-            state = _restart(state, wanted, num_vectors)
-        elif step == "widen":
-            state, _ = krylov.append(state, _direction(state))
-        elif step == "check":
-            state = _begin_check(state, found)
-    return _result(state, form, found, step == "believe", k, keep_state)
+        state = _advance(matvec, form, state, goal, loop, save)
+        found, step = _look(state, wanted)
+        if step in ("believe", "give up"):
+            return _result(state, form, found, step == "believe", k, keep_state)
+        state = _MOVES[step](state, found, wanted)
+        goal = _next_look(state, wanted, beyond=1)
 
 
-_Step = Literal["go on", "restart", "widen", "check", "believe", "give up"]
-
-
-def _goal(state: krylov.KrylovState, k: int, num_vectors: int, max_matvecs: int, looked: bool) -> int:
+def _next_look(state: KrylovState, wanted: Wanted, beyond: int = 0) -> int:
     # Looks come at the same numbers of rows, wherever a run was interrupted.
-    first, after = (int(i) for i in state.waiting)
-    multiplied, (num_rows, *_) = int(state.multiplied), bases.measure(state.basis)
-    look = 1 if after else max(k + 1, _FIRST_LOOK)
-    while look < multiplied - after + looked:
+    now = krylov.standing(state)
+    look = 1 if now.after else max(wanted.k + 1, _FIRST_LOOK)
+    while look < now.multiplied - now.after + beyond:
         look += 1 + look // _LOOKS
-    room = num_rows - int(state.built) - (after - first)  # what waits needs its own to rejoin
-    goal = min(after + look, multiplied + min(room, max_matvecs - int(state.num_matvecs)))
-    return goal if after else min(goal, num_vectors)
+    products = min(now.room, wanted.max_matvecs - now.num_matvecs)
+    goal = min(now.after + look, now.multiplied + products)
+    return goal if now.after else min(goal, wanted.num_vectors)
 
 
 def _advance(
-    matvec: MatVec,
-    form: trees.Static,
-    state: krylov.KrylovState,
-    goal: int,
-    loop: loops.Loop,
-    save: Callable[[krylov.KrylovState], None] | None,
-) -> krylov.KrylovState:
+    matvec: MatVec, form: trees.Static, state: KrylovState, goal: int, loop: loops.Loop, save: Save | None
+) -> KrylovState:
     if save is None:
         return krylov.expand(matvec, form, state, goal, loop)
-    while int(state.multiplied) < min(goal, int(state.built)) and bool(state.finite):
-        state = krylov.expand(matvec, form, state, int(state.multiplied) + 1, loop)
+    while (now := krylov.standing(state)).multiplied < min(goal, now.built) and now.finite:
+        state = krylov.expand(matvec, form, state, now.multiplied + 1, loop)
         save(state)
     return state
 
 
-def _look(state: krylov.KrylovState, wanted: Wanted, num_vectors: int) -> tuple[Ritz, _Step]:
-    count, built, (num_rows, size, _) = int(state.multiplied), int(state.built), bases.measure(state.basis)
-    if restart.is_set_apart(state):
-        first, after = (int(i) for i in state.waiting)
-        found = ritz.solve(state, wanted, np.arange(first))
-        verdict = ritz.judge(state, found, wanted, num_rows - built - (after - first))
-        after_verdict: dict[str, _Step] = {"open": "go on", "clean": "believe", "missed": "restart"}
-        return found, after_verdict[verdict]
-    found = ritz.solve(state, wanted, np.arange(count))
+def _look(state: KrylovState, wanted: Wanted) -> tuple[Ritz, Step]:
+    now = krylov.standing(state)
+    found = ritz.solve(state, wanted, np.arange(now.first if now.after else now.multiplied))
     small = found.residuals <= ritz.tolerance(found.values, found, wanted)
     enough = len(small) == wanted.k and bool(small.all())
-    if count == size:
-        return found, "believe" if enough else "give up"
-    if enough:
-        return found, "check"
-    if count == built:
-        # The space is exhausted; if no direction is left either, only rounding is.
-        return found, "widen"
-    return found, "restart" if count >= num_vectors or built == num_rows else "go on"
+    step: Step = "go on"
+    if now.after:
+        step = ritz.judge(state, found, wanted)
+    elif now.multiplied == now.size:
+        step = "believe" if enough else "give up"
+    elif enough:
+        step = "check"
+    elif now.multiplied == now.built:
+        step = "widen"
+    elif now.multiplied >= wanted.num_vectors or now.built == now.num_rows:
+        step = "restart"
+    spent = now.num_matvecs >= wanted.max_matvecs or not now.finite
+    return found, "give up" if spent and step != "believe" else step
+
+
+def _go_on(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState:
+    return state
 
 
 @full_precision
-def _restart(state: krylov.KrylovState, wanted: Wanted, num_vectors: int) -> krylov.KrylovState:
-    if restart.is_set_apart(state):
+def _restart(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState:
+    if int(state.waiting[1]):
         state = restart.rejoin(state)
-    number = wanted.k + (num_vectors - wanted.k) // 2
-    kept = ritz.solve(state, wanted._replace(k=number), restart.multiplied_rows(state))
+    number = wanted.k + (wanted.num_vectors - wanted.k) // 2
+    kept = ritz.solve(state, wanted._replace(k=number), krylov.standing(state).rows)
     return restart.recombine(state, kept.coefficients, spare=1)
 
 
+def _widen(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState:
+    # The space is exhausted; if no direction is left either, only rounding is.
+    return krylov.append(state, _direction(state))[0]
+
+
 @full_precision
-def _begin_check(state: krylov.KrylovState, found: Ritz) -> krylov.KrylovState:
+def _begin_check(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState:
     # The complement of all that was searched would not do: part of what is missed may lie in what was, in
     # vectors that have not converged. They are dropped; the check itself finds again what is needed of them.
-    queue, (_, size, _) = int(state.built) - int(state.multiplied), bases.measure(state.basis)
-    least = min(_CHECK_ROWS, size - len(found.values))
-    state = restart.recombine(state, found.coefficients, spare=queue + 1 + least)
+    now = krylov.standing(state)
+    least = min(_CHECK_ROWS, now.size - len(found.values))
+    spare = now.built - now.multiplied + 1 + least
+    state = restart.recombine(state, found.coefficients, spare)
     return restart.set_apart(state, _direction(state))
 
 
-def _direction(state: krylov.KrylovState) -> Any:
+def _direction(state: KrylovState) -> Any:
     return bases.random_row(state.basis, (int(state.num_matvecs), int(state.built)))
+
+
+_MOVES = {"go on": _go_on, "restart": _restart, "widen": _widen, "check": _begin_check}
 
 
 def _start_vectors(v0: Params, block_size: int) -> list[Params]:
@@ -255,7 +251,7 @@ def _num_vectors(num_vectors: int | None, k: int, block_size: int, row: Any) -> 
 
 
 def _result(
-    state: krylov.KrylovState, form: trees.Static, found: Ritz, believed: bool, k: int, keep_state: bool
+    state: KrylovState, form: trees.Static, found: Ritz, believed: bool, k: int, keep_state: bool
 ) -> EigshResult:
     number = len(found.values) if bool(state.finite) else 0
     values, residuals = np.full(k, np.nan), np.full(k, np.nan)

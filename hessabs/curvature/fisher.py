@@ -9,9 +9,9 @@ from jax.tree_util import Partial
 
 from hessabs import batch_axis, trees
 from hessabs.curvature.gauss_newton import gauss_newton
+from hessabs.curvature.linearization import Weight
 from hessabs.curvature.losses import scalar, without_aux
-from hessabs.curvature.operators import Weight
-from hessabs.typing import Batch, LossFn, MatVec, Params
+from hessabs.typing import Batch, LossFn, Operator, Params
 
 Distribution = Literal["categorical", "bernoulli", "normal"]
 
@@ -24,7 +24,7 @@ def fisher(
     distribution: Distribution = "categorical",
     weight: Weight = None,
     **options: Any,
-) -> MatVec:
+) -> Operator:
     """Make the Fisher matrix of a model's predictive distribution an operator.
 
     The expectation over labels is exact, no labels are sampled: outputs that are the natural parameters of an
@@ -61,18 +61,7 @@ def fisher(
 
 
 def log_partition(distribution: Distribution, weight: Weight) -> Partial:
-    """Make the mean log-partition function of a distribution, whose Hessian in the outputs a Fisher matrix has.
-
-    Args:
-      distribution: As in ``fisher``.
-      weight: As in ``fisher``.
-
-    Returns:
-      ``loss_fn(outputs, batch) -> scalar``.
-
-    Raises:
-      ValueError: If the distribution is unknown.
-    """
+    """Make the mean log-partition function of outputs: its Gauss-Newton matrix is the Fisher matrix."""
     if distribution not in _LOG_PARTITION:
         raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
     bound = None if weight is None else trees.as_partial(weight)
@@ -87,7 +76,7 @@ def empirical_fisher(
     has_aux: bool = False,
     weight: Weight = None,
     **options: Any,
-) -> MatVec:
+) -> Operator:
     """Make the second moment of the per-example gradients, ``1/n sum_i g_i g_i'``, an operator.
 
     One product costs about what a Gauss-Newton product does: the gradients themselves are never formed.
@@ -122,34 +111,17 @@ def empirical_fisher(
 
 
 def squared_losses(loss_fn: LossFn, weight: Weight, *, has_aux: bool = False) -> tuple[Partial, Partial]:
-    """Make the two functions whose Gauss-Newton matrix is the empirical Fisher matrix.
-
-    Args:
-      loss_fn: As in ``empirical_fisher``.
-      weight: As in ``empirical_fisher``.
-      has_aux: As in ``empirical_fisher``.
-
-    Returns:
-      The losses of all examples, as a model, and half their mean square, as its loss.
-    """
+    """Make the losses of all examples, as a model, and half their mean square, as its loss."""
     bound = None if weight is None else trees.as_partial(weight)
     model_fn = Partial(_losses_by_example, without_aux(loss_fn, has_aux), bound)
     return model_fn, Partial(_half_mean_square, bound)
 
 
-def _categorical(outputs: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(outputs, axis=-1)
-
-
-def _bernoulli(outputs: jax.Array) -> jax.Array:
-    return jnp.sum(jax.nn.softplus(outputs), axis=-1)
-
-
-def _normal(outputs: jax.Array) -> jax.Array:
-    return jnp.sum(outputs**2, axis=-1) / 2
-
-
-_LOG_PARTITION = {"categorical": _categorical, "bernoulli": _bernoulli, "normal": _normal}
+_LOG_PARTITION = {
+    "categorical": lambda outputs: jax.nn.logsumexp(outputs, axis=-1),
+    "bernoulli": lambda outputs: jnp.sum(jax.nn.softplus(outputs), axis=-1),
+    "normal": lambda outputs: jnp.sum(outputs**2, axis=-1) / 2,
+}
 
 
 def _mean_log_partition(

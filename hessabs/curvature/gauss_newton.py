@@ -10,13 +10,11 @@ from typing import Any, Literal
 
 import jax
 
-from hessabs import trees
-from hessabs.curvature.differences import check_step, difference
-from hessabs.curvature.linearization import LinearMaps, Source, traceable
+from hessabs.curvature.differences import difference
+from hessabs.curvature.linearization import LinearMaps, Modes, Source, Weight, make_source, traceable
 from hessabs.curvature.losses import call, scalar, without_aux
-from hessabs.curvature.operators import Weight
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
-from hessabs.typing import Batch, MatVec, Params
+from hessabs.typing import Batch, MatVec, Operator, Params
 
 Mode = Literal["forward", "reverse", "finite_difference"]
 
@@ -34,7 +32,7 @@ def gauss_newton(
     has_aux: bool = False,
     axis_name: str | None = None,
     weight: Weight = None,
-) -> MatVec:
+) -> Operator:
     """Make the generalised Gauss-Newton matrix ``J' (d^2 loss / d outputs^2) J`` an operator.
 
     It is the Hessian without the curvature of the model, and positive semi-definite when the loss is convex in
@@ -43,23 +41,18 @@ def gauss_newton(
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, any pytree of arrays.
       loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      params, linearize, memory_budget, step, axis_name, weight: As in ``hessian``.
       batch: What both functions take; with ``axis_name``, this device's equal share.
-      linearize: Keep the residuals of the linearisation: True, False or ``"auto"``, as in ``hessian``.
-      memory_budget: Bytes of residuals, for ``"auto"``.
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
         product is then the transpose of the reverse one. ``"finite_difference"`` of two outputs of the model
         is for backward passes that cannot be differentiated; the transposed product stays exact.
-      step: For ``"finite_difference"``, as in ``hessian``.
       has_aux: Whether the model returns ``(outputs, aux)``; the second is dropped.
-      axis_name: The mapped axis over which the batch is split, or None.
-      weight: What the mean is over, where the batch is split; as in ``hessian``.
 
     Returns:
       A callable pytree: ``operator(vector) -> pytree like params``.
 
     Raises:
-      ValueError: If a param is no floating-point array, the loss is no scalar, or an option is unknown.
+      ValueError: As in ``hessian``.
       TypeError: If a ``custom_vjp`` in the model or the loss blocks the mode, with the modes that work.
 
     Example:
@@ -73,22 +66,11 @@ def gauss_newton(
     References:
       Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    if mode == "finite_difference" and linearize is True:
-        raise ValueError('`linearize=True` needs a derivative; with mode="finite_difference" leave it False.')
-    if mode == "finite_difference":
-        linearize = False
-    source = gauss_newton_source(
-        model_fn,
-        loss_fn,
-        params,
-        batch,
-        mode=mode,
-        step=step,
-        has_aux=has_aux,
-        axis_name=axis_name,
-        weight=weight,
+    options: dict[str, Any] = {"mode": mode, "step": step, "has_aux": has_aux}
+    options |= {"axis_name": axis_name, "weight": weight}
+    return make_operator(
+        gauss_newton_source(model_fn, loss_fn, params, batch, **options), linearize, memory_budget
     )
-    return make_operator(source, linearize, memory_budget)
 
 
 def gauss_newton_source(
@@ -98,45 +80,11 @@ def gauss_newton_source(
     batch: Batch,
     *,
     mode: Mode = "forward",
-    step: float | None = None,
     has_aux: bool = False,
-    axis_name: str | None = None,
-    weight: Weight = None,
+    **options: Any,
 ) -> Source:
-    """Say what a Gauss-Newton matrix is made of.
-
-    Args:
-      model_fn: As in ``gauss_newton``.
-      loss_fn: As in ``gauss_newton``.
-      params: As in ``gauss_newton``; checked.
-      batch: As in ``gauss_newton``; None where batches are read later.
-      mode: As in ``gauss_newton``.
-      step: As in ``gauss_newton``.
-      has_aux: As in ``gauss_newton``.
-      axis_name: As in ``gauss_newton``.
-      weight: As in ``gauss_newton``.
-
-    Returns:
-      What operators are made of.
-
-    Raises:
-      ValueError: If a param is no floating-point array, the mode is unknown, or the step not positive or of
-        another mode.
-    """
-    trees.check_floating(params, "params")
-    maps, axis = trees.Static(_maps(mode, step)), trees.Static(axis_name)
-    functions = (without_aux(model_fn, has_aux), trees.as_partial(loss_fn))
-    bound = None if weight is None else trees.as_partial(weight)
-    return Source(maps, functions, params, batch, axis, bound)
-
-
-def _maps(mode: Mode, step: float | None) -> LinearMaps:
-    if mode not in (*_MAPS, "finite_difference"):
-        raise ValueError(f'`mode` must be "forward", "reverse" or "finite_difference", got {mode!r}.')
-    check_step(mode, step)
-    if mode != "finite_difference":
-        return _MAPS[mode]
-    return LinearMaps(_differences(step), _differences(step))
+    """Say what a Gauss-Newton matrix is made of, with the options of ``gauss_newton``."""
+    return make_source(_MODES, (without_aux(model_fn, has_aux), loss_fn), params, batch, mode=mode, **options)
 
 
 def _linear(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
@@ -156,8 +104,8 @@ def _reverse(functions: tuple[Callable[..., Any], ...], params: Params, batch: B
     return lambda vector: transposed(middle(backward(vector)[0])[0])[0]
 
 
-@functools.cache  # one function for each step: operators of one step share their program
-def _differences(step: float | None) -> Callable[..., MatVec]:
+@functools.cache  # operators of one step share their program
+def _differences(step: float | None) -> LinearMaps:
     def product(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
         model_fn, loss_fn = functions
 
@@ -175,12 +123,13 @@ def _differences(step: float | None) -> Callable[..., MatVec]:
         second = middle if traceable(middle, outputs) else difference(gradient, outputs, None)
         return lambda vector: transposed(second(forward(vector)))[0]
 
-    return product
+    return LinearMaps(product, None)
 
 
-_DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _differences(None))
-_REVERSE = ('mode="reverse" (exact) of `gauss_newton`', _reverse)
-_MAPS = {
-    "forward": LinearMaps(_linear, _linear, (_REVERSE, _DIFFERENCE)),
+_DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _differences(None).product)
+_REVERSE_MODE = ('mode="reverse" (exact) of `gauss_newton`', _reverse)
+_MODES: Modes = {
+    "forward": LinearMaps(_linear, _linear, (_REVERSE_MODE, _DIFFERENCE)),
     "reverse": LinearMaps(_reverse, _reverse, (_DIFFERENCE,)),
+    "finite_difference": _differences,
 }

@@ -26,11 +26,9 @@ def input_hessian(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over examples that do not influence each other
         (batch norm in evaluation mode).
-      params: What the loss takes.
-      batch: What the loss takes.
+      params, batch: What the loss takes.
       inputs_key: The key, field name or index of the inputs in the batch.
-      linearize: Keep the residuals of the linearisation, as in ``hessian``.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
+      linearize, has_aux: As in ``hessian``.
 
     Returns:
       A callable pytree: ``operator(vector)``, both shaped like the inputs.

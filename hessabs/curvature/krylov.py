@@ -11,7 +11,6 @@ rounding whatever the operator is, restarted or not, and the residual of a Ritz 
 Rows that are not multiplied yet can be made to wait (``restart.set_apart``); the process then ignores them.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -43,90 +42,84 @@ class KrylovState(NamedTuple):
     waiting: Any  # two ints: the first row that waits and the one after the last; (0, 0) unless set apart
 
 
+class Standing(NamedTuple):
+    """How far a process is: the numbers of its state, as Python's."""
+
+    multiplied: int
+    built: int
+    first: int  # row that waits, and the one after the last of those: (0, 0) unless set apart
+    after: int
+    num_matvecs: int
+    finite: bool
+    num_rows: int
+    size: int
+
+    @property
+    def room(self) -> int:
+        """How many rows can be built before those that wait rejoin."""
+        return self.num_rows - self.built - (self.after - self.first)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The indices of the rows that were multiplied."""
+        return np.r_[0 : self.first, self.after : self.multiplied]
+
+
+def standing(state: KrylovState) -> Standing:
+    """Say how far a process is, outside of a trace."""
+    first, after = (int(i) for i in state.waiting)
+    num_rows, size, _ = bases.measure(state.basis)
+    counts = int(state.multiplied), int(state.built), first, after, int(state.num_matvecs)
+    return Standing(*counts, bool(state.finite), num_rows, size)
+
+
 def start(like: Any, num_rows: int, vectors: Iterable[Any] = ()) -> KrylovState:
-    """Begin with the span of some vectors.
-
-    Args:
-      like: A row; see ``basis.to_row``.
-      num_rows: Rows of the basis, more than there are vectors.
-      vectors: Rows. Zero or dependent ones are dropped.
-
-    Returns:
-      A state with no row multiplied.
-    """
+    """Begin with the span of some rows, of which zero or dependent ones are dropped; none is multiplied."""
     basis = bases.zeros(like, num_rows)
-    _, _, dtype = bases.measure(basis)
-    if isinstance(basis, np.ndarray):
-        state = KrylovState(basis, np.zeros((num_rows, num_rows)), 0, 0, True, 0, (0, 0))
-    else:
-        state = KrylovState(basis, jnp.zeros((num_rows, num_rows), dtype), 0, 0, True, 0, (0, 0))
+    host = isinstance(basis, np.ndarray)
+    square = (num_rows, num_rows)
+    projected = np.zeros(square) if host else jnp.zeros(square, bases.measure(basis)[2])
+    state = KrylovState(basis, projected, 0, 0, True, 0, (0, 0))
     for vector in vectors:
         state, _ = append(state, _scaled(vector))
     return state
 
 
 def append(state: KrylovState, vector: Any, first: int = 0) -> tuple[KrylovState, Any]:
-    """Orthogonalise a vector against the basis and make what remains the next row.
+    """Orthogonalise a vector against the basis and make what remains the next row, unless it is rounding.
 
-    Args:
-      state: The basis; it has room for one more row. Its arrays are used up.
-      vector: A row.
-      first: The first row that the vector is known to have more than rounding of; only NumPy makes use of it.
-
-    Returns:
-      The new state, in which ``built`` has grown by one unless nothing but rounding remained, and the
-      coefficients of the vector in the basis, shape (rows,).
+    The arrays of the state are used up; its basis must have room. Returns the coefficients of the vector, too.
+    ``first`` is the first row that the vector is known to have more than rounding of; NumPy makes use of it.
     """
-    if isinstance(state.basis, np.ndarray):
-        return _append_host(state, vector, first)
-    if trees.is_traced(state, vector):
-        return _append_device(state, vector)
+    if isinstance(state.basis, np.ndarray) or trees.is_traced(state, vector):
+        return _append(state, vector, first)
     # Waiting keeps the number of programs in flight small, whatever loop this is called in.
     return jax.block_until_ready(_jitted_append(state, vector))
 
 
-def _append_host(state: KrylovState, vector: np.ndarray, first: int) -> tuple[KrylovState, np.ndarray]:
-    num_rows, size = state.basis.shape
-    rows, (rest, after) = state.basis[: state.built], state.waiting
-    coefficients = np.zeros(num_rows, state.basis.dtype)
-    before = norm = math.sqrt(vector @ vector)
-    # The first pass removes what is large, the next one what rounding left of it: reading only the rows that
-    # were built, and in the first pass only those that the vector can be large in. More passes if much was
-    # removed.
-    for number in range(4):
-        begin, last = (0 if number else first), norm
-        part = rows[begin:] @ vector
-        part[max(rest - begin, 0) : max(after - begin, 0)] = 0
-        vector = vector - part @ rows[begin:]
-        coefficients[begin : state.built] += part
-        norm = math.sqrt(vector @ vector)
-        if number and norm >= last / 2:
-            break
-    room = state.built < num_rows and state.built - (after - rest) < size
-    if not (room and norm > _ROUNDING * np.finfo(state.basis.dtype).eps * before):
-        return state, coefficients
-    np.multiply(vector, 1 / norm, out=state.basis[state.built])
-    coefficients[state.built] = norm
-    return state._replace(built=state.built + 1), coefficients
-
-
-def _append_device(state: KrylovState, vector: Any) -> tuple[KrylovState, jax.Array]:
+def _append(state: KrylovState, vector: Any, first: int = 0) -> tuple[KrylovState, Any]:
     num_rows, size, dtype = bases.measure(state.basis)
-    before = jnp.sqrt(bases.dot(vector, vector))
-    # Once would leave rounding errors of the size of what was removed; twice is enough (Parlett, Kahan).
-    vector, coefficients = bases.project_out(state.basis, state.built, state.waiting, vector)
-    vector, rest = bases.project_out(state.basis, state.built, state.waiting, vector)
-    norm = jnp.sqrt(bases.dot(vector, vector))
-    room = (state.built < num_rows) & (state.built - (state.waiting[1] - state.waiting[0]) < size)
-    keep = (norm > _ROUNDING * jnp.finfo(dtype).eps * before) & room
-    coefficients = (coefficients + rest).at[state.built].add(jnp.where(keep, norm, 0))
-    scale = trees.safe_inverse(norm)
-    basis = jax.tree.map(
-        lambda rows, v: rows.at[state.built].set(jnp.where(keep, v * scale, rows[state.built])),
-        state.basis,
-        vector,
-    )
-    return state._replace(basis=basis, built=state.built + keep.astype(int)), coefficients
+    host = isinstance(state.basis, np.ndarray)
+    xp: Any = np if host else jnp
+    before = norm = xp.sqrt(bases.dot(vector, vector))
+    coefficients: Any = 0
+    # The first pass removes what is large, the next one what rounding left of it; twice is enough (Parlett,
+    # Kahan) unless much was removed, which the host sees.
+    for number in range(4 if host else 2):
+        last = norm
+        vector, part = bases.project_out(
+            state.basis, state.built, state.waiting, vector, 0 if number else first
+        )
+        coefficients = coefficients + part
+        norm = xp.sqrt(bases.dot(vector, vector))
+        if host and number and norm >= last / 2:
+            break
+    orthogonal = state.built - (state.waiting[1] - state.waiting[0])
+    keep = (state.built < num_rows) & (orthogonal < size) & (norm > _ROUNDING * np.finfo(dtype).eps * before)
+    coefficients = xp.where((xp.arange(num_rows) == state.built) & keep, norm, coefficients)
+    basis = bases.set_row(state.basis, state.built, vector, norm, keep)
+    built = state.built + (int(keep) if host else keep.astype(int))
+    return state._replace(basis=basis, built=built), coefficients
 
 
 def expand(
@@ -134,15 +127,7 @@ def expand(
 ) -> KrylovState:
     """Multiply rows until ``num_multiplied`` are, or no row is left, or a product is not finite.
 
-    Args:
-      matvec: The operator, on pytrees.
-      form: How a row becomes a pytree, from ``basis.layout``.
-      state: Where to go on from. Its arrays are used up.
-      num_multiplied: Below the number of rows.
-      loop: ``"host"`` or ``"device"``.
-
-    Returns:
-      The new state.
+    The arrays of the state are used up; ``num_multiplied`` lies below the number of rows.
     """
     if loop == "device":
         run = _jitted_expand if loops.is_compiled(matvec) and not trees.is_traced(matvec, state) else _expand
@@ -154,15 +139,7 @@ def expand(
 
 
 def store(state: KrylovState, product: Any) -> KrylovState:
-    """Take the product of the next row into a state; its arrays are used up.
-
-    Args:
-      state: A state with a row that is not multiplied yet.
-      product: The operator times that row, a row.
-
-    Returns:
-      The new state; unless the product was finite, only that it was not.
-    """
+    """Take the product of the next row into a state, whose arrays are used up; or that it was not finite."""
     if not isinstance(state.basis, np.ndarray):
         return _jitted_store(state, product)
     num_matvecs, column = state.num_matvecs + 1, state.multiplied
@@ -178,37 +155,20 @@ def store(state: KrylovState, product: Any) -> KrylovState:
 
 
 def multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
-    """Multiply one row: an operator is compiled together with cutting and joining, another callable is not.
-
-    Args:
-      matvec: The operator, on pytrees.
-      form: How a row becomes a pytree, from ``basis.layout``.
-      row: A row.
-
-    Returns:
-      The operator times the row, a row.
-
-    Raises:
-      ValueError: If the product does not look like what was multiplied.
-    """
-    if loops.is_compiled(matvec) and not trees.is_traced(matvec, row):
-        product = _jitted_multiply(matvec, form, row)
-    else:
-        product = _checked_row(matvec(_jitted_to_params(row, form)), form)
+    """Multiply one row: an operator is compiled together with cutting and joining, another callable is not."""
+    run = _jitted_multiply if loops.is_compiled(matvec) and not trees.is_traced(matvec, row) else _multiply
+    product = run(matvec, form, row)
     return np.asarray(product) if isinstance(row, np.ndarray) else product
 
 
 def _scaled(vector: Any) -> Any:
     if isinstance(vector, np.ndarray):
         return vector / np.maximum(np.max(np.abs(vector), initial=0), 1e-37)
-    return (_unit if trees.is_traced(vector) else _jitted_unit)(vector)
+    return _jitted_unit(vector)
 
 
-def _unit(vector: Any) -> Any:
-    return trees.normalize(vector)[0]
-
-
-def _checked_row(product: Any, form: trees.Static) -> Any:
+def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
+    product = matvec(_jitted_to_params(row, form))
     _, shape = form.value
     treedef, leaves = shape.value
     want = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
@@ -216,16 +176,12 @@ def _checked_row(product: Any, form: trees.Static) -> Any:
     return _jitted_to_row(product, form)
 
 
-def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
-    return _checked_row(matvec(bases.to_params(row, form)), form)
-
-
 def _store(state: KrylovState, product: Any) -> KrylovState:
     column = state.multiplied
     parts = [jnp.isfinite(x).all() for x in jax.tree.leaves(product)]
     finite = jnp.all(jnp.stack(parts))
     product = jax.tree.map(lambda x, rows: jnp.where(finite, x, 0).astype(rows.dtype), product, state.basis)
-    grown, coefficients = _append_device(state, product)
+    grown, coefficients = _append(state, product)
     projected = grown.projected.at[:, column].set(coefficients)
     return grown._replace(
         projected=projected, multiplied=column + finite, finite=finite, num_matvecs=state.num_matvecs + 1
@@ -242,10 +198,10 @@ def _expand(matvec: MatVec, form: trees.Static, state: KrylovState, num_multipli
     return jax.lax.while_loop(proceed, step, jax.tree.map(jnp.asarray, state))
 
 
-_jitted_append = jax.jit(_append_device, donate_argnums=0)
+_jitted_append = jax.jit(_append, donate_argnums=0)
 _jitted_store = jax.jit(_store, donate_argnums=0)
 _jitted_expand = programs.jit(_expand, donate_argnums=2)
 _jitted_multiply = programs.jit(_multiply)
 _jitted_to_params = jax.jit(bases.to_params)
-_jitted_unit = jax.jit(_unit)
+_jitted_unit = jax.jit(lambda vector: trees.normalize(vector)[0])
 _jitted_to_row = jax.jit(bases.to_row)

@@ -36,10 +36,9 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
     the zero vector), with finite results.
 
     Args:
-      matvec: The operator, from a pytree to a pytree of the same structure; see ``power_iteration``.
+      matvec, loop: As in ``power_iteration``.
       v0: Start vector, a pytree of floating-point arrays of any norm.
       num_iters: Number of products, from 1 to the dimension.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       A ``LanczosResult``.
@@ -79,15 +78,6 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
 
 
 def check_dimension(name: str, number: int, dimension: int) -> None:
-    """Raise unless a number of vectors fits the dimension.
-
-    Args:
-      name: What the number is called.
-      number: The number.
-      dimension: The size of the operator.
-
-    Raises:
-      ValueError: With both.
-    """
+    """Raise unless a number of vectors fits the dimension."""
     if not 1 <= number <= dimension:
         raise ValueError(f"`{name}` must lie in [1, {dimension}], the dimension of the operator, got {number}.")

@@ -9,10 +9,10 @@ import numpy as np
 
 from hessabs import batch_axis, programs, trees
 from hessabs.curvature.layers import output_axes, stack_axes
-from hessabs.curvature.linearization import Source
+from hessabs.curvature.linearization import Source, Weight
 from hessabs.curvature.losses import scalar
 from hessabs.curvature.means import read
-from hessabs.curvature.operators import Weight, hessian_source
+from hessabs.curvature.operators import hessian_source
 from hessabs.curvature.passes import Batches, Passes
 from hessabs.curvature.streaming import check_total_weight
 from hessabs.paths import Where
@@ -45,14 +45,11 @@ def landscape(
     had, which ``on_point`` may keep. A NaN loss is kept as infinity, so that it is not taken for a missing one.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
+      loss_fn, params, has_aux: As in ``hessian``.
       batches: An iterable that starts anew at each point, or a function that opens one; ``[batch]`` for one.
       directions: One or two pytrees like ``params``: eigenvectors, or ``filter_normalized_direction``.
       coordinates: The grid along each direction, in units of the direction's length.
-      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
-        the tokens or rows that count; None for the number of examples. What weighs 0 is not looked at.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
+      weight: As in ``dataset_hessian``.
       values: Losses that are known, NaN where not, in the shape of the grid.
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.

@@ -46,13 +46,11 @@ def layer_table(
         block is made as ``restrict`` makes it: a linearised operator is linearised once more for each layer.
       params: The params of the operator.
       key: A random key.
-      is_layer: Your own word for what a layer is, a function from paths to names or a list of prefixes; see
-        ``layers``.
-      stacked: The leaves that hold a stack of layers, of a model that scans over them: each gets its own row.
+      is_layer, stacked: What a layer is, as in ``layers``; each of a stack gets its own row.
       rtol: Relative residual of the eigenvalues.
       max_matvecs: Largest number of products for the two eigenvalues of a layer.
       num_probes: Products for the trace, and again for the norm.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
+      loop: Where it runs; see ``hessabs.loops``.
 
     Returns:
       One ``LayerCurvature`` a layer, in the order of the tree.

@@ -75,24 +75,36 @@ def layers(
     return found
 
 
-def stack_axes(params: Params, stacked: Where | None = None) -> list[int | None]:
-    """Say which axis of each leaf counts the layers of a stack.
+def last_layer_path(params: Params, num_outputs: int) -> str:
+    """Find the last layer of a network: the last matrix with so many outputs.
 
     Args:
-      params: A pytree of arrays.
-      stacked: As in ``layers``.
+      params: The params of a network.
+      num_outputs: Its number of classes, say.
 
     Returns:
-      One axis for each leaf, None where there is no stack.
+      The path of the layer, as ``restrict`` takes it. Of names with numbers, the largest is the last.
 
     Raises:
-      ValueError: If ``stacked`` finds no leaf.
+      ValueError: If there is none.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> stack_axes({"body": jnp.ones((2, 3)), "head": jnp.ones(3)}, "body")
-      [0, None]
+      >>> last_layer_path({"Dense_9": {"kernel": jnp.ones((4, 2))}, "Dense_10": {"w": jnp.ones((2, 2))}}, 2)
+      'Dense_10'
     """
+    leaves = zip(paths(params), jax.tree.leaves(params), output_axes(params), strict=True)
+    heads = {
+        path for path, x, axis in leaves if x.ndim == 2 and axis is not None and x.shape[axis] == num_outputs
+    }
+    names = [name for name, layer in layers(params).items() if heads & set(layer.paths)]
+    if not names:
+        raise ValueError(f"The network has no last layer: no matrix with {num_outputs} outputs.")
+    return max(names, key=lambda name: (len(name), name))
+
+
+def stack_axes(params: Params, stacked: Where | None = None) -> list[int | None]:
+    """Say which axis of each leaf counts the layers of a stack."""
     names = paths(params)
     if stacked is not None:
         axes = [0 if matcher(stacked)(name) else None for name in names]
@@ -109,24 +121,7 @@ def stack_axes(params: Params, stacked: Where | None = None) -> list[int | None]
 def output_axes(
     params: Params, output_axis: int | None = None, *, stacked: Where | None = None
 ) -> list[int | None]:
-    """Say which axis of each leaf counts the outputs of its layer: filters, units, classes.
-
-    Args:
-      params: A pytree of arrays.
-      output_axis: The axis in all kernels, without the axis of a stack: -1 in flax and haiku, 0 in Equinox and
-        PyTorch. None for 0 in the layers of ``equinox.nn``, which are certain, and -1 elsewhere.
-      stacked: As in ``layers``.
-
-    Returns:
-      One axis for each leaf, not negative. None for what is no kernel: fewer than two axes beside that of a
-      stack, biases and scales by their names (``bias``, ``scale``, ``offset``, ``b`` beside ``w``), the
-      normalisation of Equinox.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> output_axes({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
-      [None, 1]
-    """
+    """Say which axis of each leaf counts the outputs of its layer: filters, units, classes."""
     found: list[int | None] = []
     leaves, names, stacks = jax.tree.leaves(params), paths(params), stack_axes(params, stacked)
     for leaf, name, owner, stack in zip(leaves, names, _owners(params), stacks, strict=True):

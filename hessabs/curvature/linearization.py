@@ -1,32 +1,40 @@
 """Operators that are made from functions: recomputed at each product, or linearised once and kept.
 
-An operator is ``Partial(multiply, source, linearization)``. Its ``Source`` says which linear map it is and
-holds what the map is made of, so that the map can be made again for a block of the params or for a part of the
-batch. Its ``Linearization`` is None (each product computes the linearisation anew) or holds the residuals: all
-that the map needs and that does not depend on the vector.
+The ``Source`` of an operator says which linear map it is and holds what the map is made of, so that the map can
+be made again for a block of the params or for a part of the batch. Its ``Linearization`` is None (each product
+computes the linearisation anew) or holds the residuals: all that the map needs and that does not depend on the
+vector.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.tree_util import Partial
 
 from hessabs import batch_axis, collectives, programs, trees
 from hessabs.cpu.convolutions import split_kernel_gradients
+from hessabs.curvature.differences import check_step
 from hessabs.curvature.precision import full_precision
-from hessabs.jaxprs import inner_jaxprs
-from hessabs.typing import Batch, MatVec, Params
+from hessabs.jaxprs import equations
+from hessabs.typing import Batch, MatVec, Operator, Params
+
+Weight = Callable[[Batch], Any] | None
+"""``weight(batch)``: what the mean of a loss is over, an array or its sum; None for the number of examples."""
 
 
 class LinearMaps(NamedTuple):
     """Two ways to make one map, both ``(functions, params, batch) -> vector -> vector``."""
 
     product: Callable[..., MatVec]  # cheapest when it is applied once
-    linear: Callable[..., MatVec]  # closes over its residuals: cheapest when it is applied again and again
+    linear: Callable[..., MatVec] | None  # closes over its residuals: cheapest when it is applied often
     others: tuple[tuple[str, Callable[..., MatVec]], ...] = ()  # modes to name where it fails
+
+
+Modes = Mapping[str, LinearMaps | Callable[[float | None], LinearMaps]]
+"""The maps of each mode of an operator; those of finite differences by their step."""
 
 
 class Source(NamedTuple):
@@ -35,7 +43,7 @@ class Source(NamedTuple):
     maps: trees.Static  # LinearMaps
     functions: tuple[Partial, ...]  # the first one takes (params, batch)
     params: Params
-    batch: Batch
+    batch: Batch  # None where batches are read later
     axis: trees.Static  # the name of a mapped axis, or None
     weight: Partial | None  # of (batch): what the functions' mean is over; None for the number of examples
 
@@ -47,56 +55,40 @@ class Linearization(NamedTuple):
     jaxpr: trees.Static  # Jaxpr of the linear map, leaves in, leaves out
 
 
-def make(source: Source, *, linearize: bool) -> Partial:
-    """Make an operator of its source.
+def make_source(
+    modes: Modes,
+    functions: tuple[Callable[..., Any], ...],
+    params: Params,
+    batch: Batch,
+    *,
+    mode: str,
+    step: float | None = None,
+    axis_name: str | None = None,
+    weight: Weight = None,
+) -> Source:
+    """Check the options of an operator and say what it is made of."""
+    trees.check_floating(params, "params")
+    if mode not in modes:
+        raise ValueError(f"`mode` must be one of {', '.join(modes)}, got {mode!r}.")
+    check_step(mode, step)
+    make_maps = modes[mode]
+    maps = trees.Static(make_maps if isinstance(make_maps, LinearMaps) else make_maps(step))
+    bound = None if weight is None else trees.as_partial(weight)
+    return Source(maps, tuple(map(trees.as_partial, functions)), params, batch, trees.Static(axis_name), bound)
 
-    Args:
-      source: What the operator is made of.
-      linearize: Keep the residuals, or compute them at each product.
 
-    Returns:
-      An operator: callable, and a pytree.
-    """
+def make(source: Source, *, linearize: bool) -> Operator:
+    """Make an operator of its source: keep the residuals, or compute them at each product."""
     # Under a mapped axis nothing is compiled here: the axis is bound outside.
     mapped = source.axis.value is not None
     linearization = None
     if linearize:
         linearization = _linearize(source) if mapped else _jitted_linearize(source)
-    return Partial(multiply if mapped else jitted_multiply, source, linearization)
-
-
-def source_of(operator: Any) -> tuple[Source, bool] | None:
-    """Return what an operator was made of and whether it was linearised; None for any other callable.
-
-    Args:
-      operator: Any callable.
-
-    Returns:
-      Its source and True if a linearisation is stored, or None.
-    """
-    if isinstance(operator, Partial) and operator.func in (multiply, jitted_multiply):
-        source, linearization = operator.args
-        return source, linearization is not None
-    return None
+    return Operator(source, (linearization,), multiply if mapped else _jitted_multiply)
 
 
 def multiply(source: Source, linearization: Linearization | None, vector: Params) -> Params:
-    """Multiply; the function of every operator that ``make`` makes.
-
-    With a mapped axis each device multiplies by what its own examples make, and one collective averages.
-
-    Args:
-      source: What the operator is made of.
-      linearization: Its residuals, or None.
-      vector: A pytree like the params.
-
-    Returns:
-      A pytree like the params.
-
-    Raises:
-      ValueError: If ``vector`` does not look like the params.
-      TypeError: If a ``custom_vjp`` blocks forward mode.
-    """
+    """Multiply; with a mapped axis each device by what its own examples make, and one collective averages."""
     trees.check_like(vector, source.params, "vector", "params", dtypes=True)
     if linearization is None:
         closed = _stage(source.maps.value.product, source)
@@ -105,21 +97,13 @@ def multiply(source: Source, linearization: Linearization | None, vector: Params
     axis = source.axis.value
     leaves = jaxpr_as_fun(closed)(*jax.tree.leaves(collectives.own(vector, axis)))
     product = jax.tree.unflatten(jax.tree.structure(source.params), leaves)
-    weight = (
-        None if axis is None or source.weight is None else batch_axis.total_weight(source.weight, source.batch)
-    )
-    return collectives.weighted_mean(product, weight, axis)
+    if axis is None or source.weight is None:
+        return collectives.pmean(product, axis)
+    return collectives.weighted_mean(product, batch_axis.total_weight(source.weight, source.batch), axis)
 
 
 def residual_bytes(source: Source) -> int:
-    """Return the size of the residuals that a linearisation would keep, without computing anything.
-
-    Args:
-      source: What the operator is made of.
-
-    Returns:
-      Bytes, those of params and batch included where the map needs them.
-    """
+    """Return the size of the residuals that a linearisation would keep, without computing anything."""
     shapes = _jitted_linearize.eval_shape(source)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes.residuals))
 
@@ -133,19 +117,11 @@ def _linearize(source: Source) -> Linearization:
 
 
 _jitted_linearize = programs.jit(_linearize)
-jitted_multiply = programs.jit(multiply)
+_jitted_multiply = programs.jit(multiply)
 
 
 def traceable(function: Callable[..., Any], *args: Any) -> bool:
-    """Tell whether a function that differentiates can be traced, and compiled then.
-
-    Args:
-      function: Of pytrees of arrays.
-      *args: Arrays, or their shapes and dtypes.
-
-    Returns:
-      False if tracing raises, or meets a ``custom_vjp`` in forward mode.
-    """
+    """Tell whether a function that differentiates can be traced, without a ``custom_vjp`` in forward mode."""
     try:
         return not _is_blocked(jax.make_jaxpr(function)(*args))
     except Exception:
@@ -188,10 +164,4 @@ def _trace(make_map: Callable[..., MatVec], source: Source) -> ClosedJaxpr:
 
 def _is_blocked(closed: ClosedJaxpr) -> bool:
     # JAX leaves this primitive where forward mode met a custom_vjp, and complains only when it is compiled.
-    return _holds(closed.jaxpr, "custom_lin")
-
-
-def _holds(jaxpr: Jaxpr, primitive: str) -> bool:
-    return any(eqn.primitive.name == primitive for eqn in jaxpr.eqns) or any(
-        _holds(inner, primitive) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn)
-    )
+    return any(eqn.primitive.name == "custom_lin" for eqn in equations(closed.jaxpr))

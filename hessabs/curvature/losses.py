@@ -11,36 +11,13 @@ from hessabs import explanations, trees
 
 
 def without_aux(function: Callable[..., Any], has_aux: bool) -> Partial:
-    """Make a loss or a model a pytree that returns its first result alone.
-
-    Args:
-      function: A callable.
-      has_aux: Whether it returns ``(result, aux)``; if not, all of what it returns is the result.
-
-    Returns:
-      A ``Partial`` that returns the result. Two of one function are one structure: nothing is compiled again.
-
-    Example:
-      >>> without_aux(lambda w, x: (w * x, "logs"), True)(2, 3)
-      6
-    """
+    """Make a loss or a model a pytree that returns its first result alone."""
     function = trees.as_partial(function)
     return Partial(_first, function) if has_aux else function
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of the caller; what a library of models raises is put into words that help.
-
-    Args:
-      function: A loss or a model.
-      *args: Its arguments.
-
-    Returns:
-      What it returns.
-
-    Raises:
-      ValueError: In the place of an error that ``hessabs.explanations.of_error`` knows.
-    """
+    """Call a function of the caller; what a library of models raises is put into words that help."""
     try:
         return function(*args)
     except Exception as error:
@@ -50,23 +27,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def scalar(loss_fn: Callable[..., Any], *args: Any) -> jax.Array:
-    """Call a loss and check that it returns one number.
-
-    Args:
-      loss_fn: A loss.
-      *args: Its arguments.
-
-    Returns:
-      The loss, a scalar.
-
-    Raises:
-      ValueError: If it is no scalar, with what to do; or as ``call``.
-
-    Example:
-      >>> scalar(lambda w: (jnp.sum(w), w), jnp.ones(2))  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-      ValueError: `loss_fn` must return a scalar, got a tuple of 2. If it returns (loss, aux), ...
-    """
+    """Call a loss and check that it returns one number."""
     loss = call(loss_fn, *args)
     if isinstance(loss, tuple | list):
         raise ValueError(

@@ -21,21 +21,7 @@ _ROWS = 64  # of a batch that are looked at, an even number
 
 
 def check_mean_over_rows(source: Source, batch: Any) -> str | None:
-    """Compare the loss of a batch with the mean of those of its halves, by rows.
-
-    Args:
-      source: What an operator is made of; nothing is compared where it has a weight of its own.
-      batch: One batch; one of a single row says nothing, nor does one whose values are traced.
-
-    Returns:
-      What is wrong and what to do, or None.
-
-    Example:
-      >>> from hessabs.curvature.operators import hessian_source
-      >>> total = hessian_source(lambda w, x: jnp.sum((w * x) ** 2), jnp.ones(()), None)
-      >>> check_mean_over_rows(total, jnp.ones(4))[:60]
-      'The loss of a batch is not the mean of those of its halves, '
-    """
+    """Compare the loss of a batch with the mean of those of its halves, by rows."""
     if source.weight is not None or trees.is_traced(source, batch):
         return None
     size = batch_axis.num_examples(batch)
@@ -65,18 +51,7 @@ def check_mean_over_rows(source: Source, batch: Any) -> str | None:
 
 
 def read(passes: Passes, source: Source) -> Iterator[Batch]:
-    """Read all batches, and warn the first time where the loss is not the mean over the rows of one.
-
-    Args:
-      passes: The batches.
-      source: What an operator over them is made of.
-
-    Yields:
-      The batches.
-
-    Raises:
-      ValueError: If there is none.
-    """
+    """Read all batches, and warn the first time where the loss is not the mean over the rows of one."""
     first, batch = True, None
     for batch in passes():
         if first:

@@ -15,16 +15,13 @@ from typing import Any, Literal
 
 import jax
 
-from hessabs import trees
-from hessabs.curvature.differences import check_step, difference
-from hessabs.curvature.linearization import LinearMaps, Source, make
+from hessabs.curvature.differences import difference
+from hessabs.curvature.linearization import LinearMaps, Modes, Source, Weight, make, make_source
 from hessabs.curvature.losses import scalar, without_aux
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
-from hessabs.typing import Batch, LossFn, MatVec, Params
+from hessabs.typing import Batch, LossFn, MatVec, Operator, Params
 
 Mode = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
-Weight = Callable[[Batch], Any] | None
-"""``weight(batch)``: what the mean of a loss is over, an array or its sum; None for the number of examples."""
 
 
 def hvp(
@@ -36,25 +33,17 @@ def hvp(
     has_aux: bool = False,
     axis_name: str | None = None,
 ) -> Params:
-    """Multiply the Hessian of a loss with a vector.
-
-    Computes ``(d^2 L / d params^2) vector`` by forward-over-reverse differentiation, about the cost of two
-    gradients.
+    """Multiply the Hessian of a loss with a vector, for about the cost of two gradients.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
-      params: A pytree of floating-point arrays.
-      batch: What the loss takes; with ``axis_name``, this device's equal share.
+      loss_fn, params, batch, has_aux, axis_name: As in ``hessian``.
       vector: A pytree like ``params``, in its dtypes; with ``axis_name``, the same on every device.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
-      axis_name: The mapped axis over which the batch is split, or None.
 
     Returns:
       A pytree like ``params``.
 
     Raises:
-      ValueError: If ``vector`` does not look like ``params``, a param is no floating-point array, or the loss
-        is no scalar.
+      ValueError: If ``vector`` does not look like ``params``, or as in ``hessian``.
       TypeError: If a ``custom_vjp`` in the loss blocks forward mode, with the modes of ``hessian`` that work.
 
     Example:
@@ -82,7 +71,7 @@ def hessian(
     has_aux: bool = False,
     axis_name: str | None = None,
     weight: Weight = None,
-) -> MatVec:
+) -> Operator:
     """Make the Hessian of a loss an operator: a callable that is also a pytree.
 
     The operator may be passed into a jitted function. As long as ``loss_fn`` is the same function (or a
@@ -124,10 +113,6 @@ def hessian(
       >>> jax.jit(lambda matvec, v: matvec(v))(operator, jnp.ones(2))
       Array([1., 4.], dtype=float32)
     """
-    if mode == "finite_difference" and linearize is True:
-        raise ValueError('`linearize=True` needs a derivative; with mode="finite_difference" leave it False.')
-    if mode == "finite_difference":
-        linearize = False
     source = hessian_source(
         loss_fn, params, batch, mode=mode, step=step, has_aux=has_aux, axis_name=axis_name, weight=weight
     )
@@ -140,43 +125,11 @@ def hessian_source(
     batch: Batch,
     *,
     mode: Mode = "forward_over_reverse",
-    step: float | None = None,
     has_aux: bool = False,
-    axis_name: str | None = None,
-    weight: Weight = None,
+    **options: Any,
 ) -> Source:
-    """Say what the Hessian of a loss is made of.
-
-    Args:
-      loss_fn: As in ``hessian``.
-      params: As in ``hessian``; checked.
-      batch: As in ``hessian``; None where batches are read later.
-      mode: As in ``hessian``.
-      step: As in ``hessian``.
-      has_aux: As in ``hessian``.
-      axis_name: As in ``hessian``.
-      weight: As in ``hessian``.
-
-    Returns:
-      What operators are made of.
-
-    Raises:
-      ValueError: If a param is no floating-point array, the mode is unknown, or the step not positive or of
-        another mode.
-    """
-    trees.check_floating(params, "params")
-    maps, axis = trees.Static(_maps(mode, step)), trees.Static(axis_name)
-    bound = None if weight is None else trees.as_partial(weight)
-    return Source(maps, (without_aux(loss_fn, has_aux),), params, batch, axis, bound)
-
-
-def _maps(mode: Mode, step: float | None) -> LinearMaps:
-    if mode not in (*_MAPS, "finite_difference"):
-        raise ValueError(f"`mode` must be one of {', '.join(_MAPS)}, finite_difference, got {mode!r}.")
-    check_step(mode, step)
-    if mode != "finite_difference":
-        return _MAPS[mode]
-    return LinearMaps(_differences(step), _differences(step))
+    """Say what the Hessian of a loss is made of, with the options of ``hessian``."""
+    return make_source(_MODES, (without_aux(loss_fn, has_aux),), params, batch, mode=mode, **options)
 
 
 def _gradient(functions: tuple[LossFn, ...], batch: Batch) -> Callable[[Params], Params]:
@@ -198,17 +151,18 @@ def _reverse(functions: tuple[LossFn, ...], params: Params, batch: Batch) -> Mat
     return lambda vector: transposed(vector)[0]
 
 
-@functools.cache  # one function for each step: operators of one step share their program
-def _differences(step: float | None) -> Callable[..., MatVec]:
+@functools.cache  # operators of one step share their program
+def _differences(step: float | None) -> LinearMaps:
     def product(functions: tuple[LossFn, ...], params: Params, batch: Batch) -> MatVec:
         return difference(_gradient(functions, batch), params, step)
 
-    return product
+    return LinearMaps(product, None)
 
 
-_DIFFERENCE = ('mode="finite_difference" of `hessian`', _differences(None))
-_REVERSE = ('mode="reverse_over_reverse" (exact) of `hessian`', _reverse)
-_MAPS = {
-    "forward_over_reverse": LinearMaps(_product, _linear, (_REVERSE, _DIFFERENCE)),
+_DIFFERENCE = ('mode="finite_difference" of `hessian`', _differences(None).product)
+_REVERSE_MODE = ('mode="reverse_over_reverse" (exact) of `hessian`', _reverse)
+_MODES: Modes = {
+    "forward_over_reverse": LinearMaps(_product, _linear, (_REVERSE_MODE, _DIFFERENCE)),
     "reverse_over_reverse": LinearMaps(_reverse, _reverse, (_DIFFERENCE,)),
+    "finite_difference": _differences,
 }

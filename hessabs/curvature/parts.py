@@ -10,62 +10,38 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from hessabs import batch_axis, loops, programs, trees
 from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
 from hessabs.curvature.means import check_mean_over_rows
-from hessabs.typing import MatVec, Params
+from hessabs.typing import Operator, Params
 
 Linearize = bool | Literal["auto"]
 MEMORY_BUDGET = 2**30
 """Bytes of residuals that ``linearize="auto"`` keeps: 1 GiB."""
 
 
-def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> MatVec:
-    """Make an operator of its source.
-
-    Args:
-      source: Its params are checked to be floating-point arrays.
-      linearize: Keep the residuals (True), compute them at each product (False), or ``"auto"``: keep them when
-        they fit the budget, and otherwise compute them for one part of the batch after another.
-      memory_budget: Bytes, for ``"auto"``.
-
-    Returns:
-      An operator: callable, and a pytree.
-
-    Raises:
-      ValueError: If a param is no floating-point array, ``linearize`` is unknown or the budget not positive; if
-        the batch must be split and the loss is not the mean over its rows, nor is a weight given.
-    """
+def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> Operator:
+    """Make an operator of its source, with ``linearize`` and ``memory_budget`` as in ``hessian``."""
     if linearize not in (True, False, "auto"):
         raise ValueError(f'`linearize` must be True, False or "auto", got {linearize!r}.')
     if not memory_budget > 0:
         raise ValueError(f"`memory_budget` must be positive, in bytes, got {memory_budget}.")
-    trees.check_floating(source.params, "params")
+    if source.maps.value.linear is None:
+        if linearize is True:
+            raise ValueError(
+                '`linearize=True` needs a derivative; with mode="finite_difference" leave it False.'
+            )
+        linearize = False
     if linearize == "auto" and residual_bytes(source) > memory_budget:
         if found := check_mean_over_rows(source, source.batch):
             raise ValueError(found)
-        return Partial(split_product, source, trees.Static(_examples_within(source, memory_budget)))
+        return Operator(source, (trees.Static(_examples_within(source, memory_budget)),), _multiply, "called")
     return make(source, linearize=bool(linearize))
 
 
-@loops.driven_by_python(traceable=True)
-def split_product(source: Source, size: trees.Static, vector: Params) -> Params:
-    """Multiply, one part of the batch after another, so that only the residuals of one part exist.
-
-    Args:
-      source: What the operator is made of; its functions are means over examples that do not influence each
-        other, by its weight.
-      size: Examples in a part; the last one may be smaller.
-      vector: A pytree like the params.
-
-    Returns:
-      A pytree like the params.
-
-    Raises:
-      ValueError: If ``vector`` does not look like the params.
-    """
+def _multiply(source: Source, size: trees.Static, vector: Params) -> Params:
+    # One part of the batch after another, so that only the residuals of one exist. The last may be smaller.
     if loops.choose(None, source, vector) == "device":
         return _jitted_split_product(source, size, vector)
     num_examples = batch_axis.num_examples(source.batch)
@@ -78,28 +54,15 @@ def split_product(source: Source, size: trees.Static, vector: Params) -> Params:
 
 
 def zeros(vector: Params) -> Params:
-    """Begin a sum of products.
-
-    Args:
-      vector: A pytree of floating-point arrays.
-
-    Returns:
-      Zeros of its shapes, in at least float32, on its devices.
-    """
+    """Begin a sum of products: zeros like a vector, in at least float32, on its devices."""
     # A product with zero keeps the sharding, on meshes with explicit axes too.
     return jax.tree.map(lambda x: trees.upcast(x) * 0, vector)
 
 
 def weighted_product(source: Source, vector: Params) -> tuple[Params, jax.Array]:
-    """Multiply with what one part makes, by its weight.
+    """Multiply with what the batch of a source makes, times its weight, and return the weight.
 
-    Args:
-      source: Its batch is the part.
-      vector: A pytree like the params.
-
-    Returns:
-      The product times the weight, in at least float32, and 0 where the weight is 0, whatever the product; and
-      the weight, a scalar in at least float32.
+    The product is 0 where the weight is, whatever it was.
     """
     weight = batch_axis.total_weight(source.weight, source.batch)
     product = jax.tree.map(trees.upcast, multiply(source, None, vector))
@@ -107,33 +70,14 @@ def weighted_product(source: Source, vector: Params) -> tuple[Params, jax.Array]
 
 
 def add(source: Source, vector: Params, total: Params, weights: jax.Array) -> tuple[Params, jax.Array]:
-    """Add a part to a sum of products and its weight to the sum of weights.
-
-    Args:
-      source: Its batch is the part.
-      vector: A pytree like the params.
-      total: The sum so far.
-      weights: The sum of weights so far.
-
-    Returns:
-      Both sums.
-    """
+    """Add the batch of a source to a sum of products and its weight to the sum of weights."""
     product, weight = weighted_product(source, vector)
     return jax.tree.map(jnp.add, total, product), weights + weight
 
 
 @programs.jit
 def finish(total: Params, weights: Any, like: Params) -> Params:
-    """Divide a sum of products by the sum of weights.
-
-    Args:
-      total: The sum of products.
-      weights: The sum of weights.
-      like: A pytree of the dtypes to return.
-
-    Returns:
-      The mean, like ``like``.
-    """
+    """Divide a sum of products by the sum of weights, in the dtypes of a vector."""
     return jax.tree.map(lambda t, x: (t / weights).astype(x.dtype), total, like)
 
 

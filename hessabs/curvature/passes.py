@@ -8,50 +8,25 @@ from hessabs.typing import Batch
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 """An iterable of batches, or a function without arguments that returns one."""
 
+_EMPTY = "The data set is empty: iterating over `batches` gave no batch."
+
 
 def one_pass(batches: Batches) -> Iterator[Batch]:
-    """Read batches once.
-
-    Args:
-      batches: An iterable, an iterator too, or a function that returns one.
-
-    Yields:
-      The batches.
-
-    Raises:
-      ValueError: If ``batches`` is something else, or there is none.
-
-    Example:
-      >>> list(one_pass(lambda: iter([1, 2])))
-      [1, 2]
-    """
+    """Read batches once; an iterator will do."""
     _check(batches)
     empty = True
     for batch in _open(batches):
         empty = False
         yield batch
     if empty:
-        raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
+        raise ValueError(_EMPTY)
 
 
 class Passes:
     """Batches that are read again and again; ``passes()`` starts one more pass.
 
-    A class, against the house rule: it remembers that there were batches, and so knows that a later pass
-    without any is the second one over what can be read only once; and whether a loss was ``checked`` on them.
-
-    Args:
-      batches: An iterable that starts anew, a list or a loader, or a function that opens it
-        (``lambda: iter(loader)``).
-
-    Raises:
-      ValueError: If ``batches`` is an iterator, which can be read only once, or something else. At a pass: if
-        there is no batch.
-
-    Example:
-      >>> passes = Passes([1, 2])
-      >>> list(passes()), list(passes())
-      ([1, 2], [1, 2])
+    It remembers that there were batches, and so knows that a later pass without any is the second one over what
+    can be read only once; and whether a loss was ``checked`` on them.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -68,12 +43,11 @@ class Passes:
             empty = False
             self._read = True
             yield batch
-        if empty and self._read:
-            raise ValueError(
-                _only_once(type(self._batches).__name__, "gave batches in one pass and none in the next")
-            )
         if empty:
-            raise ValueError("The data set is empty: iterating over `batches` gave no batch.")
+            kind = type(self._batches).__name__
+            raise ValueError(
+                _only_once(kind, "gave batches in one pass and none in the next") if self._read else _EMPTY
+            )
 
 
 def _only_once(kind: str, what: str = "can be read only once") -> str:

@@ -38,9 +38,8 @@ def draw_density(
 
     Args:
       density: From ``hessabs.curvature.spectral_density``.
-      path: The file to write; its suffix says the format.
+      path, title: As in ``draw_landscape``.
       width: As in ``evaluate_density``; None for a hundredth of the range of the nodes.
-      title: Above the picture.
     """
     low, high = float(np.nanmin(density.nodes)), float(np.nanmax(density.nodes))
     width = width or max((high - low) / 100, 1e-12)
@@ -59,8 +58,7 @@ def draw_spectra(spectra: dict[str, np.ndarray], path: str | Path, *, title: str
 
     Args:
       spectra: Eigenvalues, descending, by name.
-      path: The file to write; its suffix says the format.
-      title: Above the picture.
+      path, title: As in ``draw_landscape``.
     """
     figure, axes = _figure(title)
     for name, values in spectra.items():

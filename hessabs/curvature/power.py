@@ -39,24 +39,21 @@ def power_iteration(
     not finite ends the loop at once and shows in the eigenvalue and the residual.
 
     Args:
-      matvec: The operator, from a pytree to a pytree of the same structure. One that is a
-        ``jax.tree_util.Partial`` (as ``hessian`` makes it) is compiled together with the iteration, once for
-        all params of the same shapes; any other callable is called as it is.
+      matvec: The operator, from a pytree to a pytree of the same structure. One that is a pytree itself (of
+        ``hessian``, or a ``jax.tree_util.Partial``) is compiled together with the iteration, once for all
+        params of the same shapes; any other callable is called as it is.
       v0: Start vector, a pytree of floating-point arrays, of any norm. The eigenvector of an earlier call is
         the best one.
       max_iters: Largest number of products, at least 1.
       rtol: Stop when the relative residual is at most this. Then an eigenvalue lies within
         ``rtol * |eigenvalue|`` of the one returned.
-      loop: ``"host"`` (Python drives one jitted iteration), ``"device"`` (one compiled loop), or None to choose
-        by backend and by whether the call is being traced; see ``hessabs.loops``.
+      loop: Where it runs; see ``hessabs.loops``.
 
     Returns:
-      A ``PowerIterationResult``. Its ``eigenvector`` is the vector that the eigenvalue and the residual belong
-      to.
+      A ``PowerIterationResult``; eigenvalue and residual are those of its ``eigenvector``.
 
     Raises:
-      ValueError: If ``max_iters`` is below 1, ``rtol`` negative or NaN, ``loop`` unknown, or the product has
-        another structure than ``v0``.
+      ValueError: If a number is out of range, or the product has another structure than ``v0``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,10 +70,10 @@ def power_iteration(
     if not rtol >= 0:
         raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
     chosen = loops.choose(loop, matvec, v0)
-    operator = loops.is_compiled(matvec)
+    compiled = loops.is_compiled(matvec)
     if chosen == "host":
-        step: Callable[..., _State] = _jitted_step if operator else _step_outside_jit
-        state = _jitted_init(v0)
+        step: Callable[..., _State] = _jitted_step if compiled else _step
+        state = _init(v0)
         # Reading the flag waits for the product, which the next one needs anyway; what it buys is every
         # product after convergence.
         for _ in range(max_iters):
@@ -90,7 +87,7 @@ def power_iteration(
         # The operator closes over somebody's tracers, which only its product shows: Python cannot drive.
         if loop == "host":
             loops.choose("host", state)
-    elif operator and not trees.is_traced(matvec, v0):
+    elif compiled and not trees.is_traced(matvec, v0):
         return _jitted_device_loop(matvec, v0, max_iters, rtol)
     return _device_loop(matvec, v0, max_iters, rtol)
 
@@ -104,12 +101,19 @@ class _State(NamedTuple):
     done: jax.Array
 
 
+@jax.jit
 def _init(v0: Params) -> _State:
     unit, norm = trees.normalize(v0)
     zero = jnp.zeros_like(norm)
     return _State(unit, unit, zero, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
 
+@jax.jit
+def _direction(product: Params) -> Params:
+    return trees.normalize(product)[0]
+
+
+@jax.jit
 def _advance(state: _State, vector: Params, product: Params, rtol: Any) -> _State:
     product = jax.tree.map(lambda w, v: w.astype(v.dtype), product, vector)
     eigenvalue = trees.vdot(vector, product)
@@ -121,23 +125,11 @@ def _advance(state: _State, vector: Params, product: Params, rtol: Any) -> _Stat
 
 
 def _step(matvec: MatVec, state: _State, rtol: Any) -> _State:
-    vector, _ = trees.normalize(state.product)
+    # What is beside the product is compiled, also where the operator is not.
+    vector = _direction(state.product)
     product = matvec(vector)
     trees.check_like(product, vector, "matvec(v0)", "v0")
     return _advance(state, vector, product, rtol)
-
-
-_jitted_init = jax.jit(_init)
-_jitted_step = programs.jit(_step)
-_jitted_direction = jax.jit(lambda product: trees.normalize(product)[0])
-_jitted_advance = jax.jit(_advance)
-
-
-def _step_outside_jit(matvec: MatVec, state: _State, rtol: float) -> _State:
-    vector = _jitted_direction(state.product)
-    product = matvec(vector)
-    trees.check_like(product, vector, "matvec(v0)", "v0")
-    return _jitted_advance(state, vector, product, rtol)
 
 
 def _device_loop(matvec: MatVec, v0: Params, max_iters: Any, rtol: Any) -> PowerIterationResult:
@@ -149,6 +141,7 @@ def _device_loop(matvec: MatVec, v0: Params, max_iters: Any, rtol: Any) -> Power
     return _result(state, rtol)
 
 
+_jitted_step = programs.jit(_step)
 _jitted_device_loop = programs.jit(_device_loop)
 
 

@@ -19,18 +19,6 @@ def full_precision(function: F) -> F:
     The products of the derivatives that are taken inside the function inherit it. Where the user has set a
     precision (``jax.default_matmul_precision`` or ``JAX_DEFAULT_MATMUL_PRECISION``), that one holds. CPUs know
     no other precision: nothing changes there.
-
-    Args:
-      function: Any function that is traced, or that computes on arrays.
-
-    Returns:
-      A function of the same arguments.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> with jax.default_matmul_precision("tensorfloat32"):  # what the user asks for
-      ...     print(full_precision(jnp.dot)(jnp.ones(2), jnp.ones(2)))
-      2.0
     """
 
     @functools.wraps(function)

@@ -13,25 +13,8 @@ from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov
 
 
-def is_set_apart(state: krylov.KrylovState) -> bool:
-    """Tell whether the process goes on apart from rows that wait.
-
-    Args:
-      state: A state outside of a trace.
-    """
-    return int(state.waiting[1]) > 0
-
-
 def set_apart(state: krylov.KrylovState, vector: Any) -> krylov.KrylovState:
-    """Let the rows that are not multiplied wait, and go on from another vector in the complement of the others.
-
-    Args:
-      state: A state with at least one row multiplied; its arrays are used up.
-      vector: A row.
-
-    Returns:
-      The new state, its first row to multiply what is left of the vector; ``rejoin`` takes the others in again.
-    """
+    """Let the rows that are not multiplied wait, and go on from a vector in the complement of the others."""
     waiting = (int(state.multiplied), int(state.built))
     state, _ = krylov.append(state._replace(waiting=waiting, multiplied=waiting[1]), vector)
     return state
@@ -40,15 +23,11 @@ def set_apart(state: krylov.KrylovState, vector: Any) -> krylov.KrylovState:
 def rejoin(state: krylov.KrylovState) -> krylov.KrylovState:
     """Bring what waits to the end of the basis, orthogonal to all that was built since.
 
-    Args:
-      state: From ``set_apart`` and ``expand``, with room for the rows that wait; its arrays are used up.
-
-    Returns:
-      The new state, in which the old places of those rows are void: drop them with ``recombine``.
+    The old places of those rows are void then: drop them with ``recombine``.
     """
-    first, after = (int(i) for i in state.waiting)
+    first = int(state.waiting[0])
     projected = np.array(state.projected, np.float64)
-    for i in range(first, after):
+    for i in range(first, int(state.waiting[1])):
         # Products of the rows before lie in this direction, hence in those that it is made of now.
         state, coefficients = krylov.append(state, bases.row(state.basis, i))
         projected[:, :first] += np.outer(np.asarray(coefficients, np.float64), projected[i, :first])
@@ -56,30 +35,14 @@ def rejoin(state: krylov.KrylovState) -> krylov.KrylovState:
     return state._replace(projected=_like(projected, state))
 
 
-def multiplied_rows(state: krylov.KrylovState) -> np.ndarray:
-    """Return the indices of the rows that were multiplied.
-
-    Args:
-      state: A state outside of a trace.
-    """
-    first, after = (int(i) for i in state.waiting)
-    return np.r_[0:first, after : int(state.multiplied)]
-
-
 def recombine(state: krylov.KrylovState, coefficients: np.ndarray, spare: int) -> krylov.KrylovState:
     """Restart: keep combinations of the rows that were multiplied, and the rows that are not.
 
-    Args:
-      state: A state whose waiting rows have rejoined; its arrays are used up.
-      coefficients: Shape (multiplied, kept), orthonormal columns.
-      spare: Rows that must be free in the new basis: it is as large as the old one, or larger if need be.
-
-    Returns:
-      The new state; nothing waits in it.
+    The basis stays as large as it is, or grows until ``spare`` rows are free. Nothing waits in the new state.
     """
-    count, built, kept = int(state.multiplied), int(state.built), coefficients.shape[1]
-    end = kept + built - count
-    num_rows = max(bases.measure(state.basis)[0], end + spare)
+    now, kept = krylov.standing(state), coefficients.shape[1]
+    count, built, end = now.multiplied, now.built, kept + now.built - now.multiplied
+    num_rows = max(now.num_rows, end + spare)
     columns = np.array(state.projected, np.float64)
     projected = np.zeros((num_rows, num_rows))
     projected[:kept, :kept] = coefficients.T @ columns[:count, :count] @ coefficients

@@ -8,24 +8,12 @@ import numpy as np
 
 from hessabs import trees
 from hessabs.curvature import basis as bases
-from hessabs.curvature import krylov, restart
+from hessabs.curvature import krylov
 from hessabs.typing import MatVec
 
 
 def take_up(state: krylov.KrylovState, like: Any, num_rows: int) -> krylov.KrylovState:
-    """Copy a saved state to where the rows of this call lie; the process uses its arrays up.
-
-    Args:
-      state: Of an earlier call, or its arrays as NumPy's.
-      like: A row.
-      num_rows: Rows of the basis, at the least.
-
-    Returns:
-      The copy.
-
-    Raises:
-      ValueError: If the basis has another shape.
-    """
+    """Copy a saved state, or its arrays as NumPy's, to where the rows of this call lie."""
     got, want = state.basis, bases.zeros(like, num_rows)
     # More rows than asked for are those that a check has added.
     if _shapes(bases.first_rows(got, num_rows)) != _shapes(want):
@@ -33,35 +21,20 @@ def take_up(state: krylov.KrylovState, like: Any, num_rows: int) -> krylov.Krylo
             f"`state` has a basis of shape {_shapes(got)}, but this call needs {_shapes(want)} (num_vectors + "
             "block_size, size of v0); use the arguments of the call that saved it."
         )
+    now = krylov.standing(state)
+    projected: Any = np.array(state.projected, np.float64)
     if isinstance(want, np.ndarray):
-        basis, dtype = np.array(got), np.dtype(np.float64)
+        basis = np.array(got)
     else:
         basis = jax.tree.map(lambda x, y: jnp.copy(jax.device_put(x, y.sharding)), got, want)
-        dtype = bases.measure(basis)[2]
-    projected = np.array(state.projected, dtype)
-    return krylov.KrylovState(
-        basis,
-        projected if isinstance(want, np.ndarray) else jnp.asarray(projected),
-        int(state.multiplied),
-        int(state.built),
-        bool(state.finite),
-        int(state.num_matvecs),
-        (int(state.waiting[0]), int(state.waiting[1])),
-    )
+        projected = jnp.asarray(projected, bases.measure(basis)[2])
+    waiting = (now.first, now.after)
+    return krylov.KrylovState(basis, projected, now.multiplied, now.built, now.finite, now.num_matvecs, waiting)
 
 
 def check_operator(matvec: MatVec, form: trees.Static, state: krylov.KrylovState) -> None:
-    """Multiply one row again, the one with the largest product, and compare.
-
-    Args:
-      matvec: The operator.
-      form: From ``basis.layout``.
-      state: From ``take_up``.
-
-    Raises:
-      ValueError: If the product is not what the state says.
-    """
-    rows = restart.multiplied_rows(state)
+    """Multiply one row again, the one with the largest product, and compare."""
+    rows = krylov.standing(state).rows
     if not rows.size or not state.finite:
         return
     columns = np.asarray(state.projected, np.float64)[: state.built]

@@ -8,7 +8,7 @@ import numpy as np
 from hessabs.curvature import basis, krylov
 
 Which = Literal["LA", "SA", "LM", "BE"]
-Verdict = Literal["open", "clean", "missed"]
+Step = Literal["go on", "restart", "widen", "check", "believe", "give up"]
 _DOUBT = 0.05  # largest probability of a miss at which a gap counts as shown
 _LEAST_CHECK = 4  # products of a check that shows nothing sooner
 
@@ -19,6 +19,8 @@ class Wanted(NamedTuple):
     which: Which
     k: int
     rtol: float
+    num_vectors: int  # rows of the basis besides a block
+    max_matvecs: int
 
 
 class Ritz(NamedTuple):
@@ -31,16 +33,7 @@ class Ritz(NamedTuple):
 
 
 def solve(state: krylov.KrylovState, wanted: Wanted, rows: np.ndarray) -> Ritz:
-    """Solve the projected problem.
-
-    Args:
-      state: From the Krylov process.
-      wanted: Which pairs.
-      rows: Indices of multiplied rows: the space.
-
-    Returns:
-      The pairs, fewer than wanted if there are fewer rows; none if a number is not finite.
-    """
+    """Solve the problem projected on some rows that were multiplied; no pairs if a number is not finite."""
     count = int(state.multiplied)
     columns = np.asarray(state.projected, np.float64)[:, rows]
     if not rows.size or not np.isfinite(columns).all():
@@ -57,58 +50,42 @@ def solve(state: krylov.KrylovState, wanted: Wanted, rows: np.ndarray) -> Ritz:
 
 
 def tolerance(values: np.ndarray, ritz: Ritz, wanted: Wanted) -> np.ndarray:
-    """Return the largest residuals, or differences, that are as good as none.
-
-    Args:
-      values: Eigenvalues.
-      ritz: For its floor.
-      wanted: For its ``rtol``.
-    """
+    """Return the largest residuals of eigenvalues, or differences between them, that are as good as none."""
     return np.maximum(wanted.rtol * np.abs(values), ritz.floor)
 
 
-def judge(state: krylov.KrylovState, ritz: Ritz, wanted: Wanted, room: int) -> Verdict:
+def judge(state: krylov.KrylovState, ritz: Ritz, wanted: Wanted) -> Step:
     """Say what a check has shown so far: a Lanczos process from a random vector orthogonal to what was found.
 
-    Its extreme Ritz values tell of what was missed. After m
-    products the top one lies within ``(log(1.648 sqrt(n) / doubt) / (2 m - 1))^2`` of the spread from the
-    largest eigenvalue, but for the given probability (Kuczynski and Wozniakowski 1992, theorem 4.1).
+    Its extreme Ritz values tell of what was missed. After m products the top one lies within
+    ``(log(1.648 sqrt(n) / doubt) / (2 m - 1))^2`` of the spread from the largest eigenvalue, but for the given
+    probability (Kuczynski and Wozniakowski 1992, theorem 4.1).
 
-    Args:
-      state: The Krylov process, set apart.
-      ritz: The pairs that the check began with, k of them.
-      wanted: Which pairs.
-      room: How many more rows the basis has room for.
-
-    Returns:
-      ``"missed"``: an eigenvalue lies beyond the last wanted one, and the vectors of all such have converged,
-        or cannot within the room.
-      ``"clean"``: none does, which the bound shows, or a Ritz vector that converged to another; or the products
-        of the check are used up, half as many as there were before.
-      ``"open"``: go on.
+    ``"restart"``: an eigenvalue lies beyond the last wanted one, and the vectors of all such have converged, or
+    cannot within the room. ``"believe"``: none does, which the bound shows, or a Ritz vector that converged to
+    another; or the products of the check are used up, half as many as there were before.
     """
-    _, after = (int(i) for i in state.waiting)
-    count, built = int(state.multiplied), int(state.built)
+    now = krylov.standing(state)
+    count, built, after = now.multiplied, now.built, now.after
     number = count - after
     if number == 0:
-        return "clean" if count == built else "open"
+        return "believe" if count == built else "go on"
     columns = np.asarray(state.projected, np.float64)[after:built, after:count]
     values, vectors = np.linalg.eigh((columns[:number] + columns[:number].T) / 2)
     residuals = np.linalg.norm(columns[number:] @ vectors, axis=0)
     small = residuals <= tolerance(values, ritz, wanted)
-    _, size, _ = basis.measure(state.basis)
-    share = (math.log(1.648 * math.sqrt(size) / _DOUBT) / (2 * number - 1)) ** 2
+    share = (math.log(1.648 * math.sqrt(now.size) / _DOUBT) / (2 * number - 1)) ** 2
     beyond, shown = np.zeros(number, bool), True
     for sign, edge in _edges(ritz.values, wanted.which):
         limit, signed = edge + float(tolerance(np.array(edge), ritz, wanted)), sign * values
         beyond |= signed > limit
         proven = share < 1 and limit - signed.max() >= share * (limit - signed.min())
         shown &= bool(small[signed.argmax()]) or proven
-    last = room <= 0 or count == built
+    last = now.room <= 0 or count == built
     if beyond.any():
-        return "missed" if last or small[beyond].all() else "open"
-    used = number >= max(_LEAST_CHECK, (int(state.num_matvecs) - number) // 2)
-    return "clean" if shown or last or used else "open"
+        return "restart" if last or small[beyond].all() else "go on"
+    used = number >= max(_LEAST_CHECK, (now.num_matvecs - number) // 2)
+    return "believe" if shown or last or used else "go on"
 
 
 def _edges(values: np.ndarray, which: Which) -> list[tuple[int, float]]:

@@ -2,43 +2,35 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
 
 from hessabs import batch_axis, loops, programs, trees
 from hessabs.curvature import parts
 from hessabs.curvature.linearization import Source
 from hessabs.curvature.means import read
-from hessabs.typing import Batch, Params
+from hessabs.curvature.passes import Batches, Passes
+from hessabs.typing import Batch, Operator, Params
 
 
-@loops.driven_by_python(traceable=False)
-def stream_product(
+def dataset_operator(
+    source: Source, batches: Batches, mesh: Mesh | None, progress: Callable[[int], Any] | None
+) -> Operator:
+    """Make an operator that reads all batches at each product."""
+    rest = (trees.Static(Passes(batches)), trees.Static(mesh), trees.Static(progress))
+    return Operator(source, rest, _multiply, "in Python")
+
+
+def _multiply(
     source: Source, passes: trees.Static, mesh: trees.Static, progress: trees.Static, vector: Params
 ) -> Params:
-    """Multiply, reading all batches; the function of the operators over a data set.
-
-    Args:
-      source: What the operator is made of; its batch is None.
-      passes: ``Passes`` over the batches.
-      mesh: A ``jax.sharding.Mesh``, or None.
-      progress: Called with the number of examples of each batch, or None.
-      vector: A pytree like the params.
-
-    Returns:
-      A pytree like the params.
-
-    Raises:
-      ValueError: If the data set is empty or weighs nothing, ``vector`` does not look like the params, or the
-        call is traced.
-    """
-    loops.choose(None, Partial(stream_product), vector)
+    if trees.is_traced(vector):
+        raise ValueError(loops.READS_IN_PYTHON)
     trees.check_like(vector, source.params, "vector", "params", dtypes=True)
     # One collective ends a product of params that every device has; XLA places those of sharded params.
     on_each = mesh.value is not None and not _is_sharded(vector)
@@ -62,17 +54,7 @@ def stream_product(
 
 
 def check_total_weight(weight: float) -> float:
-    """Raise unless the weights of all batches together are a positive number.
-
-    Args:
-      weight: Their sum.
-
-    Returns:
-      The sum.
-
-    Raises:
-      ValueError: If it is not positive and finite.
-    """
+    """Return the weights of all batches together, which must be a positive number."""
     if not 0 < weight < float("inf"):
         raise ValueError(f"The weights of all batches must sum to a positive number, got {weight}.")
     return weight

@@ -41,14 +41,13 @@ def trace(
     """Estimate the trace of a symmetric operator.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
+      matvec, loop: As in ``power_iteration``.
       like: A pytree of the structure of its vectors.
       key: A random key.
       num_matvecs: Number of products: at least 2, and at least 6 for ``"hutch++"``.
       method: ``"hutchinson"``, or ``"hutch++"``, which spends a third of the products on a basis of the range,
         takes the trace there exactly and estimates only the rest: better when few eigenvalues dominate. It
         keeps that many vectors in memory.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of scalars; infinite or NaN products show in it.
@@ -109,11 +108,8 @@ def diagonal(
     """Estimate the diagonal of a symmetric operator as the mean of ``z * (A z)``.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
-      like: A pytree of the structure of its vectors.
-      key: A random key.
+      matvec, like, key, loop: As in ``trace``.
       num_matvecs: Number of products, at least 2.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of pytrees like ``like``, in at least float32.
@@ -143,11 +139,8 @@ def frobenius_norm(
     """Estimate the Frobenius norm of an operator, from ``E ||A z||^2 = ||A||_F^2``.
 
     Args:
-      matvec: The operator; see ``power_iteration``.
-      like: A pytree of the structure of its vectors.
-      key: A random key.
+      matvec, like, key, loop: As in ``trace``.
       num_matvecs: Number of products, at least 2.
-      loop: ``"host"``, ``"device"`` or None; see ``hessabs.loops``.
 
     Returns:
       An ``Estimate`` of scalars; the standard error is that of the square, to first order.
@@ -187,13 +180,9 @@ def _estimate(
     moments = _Moments(zero, zero, jnp.zeros((), jnp.int32))
     name = trees.Static(statistic)
     if loops.choose(loop, matvec, like, key) == "host":
-        compiled, ahead = loops.is_compiled(matvec), deque[Any]()
+        sample, ahead = _jitted_sample if loops.is_compiled(matvec) else _sample, deque[Any]()
         for one in keys:
-            if compiled:
-                moments = _jitted_sample(name, matvec, like, one, moments)
-            else:
-                probe = _rademacher(one, like)
-                moments = _jitted_update(name, probe, matvec(probe), moments)
+            moments = sample(name, matvec, like, one, moments)
             loops.keep_pace(ahead, moments.mean)
     else:
         moments = jax.lax.fori_loop(
@@ -209,6 +198,7 @@ def _sample(name: trees.Static, matvec: MatVec, like: Params, key: jax.Array, mo
     return _update(name, probe, matvec(probe), moments)
 
 
+@jax.jit
 def _update(name: trees.Static, probe: Params, product: Params, moments: _Moments) -> _Moments:
     trees.check_like(product, probe, "matvec(like)", "like")
     sample, count = name.value(probe, product), moments.number + 1
@@ -225,7 +215,6 @@ def _rademacher(key: jax.Array, like: Params) -> Params:
 
 
 _jitted_sample = programs.jit(_sample)
-_jitted_update = jax.jit(_update)
 
 
 def _quadratic(probe: Params, product: Params) -> jax.Array:

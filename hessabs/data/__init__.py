@@ -1,19 +1,18 @@
 """Data: where the examples come from, and in which order a training run sees them."""
 
 from hessabs.data.augment import AUGMENTATIONS, crop_flip
-from hessabs.data.encoded import Column
-from hessabs.data.folders import DatasetNotFoundError
-from hessabs.data.gather import Gather
+from hessabs.data.datasets import Dataset, check_images, load
+from hessabs.data.images import read_image
 from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch
-from hessabs.data.pipeline import encoded_reader
-from hessabs.data.source import Source, as_source
-from hessabs.data.sources import Dataset, check_images, load
+from hessabs.data.source import Arrays, Source, as_source, fingerprint, in_memory, subset
 from hessabs.data.split import hold_out
-from hessabs.data.stream import eval_batches, micro_batches, reader
+from hessabs.data.stream import Gather, eval_batches, micro_batches, reader
+from hessabs.data.tokens import token_source
+from hessabs.data.versions import DatasetNotFoundError
 
 __all__ = [
     "AUGMENTATIONS",
-    "Column",
+    "Arrays",
     "Dataset",
     "DatasetNotFoundError",
     "Gather",
@@ -23,12 +22,16 @@ __all__ = [
     "as_source",
     "check_images",
     "crop_flip",
-    "encoded_reader",
     "epoch_order",
     "eval_batches",
+    "fingerprint",
     "hold_out",
+    "in_memory",
     "load",
     "micro_batches",
     "micro_batches_per_epoch",
+    "read_image",
     "reader",
+    "subset",
+    "token_source",
 ]

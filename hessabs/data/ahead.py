@@ -1,4 +1,4 @@
-"""The rows of each batch that one of several processes reads from disk: decoded ahead, and nothing besides.
+"""The rows of each batch that this process reads from a source on disk: read ahead, and nothing besides.
 
 Which rows of a batch belong to a process may depend on how many micro-batches are read at once (with batch norm
 each device has micro-batches of its own, once there are enough). So each example is a task of its own, ordered
@@ -7,64 +7,45 @@ as soon as it is likely to be needed; what turns out not to be is called off.
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
-from hessabs.data.encoded import Records
+from hessabs.data.order import Rows
+from hessabs.data.source import Source
 
 _THREADS = 4
 
 
-class Rows(NamedTuple):
-    """Some examples of an epoch."""
-
-    epoch: int
-    places: np.ndarray  # (rows,), int64: in the order of the epoch, which they may pass beyond
-    examples: np.ndarray  # (rows,), int64: the examples there
-    bits: np.ndarray  # (rows,), 64 random bits of each example
-
-
-def decode_ahead(
-    records: Records,
-    rows_of: Callable[[int, int], Rows],
-    augmentation: str,
-    num_workers: int,
-    per_epoch: int,
-) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
-    """Decode the rows of one process.
-
-    Args:
-        records: The split.
-        rows_of: ``rows_of(number, count)``: the rows of this process of so many micro-batches.
-        augmentation: As for ``Records.decode``.
-        num_workers: Processes that decode; 0 for threads of this one.
-        per_epoch: The number of micro-batches in an epoch.
-
-    Returns:
-        ``take(number, count) -> (images (rows, size, size, C), labels (rows,))``.
+def read_ahead(
+    source: Source, rows_of: Callable[[int, int], Rows], crops: bool, num_workers: int, per_epoch: int
+) -> Callable[[int, int], dict[str, Any]]:
+    """Make ``take(number, count)``, which reads the rows of so many micro-batches by worker processes, or by
+    threads if there are none of these; images are cropped at random if ``crops``.
     """
     pool: Executor | None = None
-    ordered: dict[tuple[int, int], Future[tuple[np.ndarray, int]]] = {}
+    ordered: dict[tuple[int, int], Future[dict[str, Any]]] = {}
     after: dict[int, int] = {}  # how many were read at once after so many
     last = 0
 
     def order(rows: Rows) -> list[tuple[int, int]]:
         nonlocal pool
         if pool is None:  # the workers start with the first batch, not before
-            pool = _workers(records, num_workers) if num_workers else ThreadPoolExecutor(_THREADS)
+            pool = _workers(source, num_workers) if num_workers else ThreadPoolExecutor(_THREADS)
         keys = [(rows.epoch, place) for place in rows.places.tolist()]
-        for key, example, bits in zip(keys, rows.examples.tolist(), rows.bits.tolist(), strict=True):
+        for i, key in enumerate(keys):
             if key not in ordered:
-                call: Callable[..., Any] = _decode if num_workers else records.decode
-                ordered[key] = pool.submit(call, example, augmentation=augmentation, bits=bits)
+                arguments = [rows.examples[i : i + 1], *([rows.bits[i : i + 1]] if crops else [])]
+                ordered[key] = pool.submit(_read, None if num_workers else source, *arguments)
         return keys
 
-    def take(number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def take(number: int, count: int) -> dict[str, Any]:
         nonlocal last
         after[last], last = count, count
         now = order(rows_of(number, count))
@@ -74,27 +55,34 @@ def decode_ahead(
             # What has begun may still be of use, unless its batch is over.
             if ordered[key].cancel() or key <= max(now):
                 del ordered[key]
-        decoded = [ordered[key].result() for key in now]
+        parts = [ordered[key].result() for key in now]
         for key in now:
             del ordered[key]
-        return np.stack([image for image, _ in decoded]), np.array([label for _, label in decoded], np.int32)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return take
 
 
-def _workers(records: Records, number: int) -> ProcessPoolExecutor:
+def _workers(source: Source, number: int) -> ProcessPoolExecutor:
+    try:
+        pickle.dumps(source)
+    except Exception as e:
+        raise ValueError(
+            f"With `data_workers` the source is sent to other processes, which it does not bear ({e}): define "
+            "its functions at the top of a module, or leave `data_workers` at 0 (threads read ahead)."
+        ) from e
     # Forks of a process that runs JAX may wait for ever.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(number, mp_context=context, initializer=_open, initargs=(records,))
+    return ProcessPoolExecutor(number, mp_context=context, initializer=_open, initargs=(source,))
 
 
-_OPENED: list[Records] = []  # of a worker process, to which the records are sent once
+_OPENED: list[Source] = []  # of a worker process, to which the source is sent once
 
 
-def _open(records: Records) -> None:
+def _open(source: Source) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked for the worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _OPENED[:] = [records]
+    _OPENED[:] = [source]
 
 
 def _end_with_parent() -> None:
@@ -104,5 +92,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _decode(place: int, **options: Any) -> tuple[np.ndarray, int]:
-    return _OPENED[0].decode(place, **options)
+def _read(source: Source | None, *arguments: np.ndarray) -> dict[str, Any]:
+    source = _OPENED[0] if source is None else source
+    return source.take(*arguments)

@@ -6,44 +6,22 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hessabs.data.folders import all_sets, default_dir
 from hessabs.data.prepared import import_tfds
+from hessabs.data.versions import all_sets, default_dir
 
 
 class Entry(NamedTuple):
-    """A prepared version of a set.
+    """A prepared version of a set."""
 
-    Attributes:
-        name: ``name`` or ``name/config``.
-        version: The version.
-        examples: The number of examples of each split, as recorded.
-        bytes: The size of its files.
-        problem: What is wrong with it in one line; empty if every shard has its recorded length.
-    """
-
-    name: str
+    name: str  # or name/config
     version: str
-    examples: dict[str, int]
+    examples: dict[str, int]  # of each split, as recorded
     bytes: int
-    problem: str
+    problem: str  # what is wrong with it in one line; empty if every shard has its recorded length
 
 
 def list_sets(data_dir: str | os.PathLike[str] | None = None) -> list[Entry]:
-    """List the prepared sets of a folder; the number of records of every shard is read and compared.
-
-    Args:
-        data_dir: The folder that holds prepared sets; TFDS's own by default.
-
-    Returns:
-        An ``Entry`` for each version of each set, by name.
-
-    Raises:
-        ImportError: array_record is missing.
-
-    Example:
-        >>> list_sets("no such folder")
-        []
-    """
+    """List the prepared sets of a folder, by name; the number of records of every shard is compared."""
     root = default_dir(data_dir)
     return [_entry(folder, str(folder.parent.relative_to(root))) for folder in all_sets(root)]
 
@@ -51,19 +29,8 @@ def list_sets(data_dir: str | os.PathLike[str] | None = None) -> list[Entry]:
 def prepare(
     name: str, data_dir: str | os.PathLike[str] | None = None, archive: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Download a set and prepare it in array_record format, with TFDS's builder or our own.
-
-    Args:
-        name: A name that TFDS knows, or ``"tiny_imagenet"``.
-        data_dir: The folder for prepared sets; TFDS's own by default.
-        archive: For ``"tiny_imagenet"``: its archive, in place of the download.
-
-    Returns:
-        The folder of the prepared version.
-
-    Raises:
-        ImportError: TensorFlow or TFDS is missing.
-        ValueError: TFDS cannot prepare it, saying why.
+    """Download a set and prepare it in array_record format, with TFDS's builder or our own for
+    ``tiny_imagenet`` (from its ``archive``, if it is here already); return the folder of the version.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError(

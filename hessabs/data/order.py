@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from hessabs.data.augment import example_bits
+
 
 class Position(NamedTuple):
     """Where a stream stands. An epoch has just ended where ``index`` is back at 0.
@@ -86,20 +88,8 @@ def micro_batches_per_epoch(num_examples: int, size: int, keep_remainder: bool =
 def step_through(
     take: Callable[[int, int], dict[str, np.ndarray]], per_epoch: int, position: Position, replays: int = 1
 ) -> Reader:
-    """Make a reader of micro-batches that are taken by their number.
-
-    Args:
-        take: ``take(number, count)`` returns the micro-batches from ``number`` on as one batch; they
-            are counted from the first epoch on, and all lie in one epoch.
-        per_epoch: The number of micro-batches in an epoch.
-        position: Where to start.
-        replays: How many times in a row each micro-batch comes.
-
-    Returns:
-        As ``reader``.
-
-    Raises:
-        ValueError: ``position`` or ``replays`` is out of range.
+    """Make a reader: ``take(number, count)`` returns the micro-batches from ``number`` on as one batch; they
+    are counted from the first epoch on, and all lie in one epoch.
     """
     here = Position(*map(int, position))
     if here.epoch < 0 or not 0 <= here.index < per_epoch:
@@ -122,3 +112,45 @@ def step_through(
         return batch, here
 
     return read
+
+
+class Rows(NamedTuple):
+    """Some examples of an epoch."""
+
+    epoch: int
+    places: np.ndarray  # (rows,), int64: in the order of the epoch, which they may pass beyond
+    examples: np.ndarray  # (rows,), int64: the examples there
+    weight: np.ndarray  # (rows,), float32: 0 beyond the end of the epoch
+    bits: np.ndarray  # (rows,), uint64: 64 random bits of each example, if they are drawn
+
+
+def make_rows(
+    seed: int,
+    num_examples: int,
+    size: int,
+    per_epoch: int,
+    own_rows: Callable[[int], np.ndarray] | None,
+    *,
+    bits: bool,
+) -> Callable[[int, int], Rows]:
+    """Make ``rows(number, count)``: what ``count`` micro-batches hold, from the ``number``-th of the run on."""
+    orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def order_of(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        entry = orders.get(epoch)
+        if entry is None:
+            drawn = example_bits(seed, epoch, num_examples) if bits else np.zeros(num_examples, np.uint64)
+            entry = orders[epoch] = epoch_order(seed, epoch, num_examples), drawn
+            for old in [e for e in list(orders) if e < epoch - 1]:  # two epochs are in use where one ends
+                orders.pop(old, None)
+        return entry
+
+    def rows(number: int, count: int) -> Rows:
+        epoch, index = divmod(number, per_epoch)
+        order, drawn = order_of(epoch)
+        places = np.arange(count * size) if own_rows is None else own_rows(count * size)
+        places = index * size + places
+        examples = order[places % num_examples]
+        return Rows(epoch, places, examples, (places < num_examples).astype(np.float32), drawn[examples])
+
+    return rows

@@ -1,35 +1,21 @@
 """Sets that TFDS has prepared on disk, in array_record format: opened and decoded, without TensorFlow."""
 
+import dataclasses
 import importlib
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from hessabs.data.images import decode
+
 _READ_SIZE = 4096  # records in one call of the reader: bounds the memory that encoded images take
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for each number of channels
-_TFDS_NEEDS = (
-    "array_record.python.array_record_module",
-    "importlib_resources",
-    "PIL.Image",
-    "tree",
-)
+_TFDS_NEEDS = ("array_record.python.array_record_module", "importlib_resources", "PIL.Image", "tree")
 
 
 def import_tfds(name: str) -> Any:
-    """Import TFDS with all that reading needs (it declares and loads some of that only later).
-
-    Args:
-      name: Of the set that is wanted, for the error.
-
-    Returns:
-      The module ``tensorflow_datasets``.
-
-    Raises:
-      ImportError: If something is not installed, naming the extra.
-    """
+    """Import TFDS with all that reading the set ``name`` needs: it loads some of that only later."""
     try:
         for module in _TFDS_NEEDS:
             importlib.import_module(module)
@@ -49,23 +35,12 @@ class Prepared(NamedTuple):
     builder: Any  # of TFDS
     channels: int | None  # of an image, if all have the same
     num_classes: int
+    class_names: tuple[str, ...] | None
     splits: dict[str, list[tuple[Path, int]]]  # the shards of each split, with the examples of each
 
 
 def open_set(name: str, folder: Path) -> Prepared:
-    """Open a prepared set.
-
-    Args:
-        name: Its name, for messages.
-        folder: The folder of a version.
-
-    Returns:
-        The set.
-
-    Raises:
-        ImportError: A package that reads the set is missing.
-        ValueError: It is in another format, or no image classification set.
-    """
+    """Open the prepared version of a set that lies in a folder; refuse what is no set of images and labels."""
     tfds = import_tfds(name)
     builder = tfds.builder_from_directory(folder)
     formats = sorted(f.value for f in builder.info.available_file_formats())
@@ -87,40 +62,95 @@ def open_set(name: str, folder: Path) -> Prepared:
         split: [(Path(p), n) for p, n in zip(info.filepaths, info.shard_lengths, strict=True)]
         for split, info in builder.info.splits.items()
     }
-    return Prepared(name, folder, builder, features["image"].shape[-1], features["label"].num_classes, splits)
+    label = features["label"]
+    names = tuple(label.names) if label.num_classes else None
+    return Prepared(name, folder, builder, features["image"].shape[-1], label.num_classes, names, splits)
 
 
-def open_split(prepared: Prepared, split: str) -> Any:
-    """Open the records of a split, a sequence of dicts whose images are still encoded.
+def read_split(opened: Prepared, split: str, resize: int | None) -> dict[str, np.ndarray]:
+    """Decode a split into memory: image, uint8 (N, H, W, C), and label, int32 (N,)."""
+    # One thread: decoding a small image is mostly Python, and a second thread makes it slower.
+    source, where = _open_split(opened, split), f"{opened.name}/{split}"
+    images = np.empty((0,), np.uint8)
+    labels = np.empty((len(source),), np.int32)
+    for i, record in enumerate(_records(source, opened.splits[split], where)):
+        try:
+            image = decode(record["image"], opened.channels, size=resize, share=1)
+        except ValueError as e:
+            raise ValueError(f"Image {i} of {where} cannot be decoded: {e}") from e
+        if i == 0:
+            images = np.empty((len(source), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise ValueError(
+                f"All images must have one shape: image 0 of {where} is {images.shape[1:]}, "
+                f"image {i} is {image.shape}. Bring them to one size with `--resize` or `--image_size`."
+            )
+        labels[i] = _check_label(record.get("label"), opened.num_classes, i, where)
+        images[i] = image
+    return {"image": images, "label": labels}
 
-    Args:
-      prepared: A set.
-      split: Its name in the set.
 
-    Returns:
-      A data source of TFDS, read by index.
+@dataclasses.dataclass
+class Records:
+    """A split that stays on disk: its images are decoded and brought to ``size`` when they are asked for.
+
+    It can be sent to another process, where it opens the files anew.
     """
-    from tensorflow_datasets import decode
 
-    return prepared.builder.as_data_source(
-        split, decoders={"image": decode.SkipDecoding()}, file_format="array_record"
+    folder: Path
+    name: str
+    split: str
+    number: int
+    size: int
+    channels: int
+    num_classes: int | None
+    crops: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_source"}
+
+    def content(self) -> bytes:
+        """Say which examples these are, without reading them."""
+        return f"{self.name} {self.folder.name} {self.split} {self.size}".encode()
+
+    def __getitem__(self, index: int, bits: int | None = None) -> dict[str, Any]:
+        where = f"{self.name}/{self.split}"
+        if "_source" not in self.__dict__:
+            self._source = _open_split(open_set(self.name, self.folder), self.split)
+        record = self._source[index]
+        label = _check_label(record.get("label"), self.num_classes, index, where)
+        try:
+            image = decode(record["image"], self.channels, size=self.size, bits=bits)
+        except ValueError as e:
+            raise ValueError(f"Image {index} of {where} cannot be decoded: {e}") from e
+        return {"image": image, "label": np.int32(label)}
+
+
+def open_records(opened: Prepared, split: str, size: int) -> Records:
+    """Open a split without reading it; images are to be brought to ``size``."""
+    for path, length in opened.splits[split]:
+        if not path.exists():
+            raise ValueError(
+                f"A shard of {opened.name}/{split} is missing: {path} ({length} examples expected). "
+                "Prepare the set again."
+            )
+    number = sum(length for _, length in opened.splits[split])
+    channels = 1 if opened.channels == 1 else 3
+    return Records(opened.folder, opened.name, split, number, size, channels, opened.num_classes)
+
+
+def _open_split(opened: Prepared, split: str) -> Any:
+    from tensorflow_datasets import decode as decoders
+
+    return opened.builder.as_data_source(
+        split, decoders={"image": decoders.SkipDecoding()}, file_format="array_record"
     )
 
 
-def read_records(source: Any, shards: list[tuple[Path, int]], where: str) -> Iterator[dict[str, Any]]:
-    """Yield the records in order; an error of the reader becomes one that names the shard.
-
-    Args:
-      source: From ``open_split``.
-      shards: File and number of examples of each shard, in order.
-      where: What is read, for the error.
-
-    Yields:
-      The records.
-
-    Raises:
-      ValueError: If a shard is damaged or missing.
-    """
+def _records(source: Any, shards: list[tuple[Path, int]], where: str) -> Iterator[dict[str, Any]]:
     start = 0
     for path, length in shards:
         stop = start + length
@@ -139,64 +169,7 @@ def read_records(source: Any, shards: list[tuple[Path, int]], where: str) -> Ite
             start = indices.stop
 
 
-def decode_all(
-    records: Iterator[dict[str, Any]],
-    num_examples: int,
-    channels: int | None,
-    num_classes: int | None,
-    where: str,
-) -> dict[str, np.ndarray]:
-    """Decode all records into two arrays, allocated when the first image tells its shape.
-
-    Args:
-      records: From ``read_records``.
-      num_examples: How many there are.
-      channels: Of the images, or None for those of the file.
-      num_classes: Labels must lie below it; None if that is not known.
-      where: What is decoded, for the errors.
-
-    Returns:
-      image, shape (num_examples, height, width, channels), uint8, and label, shape (num_examples,), int32.
-
-    Raises:
-      ValueError: If an image cannot be decoded or has another shape, or a label is out of range.
-    """
-    # One thread: decoding a small image is mostly Python, and a second thread makes it slower.
-    to_array = _image_decoder(channels)
-    images = np.empty((0,), np.uint8)
-    labels = np.empty((num_examples,), np.int32)
-    for i, record in enumerate(records):
-        try:
-            image = to_array(record["image"])
-        except OSError as e:
-            raise ValueError(f"Image {i} of {where} cannot be decoded: {e}") from e
-        if i == 0:
-            images = np.empty((num_examples, *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            raise ValueError(
-                f"All images must have one shape: image 0 of {where} is {images.shape[1:]}, "
-                f"image {i} is {image.shape}. Bring them to one size with `--image_size`."
-            )
-        labels[i] = check_label(record.get("label"), num_classes, i, where)
-        images[i] = image
-    return {"image": images, "label": labels}
-
-
-def check_label(label: Any, num_classes: int | None, number: int, where: str) -> int:
-    """Return a label that lies in its range; raise ``ValueError`` for another, naming the example.
-
-    Args:
-      label: An integer, or None where there is none.
-      num_classes: Labels must lie below it; None if that is not known.
-      number: Of the example.
-      where: What is read, for the error.
-
-    Returns:
-      The label.
-
-    Raises:
-      ValueError: If it is missing or out of range.
-    """
+def _check_label(label: Any, num_classes: int | None, number: int, where: str) -> int:
     if label is None or label < 0 or (num_classes is not None and label >= num_classes):
         upper = "num_classes-1" if num_classes is None else num_classes - 1
         got = "no label" if label is None else label
@@ -205,17 +178,3 @@ def check_label(label: Any, num_classes: int | None, number: int, where: str) ->
             "A split without labels cannot be used."
         )
     return int(label)
-
-
-def _image_decoder(channels: int | None) -> Callable[[bytes], np.ndarray]:
-    from PIL import Image
-
-    mode = _MODES.get(channels) if channels else None
-
-    def to_array(encoded: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(encoded)) as image:
-            target = mode or ("L" if image.mode == "L" else "RGB")
-            pixels = np.asarray(image if image.mode == target else image.convert(target))
-        return pixels if pixels.ndim == 3 else pixels[..., None]
-
-    return to_array

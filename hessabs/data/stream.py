@@ -1,59 +1,54 @@
-"""An endless stream of micro-batches of arrays in memory, whose position can be saved.
+"""An endless stream of micro-batches of a source, whose position can be saved.
 
-Every batch has exactly ``size`` examples: shapes are static and nothing recompiles.
-
-A batch is ``{**{name: array[size, ...]}, "weight": float32[size]}``; the weight is 0 for an example
-that only fills the batch up, and 1 otherwise. Images stay uint8 in 0..255 here; the training step
-divides by 255 on the device.
+Every batch has exactly ``size`` examples: shapes are static and nothing recompiles. It is what ``source.take``
+returns and ``"weight"``, float32 (size,): 0 for an example that only fills the batch up, and 1 otherwise.
+Images stay uint8 in 0..255 here; the training step divides by 255 on the device.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 
-from hessabs.data.augment import example_bits, shifts
-from hessabs.data.gather import Gather, gather_here, one_by_one
-from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch, step_through
+from hessabs.data.ahead import read_ahead
+from hessabs.data.augment import AUGMENTATIONS, shifts
+from hessabs.data.order import Position, Reader, make_rows, micro_batches_per_epoch, step_through
+from hessabs.data.source import Source, as_source, can_crop, in_memory
 
 _START = Position(0, 0)
 _BLOCK = 2048  # examples that are gathered at once: a short micro-batch costs little more than its slice
 
+Gather: TypeAlias = Callable[[np.ndarray, np.ndarray, int], list[dict[str, Any]]]
+"""``gather(places, weight, num_parts) -> batches``: the examples at these places of a source, with their
+weights, as so many batches of equal size."""
+
 
 def micro_batches(
-    arrays: Mapping[str, np.ndarray],
+    source: Any,
     size: int,
     *,
     seed: int,
     position: Position = _START,
     keep_remainder: bool = False,
     replays: int = 1,
-) -> Iterator[tuple[dict[str, np.ndarray], Position]]:
+) -> Iterator[tuple[dict[str, Any], Position]]:
     """Stream shuffled micro-batches without end, each with the position after it.
 
-    Starting from a saved position gives exactly the rest of the sequence. An incomplete last
-    micro-batch of an epoch is dropped, as in the authors' code. With ``keep_remainder`` it is
-    filled up with the first examples of the same epoch, at weight 0; note that batch normalisation
-    does not know of weights.
-
     Args:
-        arrays: Arrays of shape (N, ...), ``{"image": ..., "label": ...}``.
-        size: The number of examples in a micro-batch, at most N.
-        seed: The seed of the run, at least 0.
-        position: Where to start.
-        keep_remainder: Keep an incomplete last micro-batch.
-        replays: How many times in a row each micro-batch comes. An epoch of the position keeps its
-            number of micro-batches, so the order of the examples moves on ``replays`` times slower.
+        source: As for ``reader``, and so are the others.
+        size: As for ``reader``.
+        seed: As for ``reader``.
+        position: As for ``reader``.
+        keep_remainder: As for ``reader``.
+        replays: As for ``reader``.
 
     Returns:
-        An endless iterator over ``(batch, position after it)``; ``batch`` has the names of
-        ``arrays``, each of shape (size, ...) and of its own dtype, and ``"weight"``, float32
-        (size,).
+        An endless iterator over ``(batch, position after it)``.
 
     Raises:
-        ValueError: ``size`` is below 1 or above N, ``position``, ``seed`` or ``replays`` is out of
-            range, or the arrays differ in N or hold the name ``"weight"``. Raised at the call, not at
-            the first batch.
+        ValueError: As ``reader``, at the call, not at the first batch.
 
     Example:
         >>> arrays = {"label": np.arange(5)}
@@ -66,12 +61,12 @@ def micro_batches(
         >>> bool((second["label"] == again["label"]).all())
         True
     """
-    read = reader(arrays, size, seed=seed, position=position, keep_remainder=keep_remainder, replays=replays)
+    read = reader(source, size, seed=seed, position=position, keep_remainder=keep_remainder, replays=replays)
     return iter(lambda: read(1), None)  # read(1) is never None: without end
 
 
 def reader(
-    arrays: Mapping[str, np.ndarray],
+    source: Any,
     size: int,
     *,
     seed: int,
@@ -81,127 +76,165 @@ def reader(
     augmentation: str = "none",
     own_rows: Callable[[int], np.ndarray] | None = None,
     gather: Gather | None = None,
+    num_workers: int = 0,
 ) -> Reader:
-    """Read the stream of ``micro_batches`` in steps of one or several micro-batches.
+    """Read a stream of shuffled micro-batches in steps of one or several.
 
-    The order of the examples and the unit of the position, a micro-batch of ``size``, do not depend on how
-    many are read at once.
+    Starting from a saved position gives exactly the rest of the sequence. The order of the examples and the
+    unit of the position, a micro-batch of ``size``, do not depend on how many are read at once, nor on who
+    reads
+    them: arrays are gathered in blocks by a thread, other examples are read ahead one at a time. An incomplete
+    last micro-batch of an epoch is dropped, as in the authors' code. With ``keep_remainder`` it is filled up
+    with the first examples of the same epoch, at weight 0; batch normalisation does not know of weights.
 
     Args:
-        arrays: As for ``micro_batches``.
-        size: As for ``micro_batches``.
-        seed: As for ``micro_batches``.
-        position: As for ``micro_batches``.
-        keep_remainder: As for ``micro_batches``.
-        replays: As for ``micro_batches``; above 1, one micro-batch is read at once.
+        source: N examples: what ``as_source`` takes.
+        size: The number of examples in a micro-batch, over all processes, at most N.
+        seed: The seed of the run, at least 0.
+        position: Where to start.
+        keep_remainder: Keep an incomplete last micro-batch.
+        replays: How many times in a row each micro-batch comes; above 1, one micro-batch is read at once. An
+            epoch of the position keeps its number of micro-batches, so the order of the examples moves on
+            ``replays`` times slower.
         augmentation: ``"crop_flip"`` adds ``"shift"``, int32 (size, 3), to a batch: what
-            ``hessabs.data.augment.crop_flip`` applies. ``"none"`` adds nothing.
+            ``hessabs.data.crop_flip`` applies to its ``"image"``. ``"resized_crop"`` crops images that are
+            decoded as they are read (``load(..., image_size=...)``). ``"none"`` does nothing.
         own_rows: ``own_rows(n) -> places``: which examples of a batch of n this process reads, and in which
             order; None for all of them as they come.
-        gather: How the examples are taken from the arrays, where these lie elsewhere too, such as in the
+        gather: How the examples are taken from the source, where these lie elsewhere too, such as in the
             memory of an accelerator; None takes them here.
+        num_workers: Processes that read a source that is not in memory; 0 for threads of this one.
 
     Returns:
         ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples. It raises
         ``ValueError`` if ``count`` is below 1 or above the number of micro-batches left in the epoch.
 
     Raises:
-        ValueError: As ``micro_batches``, at the call.
+        ValueError: ``size``, ``position``, ``seed`` or ``replays`` is out of range, the source is none that
+            ``as_source`` takes, or its examples cannot be augmented so. Raised at the call.
 
     Example:
         >>> read = reader({"label": np.arange(7)}, 2, seed=0)
         >>> read(2)[1], read(1)[1]
         (Position(epoch=0, index=2), Position(epoch=1, index=0))
     """
-    num_examples = _num_examples(arrays)
-    per_epoch = micro_batches_per_epoch(num_examples, size, keep_remainder)
+    source = as_source(source)
+    per_epoch = micro_batches_per_epoch(len(source), size, keep_remainder)
     if seed < 0:
         raise ValueError(f"`seed` must be at least 0, got {seed}.")
-    order_of = _epoch_orders(seed, num_examples, augmentation)
+    _check_augmentation(source, augmentation)
+    rows_of = make_rows(seed, len(source), size, per_epoch, own_rows, bits=augmentation != "none")
 
-    def gathered(number: int, num_parts: int, part: int) -> list[dict[str, Any]]:
-        epoch, place = divmod(number, per_epoch)
-        order, bits = order_of(epoch)
-        rows = None if own_rows is None else own_rows(num_parts * part)
-        places, weight = _places(order, place * size, num_parts * part, rows)
-        parts = (gather or gather_here(arrays))(places, weight, num_parts)
+    if gather is None and not in_memory(source):
+        read = read_ahead(source, rows_of, augmentation == "resized_crop", num_workers, per_epoch)
+        known: tuple[int, dict[str, Any]] = (-1, {})
+
+        def take_lazily(number: int, count: int) -> dict[str, Any]:
+            nonlocal known
+            if known[0] != number:  # else a replay
+                rows = rows_of(number, count)
+                moves = {"shift": shifts(rows.bits)} if augmentation == "crop_flip" else {}
+                known = number, {**read(number, count), "weight": rows.weight, **moves}
+            return known[1]
+
+        return step_through(take_lazily, per_epoch, position, replays)
+
+    gather_rows = gather or gather_here(source)
+
+    def gathered(number: int, count: int, num_parts: int) -> list[dict[str, Any]]:
+        rows = rows_of(number, count)
+        batches = gather_rows(rows.examples, rows.weight, num_parts)
         if augmentation == "crop_flip":
-            moves = np.split(shifts(bits[places]), num_parts)
-            parts = [{**batch, "shift": move} for batch, move in zip(parts, moves, strict=True)]
-        return parts
+            moves = np.split(shifts(rows.bits), num_parts)
+            batches = [{**batch, "shift": move} for batch, move in zip(batches, moves, strict=True)]
+        return batches
 
     def block(number: int) -> list[dict[str, Any]]:
-        return gathered(number, min(max(1, _BLOCK // size), per_epoch - number % per_epoch), size)
+        count = min(max(1, _BLOCK // size), per_epoch - number % per_epoch)
+        return gathered(number, count, count)
 
     # An accelerator does not wait for what it gathers itself.
     one = one_by_one(block, in_advance=gather is None)
 
     def take(number: int, count: int) -> dict[str, Any]:
-        if count == 1 and own_rows is None:
-            return one(number)
-        return gathered(number, 1, count * size)[0]
+        return one(number) if count == 1 and own_rows is None else gathered(number, count, 1)[0]
 
     return step_through(take, per_epoch, position, replays)
 
 
-def _epoch_orders(
-    seed: int, num_examples: int, augmentation: str
-) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def order_of(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if epoch not in orders:
-            bits = example_bits(seed, epoch, num_examples) if augmentation == "crop_flip" else np.zeros(0)
-            orders[epoch] = epoch_order(seed, epoch, num_examples), bits
-            for old in [e for e in list(orders) if e < epoch - 1]:  # two epochs are in use where one ends
-                orders.pop(old, None)
-        return orders[epoch]
-
-    return order_of
-
-
-def eval_batches(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(source: Any, size: int) -> Iterator[dict[str, Any]]:
     """Yield every example once, in order; the last batch is filled up at weight 0.
 
     Args:
-        arrays: Arrays of shape (N, ...), ``{"image": ..., "label": ...}``.
+        source: N examples: what ``as_source`` takes.
         size: The number of examples in a batch; it may exceed N.
 
     Returns:
         An iterator over ``ceil(N / size)`` batches as those of ``micro_batches``.
 
     Raises:
-        ValueError: ``size`` is below 1, there are no examples, or the arrays differ in N or hold
-            the name ``"weight"``. Raised at the call, not at the first batch.
+        ValueError: ``size`` is below 1, or the source is none that ``as_source`` takes. Raised at the call, not
+            at the first batch.
 
     Example:
         >>> [b["weight"].tolist() for b in eval_batches({"label": np.arange(3)}, 2)]
         [[1.0, 1.0], [1.0, 0.0]]
     """
-    num_examples = _num_examples(arrays)
+    source = as_source(source)
     if size < 1:
         raise ValueError(f"`size` must be at least 1, got {size}.")
-    if num_examples < 1:
-        raise ValueError("`arrays` must hold at least one example, got none.")
-    order, gather = np.arange(num_examples), gather_here(arrays)
-    return (gather(*_places(order, start, size), 1)[0] for start in range(0, num_examples, size))
+    if len(source) < 1:
+        raise ValueError("A source must hold at least one example, got none.")
+    gather, number = gather_here(source), len(source)
+
+    def batch(start: int) -> dict[str, Any]:
+        places = np.arange(start, start + size)
+        return gather(places % number, (places < number).astype(np.float32), 1)[0]
+
+    return map(batch, range(0, number, size))
 
 
-def _places(
-    order: np.ndarray, start: int, size: int, rows: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    picked = order[start : start + size]
-    weight = np.ones(size, np.float32)
-    if len(picked) < size:  # past the end: the first examples again, at weight 0
-        weight[len(picked) :] = 0
-        picked = order[np.arange(start, start + size) % len(order)]
-    return (picked, weight) if rows is None else (picked[rows], weight[rows])
+def gather_here(source: Source) -> Gather:
+    """Make a ``Gather`` whose batches are NumPy arrays, and ``"weight"``."""
+
+    def gather(places: np.ndarray, weight: np.ndarray, num_parts: int) -> list[dict[str, Any]]:
+        leaves, structure = jax.tree.flatten({**source.take(places), "weight": weight})
+        parts = zip(*(np.split(leaf, num_parts) for leaf in leaves), strict=True)
+        return [jax.tree.unflatten(structure, part) for part in parts]
+
+    return gather
 
 
-def _num_examples(arrays: Mapping[str, np.ndarray]) -> int:
-    sizes = {name: len(array) for name, array in arrays.items()}
-    if len(set(sizes.values())) != 1:
-        raise ValueError(f"All `arrays` must have the same leading size, got {sizes}.")
-    if "weight" in sizes:
-        raise ValueError("`arrays` must not hold 'weight': the stream makes the weights itself.")
-    return next(iter(sizes.values()))
+def one_by_one(
+    block: Callable[[int], list[dict[str, Any]]], *, in_advance: bool
+) -> Callable[[int], dict[str, Any]]:
+    """Hand out micro-batches one by one that are made several at once, ``block(number)`` from that number on;
+    ``in_advance``, a thread makes the next block meanwhile.
+    """
+    first, batches = 0, list[dict[str, Any]]()
+    coming: tuple[int, Future[list[dict[str, Any]]]] | None = None
+    thread = ThreadPoolExecutor(1, "hessabs-read")
+
+    def one(number: int) -> dict[str, Any]:
+        nonlocal first, batches, coming
+        if not first <= number < first + len(batches):
+            first = number
+            batches = coming[1].result() if coming is not None and coming[0] == number else block(number)
+            if in_advance:
+                after = number + len(batches)
+                coming = after, thread.submit(block, after)
+        return batches[number - first]
+
+    return one
+
+
+def _check_augmentation(source: Source, augmentation: str) -> None:
+    if augmentation not in AUGMENTATIONS:
+        raise ValueError(f"`augmentation` must be one of {', '.join(AUGMENTATIONS)}, got {augmentation!r}.")
+    if augmentation == "resized_crop" and not can_crop(source):
+        raise ValueError("`resized_crop` crops images as they are decoded: load them with `image_size`.")
+    if augmentation == "crop_flip":
+        names = source.take(np.zeros(1, np.int64))
+        if "image" not in names or np.ndim(names["image"]) != 4:
+            shapes = jax.tree.map(np.shape, names)
+            raise ValueError(f"`crop_flip` needs images, 'image' of shape (N, H, W, C), got {shapes}.")

@@ -58,15 +58,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
 
 def check_md5(archive: Path, expected: str) -> None:
-    """Refuse an archive whose content is not the expected one.
-
-    Args:
-        archive: The file.
-        expected: Its MD5 in hexadecimal digits.
-
-    Raises:
-        ValueError: It has another.
-    """
+    """Refuse an archive that has another MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     with archive.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -79,18 +71,7 @@ def check_md5(archive: Path, expected: str) -> None:
 
 
 def class_names(root: Path, number: int) -> list[str]:
-    """Read the WordNet ids of the classes in the archive's order, which numbers the labels.
-
-    Args:
-      root: Folder of the unpacked archive.
-      number: How many there must be.
-
-    Returns:
-      The ids; the place of each is its label.
-
-    Raises:
-      ValueError: If there is another number of them.
-    """
+    """Read the WordNet ids of the classes, so many, in the archive's order, which numbers the labels."""
     names = (root / "wnids.txt").read_text().split()
     if len(set(names)) != number:
         raise ValueError(f"{root}/wnids.txt must name {number} classes, got {len(set(names))}.")
@@ -98,19 +79,7 @@ def class_names(root: Path, number: int) -> list[str]:
 
 
 def train_images(root: Path, names: list[str], per_class: int) -> Iterator[tuple[Path, int]]:
-    """List the training images with their labels; ``per_class`` of each class or ``ValueError``.
-
-    Args:
-      root: Folder of the unpacked archive.
-      names: From ``class_names``.
-      per_class: Images that each class must have.
-
-    Yields:
-      File and label.
-
-    Raises:
-      ValueError: If a class has another number of images.
-    """
+    """Yield the training images, ``per_class`` of each class, with their labels."""
     for label, name in enumerate(names):
         paths = sorted((root / "train" / name / "images").glob("*.JPEG"))
         if len(paths) != per_class:
@@ -119,19 +88,7 @@ def train_images(root: Path, names: list[str], per_class: int) -> Iterator[tuple
 
 
 def validation_images(root: Path, names: list[str], number: int) -> Iterator[tuple[Path, int]]:
-    """List the validation images with their labels; ``number`` of them or ``ValueError``.
-
-    Args:
-      root: Folder of the unpacked archive.
-      names: From ``class_names``.
-      number: How many there must be.
-
-    Yields:
-      File and label.
-
-    Raises:
-      ValueError: If there is another number of them.
-    """
+    """Yield the validation images, so many, with their labels."""
     labels = {name: label for label, name in enumerate(names)}
     lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
     if len(lines) != number:

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from hessabs.models.alexnet import AlexNet, adaptive_average_pool, alexnet, alexnet_svhn
-from hessabs.models.c1 import C1, c1, c1_small
-from hessabs.models.c2 import C2, c2
+from hessabs.models.c1_c2 import C1, C2, c1, c1_small, c2
 from hessabs.models.mlp import MLP, mlp
-from hessabs.models.resnet import ResNet, resnet18_cifar, resnet20
-from hessabs.models.resnet_imagenet import resnet18, resnet50_tiny
+from hessabs.models.resnet import ResNet, resnet18, resnet18_cifar, resnet20, resnet50_tiny
 from hessabs.models.squeezenext import SqueezeNext, squeezenext23
 from hessabs.models.wide_resnet import WideResNet, wide_resnet16_4
 

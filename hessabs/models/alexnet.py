@@ -37,7 +37,7 @@ class AlexNet(nn.Module):
             x = adaptive_average_pool(x, _POOLED)
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = layers.Dropout(self.dropout)(x, train)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(layers.dense(x, width, dtype=self.dtype))
         return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
 
@@ -47,20 +47,11 @@ def alexnet(num_classes: int = 1000, *, dtype: Dtype | None = None) -> AlexNet:
 
     With 1,000 classes it has 61,100,840 parameters, whatever the size of the images (224x224x3; at
     least 63x63): what the convolutions leave is averaged to 6x6, as PyTorch's adaptive pooling does
-    it. All layers start as PyTorch's default. The key of the dropout is state (``layers.Dropout``): with
-    ``train=True`` pass ``mutable=["dropout"]`` and take the new one from what comes back.
+    it. All layers start as PyTorch's default. With ``train=True`` pass ``rngs={"dropout": key}``.
 
     Args:
         num_classes: The number of classes, at least 1.
-        dtype: The dtype of the computation (``jnp.bfloat16``, say); that of the input and the
-            parameters by default. Parameters are float32, logits at least float32.
-
-    Returns:
-        A module called as ``module.apply(variables, x, train=False)``, with ``x`` floating point
-        (N, H, W, C) in [0, 1]; the result is (N, num_classes).
-
-    Raises:
-        ValueError: ``num_classes`` is below 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
         >>> from hessabs.models import num_params
@@ -75,17 +66,11 @@ def alexnet_svhn(num_classes: int = 10, *, dtype: Dtype | None = None) -> AlexNe
     """Create AlexNet for images of 32x32: the same convolutions, 2x2 pools and one dense layer.
 
     With 10 classes and 32x32x3 images it has 2,472,266 parameters. All layers start as PyTorch's
-    default; there is no batch norm and no dropout.
+    default; there is no batch norm and no dropout. Images must be 16x16 at least.
 
     Args:
         num_classes: The number of classes, at least 1.
-        dtype: As for ``alexnet``.
-
-    Returns:
-        As ``alexnet``; images must be 16x16 at least.
-
-    Raises:
-        ValueError: ``num_classes`` is below 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
         >>> from hessabs.models import num_params

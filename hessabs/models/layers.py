@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,7 @@ HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
-    """Make PyTorch's default initialiser of a bias: uniform in plus or minus 1 / sqrt(fan_in).
-
-    Args:
-        fan_in: The inputs that each output of the layer sums over.
-
-    Returns:
-        ``init(key, shape, dtype) -> array``.
-    """
+    """Make PyTorch's default initialiser of a bias: uniform in plus or minus 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
@@ -44,21 +36,8 @@ def conv(
     use_bias: bool = False,
     kernel_init: Callable[..., jax.Array] = TORCH_KERNEL,
 ) -> jax.Array:
-    """Convolve inside a compact module; biases start as PyTorch's.
-
-    Args:
-        x: Shape (N, H, W, C).
-        width: The channels of the result.
-        kernel: The size of the window, one number or (height, width).
-        stride: The stride in both directions.
-        dtype: The dtype of the computation; None for that of ``x``.
-        padding: Zeros on each side, one number or (height, width); half of the kernel by default.
-            ("SAME" would shift the windows of a strided convolution.)
-        use_bias: Whether to add a bias.
-        kernel_init: How the kernel starts.
-
-    Returns:
-        Shape (N, H', W', width).
+    """Convolve inside a compact module, by default with half of the kernel as padding ("SAME" would shift the
+    windows of a strided convolution); biases start as PyTorch's.
     """
     height, across = (kernel, kernel) if isinstance(kernel, int) else kernel
     if padding is None:
@@ -83,17 +62,7 @@ def dense(
     dtype: Dtype | None,
     bias_init: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
-    """Apply a fully connected layer inside a compact module; it starts as PyTorch's.
-
-    Args:
-        x: Shape (N, features).
-        width: The features of the result.
-        dtype: The dtype of the computation; None for that of ``x``.
-        bias_init: How the bias starts; PyTorch's default if None.
-
-    Returns:
-        Shape (N, width).
-    """
+    """Apply a fully connected layer inside a compact module; it starts as PyTorch's."""
     bias_init = bias_init or torch_bias(x.shape[-1])
     return nn.Dense(width, kernel_init=TORCH_KERNEL, bias_init=bias_init, dtype=dtype)(x)
 
@@ -103,61 +72,10 @@ def batch_norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
 
     Statistics and normalisation are float32 at least; only the result is rounded to ``dtype``. The
     running variance is the biased one, as flax has it; PyTorch's is unbiased.
-
-    Args:
-        x: Shape (N, ..., C).
-        train: Whether to take the statistics of ``x`` and update the running ones with them.
-        dtype: The dtype of the result; None for that of ``x``, float32 at least.
-
-    Returns:
-        The shape of ``x``.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)(
         x.astype(jnp.promote_types(x.dtype, jnp.float32))
     )
-
-
-class Dropout(nn.Module):
-    """Drop entries in training; what is dropped follows from a key in the collection ``dropout``.
-
-    Differs from ``nn.Dropout``, which is handed a key by whoever calls the network: the key is drawn
-    with the params and every call in training leaves the next one, as batch norm does with its
-    statistics. So a run depends on its seed alone, and goes on from a checkpoint to the same bits.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Return ``x`` with a fraction ``rate`` of it 0 and the rest divided by ``1 - rate``."""
-        state = self.variable("dropout", "key", lambda: jax.random.key_data(self.make_rng("params")))
-        if not train:
-            return x
-        now, later = jax.random.split(jax.random.wrap_key_data(state.value))
-        if self.is_mutable_collection("dropout"):
-            state.value = jax.random.key_data(later)
-        kept = jax.random.bernoulli(now, 1 - self.rate, x.shape)
-        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
-
-
-def later_keys(model_state: Any, calls: Any) -> Any:
-    """Return the state of a network as calls in training leave the keys of its ``Dropout``.
-
-    Args:
-        model_state: Its collections beside the params; without ``dropout``, it comes back.
-        calls: How many calls; may be traced.
-
-    Returns:
-        The state with the keys of the call after them.
-    """
-    if "dropout" not in model_state:
-        return model_state
-
-    def next_key(_: jax.Array, key: jax.Array) -> jax.Array:
-        return jax.random.key_data(jax.random.split(jax.random.wrap_key_data(key))[1])
-
-    keys = jax.tree.map(lambda key: jax.lax.fori_loop(0, calls, next_key, key), model_state["dropout"])
-    return {**model_state, "dropout": keys}
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
@@ -167,15 +85,6 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Ar
     ``experiments/benchmarks/convolution.py``). There the maximum is folded over shifted slices, across
     and then down, which gives the same value, and the same gradient to the last bit: of equal entries
     the first in row-major order gets it.
-
-    Args:
-        x: Shape (N, H, W, C).
-        window: The side of the window.
-        stride: The stride in both directions.
-        padding: Entries of minus infinity on each side.
-
-    Returns:
-        Shape (N, H', W', C).
     """
     if jax.default_backend() != "cpu":
         sides = [(padding, padding)] * 2
@@ -192,15 +101,7 @@ def _fold_max(x: jax.Array, window: int, stride: int, axis: int) -> jax.Array:
 
 
 def check_images(x: jax.Array, smallest: int = 1) -> None:
-    """Refuse what is no batch of float images.
-
-    Args:
-        x: What a network was called with.
-        smallest: The least height and width that the network can take.
-
-    Raises:
-        ValueError: ``x`` is not floating point (N, H, W, C), or its images are too small.
-    """
+    """Refuse what is no batch of float images of ``smallest`` x ``smallest`` at least."""
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             "`x` must be floating point of shape (N, H, W, C) with pixels in [0, 1], "
@@ -213,13 +114,6 @@ def check_images(x: jax.Array, smallest: int = 1) -> None:
 
 
 def check_classes(num_classes: int) -> None:
-    """Refuse a number of classes below 1.
-
-    Args:
-        num_classes: What a factory was given.
-
-    Raises:
-        ValueError: It is below 1.
-    """
+    """Refuse a number of classes below 1."""
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")

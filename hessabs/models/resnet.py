@@ -1,7 +1,8 @@
-"""Residual networks for small images (He et al. 2015, arXiv:1512.03385, section 4.2) and their module.
+"""Residual networks (He et al. 2015, arXiv:1512.03385) for small images (section 4.2) and ImageNet (table 1).
 
-Differs from the paper: where the shape changes the shortcut is a 1x1 convolution with batch norm,
-not padding with zeros, as in the networks behind the published batch-size experiments.
+Differs from the paper: where the shape changes the shortcut is a 1x1 convolution with batch norm, not padding
+with zeros, as in the networks behind the published batch-size experiments; and as in torchvision the 3x3
+convolution of a bottleneck has the stride, not the first 1x1.
 """
 
 import functools
@@ -15,6 +16,8 @@ from flax.typing import Dtype
 
 from hessabs import trees
 from hessabs.models import layers
+
+_WIDTHS = (64, 128, 256, 512)
 
 
 class ResNet(nn.Module):
@@ -64,20 +67,12 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
 
     Batch norm has momentum 0.9 and epsilon 1e-5. In training it takes the statistics of the
     micro-batch it is given, whatever batch the gradient is accumulated to (ghost batch norm). The
-    running variance is the biased one, as flax has it; PyTorch's is unbiased.
+    running variance is the biased one, as flax has it; PyTorch's is unbiased. With ``train=True`` pass
+    ``mutable=["batch_stats"]`` and take the new statistics from what comes back.
 
     Args:
         num_classes: The number of classes, at least 1.
-        dtype: The dtype of the computation (``jnp.bfloat16``, say); that of the input and the
-            parameters by default. Parameters and statistics are float32, logits at least float32.
-
-    Returns:
-        A module called as ``module.apply(variables, x, train=False)``, with ``x`` floating point
-        (N, H, W, C) in [0, 1]; the result is (N, num_classes). With ``train=True`` pass
-        ``mutable=["batch_stats"]`` and take the new statistics from what comes back.
-
-    Raises:
-        ValueError: ``num_classes`` is below 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
         >>> x = jnp.zeros((1, 32, 32, 3))
@@ -97,13 +92,7 @@ def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResN
 
     Args:
         num_classes: The number of classes, at least 1.
-        dtype: As for ``resnet20``.
-
-    Returns:
-        As ``resnet20``.
-
-    Raises:
-        ValueError: ``num_classes`` is below 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
         >>> from hessabs.models import num_params
@@ -114,7 +103,51 @@ def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResN
     return ResNet(
         num_classes=num_classes,
         blocks=(2, 2, 2, 2),
-        widths=(64, 128, 256, 512),
+        widths=_WIDTHS,
         kernel_init=layers.TORCH_KERNEL,
+        dtype=dtype,
+    )
+
+
+def resnet18(num_classes: int = 1000, *, dtype: Dtype | None = None) -> ResNet:
+    """Create ResNet-18 for ImageNet.
+
+    With 1,000 classes it has 11,689,512 parameters; images are 224x224x3, smaller ones work too.
+    Convolutions start He normal by fan-out, the last layer as PyTorch's default.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
+
+    Example:
+        >>> from hessabs.models import num_params
+        >>> num_params(resnet18(), (224, 224, 3))
+        11689512
+    """
+    layers.check_classes(num_classes)
+    return ResNet(num_classes=num_classes, blocks=(2, 2, 2, 2), widths=_WIDTHS, stem="7x7", dtype=dtype)
+
+
+def resnet50_tiny(num_classes: int = 200, *, dtype: Dtype | None = None) -> ResNet:
+    """Create ResNet-50 for Tiny ImageNet: 64x64x3 images behind the same 7x7 stem.
+
+    With 200 classes it has 23,917,832 parameters. Layers start as those of ``resnet18``.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
+
+    Example:
+        >>> from hessabs.models import num_params
+        >>> num_params(resnet50_tiny(), (64, 64, 3))
+        23917832
+    """
+    layers.check_classes(num_classes)
+    return ResNet(
+        num_classes=num_classes,
+        blocks=(3, 4, 6, 3),
+        widths=_WIDTHS,
+        block="bottleneck",
+        stem="7x7",
         dtype=dtype,
     )

@@ -59,13 +59,7 @@ def squeezenext23(num_classes: int = 10, *, dtype: Dtype | None = None) -> Squee
 
     Args:
         num_classes: The number of classes, at least 1.
-        dtype: As for ``resnet20``.
-
-    Returns:
-        As ``resnet20``.
-
-    Raises:
-        ValueError: ``num_classes`` is below 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
         >>> from hessabs.models import num_params

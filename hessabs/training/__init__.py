@@ -1,7 +1,28 @@
-"""The training loop of the command line and of the experiments; the only folder that owns files or a clock."""
+"""Training: the only folder that owns a loop, files or a clock."""
 
-from hessabs.training.config import Config
-from hessabs.training.loop import Result, train
-from hessabs.training.setup import Run, set_up
+from hessabs.training import callbacks, objectives, tasks
+from hessabs.training.durability import Durability
+from hessabs.training.loop import Result, fit
+from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
+from hessabs.training.schedules import make_schedule
+from hessabs.training.settings import RunSettings
+from hessabs.training.task import LossOutput, Task
+from hessabs.training.trained import Trained, load_trained
 
-__all__ = ["Config", "Result", "Run", "set_up", "train"]
+__all__ = [
+    "Durability",
+    "LossOutput",
+    "Optimizer",
+    "OptimizerSettings",
+    "Result",
+    "RunSettings",
+    "Task",
+    "Trained",
+    "callbacks",
+    "fit",
+    "load_trained",
+    "make_optimizer",
+    "make_schedule",
+    "objectives",
+    "tasks",
+]

@@ -1,70 +1,142 @@
-"""The training loop: the only place that owns the order of things."""
+"""``fit``: the only place that owns the order of things."""
 
+import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hessabs import compiling
-from hessabs.batch_size import ControllerState, Count, Observation
-from hessabs.curvature import PowerIterationResult
+from hessabs.batch_size import Controller, ControllerState, Count, Observation
+from hessabs.data import Position, Reader
+from hessabs.training import processes
+from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
-from hessabs.training.devices import processes
-from hessabs.training.devices.mesh import keep_up, split
-from hessabs.training.devices.micro_batch import AtOnce, make_at_once
-from hessabs.training.feed import make_reader
+from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
-from hessabs.training.loop_state import LoopState, begin_drop, decide
+from hessabs.training.look.measure import last_layer
+from hessabs.training.loop_state import Decision, LoopState
+from hessabs.training.mesh import split, wait_for
+from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
-from hessabs.training.saving.durability import Durability
-from hessabs.training.saving.session import Session
-from hessabs.training.saving.snapshot import Snapshot
-from hessabs.training.setup import Run
-from hessabs.training.state import mean_loss, read_loss
+from hessabs.training.run import Remainder, Run, Schedule, make_sizes, prepare
+from hessabs.training.session import Session
+from hessabs.training.settings import RunSettings
+from hessabs.training.sizes import Sizes
+from hessabs.training.snapshot import Snapshot
+from hessabs.training.step import TrainState, mean_loss, read_loss
 from hessabs.training.summary import summarize
+from hessabs.training.task import Task
 from hessabs.typing import Params
 
 _SECONDS_BETWEEN_CHECKS = 0.5
+_PLAIN = Objective()
+_DEFAULTS = RunSettings()
 
 
 class Result(NamedTuple):
     """What a finished run leaves."""
 
     params: Params
-    model_state: Any  # collections of flax beside the params
+    model_state: Any  # batch norm statistics, say; {} without any
+    average: Params | None  # of the params, with ``RunSettings.ema``
     summary: dict[str, Any]  # the fields of summary.json
     records: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
-def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability | None = None) -> Result:
-    """Train a network.
+def fit(
+    task: Task,
+    optimizer: Any,
+    rule: Controller,
+    *,
+    epochs: int,
+    micro_batch_size: int | None = None,
+    remainder: Remainder = "drop",
+    objective: Objective = _PLAIN,
+    schedule: Schedule | None = None,
+    settings: RunSettings = _DEFAULTS,
+    workdir: str | pathlib.Path | None = None,
+    durability: Durability | None = None,
+    callbacks: Sequence[Callback] = (),
+    record: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train.
 
-    A batch of B examples is accumulated from B / micro_batch_size micro-batches. The controller's decision is
-    taken up when an update is complete and holds until the next one is: no update mixes two batch sizes.
-    Accumulation runs on across the ends of epochs; what is left of it at the end of the training makes no
-    update (so the counts of updates are the paper's). Several processes all call this with the same arguments.
+    The update is the unit: ``for batch in updates: state = step(state, batch, decision)``. A decision of the
+    rule is taken between two updates and holds for a whole one; the rule sees its measurements there. Updates
+    run on across the ends of epochs; what fills no update at the end of the training is not trained on (so the
+    counts of updates are the paper's). The order of the data is a function of seed and position, so a run that
+    was killed goes on to the same bits, on the same devices. Several processes all call this with the same
+    arguments.
 
     Args:
-      run: What ``set_up`` made. Its state is used up.
+      task: What is learnt, see ``hessabs.training.tasks``.
+      optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
+        unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
+        ``hessabs.training.make_optimizer`` returns.
+      rule: How large the next batch is, of ``hessabs.batch_size``.
+      epochs: Passes over the training data, at least 1.
+      micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
+        these); None for that batch, or 128 where that divides it.
+      remainder: Whether an epoch's incomplete last micro-batch is left out (``"drop"``, as in the paper) or
+        trained on too, with exact weights (``"keep"``).
+      objective: Robust training, of ``hessabs.training.objectives``.
+      schedule: ``schedule(examples so far) -> factor`` on the learning rate, of ``hessabs.training.schedules``;
+        None for 1.
+      settings: How the run is made besides.
       workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params, locked
         against other runs; None writes nothing. Of several processes the first alone uses it.
       durability: How the run is saved in ``workdir``, and whether it goes on from what was saved there; None
         saves nothing on the way.
+      callbacks: Called with every epoch's record and every decision, see ``hessabs.training.callbacks``.
+      record: What made the parts, for the folder: a run goes on only where it is the same. JSON holds it.
 
     Returns:
-      A ``Result``: trained params, summary, records. Where a run in ``workdir`` that is to go on has finished,
-      what it left.
+      A ``Result``. Where a run in ``workdir`` that is to go on has finished, what it left.
 
     Raises:
       FloatingPointError: If the loss is not finite, naming the update. What was written stays.
       BlockingIOError: If another process runs in ``workdir``.
-      ValueError: If what was saved in ``workdir`` is another run, or damaged beyond use.
-      Interrupted: After SIGTERM or Ctrl-C, with ``durability`` alone, when the run is saved.
+      CallbackError: If a callback raised; the run was saved first.
+      ValueError: If the parts do not fit each other, or what was saved in ``workdir`` is another run, or
+        damaged beyond use.
+      Interrupted: After SIGTERM or Ctrl-C, with ``durability`` only, when the run is saved.
+
+    Example:
+      >>> from hessabs import batch_size, data, models, training
+      >>> task = training.tasks.linen(models.mlp(10, (16,)), data.load("digits"))
+      >>> rule = batch_size.constant(64)
+      >>> result = training.fit(task, optax.adam(1e-3), rule, epochs=1)
+      >>> result.summary["updates"], result.records[0]["batch_size"]
+      (22, 64)
     """
-    with Session(run, workdir, durability) as session:
+    run = prepare(
+        task,
+        optimizer,
+        rule,
+        epochs=epochs,
+        micro_batch_size=micro_batch_size,
+        remainder=remainder,
+        objective=objective,
+        schedule=schedule,
+        settings=settings,
+        record=record or {},
+    )
+    return train(run, None if workdir is None else pathlib.Path(workdir), durability, callbacks)
+
+
+def train(
+    run: Run,
+    workdir: pathlib.Path | None = None,
+    durability: Durability | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Train what ``prepare`` made; its state is used up."""
+    with Session(run, workdir, durability, callbacks) as session:
         left = session.finished()
         if left is not None:
             return Result(*left)
@@ -76,132 +148,151 @@ def train(run: Run, workdir: pathlib.Path | None = None, durability: Durability 
             except NonFiniteError as error:
                 snapshot = session.rewind(error)
         compiled = compiling.seconds()
-        last = run.view(state.train)
-        final = run.measure_final(last, state.eigenvector)
+        last = evaluated(run, state.train)
+        final = run.measure_final(last.params, last.model_state, state.eigenvector)
         compiled = compiling.seconds() - compiled + sum(line.get("seconds_compile", 0.0) for line in records)
-        summary = summarize(run, last, records, final, session.seconds(), compiled)
+        results = evaluate_all(run.final, last.params, last.model_state)
+        summary = summarize(run, last, records, results, final, session.seconds(), compiled)
         session.finish(last, records, summary)
-    return Result(last.params, last.model_state, summary, records)
+    average = last.average if run.settings.ema is not None else None
+    return Result(last.params, last.model_state, average, summary, records)
+
+
+def evaluated(run: Run, state: TrainState) -> TrainState:
+    """Return a state with the params that are evaluated: those that schedule-free methods make of theirs."""
+    return state._replace(params=run.optimizer.evaluation_params(state.opt_state, state.params))
 
 
 def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:
-    config, state, records = run.config, snapshot.state, list(snapshot.records)
-    read = make_reader(run, state.position)
-    update_controller = jax.jit(run.controller.update)
+    state, records = snapshot.state, list(snapshot.records)
+    read = run.read_from(state.position)
+    update_rule = jax.jit(run.rule.update)
     clock, checked = Clock(snapshot.clock), time.perf_counter()
-    total = config.epochs * run.epoch_examples
+    total = run.epochs * run.epoch_examples
+    session.tell("start", {"records": records, "samples": state.samples})
     with (
         Progress(total, state.samples, logs=processes.is_first()) as progress,
-        make_at_once(run, state.train) as at_once,
+        make_sizes(run, state.train) as sizes,
     ):
-        while state.position.epoch < config.epochs:
-            state = begin_drop(run, state)
-            count = _take_at_once(run, state, at_once)
-            with clock.measure("data"):
-                batch, position = read(count)
-                batch = split(batch, run.mesh)
-            state = (_drop if state.dropping else _train_on)(run, state, batch, count)
-            keep_up(state.train, run.mesh)
-            state = state._replace(position=position)
+        while _fills_an_update(run, state):
+            if state.drops and state.updates + 1 >= state.drops[0].update:
+                state = _drop(run, state, read)
+            else:
+                state = _update(run, state, read, sizes, clock)
             if state.samples >= int(state.controller.observe_at):
-                state = _observe(run, state, update_controller, clock)
+                state = _observe(run, state, update_rule, clock)
+            measured = state.measured  # the end of an epoch forgets it
             # Several processes have clocks of their own, and what is shown all of them compute together.
             if jax.process_count() == 1 and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
                 _show(run, state, progress)
                 session.check()
                 checked = time.perf_counter()
-            if position.index == 0:
-                record, state = _end_epoch(run, state, clock)
-                records.append(record)
-                session.append(record)
-                _show(run, state, progress, record)
-            if state.accumulated == 0:
-                state = state._replace(decision=decide(run, state.controller))
-            session.between_steps(Snapshot(state, records, clock.save()))
+            state = _end_epochs(run, state, session, records, clock, progress)
+            decision = Decision.of(run.objective, state.controller)
+            if decision != state.decision:
+                state = state._replace(decision=decision)
+                session.tell(
+                    "decision", {**_said(run, state), "eigenvalue": measured[0], "residual": measured[1]}
+                )
+            session.between_updates(Snapshot(state, records, clock.save()))
+        # What is left fills no update.
+        state = state._replace(position=Position(run.epochs, 0), samples=total)
+        if len(records) < run.epochs and total >= int(state.controller.observe_at):
+            state = _observe(run, state, update_rule, clock)
+        state = _end_epochs(run, state, session, records, clock, progress)
     check_params(state)
     session.trained(Snapshot(state, records, clock.save()))
     return state, records
 
 
-def _take_at_once(run: Run, state: LoopState, at_once: AtOnce) -> int:
-    if state.dropping:
-        return 1
-    # Never beyond the update, the epoch, or the next measurement: what a rule decides does not depend on it.
-    size, batch_size = run.micro_batch_size, state.decision.batch_size
-    most = -(-batch_size // size) - state.accumulated
-    if run.controller.measures != "nothing":
-        most = min(most, max(1, -(-(int(state.controller.observe_at) - state.samples) // size)))
-    if state.accumulated == 0:
-        at_once.prepare(run.largest_next(batch_size) // size)
-    return at_once.choose(min(most, run.epoch_micro_batches - state.position.index))
+def _micro_batches(run: Run, decision: Decision) -> int:
+    return -(-decision.batch_size // run.micro_batch_size)
 
 
-def _train_on(run: Run, state: LoopState, batch: dict[str, Any], count: int) -> LoopState:
-    functions, train_state = run.functions, state.train
-    batch_size, lr_scale, fraction = state.decision
-    accumulated = state.accumulated + count
-    if fraction > 0:
-        batch = functions.perturb(train_state, batch, fraction)
-    if batch_size == run.micro_batch_size:
-        accumulated = 0
-        if fraction > 0:
-            train_state = functions.update_adversarial(train_state, batch, fraction, lr_scale)
+def _fills_an_update(run: Run, state: LoopState) -> bool:
+    left = (run.epochs - state.position.epoch) * run.epoch_micro_batches - state.position.index
+    return left >= _micro_batches(run, state.decision)
+
+
+def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock) -> LoopState:
+    """Make one update: read its micro-batches, add their gradients up, descend."""
+    functions, train, position, samples = run.functions, state.train, state.position, state.samples
+    fraction = state.decision.adversarial_fraction or None
+    wanted, done = _micro_batches(run, state.decision), 0
+    lr_scale = _on_device(state.decision.lr_scale * run.schedule(samples))
+    totals = None
+    if wanted > 1:
+        sizes.prepare(_largest_next(run, state.decision.batch_size))
+        totals = functions.begin(train)
+    while done < wanted:
+        count = sizes.choose(min(wanted - done, run.epoch_micro_batches - position.index))
+        with clock.measure("data"):
+            batch, after = read(count)
+            batch = split(batch, run.mesh)
+        if fraction is not None and run.perturb is not None:
+            here = train if totals is None else train._replace(model_state=totals.model_state)
+            batch = run.perturb(here, done, batch, fraction)
+        if totals is None:
+            train = functions.whole(train, batch, fraction, lr_scale)
+            wait_for(train, run.mesh)
         else:
-            train_state = functions.update(train_state, batch, lr_scale)
-    else:
-        if fraction > 0:
-            train_state = functions.accumulate_adversarial(train_state, batch, fraction)
-        else:
-            train_state = functions.accumulate(train_state, batch)
-        if accumulated * run.micro_batch_size >= batch_size:
-            train_state = functions.apply_update(train_state, lr_scale)
-            accumulated = 0
-    return state._replace(
-        train=train_state,
-        accumulated=accumulated,
-        updates=state.updates + (accumulated == 0),
-        samples=state.samples + _num_examples(run, state, count),
-    )
+            totals = functions.add(train, totals, batch, fraction, done)
+            wait_for(totals, run.mesh)
+        samples, position, done = samples + run.examples(position, count), after, done + count
+    if totals is not None:
+        train = functions.finish(train, totals, lr_scale)
+        wait_for(train, run.mesh)
+    return state._replace(train=train, updates=state.updates + 1, samples=samples, position=position)
 
 
-def _drop(run: Run, state: LoopState, batch: dict[str, Any], count: int) -> LoopState:
-    # Its examples count: the rules go by examples, and the epochs would drift away from them.
-    del batch
-    return state._replace(
-        dropping=state.dropping - count, samples=state.samples + _num_examples(run, state, count)
-    )
+def _drop(run: Run, state: LoopState, read: Reader) -> LoopState:
+    """Pass over batches that are to be dropped; their examples count, for rules and epochs go by them."""
+    drop, *later = state.drops
+    position, samples = state.position, state.samples
+    left = (run.epochs - position.epoch) * run.epoch_micro_batches - position.index
+    for _ in range(min(left, drop.batches * _micro_batches(run, state.decision))):
+        samples += run.examples(position, 1)
+        _, position = read(1)
+    return state._replace(drops=tuple(later), samples=samples, position=position)
 
 
-def _num_examples(run: Run, state: LoopState, count: int) -> int:
-    # The last micro-batch of an epoch may be filled up with examples that do not count.
-    left = run.epoch_examples - state.position.index * run.micro_batch_size
-    return min(count * run.micro_batch_size, left)
+@functools.lru_cache(4)
+def _on_device(lr_scale: float) -> jax.Array:
+    return jnp.float32(lr_scale)  # one copy as long as the rate stays
 
 
-def _observe(
-    run: Run,
-    state: LoopState,
-    update_controller: Callable[[Observation, ControllerState], ControllerState],
-    clock: Clock,
-) -> LoopState:
+def _largest_next(run: Run, batch_size: int) -> int:
+    # Twice as much, or as many as the rule may say: compiled while this size is in use.
+    maximum = batch_size if run.rule.batch_sizes is None else run.rule.batch_sizes[1]
+    return -(-min(max(batch_size, maximum), 2 * batch_size) // run.micro_batch_size)
+
+
+def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> LoopState:
     observation = Observation(Count.of(state.samples))
-    if run.controller.measures in ("eigenvalue", "last_layer_eigenvalue"):
+    if run.rule.measures in ("eigenvalue", "last_layer_eigenvalue"):
         eigenvalue = float("nan")
         if state.controller.measure:
             state, eigenvalue = _measure(run, state, clock)
         observation = observation._replace(eigenvalue=eigenvalue)
-    elif run.controller.measures == "gradient":
+    elif run.rule.measures == "gradient":
         observation = observation._replace(gradient=jax.device_get(state.train.statistics))
-    controller = jax.device_get(update_controller(observation, state.controller))
+    controller: ControllerState = jax.device_get(update_rule(observation, state.controller))
     processes.agree("the batch-size rule", (state.samples, controller))
     return state._replace(controller=controller)
 
 
 def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float]:
     jax.block_until_ready(state.train)
-    measure = run.measure if run.controller.measures == "eigenvalue" else run.measure_last_layer
+    seen = evaluated(run, state.train)
     with clock.measure("hessian"):
-        result: PowerIterationResult = measure(run.view(state.train), state.eigenvector)
+        result = run.measure(
+            seen.params,
+            seen.model_state,
+            state.eigenvector,
+            last_layer(seen.params, run.task.num_classes)
+            if run.rule.measures == "last_layer_eigenvalue"
+            else None,
+        )
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.
     eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
@@ -209,48 +300,82 @@ def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float
     return state._replace(eigenvector=eigenvector, measured=measured, last_eigenvalue=eigenvalue), eigenvalue
 
 
-def _end_epoch(run: Run, state: LoopState, clock: Clock) -> tuple[dict[str, Any], LoopState]:
-    check_loss(run, state)
+def _end_epochs(
+    run: Run,
+    state: LoopState,
+    session: Session,
+    records: list[dict[str, Any]],
+    clock: Clock,
+    progress: Progress,
+) -> LoopState:
+    while len(records) < state.position.epoch:
+        record, state = _end_epoch(run, state, len(records) + 1, clock)
+        records.append(record)
+        session.append(record)
+        _show(run, state, progress, record)
+        session.tell("epoch", record, Snapshot(state, records, clock.save()))
+    return state
+
+
+def _end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:
+    check_loss(run, state, epoch)
     loss, train_state = read_loss(state.train)
     jax.block_until_ready(train_state)
-    view = run.view(train_state)
+    seen = evaluated(run, train_state)
     with clock.measure("eval"):
-        accuracy = run.accuracy(view)
+        results = evaluate_all(run.evaluate, seen.params, seen.model_state)
+        if run.settings.ema is not None:
+            averaged = evaluate_all(run.evaluate, train_state.average, seen.model_state)
+            results |= {f"ema_{name}": value for name, value in averaged.items()}
     tracked: dict[str, float] = {}
-    if run.config.track:
+    if run.settings.tracked:
         with clock.measure("hessian"):
-            tracked = run.track(view, state.eigenvector)
-    seconds = clock.end_epoch()
-    decision = state.decision
+            tracked = run.track(seen.params, seen.model_state, state.eigenvector)
     record = {
-        "epoch": state.position.epoch,
-        "updates": int(train_state.updates),
-        "samples": state.samples,
-        "batch_size": decision.batch_size,
-        "lr": learning_rate(run, decision),
-        "adversarial_fraction": decision.adversarial_fraction,
+        "epoch": epoch,
+        **_said(run, state),
         "train_loss": loss,
-        "test_accuracy": accuracy,
+        **results,
         "eigenvalue": state.measured[0],
         "residual": state.measured[1],
         **tracked,
-        **{f"seconds_{name}": value for name, value in seconds.items()},
+        **{f"seconds_{name}": value for name, value in clock.end_epoch().items()},
     }
     return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))
+
+
+def evaluate_all(evaluations: Mapping[str, Any], params: Params, model_state: Any) -> dict[str, float]:
+    """Evaluate, and name each number by its prefix; an accuracy is in percent."""
+    return {
+        f"{prefix}{name}": 100 * value if name == "accuracy" else value
+        for prefix, evaluation in evaluations.items()
+        for name, value in evaluation(params, model_state).items()
+    }
+
+
+def _said(run: Run, state: LoopState) -> dict[str, Any]:
+    decision = state.decision
+    return {
+        "updates": state.updates,
+        "samples": state.samples,
+        "batch_size": decision.batch_size,
+        "lr": learning_rate(run, decision, state.samples),
+        "adversarial_fraction": decision.adversarial_fraction,
+    }
 
 
 def _show(run: Run, state: LoopState, progress: Progress, ended: dict[str, Any] | None = None) -> None:
     check_loss(run, state)
     loss = mean_loss(state.train) if ended is None else ended["train_loss"]
-    accuracy = {} if ended is None else {"test": f"{ended['test_accuracy']:.2f}%"}
+    shown = {} if ended is None or "test_accuracy" not in ended else {"test": f"{ended['test_accuracy']:.2f}%"}
     progress.show(
         state.samples,
         milestone=ended is not None,
-        epoch=f"{state.position.epoch}/{run.config.epochs}",
+        epoch=f"{state.position.epoch}/{run.epochs}",
         loss=loss if loss == loss else None,
-        **accuracy,
+        **shown,
         batch=state.decision.batch_size,
-        lr=learning_rate(run, state.decision),
+        lr=learning_rate(run, state.decision, state.samples),
         eigenvalue=state.last_eigenvalue,
-        updates=int(state.train.updates),
+        updates=state.updates,
     )

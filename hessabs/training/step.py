@@ -1,17 +1,17 @@
-"""The jitted functions of a training step, each compiled once whatever the batch size does.
+"""One update: the gradient of a batch summed over its micro-batches, then the optax chain.
 
-A batch of B examples is k = B / micro_batch_size calls of ``accumulate`` and one of ``apply_update``; where k
-is 1, it is one call of ``update``, which touches no accumulator. k is a number on the host, the learning rate
-and the adversarial fraction are traced: growth compiles nothing. The calls come from a Python loop and not from
-``lax.scan``, for convolution gradients inside a loop are 20 to 50 times slower on the CPU (see
-``hessabs.loops``).
+What lasts between two updates is a ``TrainState``; what belongs to one update is a ``Totals``. A batch of B
+examples is B / micro_batch_size micro-batches: as many calls of ``add`` between ``begin`` and ``finish``, fewer
+where a call handles several, and one call of ``whole`` where there is one. The number of calls is a number on
+the host, the learning rate and the adversarial fraction are traced: growth compiles nothing but sizes that are
+new. On the CPU the calls come from Python, for convolution gradients inside a loop are 20 to 50 times slower
+there; on accelerators ``add`` scans over the micro-batches that fit. ``hessabs.training.across`` does the same
+on several devices.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,166 +19,280 @@ import optax
 from hessabs import trees
 from hessabs.batch_size import GradientStatistics
 from hessabs.cpu import convolutions
-from hessabs.training.losses import scale_images
-from hessabs.training.robust import Objective
-from hessabs.training.state import TrainState
+from hessabs.jaxprs import is_used
+from hessabs.training.objectives import Contribution, Objective, Share
+from hessabs.training.optimizers import Optimizer
+from hessabs.training.task import Task
 from hessabs.typing import Params
 
 _PLAIN = Objective()
 _KEYS = 2  # folded into the seed; the params take the seed itself, the first eigenvector 1
 
 
-class StepFunctions(NamedTuple):
-    """The functions of one run; all but ``perturb`` are jitted and donate their state: keep the new one."""
+class TrainState(NamedTuple):
+    """What lasts between two updates."""
 
-    accumulate: Callable[[TrainState, Any], TrainState]
-    accumulate_adversarial: Callable[[TrainState, Any, Any], TrainState]
-    apply_update: Callable[[TrainState, Any], TrainState]
-    update: Callable[[TrainState, Any, Any], TrainState]
-    update_adversarial: Callable[[TrainState, Any, Any, Any], TrainState]
-    perturb: Callable[[TrainState, Any, Any], Any]
+    params: Params
+    model_state: Any  # batch norm statistics, say; {} without any
+    opt_state: optax.OptState
+    average: Any  # exponential moving average of the params by examples; () without one
+    memory: Any  # what the objective carries from micro-batch to micro-batch; () where it carries nothing
+    loss: jax.Array  # shape (), float32: sum of the losses since `read_loss`, each times its weight
+    loss_weight: jax.Array  # shape (), float32: weight in `loss`
+    statistics: GradientStatistics  # of the last update, if asked for
+    updates: jax.Array  # shape (), int32: updates made
+    nonfinite_update: jax.Array  # shape (), int32: the first update with a loss that is not finite, or 0
+
+
+class Totals(NamedTuple):
+    """The sums of one update, over its micro-batches so far."""
+
+    gradient: Params  # each times its weight; float32 at least
+    weight: jax.Array  # shape (), float32: of the losses
+    examples: jax.Array  # shape (), float32: that count
+    loss: jax.Array  # shape (), float32: each times its weight
+    square: jax.Array  # shape (), float32: squared norms of the gradients, if asked for
+    parts: jax.Array  # shape (), int32: micro-batches
+    bad: jax.Array  # shape (), float32: micro-batches with a loss that is not finite
+    model_state: Any  # after the last of them
+    memory: Any
+
+
+class Functions(NamedTuple):
+    """The functions of an update, jitted; `add` donates the totals, the last two the state."""
+
+    begin: Callable[[TrainState], Totals]
+    add: Callable[
+        [TrainState, Totals, Any, Any, Any], Totals
+    ]  # (state, totals, batch, fraction or None, number)
+    finish: Callable[[TrainState, Totals, Any], TrainState]  # (state, totals, lr_scale)
+    whole: Callable[[TrainState, Any, Any, Any], TrainState]  # (state, batch, fraction or None, lr_scale)
 
     def compilations(self) -> dict[str, int]:
-        """Count how often each jitted function has been compiled in this run: once, or not at all."""
-        functions = self._asdict()
-        del functions["perturb"]
-        return {name: function._cache_size() for name, function in functions.items()}
+        """Count how often each function has been compiled."""
+        return {name: function._cache_size() for name, function in self._asdict().items()}
 
 
-def jit_each(functions: StepFunctions) -> StepFunctions:
-    """Compile the functions of a step for one device.
+def init_state(task: Task, optimizer: Optimizer, key: jax.Array, memory: Any, *, average: bool) -> TrainState:
+    """Draw the params and make the state before the first update; no two of its fields share a buffer."""
+    params, model_state = jax.jit(task.init)(key)
+    opt_state = jax.tree.map(lambda x: jnp.array(x, copy=True), optimizer.tx.init(params))
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    statistics = GradientStatistics(none, none, zero, zero)
+    state = TrainState(
+        params, model_state, opt_state, params if average else (), memory, zero, zero, statistics, none, none
+    )
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-    Args:
-      functions: As plain Python.
 
-    Returns:
-      The same, jitted.
+def uses_lr_scale(optimizer: Optimizer, state: TrainState) -> bool:
+    """Tell whether an optimiser multiplies its rate by the extra argument ``lr_scale`` itself.
+
+    Raises:
+      ValueError: If its state changes its structure, shapes or dtypes in an update.
     """
-    jit = functools.partial(jax.jit, donate_argnums=0)
-    jitted = {
-        name: jit(convolutions.in_parts(function))
-        for name, function in functions._asdict().items()
-        if name != "perturb"
-    }
-    return functions._replace(**jitted)
+
+    def update(lr_scale: jax.Array, gradient: Any, opt_state: Any, params: Params) -> Any:
+        extra = {"lr_scale": lr_scale, "num_examples": jnp.ones(())}
+        return optimizer.tx.update(gradient, opt_state, params, **extra)
+
+    program, shapes = jax.make_jaxpr(update, return_shape=True)(
+        jnp.ones(()), state.params, state.opt_state, state.params
+    )
+    trees.check_like(shapes[1], state.opt_state, "state after an update", "state of the optimiser", dtypes=True)
+    return is_used(program, 0)
 
 
-def make_step_functions(
-    model: nn.Module,
-    optimizer: optax.GradientTransformationExtraArgs,
-    objective: Objective = _PLAIN,
+def make_functions(
+    task: Task,
+    optimizer: Optimizer,
+    objective: Objective,
     *,
+    micro_batch_size: int,
     seed: int = 0,
     gradient_statistics: bool = False,
-    compiled: Callable[[StepFunctions], StepFunctions] = jit_each,
-) -> StepFunctions:
-    """Compile-ready functions for a network, an optimiser and a robust objective.
+    scales_rate: bool = True,
+    half_life: float | None = None,
+    perturbs: bool = True,
+) -> tuple[Functions, Callable[..., Any]]:
+    """Make the functions of an update, as plain Python; ``jit_functions`` and ``across.on_mesh`` compile them.
 
     Args:
-      model: A flax module called as ``(x, train)``.
-      optimizer: The optax chain; its update gets ``lr_scale`` as an extra argument.
-      objective: What the functions named ``_adversarial`` differentiate; the others train plainly.
-      seed: Seed of the objective's random keys, one for each micro-batch.
-      gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update, for the
-        rules that read it. It takes a norm per micro-batch and no further pass; a partial last micro-batch
-        counts as a whole one there.
-      compiled: Makes the jitted functions of the plain ones: ``jit_each``, or for several devices
-        ``hessabs.training.devices.parallel.on_mesh``.
+      task: What is learnt.
+      optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale`` and ``num_examples``.
+      objective: What is differentiated where a fraction is given; where it is None training is plain.
+      micro_batch_size: Examples of a micro-batch, all devices together.
+      seed: Seed of the random keys, one for each micro-batch.
+      gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update.
+      scales_rate: Whether the updates of the optimiser are to be multiplied by ``lr_scale`` here.
+      half_life: Of the average of the params, in examples, or None.
+      perturbs: Whether the objective perturbs batches in here, or ``attack`` before.
 
     Returns:
-      ``StepFunctions``: ``accumulate(state, batch)`` adds the gradient of a micro-batch;
-      ``accumulate_adversarial(state, batch, fraction)`` adds that of the objective, for a fraction of it;
-      ``apply_update(state, lr_scale)`` makes the update of what was accumulated;
-      ``update(state, batch, lr_scale)`` and ``update_adversarial(state, batch, fraction, lr_scale)`` make that
-      of a single micro-batch. A batch for a function named ``_adversarial`` goes through
-      ``perturb(state, batch, fraction) -> batch`` first: it runs attacks whose loop Python drives, and returns
-      the batch as it is where there is none. Batches are as ``hessabs.data`` yields them: image uint8 or
-      float32 (n, height, width, channels), label int32 (n,), weight float32 (n,).
+      ``(functions, attack)``; ``attack(state, number, batch, fraction, share)`` perturbs a prepared
+      micro-batch, the ``number``-th of the update. ``add`` and ``whole`` take a ``Share`` besides, last.
+      Batches are as the stream gives them.
     """
     root = jax.random.fold_in(jax.random.key(seed), _KEYS)
-    scale_on_device = jax.jit(scale_images)
 
-    def attack(state: TrainState, batch: Any, fraction: Any) -> Any:
+    def keys(state: TrainState, number: Any) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(jax.random.fold_in(root, state.updates), number))
+
+    def attack(state: TrainState, number: Any, batch: Any, fraction: Any, share: Share) -> Any:
         assert objective.perturb is not None
-        key = jax.random.fold_in(jax.random.fold_in(root, state.updates), state.parts)
-        return objective.perturb(model, state.params, state.model_state, batch, fraction, key)
-
-    def perturb(state: TrainState, batch: Any, fraction: Any) -> Any:
-        if objective.perturb is None or not objective.driven_by_python:
-            return batch
-        return attack(state, scale_on_device(batch), fraction)
-
-    def prepare(state: TrainState, batch: Any, fraction: Any) -> Any:
-        batch = scale_images(batch)
-        if objective.perturb is None or objective.driven_by_python:
-            return batch
-        return attack(state, batch, fraction)
+        key = keys(state, number)[0]
+        return objective.perturb(task, state.params, state.model_state, batch, fraction, key, share)
 
     def differentiate(
-        state: TrainState, batch: Any, objective: Objective
-    ) -> tuple[TrainState, Params, jax.Array]:
-        here = objective.gradient(model, state.params, state.model_state, batch, state.memory)
-        weight = jnp.sum(batch["weight"])
-        bad = ~jnp.isfinite(here.loss) & (state.nonfinite_update == 0)
-        state = state._replace(
+        state: TrainState, number: Any, model_state: Any, memory: Any, batch: Any, fraction: Any, share: Share
+    ) -> Contribution:
+        kind = _PLAIN if fraction is None else objective
+        key = keys(state, number)[1]
+        if kind.perturb is None or perturbs:  # else it is prepared already
+            batch = task.prepare(batch)
+        if kind.perturb is not None and perturbs:
+            batch = attack(state._replace(model_state=model_state), number, batch, fraction, share)
+        return kind.gradient(task, state.params, model_state, batch, key, memory)
+
+    def begin(state: TrainState) -> Totals:
+        zero = jnp.zeros((), jnp.float32)
+        # Copies: what is passed through a jitted function is the same buffer, and the totals are donated.
+        kept = jax.tree.map(jnp.copy, (state.model_state, state.memory))
+        return Totals(
+            jax.tree.map(_wide_zeros, state.params),
+            zero,
+            zero,
+            zero,
+            zero,
+            jnp.zeros((), jnp.int32),
+            zero,
+            *kept,
+        )
+
+    def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any, share: Share) -> Totals:
+        examples = jnp.sum(batch["weight"])
+        here = differentiate(state, number, totals.model_state, totals.memory, batch, fraction, share)
+        square = trees.vdot(here.gradient, here.gradient) if gradient_statistics else 0
+        return Totals(
+            gradient=jax.tree.map(lambda total, g: total + here.weight * g, totals.gradient, here.gradient),
+            weight=totals.weight + here.weight,
+            examples=totals.examples + examples,
+            loss=totals.loss + here.weight * here.loss,
+            square=totals.square + square,
+            parts=totals.parts + 1,
+            bad=totals.bad + ~jnp.isfinite(here.loss),
             model_state=here.model_state,
             memory=here.memory,
-            loss=state.loss + weight * here.loss,
-            loss_weight=state.loss_weight + weight,
+        )
+
+    def descend(state: TrainState, totals: Totals, gradient: Params, lr_scale: Any) -> TrainState:
+        extra = {"lr_scale": lr_scale, "num_examples": totals.examples}
+        updates, opt_state = optimizer.tx.update(gradient, state.opt_state, state.params, **extra)
+        if scales_rate:
+            updates = jax.tree.map(lambda u: (lr_scale * u).astype(u.dtype), updates)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if half_life is not None:
+            kept = jnp.exp2(-totals.examples / half_life)
+            average = jax.tree.map(lambda a, p: (p + kept * (a - p)).astype(a.dtype), average, params)
+        bad = (totals.bad > 0) & (state.nonfinite_update == 0)
+        return state._replace(
+            params=params,
+            model_state=totals.model_state,
+            opt_state=opt_state,
+            average=average,
+            memory=totals.memory,
+            loss=state.loss + totals.loss,
+            loss_weight=state.loss_weight + totals.weight,
+            updates=state.updates + 1,
             nonfinite_update=jnp.where(bad, state.updates + 1, state.nonfinite_update),
         )
-        return state, here.gradient, weight
 
-    def add_gradient(state: TrainState, batch: Any, objective: Objective) -> TrainState:
-        state, gradient, weight = differentiate(state, batch, objective)
-        return state._replace(
-            gradient=jax.tree.map(lambda total, g: total + weight * g, state.gradient, gradient),
-            weight=state.weight + weight,
-            square=state.square + trees.vdot(gradient, gradient) if gradient_statistics else state.square,
-            parts=state.parts + 1,
-        )
-
-    def descend(state: TrainState, gradient: Params, lr_scale: Any) -> TrainState:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, lr_scale=lr_scale)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, opt_state=opt_state, updates=state.updates + 1)
-
-    def accumulate(state: TrainState, batch: Any) -> TrainState:
-        return add_gradient(state, scale_images(batch), _PLAIN)
-
-    def accumulate_adversarial(state: TrainState, batch: Any, fraction: Any) -> TrainState:
-        return add_gradient(state, prepare(state, batch, fraction), objective)
-
-    def apply_update(state: TrainState, lr_scale: Any) -> TrainState:
-        scale = trees.safe_inverse(state.weight)
-        gradient = jax.tree.map(lambda g, p: (scale * g).astype(p.dtype), state.gradient, state.params)
-        statistics = state.statistics
+    def finish(state: TrainState, totals: Totals, lr_scale: Any) -> TrainState:
+        scale = trees.safe_inverse(totals.weight)
+        gradient = jax.tree.map(lambda g, p: (scale * g).astype(p.dtype), totals.gradient, state.params)
         if gradient_statistics:
-            parts = state.parts.astype(jnp.float32)
+            parts = totals.parts.astype(jnp.float32)
             statistics = GradientStatistics(
-                part_size=jnp.round(state.weight / parts).astype(jnp.int32),
-                num_parts=state.parts,
-                mean_square=state.square / parts,
+                part_size=jnp.round(totals.examples / parts).astype(jnp.int32),
+                num_parts=totals.parts,
+                mean_square=totals.square / parts,
                 square_mean=trees.vdot(gradient, gradient).astype(jnp.float32),
             )
-        return descend(state, gradient, lr_scale)._replace(
-            gradient=optax.tree.zeros_like(state.gradient),
-            weight=jnp.zeros_like(state.weight),
-            square=jnp.zeros_like(state.square),
-            parts=jnp.zeros_like(state.parts),
-            statistics=statistics,
-        )
+            state = state._replace(statistics=statistics)
+        return descend(state, totals, gradient, lr_scale)
 
-    def update(state: TrainState, batch: Any, lr_scale: Any) -> TrainState:
-        state, gradient, _ = differentiate(state, scale_images(batch), _PLAIN)
-        return descend(state, gradient, lr_scale)
+    def whole(state: TrainState, batch: Any, fraction: Any, lr_scale: Any, share: Share) -> TrainState:
+        examples = jnp.sum(batch["weight"])
+        here = differentiate(state, 0, state.model_state, state.memory, batch, fraction, share)
+        bad = (~jnp.isfinite(here.loss)).astype(jnp.float32)
+        loss, zero, one = here.weight * here.loss, jnp.zeros(()), jnp.ones((), jnp.int32)
+        totals = Totals((), here.weight, examples, loss, zero, one, bad, here.model_state, here.memory)
+        return descend(state, totals, here.gradient, lr_scale)
 
-    def update_adversarial(state: TrainState, batch: Any, fraction: Any, lr_scale: Any) -> TrainState:
-        state, gradient, _ = differentiate(state, prepare(state, batch, fraction), objective)
-        return descend(state, gradient, lr_scale)
+    return Functions(begin, add, finish, whole), attack
 
-    return compiled(
-        StepFunctions(
-            accumulate, accumulate_adversarial, apply_update, update, update_adversarial, perturb=perturb
-        )
+
+def jit_functions(functions: Functions, micro_batch_size: int, *, one_by_one: bool) -> Functions:
+    """Compile the functions of an update for one device.
+
+    Args:
+      functions: Those of ``make_functions``.
+      micro_batch_size: Examples of a micro-batch.
+      one_by_one: Whether several micro-batches in one call are handled one after the other (ghost batch norm),
+        by a compiled loop; else as one.
+    """
+    share = Share(micro_batch_size)
+    size = micro_batch_size if one_by_one else None
+
+    def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
+        return add_each(functions.add, state, totals, batch, fraction, number, share, size)
+
+    def whole(state: TrainState, batch: Any, fraction: Any, lr_scale: Any) -> TrainState:
+        return functions.whole(state, batch, fraction, lr_scale, share)
+
+    return Functions(
+        begin=jax.jit(functions.begin),
+        add=jax.jit(convolutions.in_parts(add), donate_argnums=1),
+        finish=jax.jit(functions.finish, donate_argnums=0),
+        whole=jax.jit(convolutions.in_parts(whole), donate_argnums=0),
     )
+
+
+def add_each(
+    add: Callable[..., Totals],
+    state: TrainState,
+    totals: Totals,
+    batch: Any,
+    fraction: Any,
+    first: Any,
+    share: Share,
+    size: int | None,
+) -> Totals:
+    """Add the micro-batches of ``size`` examples in a batch one after the other; with None, add it as one."""
+    count = 1 if size is None else batch["weight"].shape[0] // size
+    if count == 1:
+        return add(state, totals, batch, fraction, first, share)
+    cut = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), batch)
+
+    def one(totals: Totals, part: tuple[jax.Array, Any]) -> tuple[Totals, None]:
+        number, batch = part
+        return add(state, totals, batch, fraction, number, share), None
+
+    return jax.lax.scan(one, totals, (first + jnp.arange(count), cut))[0]
+
+
+def _wide_zeros(x: jax.Array) -> jax.Array:
+    return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def mean_loss(state: TrainState) -> float:
+    """Read the mean training loss since the last ``read_loss``; nan if there was no example."""
+    loss, weight = (float(x) for x in jax.device_get((state.loss, state.loss_weight)))
+    return loss / weight if weight else float("nan")
+
+
+def read_loss(state: TrainState) -> tuple[float, TrainState]:
+    """Read the mean training loss since the last call, and start anew."""
+    zero = jnp.zeros_like(state.loss)
+    return mean_loss(state), state._replace(loss=zero, loss_weight=jnp.zeros_like(state.loss_weight))

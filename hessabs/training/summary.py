@@ -8,8 +8,8 @@ import jax
 
 import hessabs
 from hessabs.curvature import PowerIterationResult
-from hessabs.training.setup import Run
-from hessabs.training.state import TrainState
+from hessabs.training.run import Run
+from hessabs.training.step import TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -18,30 +18,20 @@ def summarize(
     run: Run,
     state: TrainState,
     records: list[dict[str, Any]],
+    results: dict[str, float],
     curvature: PowerIterationResult,
     seconds: float,
     seconds_compile: float,
 ) -> dict[str, Any]:
-    """Gather the summary of a run.
-
-    Args:
-      run: The run.
-      state: Its last state.
-      records: Its epochs.
-      curvature: The top eigenvalue at the end.
-      seconds: Seconds that the run took, compilation included.
-      seconds_compile: Those of them that went into tracing and compiling.
-
-    Returns:
-      A dictionary that JSON can hold: every setting under its name, results, compilations and versions.
-    """
+    """Gather the summary of a run, as JSON holds it: settings, results, compilations and versions."""
+    last = records[-1]
     return {
-        **run.config._asdict(),
+        **run.record["config"],
         "updates": int(state.updates),
-        "samples": records[-1]["samples"],
-        "test_accuracy": records[-1]["test_accuracy"],
-        **{name: accuracy(state) for name, accuracy in run.final.items()},
-        "final_batch_size": records[-1]["batch_size"],
+        "samples": last["samples"],
+        **{name: value for name, value in last.items() if name.startswith(("test_", "ema_"))},
+        **results,
+        "final_batch_size": last["batch_size"],
         "eigenvalue": float(curvature.eigenvalue),
         "eigenvalue_residual": float(curvature.residual),
         "compilations": {name: count for name, count in run.functions.compilations().items() if count},

@@ -1,8 +1,8 @@
 """What is learnt: params and how to draw them, a loss with its weight, the data, and what can be looked at.
 
 Training needs ``init``, ``loss`` and ``train``; evaluation and spectra ``loss`` and ``test``; predictions and
-attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.training.tasks`` makes a task of a
-flax, NNX or Equinox module, or of plain functions, in one line.
+attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.training.tasks`` makes a task of
+a flax, NNX or Equinox module, or of plain functions, in one line.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +26,7 @@ class LossOutput(NamedTuple):
     weight: jax.Array  # shape (), float32: what the mean is over: examples, unmasked tokens
     model_state: Any  # after the batch; as it was in evaluation mode
     metrics: Mapping[str, jax.Array] = {}  # shape () each: means over the same weight, "accuracy" say
+    outputs: Any = None  # of the network, (n, classes) logits say, for objectives that compare them
 
 
 Loss = Callable[[Params, Any, Any, jax.Array, bool], LossOutput]
@@ -63,6 +64,7 @@ class Task(NamedTuple):
         None  # of prepared inputs, where they are continuous: attacks keep them
     )
     augmentation: str = "none"  # what the stream draws for each training example, of ``data.AUGMENTATIONS``
+    num_workers: int = 0  # processes that read a source which is not in memory; 0 for threads
     partition: Callable[[Mesh, Params], Any] | None = None  # (mesh, params) -> a tree of PartitionSpec
     settings: Mapping[str, Any] = {}  # what made it, for the workdir: flags by name
 
@@ -81,7 +83,7 @@ def evaluation_loss(task: Task, model_state: Any) -> LossFn:
 
 
 def evaluation_weight(task: Task, params: Params, model_state: Any) -> Callable[[Any], jax.Array]:
-    """Return what the mean is over, for curvature over several batches: ``weight(prepared batch) -> scalar``."""
+    """Return what the mean is over, for curvature over batches: ``weight(prepared batch) -> scalar``."""
     return Partial(_weight, trees.Static(task.loss), model_state, params)
 
 
@@ -137,8 +139,8 @@ def check_task(task: Task, batch: Any) -> None:
     ]
     if len(batch["weight"]) > 1 and not weights[1] < weights[0]:
         raise ValueError(
-            f"The loss of the task {task.name} does not heed batch['weight'], which is 0 for examples that fill "
-            f"a batch up: with half of them at 0 its weight is {weights[1]:g} as before ({weights[0]:g})."
+            f"The loss of the task {task.name} does not heed batch['weight'], which is 0 for examples that "
+            f"fill a batch up: with half of them at 0 its weight is {weights[1]:g} as before ({weights[0]:g})."
         )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hessabs.batch_size.options import Coupling
+from hessabs.batch_size import Coupling
 from hessabs.transforms.laws import Form, Law, is_decay, laws_of
 from hessabs.typing import Params
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hessabs import trees
-from hessabs.batch_size.options import Coupling
+from hessabs.batch_size import Coupling
 
 Form = Literal["half_life", "sde"]
 """How a moving average follows: by its half-life in examples, or to first order, with epsilon."""

@@ -87,13 +87,20 @@ CASES = {
 FAST = ("fgsm", "pgd-linf", "trust_region-l2")
 
 
-def names(wanted=lambda case: True):
-    """The cases for which something holds, as params of a test; those beside FAST are slow."""
+def mostly_slow(values, fast):
+    """Params of a test; those beside a few, which are to show its kind of fault at once, are slow."""
     return [
-        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-        for name, case in CASES.items()
-        if wanted(case)
+        value if value in fast else pytest.param(*_tuple(value), marks=pytest.mark.slow) for value in values
     ]
+
+
+def _tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def names(wanted=lambda case: True, fast=FAST):
+    """The cases for which something holds, as params of a test; those beside FAST are slow."""
+    return mostly_slow([name for name, case in CASES.items() if wanted(case)], fast)
 
 
 def logits_fn(params, inputs):

@@ -8,7 +8,9 @@ import pytest
 
 from hessabs import attacks
 from hessabs.attacks import losses
-from tests.attacks.cases import CASES, KEY
+from tests.attacks.cases import CASES, KEY, mostly_slow
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Network(nn.Module):
@@ -37,7 +39,9 @@ def logits_fn(statistics, params, image):
     return MODEL.apply({"params": params, "batch_stats": statistics}, image, train=False)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd-linf", "trust_region-l2", "square-linf"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["fgsm", "pgd-linf", "trust_region-l2", "square-linf"], ["pgd-linf"])
+)
 def test_statistics_are_read_and_not_written(problem, name):
     params, statistics, batch = problem
     before = jax.tree.map(np.array, statistics)

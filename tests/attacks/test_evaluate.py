@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from hessabs import attacks
-from hessabs.attacks import losses, outcomes
+from hessabs.attacks import losses, misleading, outcomes
+from hessabs.attacks.evaluate import report
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, make_params, size_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BATCH = make_batch(PARAMS, n=30)
 
@@ -162,3 +165,32 @@ def test_transfer_makes_the_examples_on_the_source():
     made = attacks.pgd(0.2, steps=5)(LOSS, other, BATCH, jax.random.fold_in(KEY, 0))
     want = ~fallen(PARAMS, BATCH) & ~fallen(PARAMS, made)
     np.testing.assert_array_equal(rows[1].withstood, want)
+
+
+def test_batches_that_are_joined_are_the_whole():
+    epsilons = [0.05, 0.2]
+    options = {"norm": "l2", "bounds": (0.0, 1.0), "inputs_key": "image"}
+    walk = {"walk": attacks.deepfool()}
+    make = {"l2grad": attacks.l2grad}
+    want = attacks.evaluate(LOSS, PARAMS, BATCH, make, epsilons, minimal=walk, norm="l2", keep_fallen=True)
+    batches = [jax.tree.map(lambda x, rows=rows: x[rows], BATCH) for rows in (slice(0, 12), slice(12, 30))]
+
+    def run(attack):
+        return outcomes.join([outcomes.run(attack, LOSS, PARAMS, b, None, **options)[0] for b in batches])
+
+    results = {("walk", e): run(walk["walk"]) for e in epsilons} | {
+        ("l2grad", e): run(attacks.l2grad(e)) for e in epsilons
+    }
+    clean = outcomes.join([outcomes.look(LOSS, PARAMS, b, "image", "l2") for b in batches])
+    signs = outcomes.join([misleading.look(LOSS, PARAMS, b, "image") for b in batches])
+    got, messages = report(clean, signs, results, keep_fallen=True, minimal=walk, black_box=())
+    assert messages == []
+    by_name = {(row.attack, row.epsilon): row for row in got}
+    assert len(by_name) == len(want) == 7
+    for row in want:
+        other = by_name[row.attack, row.epsilon]
+        np.testing.assert_array_equal(other.withstood, row.withstood)
+        np.testing.assert_allclose(other.mean_relative, row.mean_relative, rtol=1e-4)
+        assert other.accuracy == row.accuracy
+    assert all(row.seconds_per_image > 0 for row in got[1:])
+    assert signs.random.shape == (2,)

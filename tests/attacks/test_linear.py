@@ -1,5 +1,7 @@
 """Every attack that knows its norm reaches the optimum of a linear loss, with and without bounds."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,13 @@ import hessabs
 from hessabs import attacks
 from hessabs.attacks import climbing, losses, norms
 from tests.attacks import optima
-from tests.attacks.cases import KEY
+from tests.attacks.cases import KEY, mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 EPSILON = {"linf": 0.3, "l2": 1.5, "l1": 4.0}  # large enough for half of the bounds to hold something back
 NORMS = ("linf", "l2", "l1")
+UNIT = (0.0, 1.0)
+BOUNDS = [UNIT, None]
 ITERATED = ("bim", "mi_fgsm", "pgd", "adam_pgd", "apgd")
 
 
@@ -36,9 +40,14 @@ def shortfall(w, batch, attacked, norm, bounds):
     return np.max(1 - (got - x) @ w / best)
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), None], ids=["bounds", "free"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ITERATED)
+@pytest.mark.parametrize(
+    ("name", "norm", "bounds"),
+    mostly_slow(
+        list(itertools.product(ITERATED, NORMS, BOUNDS)),
+        [("bim", "l2", None), ("pgd", "l1", UNIT), ("mi_fgsm", "linf", UNIT), ("adam_pgd", "l2", UNIT),
+         ("apgd", "l1", None)],
+    ),
+)  # fmt: skip
 def test_iterated_attacks(name, norm, bounds):
     w, batch = problem()
     attack = getattr(attacks, name)(EPSILON[norm], norm=norm, bounds=bounds)
@@ -46,7 +55,7 @@ def test_iterated_attacks(name, norm, bounds):
     assert shortfall(w, batch, got, norm, bounds) < 0.002
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), None], ids=["bounds", "free"])
+@pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_of_one_step(norm, bounds):
     w, batch = problem()
@@ -54,7 +63,8 @@ def test_attacks_of_one_step(norm, bounds):
     assert shortfall(w, batch, got, norm, bounds) < 1e-5
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), None], ids=["bounds", "free"])
+@pytest.mark.slow
+@pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_ensemble(norm, bounds):
     # A label that wins everywhere: no member fells an example, and the first one's point comes back.
@@ -68,13 +78,13 @@ def test_ensemble(norm, bounds):
     assert shortfall(w, batch, got, norm, bounds) < 0.01
 
 
-def test_one_large_entry_among_many_small_ones():
+@pytest.mark.parametrize("name", mostly_slow(ITERATED, ["bim"]))
+def test_one_large_entry_among_many_small_ones(name):
     w = np.array([3, 1, 0.5, 0.2] + [0.1] * 36)
     batch = {"image": jnp.full((1, 40), 0.5), "label": jnp.zeros(1)}
-    for name in ITERATED:
-        attack = getattr(attacks, name)(0.4, norm="l1")
-        got = attack(linear_loss, jnp.asarray(w, jnp.float32), batch, KEY)["image"]
-        np.testing.assert_allclose((np.asarray(got[0], np.float64) - 0.5) @ w, 1.2, rtol=1e-3)
+    attack = getattr(attacks, name)(0.4, norm="l1")
+    got = attack(linear_loss, jnp.asarray(w, jnp.float32), batch, KEY)["image"]
+    np.testing.assert_allclose((np.asarray(got[0], np.float64) - 0.5) @ w, 1.2, rtol=1e-3)
 
 
 def nearest(point, x, epsilon, norm):
@@ -98,42 +108,47 @@ def nearest(point, x, epsilon, norm):
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_projection_onto_ball_and_bounds_together(norm):
     rng = np.random.default_rng(0)
+    restrict = jax.jit(lambda point, x, epsilon: norms.restrict(point, x, epsilon, norm, UNIT))
+    if norm == "l1":  # a point worked out by hand
+        known = restrict(jnp.array([1.95, 1.0, 0.5]), jnp.array([0.95, 0.5, 0.5]), 1.0)
+        np.testing.assert_allclose(known, [1, 1, 0.5], rtol=1e-6)
     for _ in range(12):
         x, epsilon = rng.uniform(0, 1, 6), rng.uniform(0.1, 1.5)
         x[:2] = 0, 1
         point = x + rng.normal(size=6) * rng.uniform(0.1, 1)
-        got = norms.restrict(*(jnp.asarray(v, jnp.float32) for v in (point, x)), epsilon, norm, (0.0, 1.0))
+        got = restrict(np.float32(point), np.float32(x), epsilon)
         np.testing.assert_allclose(got, nearest(point, x, epsilon, norm), atol=2e-4)
         assert norms.size(got - jnp.asarray(x, jnp.float32), norm) <= epsilon * (1 + 1e-6)
 
 
-def test_projection_of_a_known_point():
-    point, x = jnp.array([1.95, 1.0, 0.5]), jnp.array([0.95, 0.5, 0.5])
-    np.testing.assert_allclose(norms.restrict(point, x, 1.0, "l1", (0.0, 1.0)), [1, 1, 0.5], rtol=1e-6)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_scale_of_the_gradient_does_not_matter(norm, scale):
+def test_the_scale_of_the_gradient_does_not_matter(norm):
     w, batch = problem()
     x = batch["image"][0]
 
+    @jax.jit
     def moved(w):
-        direction = jnp.asarray(w, jnp.float32)
-        return [climbing.farthest(direction, x, 1.0, norm, (0.0, 1.0)),
-                climbing.ascend(x, direction, 0.5, x, 1.0, norm, (0.0, 1.0))]  # fmt: skip
+        return [climbing.farthest(w, x, 1.0, norm, UNIT), climbing.ascend(x, w, 0.5, x, 1.0, norm, UNIT)]
 
-    for got, want in zip(moved(scale * w), moved(w), strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-6)
+    for scale in (1e-30, 1e30):
+        for got, want in zip(moved(np.float32(scale * w)), moved(np.float32(w)), strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_gradient_no_step(norm):
     _, batch = problem()
     x = batch["image"][0]
-    point = norms.restrict(x + 0.1, x, 0.5, norm, (0.0, 1.0))
-    np.testing.assert_array_equal(climbing.farthest(0 * x, x, 0.5, norm, (0.0, 1.0)), x)
-    np.testing.assert_allclose(climbing.ascend(point, 0 * x, 0.1, x, 0.5, norm, (0.0, 1.0)), point, atol=1e-7)
+
+    @jax.jit
+    def stay(zero):
+        point = norms.restrict(x + 0.1, x, 0.5, norm, UNIT)
+        ahead = climbing.ascend(point, zero, 0.1, x, 0.5, norm, UNIT)
+        return point, ahead, climbing.farthest(zero, x, 0.5, norm, UNIT)
+
+    point, ahead, highest = stay(jnp.zeros_like(x))
+    np.testing.assert_array_equal(highest, x)
+    np.testing.assert_allclose(ahead, point, atol=1e-7)
 
 
 OUTSIDE = {
@@ -150,7 +165,7 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", mostly_slow(OUTSIDE, ["fgsm", "apgd", "carlini_wagner"]))
 def test_what_an_attack_does_not_move_stays_outside_the_bounds(name):
     # Under jit nobody sees that the images are normalised: they must not be clipped without a word.
     w = jnp.zeros((4, 2)).at[0, 1].set(1.0).at[1, 1].set(1.0)  # entries 2 and 3 are of no interest

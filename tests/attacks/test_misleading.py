@@ -9,6 +9,8 @@ from hessabs import attacks
 from hessabs.attacks import losses
 from tests.attacks.cases import KEY, LOSS, PARAMS, logits_fn, make_batch
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BATCH = make_batch(PARAMS, n=30)
 
 

@@ -1,6 +1,6 @@
 """Attacks against closed forms and NumPy: losses, norms, Newton directions, boundaries of classifiers."""
 
-from typing import NamedTuple
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ import pytest
 
 from hessabs import attacks
 from hessabs.attacks import losses, norms
-from hessabs.attacks.rows import iterate
-from tests.attacks.cases import KEY, LOSS, PARAMS, logits_fn, make_batch, size_of
+from tests.attacks.cases import KEY, LOSS, PARAMS, logits_fn, make_batch, mostly_slow, size_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROUNDING = 1e-5
 
@@ -196,10 +197,15 @@ def numpy_trust_region(weights, x, label, *, radius, norm, adaptive, ratio, riva
     return x
 
 
-@pytest.mark.parametrize("rival", ["best", "hardest"])
-@pytest.mark.parametrize("ratio", ["corrected", "published"])
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(
+    ("norm", "adaptive", "ratio", "rival"),
+    mostly_slow(
+        list(itertools.product(["l2", "linf"], [True, False], ["corrected", "published"], ["best", "hardest"])),
+        [("l2", True, "corrected", "best"), ("l2", False, "published", "hardest"),
+         ("linf", True, "published", "hardest"), ("linf", False, "corrected", "hardest"),
+         ("linf", False, "published", "best")],  # every pair
+    ),
+)  # fmt: skip
 def test_trust_region_against_numpy(norm, adaptive, ratio, rival):
     def quadratic(weights, x):
         u = x @ weights
@@ -252,25 +258,6 @@ def test_confidence_is_the_lead():
     attack = attacks.carlini_wagner(steps=200, binary_search_steps=6, initial_weight=0.1, confidence=0.2)
     got = attack(losses.margin(linear), weights, batch)
     assert losses.per_example(losses.margin(linear), weights, got, "image")[0].min() >= 0.2
-
-
-def count_down(left, rows, i):
-    return rows._replace(total=rows.total + left, done=rows.total + left >= rows.goal)
-
-
-@pytest.mark.parametrize("loop", ["host", "device"])
-def test_rows_finish_one_by_one(loop):
-    class Rows(NamedTuple):
-        total: jax.Array
-        goal: jax.Array
-        done: jax.Array
-
-    goal = jnp.asarray(np.random.default_rng(0).permutation(100), jnp.int32)
-    rows = Rows(jnp.zeros(100, jnp.int32), goal, goal == 0)
-    got = iterate(jax.tree_util.Partial(count_down, 1), rows, 50, loop)
-    np.testing.assert_array_equal(got.total, np.minimum(goal, 50))
-    np.testing.assert_array_equal(got.goal, goal)
-    np.testing.assert_array_equal(got.done, goal <= 50)
 
 
 def test_the_host_compiles_a_logarithmic_number_of_sizes():

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from hessabs import attacks
 from hessabs.attacks import rows
 from hessabs.cpu import footprint, side_by_side
-from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch
+from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch, mostly_slow
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -38,8 +38,10 @@ def two_parts(monkeypatch):
     monkeypatch.setattr(side_by_side, "num_threads", lambda: 2)
 
 
-@pytest.mark.parametrize("num_rows", [1, 33, 100, 257])
-@pytest.mark.parametrize(("threads", "cache"), [(1, 2**20), (2, 2**20), (3, 2**20), (2, 40 * 4), (3, 0)])
+@pytest.mark.parametrize(
+    ("num_rows", "threads", "cache"),
+    [(1, 3, 0), (33, 1, 2**20), (33, 2, 40 * 4), (100, 2, 2**20), (100, 3, 0), (257, 3, 2**20), (257, 2, 160)],
+)
 def test_every_row_takes_its_own_steps(monkeypatch, num_rows, threads, cache):
     monkeypatch.setattr(side_by_side, "num_threads", lambda: threads)
     monkeypatch.setattr(rows, "_PART", 1)
@@ -96,14 +98,6 @@ def test_threads_see_the_settings_of_the_caller(two_parts):
     np.testing.assert_array_equal(got.steps, 3)
 
 
-def test_number_of_threads(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    assert side_by_side.num_threads() == 4
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-    assert side_by_side.num_threads() == 1
-
-
 def test_rows_stay_whole_without_jit_and_on_accelerators(monkeypatch, two_parts):
     many = start(np.full(10_000, 3))
     assert len(rows._cut(Partial(step, 0), many)) == 2
@@ -111,20 +105,6 @@ def test_rows_stay_whole_without_jit_and_on_accelerators(monkeypatch, two_parts)
         assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
-
-
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("most", [32, 100, 10_000])
-def test_parts_hold_every_row_and_share_a_size(monkeypatch, threads, most):
-    monkeypatch.setattr(side_by_side, "num_threads", lambda: threads)
-    for num_rows in (1, 2, 31, 127, 128, 255, 256, 257, 1000, 10_007):
-        parts = side_by_side.cut(num_rows, 128, most)
-        assert {i for part in parts for i in range(part.start, part.stop)} == set(range(num_rows))
-        (size,) = {part.stop - part.start for part in parts}
-        assert size <= most
-        assert [part.start for part in parts[:-1]] == [size * i for i in range(len(parts) - 1)]
-        if num_rows <= most:
-            assert len(parts) == max(1, min(threads, num_rows // 128))
 
 
 def test_rows_of_large_arrays_go_in_more_parts(two_parts):
@@ -151,6 +131,37 @@ def test_an_error_in_a_part_is_raised(two_parts):
         rows.iterate(Partial(failing), start(numbers), 5, "host")
 
 
+class WithKeys(NamedTuple):
+    number: Any
+    steps: Any
+    done: Any
+    shared: Any
+    scale: Any
+    own: Any
+
+
+def drawing(state, i):
+    # What a row adds depends on its own key, the shared one and the scalar.
+    drawn = jax.vmap(lambda key: jax.random.uniform(key) + jax.random.uniform(state.shared))(state.own)
+    return state._replace(steps=state.steps + state.scale * drawn, done=i + 1 >= state.number)
+
+
+def test_scalars_and_keys_belong_to_all_rows_and_a_key_to_its_own(two_parts):
+    n = 200
+    numbers, own, shared = (
+        np.random.default_rng(0).integers(1, 5, n),
+        jax.random.split(KEY, n),
+        jax.random.key(1),
+    )
+    begun = WithKeys(jnp.asarray(numbers), jnp.zeros(n), jnp.zeros(n, bool), shared, 2.0, own)
+    got = rows.iterate(Partial(drawing), begun, 5, "host")
+    drawn = jax.vmap(jax.random.uniform)(own) + jax.random.uniform(shared)
+    np.testing.assert_allclose(got.steps, 2.0 * numbers * drawn, rtol=1e-5)
+    assert got.shared == shared
+    assert got.scale == 2.0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgd-linf", "square-linf", "carlini_wagner"])
 def test_scalars_and_keys_of_a_batch_stay_as_they_are_at_any_number_of_rows(name, two_parts):
     attack = CASES[name].make(0.1)
@@ -162,7 +173,7 @@ def test_scalars_and_keys_of_a_batch_stay_as_they_are_at_any_number_of_rows(name
         assert all(got[leaf] is more[leaf] for leaf in ("a", "b", "own"))
 
 
-@pytest.mark.parametrize("n", [20, 200])
+@pytest.mark.parametrize("n", mostly_slow([20, 200], [20]))
 def test_a_loss_reads_the_scalars_and_keys_of_its_batch(n):
     def loss(w, batch):
         noise = jax.random.uniform(batch["a"], (len(batch["image"]), 4))  # the same for each example alone
@@ -170,7 +181,7 @@ def test_a_loss_reads_the_scalars_and_keys_of_its_batch(n):
 
     w, image = jnp.array([1.0, -2.0, 3.0, -4.0]), jnp.full((n, 4), 0.5)
     batch = {"a": jax.random.key(0), "image": image, "temperature": -1.0}
-    got = attacks.pgd(0.1, restarts=3, steps=30)(loss, w, batch, KEY)["image"]
+    got = attacks.pgd(0.1, restarts=2, steps=10)(loss, w, batch, KEY)["image"]
     np.testing.assert_allclose(got, image - 0.1 * jnp.sign(w), atol=1e-6)
     mixed = attacks.replace_fraction(attacks.fgsm(0.1), loss, w, batch, 0.1)
     np.testing.assert_allclose(mixed["image"][: n // 10], got[: n // 10], atol=1e-6)

@@ -11,7 +11,10 @@ from hessabs.batch_size import (
     NEVER,
     Controller,
     Count,
+    Decision,
     Observation,
+    Rule,
+    absa,
     adascale,
     batch_growth,
     constant,
@@ -20,42 +23,51 @@ from hessabs.batch_size import (
     gradient_noise_scale,
     hessian_adaptive,
     linear_scaling,
+    make_controller,
     norm_test,
     restore,
     stability_limited,
     timer,
+    with_adversarial,
+    with_coupling,
+    with_decay,
 )
-from hessabs.batch_size.controller import check_batch_sizes, check_decay, next_event
+from hessabs.batch_size.events import next_event
+from hessabs.batch_size.rule import Decay
 from tests.batch_size import drive
 
-SHARED = {"adversarial_fraction": 0.2, "adversarial_until": 1300, "lr_decay_at": (333, 2000), "lr_decay": 0.3}
-ABSA = {
-    "measure_every": 100,
-    "eigenvalue_decrease": 1.5,
-    "growth_factor": 1.5,
-    "patience": 3,
-    "fraction_decrease": 3.0,
-    **SHARED,
-}
+DECAYS = (333, 2000)
+
+
+def shared(rule, decrease=2.0):
+    return with_adversarial(with_decay(rule, DECAYS, 0.3), 0.2, decrease=decrease, until=1300)
+
+
+ABSA = {"measure_every": 100, "eigenvalue_decrease": 1.5, "growth_factor": 1.5, "patience": 3}
+GROWTH = {"lr_decay_at": (333, 800, 2000), "lr_decay": 0.3}
+EVERY = {"measure_every": 100}
+WHOLE_ABSA = with_decay(absa(48, 48 * 7, fraction_decrease=3.0, adversarial_until=1300, **ABSA), DECAYS, 0.3)
+BY_RATE = with_coupling(hessian_adaptive(48, 48 * 7, signal="eigenvalue_times_lr", **ABSA), "sqrt")
+INNER = norm_test(48, 48 * 7, test="inner_product", tolerance=0.2, **EVERY)
 CONTROLLERS = {
-    "constant": constant(96, **SHARED),
-    "linear_scaling": linear_scaling(96, base_batch_size=31, warmup=700, **SHARED),
-    "batch_growth": batch_growth(48, 48 * 7, **{**SHARED, "lr_decay_at": (333, 800, 2000)}),
-    "fixed_growth": fixed_growth(48, 48 * 7, grow_at=(333, 1000), growth_factor=2.5, **SHARED),
-    "timer": timer(48, 48 * 7, every=400, growth_factor=1.5, lr_coupling="sqrt", **SHARED),
-    "cyclical": cyclical(48, 48 * 4, cycle=1000, **SHARED),
-    "triangular": cyclical(48, 48 * 7, cycle=1001, shape="triangular", lr_coupling="linear", **SHARED),
+    "constant": shared(constant(96)),
+    "linear_scaling": shared(linear_scaling(96, base_batch_size=31, warmup=700)),
+    "batch_growth": with_adversarial(batch_growth(48, 48 * 7, **GROWTH), 0.2, decrease=1.0, until=1300),
+    "fixed_growth": shared(fixed_growth(48, 48 * 7, grow_at=(333, 1000), growth_factor=2.5)),
+    "timer": with_coupling(shared(timer(48, 48 * 7, every=400, growth_factor=1.5)), "sqrt"),
+    "cyclical": shared(cyclical(48, 48 * 4, cycle=1000)),
+    "triangular": with_coupling(shared(cyclical(48, 48 * 7, cycle=1001, shape="triangular")), "linear"),
     "abs": hessian_adaptive(96, 96 * 20, measure_every=200, growth_factor=3.0, patience=4),
-    "absa": hessian_adaptive(48, 48 * 7, **ABSA),
-    "absa_sqrt": hessian_adaptive(48, 48 * 7, lr_coupling="sqrt", signal="eigenvalue_times_lr", **ABSA),
-    "absa_none": hessian_adaptive(48, 48 * 7, lr_coupling="none", **ABSA),
+    "absa": WHOLE_ABSA,
+    "absa_sqrt": shared(BY_RATE, 3.0),
+    "absa_none": with_coupling(WHOLE_ABSA, "none"),
     "hessianflow": hessian_adaptive(48, 48 * 8, measure_every=200, patience=3, compatibility="hessianflow"),
-    "stability": stability_limited(48, 48 * 7, lr=0.1, measure_every=100, **SHARED),
-    "stability_shrinking": stability_limited(48, 48 * 8, lr=0.1, measure_every=100, limit_lr=True, **SHARED),
-    "gradient_noise_scale": gradient_noise_scale(48, 48 * 7, measure_every=100, **SHARED),
-    "norm_test": norm_test(48, 48 * 7, measure_every=100, tolerance=0.3, **SHARED),
-    "inner_product": norm_test(48, 48 * 7, measure_every=100, test="inner_product", tolerance=0.2, **SHARED),
-    "adascale": adascale(48 * 7, base_batch_size=48, measure_every=400, average_over=2, **SHARED),
+    "stability": shared(stability_limited(48, 48 * 7, lr=0.1, **EVERY)),
+    "stability_shrinking": shared(stability_limited(48, 48 * 8, lr=0.1, limit_lr=True, **EVERY)),
+    "gradient_noise_scale": shared(gradient_noise_scale(48, 48 * 7, **EVERY)),
+    "norm_test": shared(norm_test(48, 48 * 7, tolerance=0.3, **EVERY)),
+    "inner_product": shared(INNER),
+    "adascale": shared(adascale(48 * 7, base_batch_size=48, measure_every=400, average_over=2)),
 }
 MEASURED = [name for name, controller in CONTROLLERS.items() if controller.measures != "nothing"]
 # Of these the learning rate is not the decayed base rate times the growth of the batch.
@@ -106,7 +118,7 @@ def test_decisions_keep_their_bounds(name, values):
     if name in OTHER_RATES:
         return
     samples = np.concatenate([[0], np.cumsum(states.batch_size[:-1])])
-    at = () if name in ("abs", "hessianflow") else SHARED["lr_decay_at"]
+    at = () if name in ("abs", "hessianflow") else DECAYS
     base = np.prod([np.where(samples >= point, 0.3, 1.0) for point in at], axis=0) * np.ones(len(samples))
     coupled = COUPLINGS.get(name, np.asarray)(states.batch_size / initial)
     np.testing.assert_allclose(states.lr_scale / coupled, base, rtol=1e-6)
@@ -119,7 +131,7 @@ def test_adversarial_examples_end_by_their_time(name, values):
     controller = CONTROLLERS[name]
     states = drive.stack([controller.init(), *drive.host(controller, values, update=JITTED[name])])
     samples = np.concatenate([[0], np.cumsum(states.batch_size[:-1])])
-    assert (states.adversarial_fraction[samples >= SHARED["adversarial_until"]] == 0).all()
+    assert (states.adversarial_fraction[samples >= 1300] == 0).all()
     assert states.adversarial_fraction[0] > 0
 
 
@@ -228,21 +240,51 @@ def test_next_event_skips_the_past():
 
 @pytest.mark.parametrize("at", [(0,), (5, 5), (9, 3), (NEVER,), (-1,)])
 def test_decay_points_must_ascend_from_above_zero(at):
-    with pytest.raises(ValueError, match="`lr_decay_at` must be positive"):
-        check_decay(at, 0.5)
+    with pytest.raises(ValueError, match="`at` must be positive"):
+        with_decay(constant(8), at, 0.5)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.5, -0.1, float("nan")])
 def test_decay_must_lie_in_its_range(factor):
-    with pytest.raises(ValueError, match="`lr_decay` must lie in"):
-        check_decay((10,), factor)
+    with pytest.raises(ValueError, match="`factor` must lie in"):
+        with_decay(constant(8), (10,), factor)
 
 
 def test_decay_is_the_exact_product():
-    decay = check_decay((10, 20, 30), 0.2)
+    decay = Decay((10, 20, 30), 0.2)
     got = [float(decay.scale(Count.of(samples))) for samples in (9, 10, 20, 30)]
     assert got == [np.float32(0.2**k) for k in range(4)]
     assert float(jax.jit(decay.scale)(Count.of(30))) == got[-1]
+
+
+def test_decays_around_each_other_multiply_and_the_last_fraction_and_coupling_hold():
+    rule = with_decay(with_decay(timer(2, 8, every=10), (10, 30), 0.5), (20,), 0.1)
+    rule = with_coupling(with_coupling(rule, "none"), "sqrt")
+    rule = with_adversarial(with_adversarial(rule, 0.9, until=5), 0.4)
+    state, seen = rule.init(), []
+    while int(state.observe_at) != NEVER:
+        at = int(state.observe_at)
+        state = rule.update(Observation(at), state)
+        seen.append((at, float(state.lr_scale), float(state.adversarial_fraction)))
+    want = [(10, 0.5 * 2**0.5, 0.2), (20, 0.05 * 2, 0), (30, 0.025 * 2, 0)]
+    np.testing.assert_allclose(seen, want, rtol=1e-6)
+
+
+def test_a_rule_of_ones_own_is_wrapped_like_any_other():
+    def decide(batch_size, rate, **options):
+        return Decision(jnp.asarray(batch_size, jnp.int32), rate.of(batch_size), **options)
+
+    rule = Rule(
+        lambda rate: decide(8, rate, measure_at=100),
+        lambda told, state, rate: decide(jnp.where(told.eigenvalue < 2, 16, 8), rate),
+        (8, 16),
+        measures="eigenvalue",
+    )
+    controller = with_adversarial(with_decay(make_controller(rule), (100,), 0.5), 0.3)
+    state = controller.update(Observation(100, 1.0), controller.init())
+    assert (int(state.batch_size), float(state.lr_scale), float(state.adversarial_fraction)) == (16, 1.0, 0.0)
+    with pytest.raises(ValueError, match=r"with_decay goes around a rule of .* got a Controller that was made"):
+        with_decay(Controller(controller.init, controller.update), (1,), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -255,4 +297,4 @@ def test_decay_is_the_exact_product():
 )
 def test_batch_sizes_must_fit(initial, maximum, message):
     with pytest.raises(ValueError, match=message):
-        check_batch_sizes(initial, maximum)
+        make_controller(Rule(lambda rate: None, lambda *args: None, (initial, maximum)))

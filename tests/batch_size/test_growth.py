@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from hessabs.batch_size import NEVER, Observation, batch_growth, fixed_growth, hessian_adaptive, timer
+from hessabs.batch_size import (
+    NEVER,
+    Observation,
+    batch_growth,
+    fixed_growth,
+    hessian_adaptive,
+    timer,
+    with_adversarial,
+    with_coupling,
+)
 
 POINTS = (1000, 2000, 3000)
 
@@ -44,20 +53,18 @@ def test_growth_rounds_down_to_whole_initial_batches():
 
 @pytest.mark.parametrize(("coupling", "scale"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
 def test_coupling(coupling, scale):
-    assert course(fixed_growth(1, 4, grow_at=(10,), growth_factor=4.0, lr_coupling=coupling)) == [
-        (10, 4, scale)
-    ]
+    rule = with_coupling(fixed_growth(1, 4, grow_at=(10,), growth_factor=4.0), coupling)
+    assert course(rule) == [(10, 4, scale)]
 
 
 def test_the_timer_is_abs_whose_eigenvalue_never_falls():
-    options = {
-        "growth_factor": 1.5,
-        "adversarial_fraction": 0.2,
-        "fraction_decrease": 3.0,
-        "adversarial_until": 9500,
-    }
-    measured = hessian_adaptive(2, 24, measure_every=100, patience=10, **options)
-    timed = timer(2, 24, every=1000, **options)
+    measured, timed = (
+        with_adversarial(rule, 0.2, decrease=3.0, until=9500)
+        for rule in (
+            hessian_adaptive(2, 24, measure_every=100, patience=10, growth_factor=1.5),
+            timer(2, 24, every=1000, growth_factor=1.5),
+        )
+    )
     a, b = measured.init(), timed.init()
     for samples in range(100, 12_000, 100):
         a = measured.update(Observation(samples, 1.0), a)
@@ -73,7 +80,6 @@ def test_the_timer_is_abs_whose_eigenvalue_never_falls():
         (batch_growth, {"growth_factor": 0.5}, "`growth_factor` must be above 1, got 0.5"),
         (batch_growth, {"leftover": "lose"}, "`leftover` must be one of .* got 'lose'"),
         (batch_growth, {"lr_decay_at": (2, 1)}, "`lr_decay_at` must be positive"),
-        (batch_growth, {"lr_coupling": "cubic"}, "`lr_coupling` must be one of .* got 'cubic'"),
         (fixed_growth, {"grow_at": (0,)}, "`grow_at` must be positive"),
         (fixed_growth, {"growth_factor": 1.0}, "`growth_factor` must be above 1"),
         (timer, {"every": 0}, "`every` must be at least 1 example, got 0"),
@@ -87,15 +93,20 @@ def test_bad_parameters(make, options, message):
         make(**{"initial": 2, "maximum": 8, **needed, **options})
 
 
+def test_an_unknown_coupling_is_refused():
+    with pytest.raises(ValueError, match=r"`lr_coupling` must be one of .* got 'cubic'"):
+        with_coupling(timer(1, 4, every=10), "cubic")
+
+
 @pytest.mark.parametrize("decrease", [1.0, 2.0])
 @pytest.mark.parametrize("make", ["fixed", "eigenvalue", "gg"])
 def test_a_fraction_that_does_not_decrease_is_kept_at_the_maximum(make, decrease):
-    options = {"adversarial_fraction": 0.2, "fraction_decrease": decrease}
-    rule = {
-        "fixed": lambda: fixed_growth(1, 2, grow_at=(10,), **options),
-        "eigenvalue": lambda: hessian_adaptive(1, 2, measure_every=10, patience=1, **options),
-        "gg": lambda: batch_growth(1, 2, lr_decay_at=(10,), lr_decay=0.5, **options),
+    plain = {
+        "fixed": lambda: fixed_growth(1, 2, grow_at=(10,)),
+        "eigenvalue": lambda: hessian_adaptive(1, 2, measure_every=10, patience=1),
+        "gg": lambda: batch_growth(1, 2, lr_decay_at=(10,), lr_decay=0.5),
     }[make]()
+    rule = with_adversarial(plain, 0.2, decrease=decrease)
     state = rule.update(Observation(10, 3.0), rule.init())
     assert int(state.batch_size) == 2
     assert float(state.adversarial_fraction) == pytest.approx(0.2 if decrease == 1 else 0.0)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from hessabs.batch_size import NEVER, Observation, hessian_adaptive, mean_and_error
+from hessabs.batch_size import (
+    NEVER,
+    Observation,
+    absa,
+    hessian_adaptive,
+    mean_and_error,
+    with_adversarial,
+    with_coupling,
+    with_decay,
+)
 
 EPOCH = 1000
 
@@ -44,7 +53,7 @@ def test_without_patience_only_a_fall_grows():
 
 
 def test_at_the_maximum_measurements_and_adversarial_examples_end():
-    controller = hessian_adaptive(128, 256, measure_every=EPOCH, adversarial_fraction=0.2)
+    controller = absa(128, 256, measure_every=EPOCH)
     grown = run(controller, [8.0, 4.0])[-1]
     assert int(grown.batch_size) == 256
     assert not bool(grown.measure)
@@ -53,13 +62,13 @@ def test_at_the_maximum_measurements_and_adversarial_examples_end():
 
 
 def test_the_fraction_halves_at_each_growth():
-    controller = hessian_adaptive(1, 64, measure_every=EPOCH, adversarial_fraction=0.2)
+    controller = absa(1, 64, measure_every=EPOCH)
     fractions = [float(s.adversarial_fraction) for s in run(controller, [16.0, 8.0, 4.0, 4.0, 2.0])]
     assert fractions == [np.float32(f) for f in (0.2, 0.1, 0.05, 0.05, 0.025)]
 
 
 def test_decay_and_growth_multiply():
-    controller = hessian_adaptive(1, 64, measure_every=EPOCH, lr_decay_at=(2 * EPOCH,), lr_decay=0.2)
+    controller = with_decay(hessian_adaptive(1, 64, measure_every=EPOCH), (2 * EPOCH,), 0.2)
     assert [float(s.lr_scale) for s in run(controller, [16.0, 8.0, 4.0])] == [
         1.0,
         np.float32(2 * np.float32(0.2)),
@@ -87,7 +96,7 @@ def test_a_growth_factor_that_is_no_integer_keeps_multiples_and_moves():
 def test_an_overdue_measurement_is_asked_for_again():
     # An update of 4096 examples passes a decay at 1000 AND the measurement at 1024: the observation was
     # announced without one, so the rule must still ask, or it would never measure again.
-    controller = hessian_adaptive(4096, 8192, measure_every=1024, lr_decay_at=(1000,), lr_decay=0.5)
+    controller = with_decay(hessian_adaptive(4096, 8192, measure_every=1024), (1000,), 0.5)
     state = controller.init()
     assert int(state.observe_at) == 1000
     assert not bool(state.measure)
@@ -106,7 +115,7 @@ def test_measurements_keep_to_their_grid_when_an_update_ends_late():
 
 
 def test_a_measurement_that_was_not_asked_for_is_not_counted():
-    controller = hessian_adaptive(1, 64, measure_every=EPOCH, lr_decay_at=(500,), lr_decay=0.5, patience=None)
+    controller = with_decay(hessian_adaptive(1, 64, measure_every=EPOCH, patience=None), (500,), 0.5)
     state = controller.update(Observation(500, 8.0), controller.init())
     state = controller.update(Observation(1000, 2.0), state)  # the first one asked for: the reference
     assert int(state.batch_size) == 1
@@ -120,12 +129,8 @@ def test_a_measurement_that_was_not_asked_for_is_not_counted():
         ({"eigenvalue_decrease": 1.0}, "`eigenvalue_decrease` must be above 1, got 1.0"),
         ({"eigenvalue_decrease": float("nan")}, "`eigenvalue_decrease` must be above 1"),
         ({"growth_factor": 0.5}, "`growth_factor` must be above 1, got 0.5"),
-        ({"fraction_decrease": 0.5}, "`fraction_decrease` must be at least 1, got 0.5"),
         ({"patience": 0}, "`patience` must be at least 1 .* got 0"),
-        ({"adversarial_fraction": -0.1}, "`adversarial_fraction` must lie in"),
-        ({"adversarial_until": -5}, "`adversarial_until` must be at least 0"),
         ({"maximum": 3}, "`initial` must lie in .* got 4"),
-        ({"lr_decay_at": (5, 5)}, "`lr_decay_at` must be positive"),
         ({"noise_factor": -1.0}, "`noise_factor` must be at least 0, got -1.0"),
         ({"signal": "trace"}, "`signal` must be one of .* got 'trace'"),
         ({"block": "first"}, "`block` must be one of .* got 'first'"),
@@ -138,6 +143,36 @@ def test_bad_parameters_are_named_with_what_was_got(options, message):
         hessian_adaptive(**{"initial": 4, "maximum": 16, "measure_every": 10, **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction_decrease": 0.5}, "`decrease` must be at least 1, got 0.5"),
+        ({"adversarial_fraction": -0.1}, "`fraction` must lie in .* got -0.1"),
+        ({"adversarial_until": -5}, "`until` must be at least 0 examples, got -5"),
+        (
+            {"fraction_decrease": 3.0, "compatibility": "hessianflow"},
+            "one ratio for .* got 2.0, 3.0 and 'linear'",
+        ),
+    ],
+)
+def test_bad_adversarial_parameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        absa(4, 16, measure_every=10, **options)
+
+
+def test_the_published_rule_has_the_linear_coupling():
+    rule = hessian_adaptive(4, 16, measure_every=10, compatibility="hessianflow")
+    with pytest.raises(ValueError, match=r"one ratio for .* the linear coupling, got 2.0, 1.0 and 'sqrt'"):
+        with_coupling(rule, "sqrt")
+
+
+def test_absa_is_abs_with_a_fraction_around_it():
+    one = absa(2, 16, measure_every=10, patience=2, fraction_decrease=3.0, adversarial_until=45)
+    two = with_adversarial(hessian_adaptive(2, 16, measure_every=10, patience=2), 0.2, decrease=3.0, until=45)
+    for a, b in zip(run(one, [5.0] * 6, every=10), run(two, [5.0] * 6, every=10), strict=True):
+        np.testing.assert_array_equal(a[:3], b[:3])
+
+
 def test_an_observation_without_an_eigenvalue_is_refused():
     controller = hessian_adaptive(4, 16, measure_every=10)
     with pytest.raises(ValueError, match="no `eigenvalue`"):
@@ -146,7 +181,7 @@ def test_an_observation_without_an_eigenvalue_is_refused():
 
 @pytest.mark.parametrize(("coupling", "scale"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
 def test_the_rate_follows_the_batch_as_asked(coupling, scale):
-    controller = hessian_adaptive(1, 64, measure_every=EPOCH, lr_coupling=coupling)
+    controller = with_coupling(hessian_adaptive(1, 64, measure_every=EPOCH), coupling)
     state = run(controller, [8.0, 4.0, 2.0])[-1]
     assert (int(state.batch_size), float(state.lr_scale)) == (4, scale)
 
@@ -155,6 +190,9 @@ def test_the_eigenvalue_times_the_rate_must_fall_by_more_after_a_growth():
     controller = hessian_adaptive(1, 64, measure_every=EPOCH, signal="eigenvalue_times_lr", patience=None)
     # Halving 8 grows and doubles the rate: 4 * 1 is then held against 2 * 2 and 1 * 2.
     assert batch_sizes(controller, [8.0, 4.0, 2.0, 1.0]) == [1, 2, 2, 4]
+    # A schedule outside of the rule halves the rate: 4 * 0.5 is a fall by four.
+    state = controller.update(Observation(EPOCH, 8.0), controller.init())
+    assert int(controller.update(Observation(2 * EPOCH, 7.9, lr_scale=0.5), state).batch_size) == 2
 
 
 def test_a_fall_must_be_larger_than_its_noise():

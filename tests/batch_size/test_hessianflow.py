@@ -11,16 +11,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from hessabs.batch_size import Observation, hessian_adaptive, plan
+from hessabs.batch_size import Observation, absa, plan, with_decay
 
 EPOCH, EPOCHS = 1280, 24
-OPTIONS = {
-    "measure_every": EPOCH,
-    "adversarial_fraction": 0.2,
-    "adversarial_until": 12 * EPOCH,
-    "lr_decay_at": (8 * EPOCH, 16 * EPOCH),
-    "lr_decay": 0.2,
-}
+
+
+def made(compatibility, **options):
+    """The rule of either code, with the decays and the end of adversarial examples that `described` has."""
+    rule = absa(
+        128, 128 * 16, measure_every=EPOCH, adversarial_until=12 * EPOCH, compatibility=compatibility, **options
+    )
+    return with_decay(rule, (8 * EPOCH, 16 * EPOCH), 0.2)
 
 
 def described(eigenvalues, most=16, ratio=2.0, patience=10):
@@ -56,8 +57,7 @@ def followed(controller, eigenvalues):
 
 
 def factors(compatibility, eigenvalues, **options):
-    controller = hessian_adaptive(128, 128 * 16, compatibility=compatibility, **{**OPTIONS, **options})
-    return [factor for factor, *_ in followed(controller, eigenvalues)]
+    return [factor for factor, *_ in followed(made(compatibility, **options), eigenvalues)]
 
 
 STEADY = [9.0, 7.0, 6.1, 4.4, 4.0, 3.9, 3.1, 2.3, 2.0, 1.9, 1.6, 1.4] + [1.5] * 12
@@ -74,16 +74,14 @@ SEQUENCES = {
 @pytest.mark.parametrize("patience", [3, 10])
 def test_compatibility_is_the_published_rule(name, patience):
     eigenvalues = SEQUENCES[name]
-    controller = hessian_adaptive(128, 128 * 16, compatibility="hessianflow", patience=patience, **OPTIONS)
-    got = list(followed(controller, eigenvalues))
+    got = list(followed(made("hessianflow", patience=patience), eigenvalues))
     np.testing.assert_allclose(got, list(described(eigenvalues, patience=patience)), rtol=1e-6)
 
 
 def test_compatibility_with_a_ratio_that_rounds_to_nothing():
     # int(1 * 1.5) is 1: the published rule counts that as a growth, halves the fraction and stays for ever.
     ratios = {"eigenvalue_decrease": 1.5, "growth_factor": 1.5, "fraction_decrease": 1.5}
-    controller = hessian_adaptive(128, 128 * 16, compatibility="hessianflow", **ratios, **OPTIONS)
-    got = list(followed(controller, STEADY))
+    got = list(followed(made("hessianflow", **ratios), STEADY))
     np.testing.assert_allclose(got, list(described(STEADY, ratio=1.5)), rtol=1e-6)
     assert got[-1][0] == 1
     assert factors(None, STEADY, **ratios)[-1] > 1
@@ -119,15 +117,15 @@ def recorded():
 def replay(eigenvalues, compatibility=None):
     setting = json.loads((RECORDED / "summary.json").read_text())
     epoch = setting["measure_every"]
-    rule = hessian_adaptive(
+    rule = absa(
         128,
         setting["max_batch_size"],
         measure_every=epoch,
-        lr_decay_at=[point * epoch for point in setting["lr_decay_epochs"]],
         adversarial_fraction=setting["adversarial_fraction"],
         adversarial_until=setting["adversarial_epochs"] * epoch,
         compatibility=compatibility,
     )
+    rule = with_decay(rule, [point * epoch for point in setting["lr_decay_epochs"]])
 
     def observe(samples, count):
         value = eigenvalues[count] if count < len(eigenvalues) else 3.0
@@ -141,7 +139,10 @@ def test_a_recorded_run_is_replayed_to_the_update_by_both_rules(recorded):
     for compatibility in (None, "hessianflow"):
         got = replay(eigenvalues, compatibility)
         assert [row.batch_size for row in got.epochs] == [r["batch_size"] for r in records]
-        assert [row.updates for row in got.epochs] == [r["updates"] for r in records]
+        # The records stand at the ends of epochs; a plan completes the update at hand first.
+        ended = [row.updates - (row.samples > r["samples"]) for row, r in zip(got.epochs, records, strict=True)]
+        assert ended == [r["updates"] for r in records]
+        assert got.updates == records[-1]["updates"]
         np.testing.assert_allclose(
             [0.1 * row.lr_scale for row in got.epochs], [r["lr"] for r in records], rtol=1e-6
         )

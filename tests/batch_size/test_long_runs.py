@@ -17,8 +17,10 @@ from hessabs.batch_size import (
     plan,
     schedule,
     timer,
+    with_decay,
 )
-from hessabs.batch_size.methods import Settings, make_plans
+from hessabs.batch_size.methods import make_plans
+from hessabs.batch_size.settings import Gg, PlanSettings
 
 BATCH = 4_000_000  # tokens
 START = 10**13
@@ -48,7 +50,7 @@ def follow(controller, start, updates):
 @pytest.mark.parametrize("start", [2**31 - 3 * BATCH, START])
 def test_decays_and_measurements_come_at_their_token(start):
     every = 10 * BATCH
-    rule = hessian_adaptive(BATCH, 2 * BATCH, measure_every=every, patience=2, lr_decay_at=DECAYS, lr_decay=0.5)
+    rule = with_decay(hessian_adaptive(BATCH, 2 * BATCH, measure_every=every, patience=2), DECAYS, 0.5)
     samples, states = follow(rule, start, 24)
     assert samples == [start + BATCH * (update + 1) for update in range(24)]
     passed = [sum(count >= at for at in DECAYS) for count in samples]
@@ -98,7 +100,7 @@ def test_a_run_of_chinchilla_size_is_planned():
     whole = plan(schedule(sizes, growth), whole_updates=True, micro_batch_size=500_000, **run)
     assert abs(whole.updates - planned.updates) <= len(sizes)
 
-    ramp = linear_ramp(BATCH // 8, BATCH, increment=BATCH // 8, over=10**12, lr_decay_at=(9 * 10**12,))
+    ramp = with_decay(linear_ramp(BATCH // 8, BATCH, increment=BATCH // 8, over=10**12), (9 * 10**12,))
     assert plan(ramp, **run).updates == int(
         sum(10**12 / 7 / (BATCH / 8 * step) for step in range(1, 8)) + 9 * 10**12 / BATCH
     )
@@ -112,14 +114,6 @@ def test_a_run_of_chinchilla_size_is_planned():
 
 
 def test_the_command_plans_it():
-    settings = Settings(
-        method="gg",
-        num_examples=10**12,
-        epochs=10,
-        batch_size=BATCH,
-        max_batch_size=25 * BATCH,
-        lr_decay_epochs=(5, 8),
-        micro_batch_size=BATCH,
-    )
+    settings = PlanSettings(epochs=10, batch_size=BATCH, lr_decay_epochs=(5, 8), micro_batch_size=BATCH)
     want = 5 * 10**12 // BATCH + 3 * 10**12 // (5 * BATCH) + 2 * 10**12 // (25 * BATCH)
-    assert make_plans(settings).most.updates == want
+    assert make_plans(settings, Gg(max_batch_size=25 * BATCH), 10**12).most.updates == want

@@ -1,128 +1,99 @@
-"""The rules by name, and `hessabs plan`."""
+"""The rules by name: their settings, what is refused, the defaults, and the plans."""
 
+import math
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
-from hessabs import cli
-from hessabs.batch_size import methods
-from hessabs.batch_size.methods import METHODS, READ_BY, Settings, make_controller, make_plans, per_epoch
+from hessabs.batch_size import Observation, methods
+from hessabs.batch_size.methods import check, choose, make_plans, make_rule, never_reached, per_epoch, resolve
 from hessabs.batch_size.picture import draw_plans
-from tests.batch_size.slides import SETTINGS, UPDATES
-
-
-def run(capsys, *flags):
-    status = cli.main(["plan", *flags])
-    out = capsys.readouterr()
-    return status, out.out, out.err
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_a_rule_and_a_plan(method):
-    settings = Settings(method=method, num_examples=1280, epochs=12, batch_size=64, max_batch_size=256)
-    settings = settings._replace(lr_decay_epochs=(4, 8), patience=3, cycle_epochs=4, warmup_epochs=2)
-    settings = settings._replace(grow_epochs=(2, 3))
-    bounds = make_plans(settings)
-    assert len(bounds.most.epochs) == 12
-    measured = method in ("abs", "absa", "gns", "norm_test", "stability")
-    assert (bounds.fewest.updates < bounds.most.updates) == measured
-    assert (make_controller(settings).measures != "nothing") == measured
-
-
-@pytest.mark.parametrize("method", ["bl", "fb", "gg"])
-def test_the_command_counts_as_the_slides_do(capsys, method):
-    setting = SETTINGS["cifar10", "resnet18"]
-    for largest, updates in UPDATES["cifar10", "resnet18"][method].items():
-        sizes = (
-            [f"--batch_size={largest}"]
-            if method == "bl"
-            else ["--batch_size=128", f"--max_batch_size={largest}"]
-        )
-        flags = [
-            "--num_examples=50000",
-            f"--epochs={setting.epochs}",
-            "--lr_decay_epochs=30,60,80",
-            "--lr_decay=0.2",
-        ]
-        status, out, _ = run(capsys, f"--method={method}", *flags, *sizes)
-        assert status == 0
-        assert f"updates: {updates}\n" in out
-
-
-def test_the_command_bounds_absa_and_tells_its_time_and_draws(capsys, tmp_path):
-    flags = [
-        "--method=absa",
-        "--num_examples=50000",
-        "--max_batch_size=640",
-        f"--output={tmp_path / 'plan.png'}",
-    ]
-    status, out, _ = run(capsys, *flags, "--t_comp=0.036", "--t_comm=0.015", "--t_hess=1.15")
-    assert status == 0
-    assert "updates: 7780 to 11505\n" in out
-    assert "measurements: 4 to 30\n" in out
-    assert f"seconds: {7780 * 0.051 + 4 * 1.15:.1f} to {11505 * 0.051 + 30 * 1.15:.1f} (" in out
-    assert (tmp_path / "plan.png").stat().st_size > 10_000
-
-
-def test_times_can_be_measured_here(capsys):
-    flags = ["--method=abs", "--num_examples=1280", "--epochs=2", "--batch_size=64", "--measure_times"]
-    flags += ["--lr_decay_epochs="]
-    status, out, err = run(capsys, *flags)
-    assert (status, err) == (0, "")
-    times = dict(part.split() for part in out.splitlines()[-1].split("(")[1].rstrip(")").split(", "))
-    assert 0 < float(times["T_comp"]) < 10
-    assert 0 < float(times["T_Hess"]) < 10
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "`num_examples` is required"),
-        (["--num_examples=1000", "--batch_size=2000"], "must lie in [1, num_examples=1000], got 2000"),
-        (["--num_examples=1000", "--max_batch_size=1280"], "must not exceed the data set, got 1280 of 1000"),
-        (["--num_examples=1000", "--max_batch_size=200"], "must be a multiple of batch_size=128"),
-        (["--num_examples=1000", "--method=sgd"], "`method` must be one of bl, fb, gg"),
-        (["--num_examples=1000", "--patience=-1"], "`patience` must be at least 0, got -1"),
-        (["--num_examples=1000", "--method=timer", "--patience=0"], "`patience` must be at least 1 epoch"),
-        (["--num_examples=1000", "--method=fixed"], "`grow_epochs` must name the epochs after which"),
-        (["--num_examples=1000", "--method=abs", "--lr_coupling=log"], "`lr_coupling` must be one of"),
-        (["--num_examples=1000", "--remainder=lose"], "`remainder` must be one of"),
-        (["--num_examples=1000", "--t_comp=-1"], "`compute` must be at least 0 seconds, got -1.0"),
-        (["--num_examples=1000", "--lr_decay_epochs=3,x"], "whole numbers separated by commas, got '3,x'"),
-        (["--num_examples=1000", "--epochs=0"], "`epochs` must be at least 1, got 0"),
-        (["--num_examples=1000", "--output=/no/such/folder/plan.png"], "No such file or directory"),
-        (["--no_such_flag=1"], "no_such_flag"),
-    ],
+from hessabs.batch_size.settings import (
+    METHODS,
+    Abs,
+    Absa,
+    Bl,
+    Cyclical,
+    Fb,
+    Fixed,
+    Gg,
+    Gns,
+    NormTest,
+    PlanSettings,
+    Stability,
+    Timer,
 )
-def test_input_that_cannot_be_used_ends_in_one_line(capsys, flags, message):
-    status, _, err = run(capsys, *flags)
-    assert status == 2
-    assert err.startswith("hessabs: ")
-    assert message in err
-    assert err.count("\n") == 1
+
+NAN, INF = math.nan, math.inf
+MEASURED = ("abs", "absa", "gns", "norm_test", "stability")
+SMALL = {"max_batch_size": 256, "patience": 3, "cycle_epochs": 4, "warmup_epochs": 2, "grow_epochs": (2, 3)}
+
+
+def small(name):
+    return METHODS[name](**{field: SMALL[field] for field in METHODS[name]._fields if field in SMALL})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_rule_and_a_plan(name):
+    run = PlanSettings(epochs=12, batch_size=64, lr_decay_epochs=(4, 8))
+    bounds = make_plans(run, small(name), 1280)
+    assert len(bounds.most.epochs) == 12
+    assert (bounds.fewest.updates < bounds.most.updates) == (name in MEASURED)
+    assert (make_rule(run, small(name), 1280).measures != "nothing") == (name in MEASURED)
+
+
+@pytest.mark.parametrize(("whole", "kept", "micro"), [(False, "keep", 640), (True, "drop", 128)])
+def test_a_plan_counts_as_the_slides_and_one_of_whole_updates_as_the_training(whole, kept, micro):
+    run = PlanSettings(epochs=2, batch_size=640, lr_decay_epochs=())
+    said = run._replace(remainder=kept, micro_batch_size=micro)
+    assert make_plans(run, Bl(), 50_000, whole_updates=whole) == make_plans(
+        said, Bl(), 50_000, whole_updates=whole
+    )
 
 
 def test_the_picture_has_a_line_for_each_bound():
-    settings = Settings(method="abs", num_examples=1280, epochs=12, batch_size=64, max_batch_size=256)
-    figure = draw_plans(make_plans(settings), settings.lr, "abs")
+    run = PlanSettings(epochs=12, batch_size=64)
+    figure = draw_plans(make_plans(run, Abs(max_batch_size=256), 1280), run.lr, "abs")
     assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]
-    figure = draw_plans(make_plans(settings._replace(method="bl")), settings.lr, "bl")
+    figure = draw_plans(make_plans(run, Bl(), 1280), run.lr, "bl")
     assert [len(axes.get_lines()) for axes in figure.axes] == [1, 1]
 
 
-def test_examples_of_an_epoch_follow_the_slides():
-    assert per_epoch(Settings(method="bl", num_examples=50_000)) == 50_000
-    assert per_epoch(Settings(method="gg", num_examples=50_000)) == 49_920
-    assert per_epoch(Settings(method="gg", num_examples=50_000, remainder="keep")) == 50_000
-
-
 def test_a_fixed_schedule_and_its_coupling():
-    base = Settings(
-        method="fixed", num_examples=1280, epochs=6, batch_size=64, max_batch_size=256, grow_epochs=(2, 3)
-    )
+    run = PlanSettings(epochs=6, batch_size=64, lr_decay_epochs=())
+    fixed = Fixed(max_batch_size=256, grow_epochs=(2, 3))
     for coupling, scales in ((None, [1, 1, 2, 4, 4, 4]), ("sqrt", [1, 1, 2**0.5, 2, 2, 2]), ("none", [1] * 6)):
-        rows = make_plans(base._replace(lr_coupling=coupling, lr_decay_epochs=())).most.epochs
+        rows = make_plans(run, fixed._replace(lr_coupling=coupling), 1280).most.epochs
         # A row of the plan is the end of an epoch: the growth of its last example is the next one's.
         assert [row.batch_size for row in rows] == [64, 64, 128, 256, 256, 256]
         assert [float(row.lr_scale) for row in rows] == pytest.approx(scales)
+
+
+@pytest.mark.parametrize("name", ["bl", "abs"])
+def test_decay_epochs_become_examples(name):
+    rule = make_rule(PlanSettings(lr_decay_epochs=(2, 5), lr_decay=0.5), METHODS[name](), 1000)
+    state, scales = rule.init(), []
+    for samples in (2 * 896 - 1, 2 * 896, 5 * 896 - 1, 5 * 896):
+        state = rule.update(Observation(samples, NAN), state)
+        scales.append(float(state.lr_scale))
+    np.testing.assert_array_equal(scales, [1, 0.5, 0.5, 0.25])
+
+
+def test_adversarial_epochs_become_examples():
+    rule = make_rule(PlanSettings(epochs=6), Absa(), 1000)
+    state, fractions = rule.init(), []
+    for samples in (3 * 896 - 1, 3 * 896):
+        state = rule.update(Observation(samples, NAN), state)
+        fractions.append(float(state.adversarial_fraction))
+    np.testing.assert_allclose(fractions, [0.2, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("patience", "size"), [(0, 128), (1, 256), (2, 128)])
+def test_patience_zero_is_never(patience, size):
+    rule = make_rule(PlanSettings(), Abs(patience=patience), 1000)
+    assert int(rule.update(Observation(896, 5.0), rule.init()).batch_size) == size
 
 
 RULES = (
@@ -137,6 +108,7 @@ RULES = (
     "timer",
     "fixed_growth",
 )
+WRAPPERS = ("with_decay", "with_coupling", "with_adversarial")
 OTHER = {
     "max_batch_size": 512,
     "growth_factor": 3.0,
@@ -154,41 +126,208 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_a_method_reads_is_what_reaches_its_rule(method, monkeypatch):
-    for rule in RULES:
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_a_method_reaches_its_rule(name, monkeypatch):
+    for rule in (*RULES, *WRAPPERS):
         monkeypatch.setattr(methods, rule, lambda *args, rule=rule, **options: (rule, args, options))
-    settings = Settings(method=method, num_examples=1280, batch_size=64, max_batch_size=256, grow_epochs=(2,))
-    settings = settings._replace(adversarial_fraction=0.5)
-    before = make_controller(settings)
-    for name, value in OTHER.items():
-        changes = make_controller(settings._replace(**{name: value})) != before
-        assert changes == (method in READ_BY[name]), name
-    assert set(OTHER) == set(READ_BY)
+    run = PlanSettings(batch_size=64, adversarial_fraction=0.5)
+    before = make_rule(run, small(name), 1280)
+    for setting in METHODS[name]._fields:
+        assert make_rule(run, small(name)._replace(**{setting: OTHER[setting]}), 1280) != before, setting
+    for changed in (run._replace(lr_decay_epochs=(3,)), run._replace(adversarial_epochs=7)):
+        assert make_rule(changed, small(name), 1280) != before
+    assert {setting for kind in METHODS.values() for setting in kind._fields} == set(OTHER)
+
+
+REFUSED = [
+    *[
+        (name, 0, rf"`{name}` must be at least 1, got 0")
+        for name in ("epochs", "batch_size", "micro_batch_size")
+    ],
+    *[(name, 0, rf"`{name}` must be at least 1, got 0") for name in ("max_batch_size", "measure_every")],
+    *[(name, 0, rf"`{name}` must be at least 1, got 0") for name in ("warmup_epochs", "cycle_epochs")],
+    *[
+        (name, v, rf"`{name}` must be positive and finite, got {v}")
+        for name in ("lr", "threshold", "noise_scale", "tolerance")
+        for v in (0.0, -0.1, NAN, INF)
+    ],
+    *[("lr_decay", v, rf"`lr_decay` must lie in \(0, 1\], got {v}") for v in (0.0, -0.2, 1.5, NAN)],
+    *[
+        (name, v, rf"`{name}` must be above 1, got {v}")
+        for name in ("eigenvalue_decrease", "growth_factor")
+        for v in (1.0, NAN, INF)
+    ],
+    *[("fraction_decrease", v, rf"`fraction_decrease` must be at least 1, got {v}") for v in (0.5, NAN, INF)],
+    *[(name, -1, rf"`{name}` must be at least 0, got -1") for name in ("patience", "adversarial_epochs")],
+    *[
+        ("adversarial_fraction", v, rf"`adversarial_fraction` must lie in \[0, 1\], got {v}")
+        for v in (-0.1, 1.1, NAN)
+    ],
+    *[
+        (name, v, rf"`{name}` must be positive epochs in ascending order, got \(")
+        for name in ("lr_decay_epochs", "grow_epochs")
+        for v in ((60, 30), (30, 30), (0, 30), (-1,))
+    ],
+    ("lr_coupling", "log", "`lr_coupling` must be linear, sqrt or none, got log"),
+    ("remainder", "lose", "`remainder` must be drop, keep or fill, got lose"),
+    ("max_batch_size", 64, r"`max_batch_size` must be at least batch_size=128, got 64"),
+    ("max_batch_size", 300, r"multiple of batch_size=128, got 300; the nearest below is 256"),
+    ("micro_batch_size", 96, r"`micro_batch_size` must divide batch_size=128, got 96"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED)
+def test_a_setting_out_of_its_range_is_refused_in_one_line(name, value, message):
+    run = PlanSettings(**({name: value} if name in PlanSettings._fields else {}))
+    kinds = [kind for kind in METHODS.values() if name in kind._fields] or [Bl]
+    for kind in kinds:
+        with pytest.raises(ValueError, match=message) as caught:
+            check(run, kind(**({} if name in PlanSettings._fields else {name: value})))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("run", "method", "message"),
     [
+        (PlanSettings(), Timer(patience=0), "`patience` must be at least 1 epoch for the timer, got 0"),
+        (PlanSettings(), Fixed(), "`grow_epochs` must name the epochs after which"),
         (
-            ["--method=absa", "--threshold=9"],
-            "`threshold` is read with method=stability, and not with method=absa",
+            PlanSettings(micro_batch_size=128),
+            Gns(),
+            "`micro_batch_size` must be below batch_size=128 for gns, .* got 128",
         ),
-        (["--method=abs", "--threshold=1.25"], "`threshold` is read"),  # its default, and given all the same
-        (["--t_comm=1"], "`t_comm` is read with --t_comp alone"),
-        (["--model=c1"], "`model` is read with --measure_times alone"),
+        (PlanSettings(batch_size=1), NormTest(), "must be below batch_size=1 for norm_test, .* got 1"),
     ],
 )
-def test_flags_that_nothing_reads_are_refused(capsys, flags, message):
-    status, _, err = run(capsys, "--num_examples=1280", "--max_batch_size=256", *flags)
-    assert status == 2
-    assert message in err
-    assert err.count("\n") == 1
+def test_what_does_not_go_together_is_refused(run, method, message):
+    with pytest.raises(ValueError, match=message):
+        check(run, method)
 
 
-def test_epochs_that_a_plan_does_not_reach_are_said(capsys):
-    status, _, err = run(
-        capsys, "--num_examples=1280", "--method=bl", "--epochs=40", "--lr_decay_epochs=30,40,80"
-    )
-    assert status == 0
-    assert err == "hessabs: `lr_decay_epochs` 40,80: the run ends before, after epochs=40.\n"
+@pytest.mark.parametrize(
+    ("run", "method"),
+    [
+        (PlanSettings(), Absa()),
+        (PlanSettings(lr_decay_epochs=(), lr_decay=1.0), Abs(patience=0)),
+        (PlanSettings(batch_size=100, micro_batch_size=25), Absa(max_batch_size=100)),
+    ],
+)
+def test_what_is_in_its_range_is_taken(run, method):
+    check(run, method)
+
+
+def test_checking_starts_no_backend():
+    code = """
+from hessabs.batch_size.methods import Absa, PlanSettings, check, choose, resolve
+resolve(PlanSettings(), choose("absa", {"patience": 3}), 60_000)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        (
+            "absa",
+            {"threshold": 9.0},
+            "`threshold` is read with method=stability, and not with method=absa; leave",
+        ),
+        (
+            "bl",
+            {"max_batch_size": 128},
+            "`max_batch_size` is read with method=fb, gg, abs.*, and not with method=bl",
+        ),
+        ("fb", {"fraction_decrease": 1.0}, "`fraction_decrease` is read with method=gg, abs"),
+        (
+            "abs",
+            {"lr_decay": 0.1, "lr_decay_epochs": ()},
+            "`lr_decay` is read with lr_decay_epochs, and there are",
+        ),
+        ("sgd", {}, "`method` must be one of bl, fb, gg, abs, absa, .*, got 'sgd'"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        choose(name, given)
+
+
+def test_what_a_method_reads_is_taken():
+    assert choose("stability", {"threshold": 1.25, "lr": 0.2, "seed": 3}) == Stability(threshold=1.25)
+    assert choose("gg", {"lr_decay": 0.1, "lr_decay_epochs": ()}) == Gg()
+
+
+@pytest.mark.parametrize(("method", "fraction"), [(Bl(), 0.0), (Abs(), 0.0), (Absa(), 0.2)])
+def test_defaults_by_method(method, fraction):
+    run, resolved = resolve(PlanSettings(epochs=91), method, 60_000)
+    assert (run.adversarial_fraction, run.adversarial_epochs, run.micro_batch_size) == (fraction, 45, 128)
+    assert run.remainder == "drop"
+    assert None not in run
+    assert None not in resolved
+    if resolved != Bl():
+        assert (resolved.max_batch_size, resolved.measure_every) == (128 * 128, 468 * 128)
+        assert (resolved.growth_factor, resolved.lr_coupling) == (2.0, "linear")
+
+
+def test_defaults_of_growth_and_coupling():
+    for method, want in (
+        (Gg(), (5.0, "none")),
+        (Cyclical(), (2.0, "none")),
+        (Timer(), (2.0, "linear")),
+    ):
+        _, resolved = resolve(PlanSettings(), method, 60_000)
+        assert (resolved.growth_factor, resolved.lr_coupling) == want
+    assert resolve(PlanSettings(), Fb(), 60_000)[1].lr_coupling == "linear"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n", "method", "micro", "largest"),
+    [
+        (128, 1437, Abs(), 128, 1408),
+        (32, 1437, Abs(), 32, 1408),
+        (256, 60_000, Abs(), 128, 32_768),
+        (100, 150, Abs(), 100, 100),
+        (128, 1437, Gns(), 64, 1408),
+        (15, 150, NormTest(), 5, 150),
+    ],
+)
+def test_default_sizes(batch_size, n, method, micro, largest):
+    run, resolved = resolve(PlanSettings(batch_size=batch_size), method, n)
+    assert (run.micro_batch_size, resolved.max_batch_size) == (micro, largest)
+
+
+def test_resolving_keeps_what_was_said_and_is_done_once():
+    run = PlanSettings(micro_batch_size=32, remainder="keep", adversarial_fraction=0.0, adversarial_epochs=0)
+    method = Absa(256, "sqrt", growth_factor=3.0, measure_every=7)
+    assert resolve(run, method, 1000) == (run, method)
+    once = resolve(PlanSettings(), Gns(), 1000)
+    assert resolve(*once, 1000) == once
+
+
+@pytest.mark.parametrize(("remainder", "want"), [("drop", 896), ("keep", 1000), ("fill", 1024)])
+def test_an_epoch_is_whole_micro_batches_unless_the_remainder_is_kept(remainder, want):
+    run, method = resolve(PlanSettings(remainder=remainder), Abs(), 1000)
+    assert per_epoch(run, 1000) == method.measure_every == want
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    message = r"`batch_size` must be at most the 100 training examples of digits, got 128"
+    with pytest.raises(ValueError, match=message):
+        resolve(PlanSettings(), Absa(), 100, dataset="digits")
+    message = r"`max_batch_size` must be at most the 1000 .* got 1024; .* batch_size=128 that fits is 896"
+    with pytest.raises(ValueError, match=message):
+        resolve(PlanSettings(), Absa(max_batch_size=1024), 1000)
+
+
+def test_epochs_beyond_the_end():
+    run = PlanSettings(epochs=60)
+    fixed = Fixed(grow_epochs=(10, 60))
+    assert never_reached(run, fixed) == [
+        "`lr_decay_epochs` 60,80: the run ends before, after epochs=60.",
+        "`grow_epochs` 60: the run ends before, after epochs=60.",
+    ]
+    assert never_reached(run._replace(epochs=81), fixed) == []
+    assert never_reached(PlanSettings(epochs=5, lr_decay_epochs=()), Fb()) == [
+        "`warmup_epochs` 5: the run ends before, after epochs=5."
+    ]

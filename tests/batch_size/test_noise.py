@@ -13,6 +13,7 @@ from hessabs.batch_size import (
     gradient_statistics,
     noise_and_signal,
     norm_test,
+    with_decay,
 )
 
 
@@ -113,9 +114,8 @@ def test_the_inner_product_test_looks_along_the_gradient_only():
 
 
 def test_the_gain_of_adascale():
-    controller = adascale(
-        512, base_batch_size=128, measure_every=512, average_over=1, lr_decay_at=(600,), lr_decay=0.5
-    )
+    rule = adascale(512, base_batch_size=128, measure_every=512, average_over=1)
+    controller = with_decay(rule, (600,), 0.5)
     silent, all_noise = GradientStatistics(256, 2, 2.0, 2.0), GradientStatistics(256, 2, 2.0, 1.0)
     assert float(observe(controller, silent, every=512).lr_scale) == 1.0
     state = observe(controller, all_noise, every=512)

@@ -2,12 +2,14 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hessabs.batch_size import (
     Controller,
+    GradientStatistics,
     Observation,
     adascale,
     batch_growth,
@@ -22,6 +24,8 @@ from hessabs.batch_size import (
     stability_limited,
     timer,
     training_seconds,
+    with_adversarial,
+    with_decay,
 )
 from hessabs.batch_size.planner import epoch_examples
 from tests.batch_size.slides import SETTINGS, UPDATES
@@ -51,7 +55,7 @@ def test_the_tables_are_whole():
 def test_baselines_of_the_slides(dataset, network, largest, updates):
     setting = SETTINGS[dataset, network]
     got = plan(
-        constant(largest, **decay(setting, setting.num_examples)),
+        with_decay(constant(largest), *decay(setting, setting.num_examples).values()),
         num_examples=setting.num_examples,
         epochs=setting.epochs,
         remainder="keep",
@@ -172,64 +176,74 @@ def test_66k_updates_and_90_measurements_lie_within_the_bounds_of_absa_on_imagen
     assert bounds.fewest.updates < 66_000 < bounds.most.updates
 
 
-SMALL = {"measure_every": 640, "adversarial_fraction": 0.2, "adversarial_until": 6400}
+def small(rule):
+    return with_adversarial(rule, 0.2, until=6400)
+
+
 RULES = {
-    "constant": constant(192, lr_decay_at=(3000,)),
-    "linear_scaling": linear_scaling(192, base_batch_size=64, warmup=3000, lr_decay_at=(5000,)),
+    "constant": with_decay(constant(192), (3000,)),
+    "linear_scaling": with_decay(linear_scaling(192, base_batch_size=64, warmup=3000), (5000,)),
     "batch_growth": batch_growth(64, 64 * 7, lr_decay_at=(2500, 5200, 8000), lr_decay=0.4),
     "timer": timer(64, 64 * 7, every=1500),
     "cyclical": cyclical(64, 256, cycle=3000),
-    "abs": hessian_adaptive(64, 64 * 12, patience=3, lr_decay_at=(3333,), **SMALL),
-    "stability": stability_limited(64, 64 * 12, lr=0.1, **SMALL),
+    "abs": with_decay(small(hessian_adaptive(64, 64 * 12, patience=3, measure_every=640)), (3333,)),
+    "stability": small(stability_limited(64, 64 * 12, lr=0.1, measure_every=640)),
     "gradient_noise_scale": gradient_noise_scale(64, 64 * 7, measure_every=500),
     "norm_test": norm_test(64, 64 * 7, measure_every=500),
     "adascale": adascale(64 * 4, base_batch_size=64, measure_every=500),
 }
 
 
-def simulate(controller: Controller, observe, *, num_examples, epochs, size):
-    """Count updates as a training loop makes them: one micro-batch at a time."""
-    state = controller.init()
-    decision, accumulated, updates, samples, rows = state, 0, 0, 0, []
-    for _ in range(epochs):
-        for _ in range(num_examples // size):
-            samples, accumulated = samples + size, accumulated + 1
-            used = decision
-            if accumulated * size >= int(decision.batch_size):
-                updates, accumulated = updates + 1, 0
-            if samples >= int(state.observe_at):
-                state = controller.update(observe(samples), state)
-            if accumulated == 0:
-                decision = state
-        rows.append((int(used.batch_size), float(used.lr_scale), float(used.adversarial_fraction), updates))
+def simulate(controller: Controller, observe, *, num_examples, epochs, size, remainder):
+    """Count updates as a training loop makes them, by micro-batches, the rule called between updates."""
+    per_epoch = num_examples if remainder == "keep" else num_examples // size * size
+    stream = [min(size, per_epoch - start) for _ in range(epochs) for start in range(0, per_epoch, size)]
+    state, accumulated, updates, samples, rows = controller.init(), 0, 0, 0, []
+    for number, examples in enumerate(stream, 1):
+        samples, accumulated = samples + examples, accumulated + 1
+        complete = accumulated * size >= int(state.batch_size)
+        if complete:
+            updates, accumulated = updates + 1, 0
+        while (complete or number == len(stream)) and samples >= (len(rows) + 1) * per_epoch:
+            made = (samples, int(state.batch_size), float(state.lr_scale), float(state.adversarial_fraction))
+            rows.append((*made, updates))
+        if complete and samples >= int(state.observe_at):
+            state = controller.update(observe(samples), state)
     return rows
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("whole_epochs", [True, False])
-def test_a_plan_of_whole_updates_is_what_a_loop_does(name, whole_epochs):
+@pytest.mark.parametrize(("num_examples", "remainder"), [(1280, "drop"), (1357, "drop"), (1357, "keep")])
+def test_a_plan_of_whole_updates_is_what_a_loop_does(name, num_examples, remainder):
     controller = RULES[name]
-    num_examples = 1280 if whole_epochs else 1357
 
     def observe(samples, count=0):
-        from hessabs.batch_size import GradientStatistics
-
         wave = 3.0 + 2.5 * math.sin(samples / 700)
         statistics = GradientStatistics(np.int32(32), np.int32(2), np.float32(1.0 + wave / 20), np.float32(1))
         return Observation(np.int32(samples), np.float32(wave), gradient=statistics)
 
-    got = plan(
-        controller,
-        num_examples=num_examples,
-        epochs=8,
-        micro_batch_size=64,
-        whole_updates=True,
-        observe=observe,
-    )
-    want = simulate(controller, observe, num_examples=num_examples, epochs=8, size=64)
-    rows = [(row.batch_size, row.lr_scale, row.adversarial_fraction, row.updates) for row in got.epochs]
+    run = {"num_examples": num_examples, "epochs": 8, "remainder": remainder}
+    got = plan(controller, micro_batch_size=64, whole_updates=True, observe=observe, **run)
+    controller = controller._replace(update=jax.jit(controller.update))
+    want = simulate(controller, observe, size=64, **run)
+    rows = [(*row[1:5], row.updates) for row in got.epochs]
     np.testing.assert_allclose(rows, want, rtol=1e-6)
     assert got.updates == want[-1][-1]
+
+
+def test_a_batch_over_the_ends_of_epochs_stands_at_the_end_of_its_update():
+    # Epochs of 2 micro-batches end at 2, 4, 6, 8, 10, updates of 3 at 3, 6, 9; the tenth is left over.
+    got = plan(constant(96), num_examples=64, epochs=5, micro_batch_size=32, whole_updates=True)
+    assert [(row.samples, row.updates) for row in got.epochs] == [
+        (96, 1), (192, 2), (192, 2), (288, 3), (320, 3)
+    ]  # fmt: skip
+    # The call at 64 comes at 96 and is told so; the one after the last update's end never comes.
+    told = []
+    rule = hessian_adaptive(96, 192, measure_every=64, patience=None)
+    observe = lambda samples, count: told.append(samples) or Observation(np.int32(samples), np.float32(1))  # noqa: E731
+    got = plan(rule, num_examples=256, epochs=2, micro_batch_size=32, whole_updates=True, observe=observe)
+    assert told == [96, 192, 288, 384, 480]
+    assert (got.updates, got.measurements) == (5, 5)
 
 
 def test_measurements_are_counted_and_stop_at_the_maximum():

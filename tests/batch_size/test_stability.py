@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hessabs.batch_size import NEVER, Observation, stability_limited
+from hessabs.batch_size import NEVER, Observation, stability_limited, with_coupling, with_decay
 
 
 def after(controller, values):
@@ -36,13 +36,21 @@ def test_it_never_falls_and_the_end_of_measurement_is_the_maximum():
 
 def test_a_decay_makes_room():
     # At 4.0 * 0.1 * 0.2 * 16 = 1.28 < 2 <= 2.56.
-    assert int(after(make(lr_decay_at=(2000,), lr_decay=0.2), [4.0, 4.0]).batch_size) == 128 * 16
+    assert int(after(with_decay(make(), (2000,), 0.2), [4.0, 4.0]).batch_size) == 128 * 16
+
+
+def test_a_schedule_outside_of_the_rule_makes_room_too():
+    controller = with_decay(make(), (1000,), 0.5)
+    told = Observation(1000, 4.0, lr_scale=0.4)  # 4.0 * 0.1 * 0.5 * 0.4 * 16 = 1.28 < 2 <= 2.56
+    state = controller.update(told, controller.init())
+    assert int(state.batch_size) == 128 * 16
+    assert float(state.lr_scale) == 8.0  # what is outside stays outside
 
 
 def test_coupling_says_what_growth_costs():
-    assert int(after(make(lr_coupling="sqrt"), [4.0]).batch_size) == 128 * 16  # 0.4 * 4 = 1.6
-    assert int(after(make(lr_coupling="none"), [19.0]).batch_size) == 4096
-    assert int(after(make(lr_coupling="none"), [21.0]).batch_size) == 128
+    assert int(after(with_coupling(make(), "sqrt"), [4.0]).batch_size) == 128 * 16  # 0.4 * 4 = 1.6
+    assert int(after(with_coupling(make(), "none"), [19.0]).batch_size) == 4096
+    assert int(after(with_coupling(make(), "none"), [21.0]).batch_size) == 128
 
 
 def test_the_limited_step_is_at_the_threshold_and_recovers():

@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hessabs
-from hessabs.batch_size import Observation, fixed_growth, hessian_adaptive, linear_ramp, plan, restore, schedule
+from hessabs.batch_size import (
+    Observation,
+    fixed_growth,
+    hessian_adaptive,
+    linear_ramp,
+    plan,
+    restore,
+    schedule,
+    with_adversarial,
+    with_coupling,
+    with_decay,
+)
 from tests.batch_size import drive
 from tests.batch_size.test_growth import course
 
@@ -48,23 +59,23 @@ def test_100_to_250_in_steps_that_do_not_divide_it():
 
 @pytest.mark.parametrize(("coupling", "scales"), [("linear", [1.3, 2.5, 0.7]), ("none", [1, 1, 1])])
 def test_the_rate_follows_any_sizes(coupling, scales):
-    rule = schedule([100, 130, 250, 70], [10, 20, 10**12], lr_coupling=coupling)
+    rule = with_coupling(schedule([100, 130, 250, 70], [10, 20, 10**12]), coupling)
     sizes = [130, 250, 70]
     assert course(rule) == list(zip((10, 20, 10**12), sizes, scales, strict=True))
     # By hand: the square root of the ratio, each rounded once.
-    rule = schedule([100, 130], [10], lr_coupling="sqrt")
+    rule = with_coupling(schedule([100, 130], [10]), "sqrt")
     assert float(rule.update(Observation(10), None).lr_scale) == np.float32(np.sqrt(1.3))
 
 
 def test_a_fraction_shrinks_with_growth_alone_and_ends_at_the_largest():
-    rule = schedule([10, 15, 12, 40, 30], [1, 2, 3, 4], adversarial_fraction=0.4)
+    rule = with_adversarial(schedule([10, 15, 12, 40, 30], [1, 2, 3, 4]), 0.4)
     fractions = [float(rule.update(Observation(at), None).adversarial_fraction) for at in range(5)]
     np.testing.assert_allclose(fractions, [0.4, 0.2, 0.2, 0, 0], rtol=1e-6)
 
 
 def test_the_rate_cools_down_in_a_straight_line_after_the_ramp():
     cooldown = {"lr_cooldown": (2000, 3000), "lr_final": 0.1}
-    rule = linear_ramp(100, 250, increment=75, over=1000, lr_decay_at=(500,), lr_decay=0.5, **cooldown)
+    rule = with_decay(linear_ramp(100, 250, increment=75, over=1000, **cooldown), (500,), 0.5)
     state, samples, seen = rule.init(), 0, {}
     update = jax.jit(rule.update)
     while samples < 3500:
@@ -79,14 +90,15 @@ def test_the_rate_cools_down_in_a_straight_line_after_the_ramp():
 
 
 def test_eager_jitted_and_scanned_give_the_same_bits():
-    rule = schedule([30, 77, 50], [200, 400], lr_cooldown=(300, 900), lr_final=0.25, lr_coupling="sqrt")
+    rule = schedule([30, 77, 50], [200, 400], lr_cooldown=(300, 900), lr_final=0.25)
+    rule = with_coupling(rule, "sqrt")
     states = drive.host(rule, [1.0] * 20)
     drive.assert_same_bits(states, drive.host(rule, [1.0] * 20, update=jax.jit(rule.update)))
     drive.assert_same_bits(drive.stack(states), drive.scan(rule)(np.ones(20, np.float32)))
 
 
 def test_a_maximum_that_is_no_multiple_is_reached():
-    rule = fixed_growth(100, 250, grow_at=(10, 20, 30), lr_coupling="linear")
+    rule = fixed_growth(100, 250, grow_at=(10, 20, 30))
     assert course(rule) == [(10, 200, 2.0), (20, 250, 2.5), (30, 250, 2.5)]
     measured = hessian_adaptive(100, 250, measure_every=10, patience=1)
     state = measured.init()

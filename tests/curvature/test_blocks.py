@@ -8,6 +8,8 @@ import pytest
 
 from hessabs import curvature, paths
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WHERE = {"head": "head", "kernels": lambda path: path.endswith("kernel"), "one leaf": "hidden/bias"}
 
 

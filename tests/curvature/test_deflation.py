@@ -7,6 +7,8 @@ import pytest
 
 from hessabs import curvature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("loop", ["host", "device"])
 @pytest.mark.parametrize("plain", [False, True])

@@ -9,6 +9,8 @@ from hessabs import curvature
 from hessabs.paths import paths
 from tests.curvature import models
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_values_are_the_losses_along_the_directions(make_problem, random_like):
     problem = make_problem("mlp")

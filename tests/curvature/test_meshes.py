@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import curvature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPES = {"one axis": (4,), "two axes": (2, 2)}
 SPECS = {
     "replicated": {"a": P(), "b": P()},
@@ -37,9 +39,17 @@ def problem():
     return params, [rng.normal(size=(n, 4)).astype(np.float32) for n in (6, 4, 1)]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("specs", SPECS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "specs", "kind"),
+    [
+        ("one axis", "replicated", AxisType.Explicit),
+        ("two axes", "replicated", AxisType.Auto),
+        ("one axis", "split features", AxisType.Auto),
+        ("two axes", "split features", AxisType.Explicit),
+        ("one axis", "split inputs", AxisType.Explicit),
+        ("two axes", "split inputs", AxisType.Auto),
+    ],
+)
 def test_products(problem, shape, specs, kind):
     params, batches = problem
     want = curvature.dataset_hessian(loss_fn, params, batches)(params)

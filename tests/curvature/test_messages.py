@@ -11,6 +11,8 @@ from hessabs import curvature
 from hessabs.curvature.passes import Passes, one_pass
 from tests.curvature import models
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 W, X = jnp.ones(3), jnp.ones((2, 3))
 
 

@@ -10,12 +10,13 @@ from jax.tree_util import Partial
 import hessabs
 from hessabs import curvature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NETWORKS = ("mlp", "conv", "tied")
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_hvp_is_the_dense_hessian_times_the_vector(x64, make_problem, dense_hessian, random_like, network):
-    problem = make_problem(network, jnp.float64)
+def test_hvp_is_the_dense_hessian_times_the_vector(x64, make_problem, dense_hessian, random_like):
+    problem = make_problem("conv", jnp.float64)
     vector = random_like(problem.params)
     got = hessabs.hvp(problem.loss_fn, problem.params, problem.batch, vector)
     want = dense_hessian(problem.loss_fn, problem.params, problem.batch) @ _flat(vector)
@@ -94,8 +95,10 @@ def test_operator_is_linear_and_symmetric(x64, make_problem, random_like, linear
     np.testing.assert_allclose(_flat(u) @ _flat(operator(v)), _flat(v) @ _flat(operator(u)), rtol=1e-10)
 
 
-@pytest.mark.parametrize("mapping", ["vmap", "pmap", "shard_map", "shard_map_unchecked"])
-@pytest.mark.parametrize("linearize", [False, True])
+@pytest.mark.parametrize(
+    ("mapping", "linearize"),
+    [("vmap", False), ("vmap", True), ("pmap", True), ("shard_map", True), ("shard_map_unchecked", False)],
+)
 def test_mapped_axis_gives_the_product_of_the_whole_batch(make_problem, random_like, mapping, linearize):
     num = 4
     assert mapping == "vmap" or jax.device_count() >= num, "the tests need 4 devices: JAX_NUM_CPU_DEVICES=4"

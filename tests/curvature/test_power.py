@@ -7,6 +7,8 @@ import pytest
 
 import hessabs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LOOPS = ("host", "device")
 SPECTRA = {
     "decaying": 2.0 ** -np.arange(12),

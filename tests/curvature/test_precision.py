@@ -10,6 +10,8 @@ from hessabs import curvature, trees
 from hessabs.curvature import basis
 from hessabs.jaxprs import inner_jaxprs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMS = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
 BATCH = jnp.ones((5, 3))
 

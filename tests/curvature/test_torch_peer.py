@@ -7,6 +7,8 @@ import pytest
 
 from hessabs import curvature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 torch = pytest.importorskip("torch", reason="the extra `peers` is not installed")
 
 SIZES = (6, 5, 3)

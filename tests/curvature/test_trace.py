@@ -7,6 +7,8 @@ import pytest
 
 from hessabs import curvature
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LOOPS = ("host", "device")
 SPECTRUM = np.r_[20.0, 10.0, np.linspace(-1, 1, 58)]
 ESTIMATES = {

@@ -47,6 +47,10 @@ def weight(batch):
     return batch["mask"]
 
 
+def num_tokens(batch):
+    return batch["mask"].sum()
+
+
 @pytest.fixture
 def params(x64):
     rng = np.random.default_rng(1)
@@ -88,10 +92,18 @@ OVER_DATA = {
 }
 
 
-@pytest.mark.parametrize("num_devices", [None, 4])
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("name", OVER_DATA)
-def test_data_sets(params, name, sizes, num_devices):
+@pytest.mark.parametrize(
+    ("name", "sizes", "num_devices", "weight"),
+    [  # a number or the mask, as a loss gives it; a Fisher matrix asks which positions count
+        ("hessian", SIZES[0], None, num_tokens),
+        ("hessian", SIZES[1], 4, weight),
+        ("gauss_newton", SIZES[0], 4, num_tokens),
+        ("gauss_newton", SIZES[2], None, weight),
+        ("fisher", SIZES[1], None, weight),
+        ("fisher", SIZES[2], 4, weight),
+    ],
+)
+def test_data_sets(params, name, sizes, num_devices, weight):
     mesh = None if num_devices is None else Mesh(jax.devices()[:num_devices], ("data",))
     batch = tokens()
     operator = OVER_DATA[name](params, cut(batch, sizes), weight=weight, mesh=mesh)
@@ -108,20 +120,33 @@ def test_landscape(params):
     np.testing.assert_allclose(found.values, [loss_fn(params, batch), loss_fn(moved, batch)], rtol=1e-12)
 
 
-@pytest.mark.parametrize("traced", [False, True])
-def test_parts_of_a_batch(params, traced):
-    batch = tokens()
-    operator = curvature.hessian(loss_fn, params, batch, linearize="auto", memory_budget=2_000, weight=weight)
-    assert operator.func is curvature.parts.split_product
-    assert operator.args[1].value < 11
+@pytest.mark.parametrize(
+    ("name", "traced", "weight"),
+    [("hessian", False, num_tokens), ("hessian", True, weight), ("gauss_newton", False, num_tokens)],
+)
+def test_parts_of_a_batch(params, name, traced, weight):
+    batch, options = tokens(), {"linearize": "auto", "memory_budget": 2_000, "weight": weight}
+    if name == "hessian":
+        operator, want = curvature.hessian(loss_fn, params, batch, **options), dense_hessian(params, batch)
+    else:
+        operator = curvature.gauss_newton(model, loss_of_outputs, params, batch, **options)
+        want = dense_gauss_newton(params, batch)
+    assert operator.rest[0].value < 11
     product = jax.jit(lambda operator, v: operator(v)) if traced else lambda operator, v: operator(v)
     got = matrix(lambda v: product(operator, v), params)
-    np.testing.assert_allclose(got, dense_hessian(params, batch), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["shard_map", "unchecked", "pmap"])
-@pytest.mark.parametrize("name", ["hessian", "gauss_newton"])
-def test_shares_of_devices(params, name, way):
+@pytest.mark.parametrize(
+    ("name", "way", "weight"),
+    [
+        ("hessian", "shard_map", num_tokens),
+        ("hessian", "unchecked", weight),
+        ("hessian", "pmap", weight),
+        ("gauss_newton", "shard_map", num_tokens),
+    ],
+)
+def test_shares_of_devices(params, name, way, weight):
     batch = tokens(12)
     shares = {k: v for k, v in batch.items() if k != "scale"}
     vector = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), params)

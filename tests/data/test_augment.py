@@ -1,13 +1,12 @@
 """Augmentation: by hand in numpy, and the same for an example whatever else changes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hessabs.data import crop_flip, epoch_order, reader
-from hessabs.data.augment import centre_crop, example_bits, resized_crop, shifts
-from hessabs.training.losses import scale_images
+from hessabs.data.augment import example_bits, shifts
+from hessabs.data.images import middle, resized_crop
 
 Image = pytest.importorskip("PIL.Image", reason="the extra `data` is not installed")
 
@@ -58,13 +57,12 @@ def test_an_example_is_augmented_alike_in_every_batch(size):
             np.testing.assert_array_equal(batch["shift"], drawn[batch["label"]])
 
 
-def test_the_training_step_applies_what_was_drawn():
-    image = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 1)).astype(np.uint8)
-    shift = np.array([[0, 8, 1], [4, 4, 0], [2, 5, 1]], np.int32)
-    batch = scale_images({"image": image, "shift": shift, "weight": jnp.ones(3)})
-    assert set(batch) == {"image", "weight"}
-    expected = np.stack([by_hand(*row) for row in zip(image, shift, strict=True)])
-    np.testing.assert_allclose(batch["image"], expected / 255, rtol=1e-6)
+@pytest.mark.parametrize("arrays", [{"label": np.arange(4)}, {"image": np.zeros((4, 9))}])
+def test_other_examples_than_images_are_refused(arrays):
+    with pytest.raises(ValueError, match=r"`crop_flip` needs images, 'image' of shape \(N, H, W, C\), got"):
+        reader(arrays, 2, seed=0, augmentation="crop_flip")
+    with pytest.raises(ValueError, match=r"must be one of none, crop_flip, resized_crop, got 'flip'"):
+        reader(arrays, 2, seed=0, augmentation="flip")
 
 
 def coordinates(width, height):
@@ -100,8 +98,8 @@ def test_resized_crop_of_an_image_too_narrow_for_any_try():
 
 
 def test_centre_crop_takes_seven_eighths_of_the_short_side():
-    pixels = np.asarray(centre_crop(coordinates(224, 160), 64), float)
+    pixels = np.asarray(middle(coordinates(224, 160), 64), float)
     across, down = pixels[:, :, 0].mean(0), pixels[:, :, 1].mean(1)
-    for line, middle in ((across, 111.5), (down, 79.5)):
-        assert abs(line.mean() - middle) < 1
+    for line, centre in ((across, 111.5), (down, 79.5)):
+        assert abs(line.mean() - centre) < 1
         assert abs((line[-1] - line[0]) * 64 / 63 - 140) < 2

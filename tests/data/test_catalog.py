@@ -129,6 +129,7 @@ def test_tiny_imagenet_is_prepared_and_read(archive, small, tmp_path):
     assert (entry.name, entry.examples, entry.problem) == ("tiny_imagenet", {"train": 6, "validation": 4}, "")
     got = load("tiny_imagenet", data_dir=tmp_path / "data")
     assert got.num_classes == 3
+    assert got.class_names == tuple(NAMES)
     for split in (got.train, got.test):
         assert split["image"].shape[1:] == (64, 64, 3)
         np.testing.assert_array_equal(split["image"][:, 0, 0, 0] // 35, split["label"])

@@ -11,14 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from hessabs.data import Dataset, load
-from hessabs.models import layers, mlp, resnet20
-from hessabs.training import Config, set_up, train
 from hessabs.training.devices import parallel, rows
-from hessabs.training.devices.mesh import make_mesh, split
 from hessabs.training.setup import make_optimizer
 from hessabs.training.state import init_state
+
+from hessabs.data import Dataset, load
+from hessabs.models import mlp, resnet20
+from hessabs.training import Config, set_up, train
+from hessabs.training.mesh import make_mesh, split
 from hessabs.training.step import jit_each, make_step_functions
 from tests.devices.ways import DEVICES, collectives, largest_difference, same_bits
 
@@ -117,8 +117,8 @@ class Dropped(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         x = nn.Dense(6)(x.reshape(x.shape[0], -1))
-        x = layers.Dropout(0.5)(jnp.tanh(x), train)
-        return layers.Dropout(0.1)(nn.Dense(10)(x), train)
+        x = nn.Dropout(0.5, deterministic=not train)(jnp.tanh(x))
+        return nn.Dropout(0.1, deterministic=not train)(nn.Dense(10)(x))
 
 
 class Normed(nn.Module):

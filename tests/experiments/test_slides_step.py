@@ -5,9 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import grid, planned
+from experiments import grid, slides
 from hessabs.data import Dataset
-from hessabs.training import set_up
+from hessabs.training import Config, set_up
 from hessabs.training.loop_state import start
 
 SHAPES = {
@@ -21,21 +21,20 @@ BATCH = 4
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", planned.configs())
+@pytest.mark.parametrize("name", slides.configs())
 def test_one_update_with_adversarial_examples(name):
     this = grid.load(grid.find([name]))
     shape, num_classes = SHAPES[this.slides[0]]
-    largest = max(run.max_batch_size or 0 for run in this.runs.values() if run.method == "absa")
-    config = this.runs[f"absa_{largest}/seed0"]._replace(
-        batch_size=BATCH, max_batch_size=2 * BATCH, pgd_steps=0
-    )
-    config = config._replace(image_size=None, augment="none", train_split="train")  # the images are at hand
+    largest = max(run["max_batch_size"] for run in this.runs.values() if run["method"] == "absa")
+    small = {"batch_size": BATCH, "max_batch_size": 2 * BATCH, "pgd_steps": 0, "adversarial_fraction": 0.5}
+    here = {"image_size": None, "augment": "none", "train_split": "train"}  # the images are at hand
+    config = Config(**{**this.runs[f"absa_{largest}/seed0"], **small, **here})
     rng = np.random.default_rng(0)
     arrays = {
         "image": rng.integers(0, 256, (2 * BATCH, *shape), dtype=np.uint8),
         "label": rng.integers(0, num_classes, 2 * BATCH).astype(np.int32),
     }
-    run = set_up(config._replace(adversarial_fraction=0.5), Dataset(name, arrays, arrays, num_classes))
+    run = set_up(config, Dataset(name, arrays, arrays, num_classes))
     before = jax.device_get(run.state.params)
     batch = {**{key: value[:BATCH] for key, value in arrays.items()}, "weight": np.ones(BATCH, np.float32)}
     decision = start(run).decision

@@ -1,34 +1,58 @@
-"""The queue: each run once, whoever works on it, and the ones that diverge too."""
+"""The queue: each run once, whoever works on it, and the ones that diverge or are cut off too."""
 
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
-from experiments import report, work
+from experiments import grid, measure, report, table, training, work
 from experiments.grid import Grid
-from hessabs.training import Config
-from hessabs.training.metrics import read_lines
-from hessabs.training.saving.session import Session
 
-CONFIG = Config(dataset="digits", method="bl", epochs=1, batch_size=128, pgd_steps=2, validation_examples=200)
+SETTINGS = {
+    "dataset": "digits",
+    "method": "bl",
+    "epochs": 1,
+    "batch_size": 128,
+    "pgd_steps": 2,
+    "validation_examples": 200,
+}
 SOURCE = {"command": "test", "commit": "c" * 40, "hardware": "none"}
 
 
+def place(folder):
+    return work.Place(folder / "results", folder / "runs")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def trained(tmp_path_factory, quick_compilation):
     """A grid with two runs: one that went well, one that diverged."""
-    root = tmp_path_factory.mktemp("grid")
-    assert work.do(root / "bl_128/seed0", CONFIG, SOURCE, None) is not None
-    diverging = CONFIG._replace(lr=1e12, epochs=3)
-    assert work.do(root / "wild/seed0", diverging, SOURCE, None) is not None
-    return root
+    here = place(tmp_path_factory.mktemp("grid"))
+    assert work.do(here, "bl_128/seed0", SETTINGS, SOURCE) is not None
+    assert work.do(here, "wild/seed0", {**SETTINGS, "lr": 1e12, "epochs": 3}, SOURCE) is not None
+    return here
 
 
-def test_a_run_leaves_a_whole_summary(folder):
-    summary = work.finished(folder / "bl_128/seed0")
-    assert {**summary, **SOURCE} == summary
+@pytest.fixture
+def train(monkeypatch):
+    """Training that only says how it was called; it is cut off where the settings say so."""
+    calls = []
+
+    def train_one(settings, workdir, *, data_dir=None, resume=False):
+        calls.append((settings, workdir, data_dir, resume))
+        if settings.get("cut_off"):
+            raise KeyboardInterrupt
+        return {**settings, "seed": 0, "updates": 7}, [{"epoch": 1}]
+
+    monkeypatch.setattr(training, "train_one", train_one)
+    return calls
+
+
+def test_a_run_leaves_a_whole_line_and_its_params(trained):
+    run = table.read(trained.results)["bl_128/seed0"]
+    summary = run.summary
+    assert {**summary, **SOURCE, **SETTINGS} == summary
     assert "data_dir" not in summary
     assert 0 < summary["pgd_accuracy"] <= summary["test_accuracy"]
     assert summary["pgd_accuracy"] <= summary["fgsm_accuracy"] + 0.5  # the stronger attack
@@ -37,96 +61,74 @@ def test_a_run_leaves_a_whole_summary(folder):
     assert (summary["validation_accuracy"] * 2) % 1 == 0  # of 200
     assert summary["samples"] == (1437 - 200) // 128 * 128
     assert summary["seconds_cpu"] > 0
-    assert len(read_lines(folder / "bl_128/seed0/metrics.jsonl")) == 1
+    assert [record["updates"] for record in run.records] == [summary["updates"]]
+    assert (trained.workdirs / run.name / "params").is_dir()
+    assert not (trained.workdirs / run.name / work.STARTED).exists()
+    assert [path.name for path in trained.results.iterdir()] == [table.FILE]  # nothing else is committed
+    assert work.line(run).startswith(f"bl_128/seed0: {summary['test_accuracy']:.2f} % right, ")
 
 
-def test_a_diverged_run_is_recorded_and_has_the_accuracy_of_chance(folder):
-    summary = work.finished(folder / "wild/seed0")
-    assert "not finite" in summary["diverged"]
-    assert summary["test_accuracy"] == summary["fgsm_accuracy"] == summary["pgd_accuracy"] == 10.0
-    assert work.line("wild", summary).startswith("wild: diverged; The ")
+def test_a_diverged_run_is_recorded_and_has_the_accuracy_of_chance(trained):
+    run = table.read(trained.results)["wild/seed0"]
+    assert "not finite" in run.summary["diverged"]
+    assert run.summary["test_accuracy"] == run.summary["fgsm_accuracy"] == run.summary["pgd_accuracy"] == 10.0
+    assert work.line(run).startswith("wild/seed0: diverged; The ")
 
 
-@pytest.mark.parametrize("name", ["bl_128/seed0", "wild/seed0"])
-def test_a_finished_run_is_not_done_again(folder, name):
-    before = (folder / name / "summary.json").stat().st_mtime_ns
-    assert work.do(folder / name, CONFIG, SOURCE, None) is None
-    assert (folder / name / "summary.json").stat().st_mtime_ns == before
+def test_a_finished_run_is_not_done_again(train, tmp_path):
+    here = place(tmp_path)
+    run = work.do(here, "a/seed0", {"lr": 0.1}, SOURCE, "DIR")
+    assert train == [({"lr": 0.1}, here.workdirs / "a/seed0", "DIR", False)]
+    assert run.summary.pop("seconds_cpu") >= 0
+    assert run.summary == {"lr": 0.1, "seed": 0, "updates": 7, **SOURCE}
+    assert work.do(here, "a/seed0", {"lr": 0.1}, SOURCE) is None
+    assert len(train) == 1
 
 
-def test_a_run_of_another_process_is_left_to_it(tmp_path):
+def test_a_run_of_another_process_is_left_to_it(train, tmp_path):
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(''); input()"
-    folder = tmp_path / "run"
-    folder.mkdir()
-    command = [sys.executable, "-u", "-c", hold, str(folder / work.LOCK)]
+    here = place(tmp_path)
+    workdir = here.workdirs / "a/seed0"
+    workdir.mkdir(parents=True)
+    command = [sys.executable, "-u", "-c", hold, str(workdir / work.LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        assert work.do(folder, CONFIG, SOURCE, None) is None
+        assert work.do(here, "a/seed0", {}, SOURCE) is None
         other.kill()
         other.wait()
-    with work.locked(folder) as mine:  # a process that dies gives its lock back
-        assert mine
+    assert train == []
+    assert work.do(here, "a/seed0", {}, SOURCE) is not None  # a process that dies gives its lock back
 
 
-def test_a_run_that_was_cut_off_by_another_commit_starts_anew(folder, tmp_path):
-    # It has written its metrics, and a summary that does not say where it comes from.
-    cut = tmp_path / "bl_128/seed0"
-    cut.mkdir(parents=True)
-    (cut / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    (cut / "summary.json").write_text('{"test_accuracy": 1.0}')
-    (cut / work.STARTED).write_text(json.dumps({**SOURCE, "commit": "d" * 40}))
-    summary = work.do(cut, CONFIG, SOURCE, None)
-    assert summary["test_accuracy"] == work.finished(folder / "bl_128/seed0")["test_accuracy"]
-    assert len(read_lines(cut / "metrics.jsonl")) == 1
+@pytest.mark.parametrize(("commit", "resume"), [("c" * 40, True), ("d" * 40, False)])
+def test_a_run_that_was_cut_off_goes_on_if_the_commit_is_the_same(train, tmp_path, commit, resume):
+    here = place(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        work.do(here, "a/seed0", {"cut_off": True}, SOURCE)
+    assert table.read(here.results) == {}
+    run = work.do(here, "a/seed0", {}, {**SOURCE, "commit": commit})
+    assert [call[3] for call in train] == [False, resume]
+    assert ("seconds_cpu" in run.summary) != resume  # the time of an earlier process is not known
+    assert run.commit == commit
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_end(tmp_path):
-    config = CONFIG._replace(epochs=3, pgd_steps=0)
-    whole = work.do(tmp_path / "whole", config, SOURCE, None)
-    cut = tmp_path / "cut"
-
-    class CutOff(Exception):
-        pass
-
-    def break_off(record):
-        if record["epoch"] == 2:
-            raise CutOff
-
-    with pytest.MonkeyPatch.context() as patch:
-        append = Session.append
-        patch.setattr(Session, "append", lambda self, record: (append(self, record), break_off(record)))
-        patch.setattr(work, "CHECKPOINT_EVERY", "1epochs")
-        with pytest.raises(CutOff):
-            work.do(cut, config, SOURCE, None)
-    assert work.finished(cut) is None
-    resumed = work.do(cut, config, SOURCE, None)
-    for name in ("updates", "samples", "test_accuracy", "fgsm_accuracy", "eigenvalue"):
-        assert resumed[name] == whole[name], name
-    assert [line["epoch"] for line in read_lines(cut / "metrics.jsonl")] == [1, 2, 3]
-    assert "seconds_cpu" in whole
-    assert "seconds_cpu" not in resumed  # that of the first process is not known
-    assert sorted(p.name for p in cut.iterdir()) == [
-        "curves.png",
-        "metrics.jsonl",
-        "params",
-        "run.lock",
-        "summary.json",
-    ]
-
-
-def test_runs_of_another_commit_move_aside(tmp_path):
+def test_runs_of_another_commit_move_aside_with_their_params(train, tmp_path):
+    here = place(tmp_path)
     for seed in (0, 1):
-        (tmp_path / f"a/seed{seed}").mkdir(parents=True)
-        (tmp_path / f"a/seed{seed}/summary.json").write_text(json.dumps({"commit": "d" * 40}))
-        work.move_aside(tmp_path, f"a/seed{seed}", "d" * 40)
-    assert sorted(p.name for p in tmp_path.glob("a@dddddddd/*")) == ["seed0", "seed1"]
-    assert work.finished(tmp_path / "a/seed0") is None
+        work.do(here, f"a/seed{seed}", {}, {**SOURCE, "commit": "d" * 40})
+        (here.workdirs / f"a/seed{seed}/params").mkdir()
+        work.move_aside(here, f"a/seed{seed}")
+    assert sorted(table.read(here.results)) == ["a@dddddddd/seed0", "a@dddddddd/seed1"]
+    assert (here.workdirs / "a@dddddddd/seed1/params").is_dir()
+    assert work.do(here, "a/seed0", {}, SOURCE).name == "a/seed0"
 
 
-def test_report(folder):
-    grid = Grid("mine", "Mine.", dict.fromkeys(("wild/seed0", "bl_128/seed0", "bl_128/seed1"), CONFIG))
-    (folder / report.FINDINGS).write_text("What it means.\n")
-    text = report.write(folder, grid)
+def test_report(trained):
+    grid = Grid("mine", "Mine.", dict.fromkeys(("wild/seed0", "bl_128/seed0", "bl_128/seed1"), SETTINGS))
+    findings = trained.results / report.FINDINGS
+    findings.write_text("What it means.\n")
+    text = report.write(trained.results, grid)
+    findings.unlink()
     assert "\n\nWhat it means.\n\n" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["run", "---", "wild", "bl_128"]  # as in the config
@@ -134,22 +136,95 @@ def test_report(folder):
     assert "| 10.00 | 10.00 | 10.00 |" in rows[2]
     assert "1 of the 3 runs of the grid are missing." in text
     assert " seconds | CPU seconds |" not in rows[0]  # of several runs at a time the clock says nothing
-    assert text == (folder / "README.md").read_text()
-    runs = (folder / "runs.csv").read_text().splitlines()
-    assert runs[0].startswith("label,seed,commit,diverged,validation_accuracy,")
-    assert len(runs) == 3
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert text == (trained.results / "README.md").read_text()
+    for name in ("README.md", "schedules.png", "curves.png"):
+        assert name in text or name == "README.md"
+        (trained.results / name).unlink()
 
 
-def test_report_of_runs_that_had_the_machine_alone(folder):
-    grid = Grid("mine", "Mine.", {"bl_128/seed0": CONFIG}, alone=True)
-    text = report.write(folder, grid)
+def test_report_of_runs_that_had_the_machine_alone(trained):
+    this = Grid("mine", "Mine.", {"bl_128/seed0": SETTINGS}, alone=True)
+    runs = table.read(trained.results)
+    text = report.describe(trained.results, this, runs, report.group(runs, this), [])
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     titles = [title.strip() for title in rows[0].split("|")]
     seconds = [row.split("|")[titles.index("seconds")].strip() for row in rows[1:]]
-    summaries = [json.loads(path.read_text()) for path in folder.glob("*/seed*/summary.json")]
-    assert sorted(seconds) == sorted(f"{summary['seconds']:.1f}" for summary in summaries)
+    assert sorted(seconds) == sorted(f"{run.summary['seconds']:.1f}" for run in runs.values())
 
 
 def test_report_without_a_finished_run(tmp_path):
     assert "holds no finished run" in report.write(tmp_path, Grid("mine", "Mine.", {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", measure.MEASUREMENTS)
+def test_measuring_a_trained_run(trained, what, monkeypatch, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text('"""Mine."""\nSEEDS = (0,)\nBASE = {}\nGRID = {"bl_128": {}}\n')
+    results = tmp_path / "mine"
+    with table.changing(results) as runs:
+        runs |= table.read(trained.results)
+    flags = ["--workdirs", str(tmp_path / "runs"), "--results", str(tmp_path), "--num_examples", "200"]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(trained.workdirs)
+    monkeypatch.setattr(sys, "argv", ["measure.py", str(config), "*", "--what", what, *flags])
+    measure.main()
+    runs = table.read(results)
+    assert runs["wild/seed0"].measured == {}  # it diverged
+    record = runs["bl_128/seed0"].measured[what]
+    network = training.trained(runs["bl_128/seed0"].summary, trained.workdirs / "bl_128/seed0", None)
+    (batch,) = training.batches(network.splits["train"], 200, 200)
+    (top,) = measure.curvature.eigsh(
+        measure.curvature.hessian(network.loss_fn, network.params, batch), network.params, 1, rtol=1e-3
+    ).eigenvalues
+    if what == "robustness":
+        assert next(iter(record["accuracy"])) == "clean"
+        assert (
+            record["accuracy"]["pgd"] <= record["accuracy"]["fgsm"] + 0.5 <= record["accuracy"]["clean"] + 0.5
+        )
+        assert record["eigenvalues"][0] == pytest.approx(float(top), rel=2e-2)
+        assert "## Under each attack" in (results / "README.md").read_text()
+        return
+    assert record["residual"] < 1e-2
+    assert len(record["train"]) == len(record["test"]) == len(record["last_layer"]) == 20
+    assert record["train"][0] == pytest.approx(float(top), rel=2e-2)
+    assert record["train"][0] >= record["last_layer"][0]  # a block's eigenvalue is never the larger one
+    loss = float(network.loss_fn(network.params, batch))
+    assert record["line_train"][10] == pytest.approx(loss, rel=1e-5)
+    assert min(record["line_train"][0], record["line_train"][20]) > record["line_train"][10]
+    assert "Hessian eigenvalues of the trained networks" in (results / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_grid_that_was_killed_goes_on_and_two_processes_share_it(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        '"""Mine."""\nSEEDS = (0, 1)\nBASE = {"dataset": "digits", "epochs": 40, "pgd_steps": 0}\n'
+        'GRID = {"bl_128": {"method": "bl"}, "gg_256": {"method": "gg", "max_batch_size": 256}}\n'
+    )
+    command = [
+        sys.executable,
+        str(grid.RESULTS.parent / "run.py"),
+        str(config),
+        f"--results={tmp_path}/results",
+    ]
+    command.append(f"--workdirs={tmp_path}/runs")
+    first = subprocess.Popen(command)
+    until = time.monotonic() + 300
+    while not table.read(tmp_path / "results/mine") and time.monotonic() < until:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    before = table.read(tmp_path / "results/mine")
+    assert 1 <= len(before) < 4
+    done = subprocess.run([*command, "--jobs=2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = table.read(tmp_path / "results/mine")
+    assert sorted(after) == ["bl_128/seed0", "bl_128/seed1", "gg_256/seed0", "gg_256/seed1"]
+    assert before.items() <= after.items()
+    assert [len(run.records) for run in after.values()] == [40] * 4
+    assert not list((tmp_path / "runs").glob(f"*/*/*/{work.STARTED}"))
+    assert "| gg_256 | 0, 1 |" in (tmp_path / "results/mine/README.md").read_text()
+    assert (
+        json.loads((tmp_path / "results/mine/runs.jsonl").read_text().splitlines()[0])["shared"]["epochs"] == 40
+    )

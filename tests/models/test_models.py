@@ -21,6 +21,16 @@ def init(model, shape):
 SMALL = ResNet(num_classes=10, blocks=(1, 1, 1))  # as resnet20, and quicker to compile
 
 
+@functools.cache
+def small():
+    """(Its variables, eight images)."""
+    return init(SMALL, (8, 8, 8, 1))
+
+
+TRAIN = jax.jit(functools.partial(SMALL.apply, train=True, mutable=["batch_stats"]))
+EVALUATE = jax.jit(SMALL.apply)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "expected"),
     [
@@ -46,16 +56,21 @@ def test_parameter_counts(model, shape, expected):
     assert num_params(model, shape) == expected
 
 
-@pytest.mark.parametrize("name", ["c1_small", "mlp", "resnet20"])
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_forward_in_each_dtype(name, dtype):
-    model = MODELS[name](num_classes=7, dtype=dtype)
-    variables, x = init(model, (2, 8, 8, 1))
-    logits = jax.jit(model.apply)(variables, x)
-    assert logits.shape == (2, 7)
-    assert logits.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+@pytest.mark.parametrize("name", MODELS)
+def test_dtypes(name):
+    x = jnp.zeros((2, 64, 64, 3))
+    for dtype in (None, jnp.bfloat16):
+        model = MODELS[name](num_classes=7, dtype=dtype)
+        logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+        assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("name", ["c1_small", "mlp", pytest.param("resnet20", marks=pytest.mark.slow)])
+def test_bfloat16_is_close(name):
+    variables, x = init(create(name, 7), (2, 8, 8, 1))
     exact = jax.jit(create(name, 7).apply)(variables, x)
+    logits = jax.jit(MODELS[name](num_classes=7, dtype=jnp.bfloat16).apply)(variables, x)
     # bfloat16 has 8 bits of precision: a relative error of 2^-8 a layer, 21 layers.
     np.testing.assert_allclose(logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
 
@@ -80,7 +95,7 @@ def test_strides_and_pooling():
 
 
 def test_convolutions_start_he_normal_by_fan_out():
-    variables, _ = init(SMALL, (1, 8, 8, 1))
+    variables, _ = small()
     kernels = [leaf for path, leaf in jax.tree.leaves_with_path(variables["params"]) if "Conv" in str(path)]
     assert len(kernels) == 9
     for kernel in kernels:
@@ -92,10 +107,9 @@ def test_convolutions_start_he_normal_by_fan_out():
 
 def test_the_stem_matches_the_formula():
     """The stem by hand: one channel in, 3x3 windows, batch statistics, momentum 0.9."""
-    model = SMALL
-    variables, x = init(model, (4, 8, 8, 1))
+    variables, x = small()
     collections = ["intermediates", "batch_stats"]
-    apply = functools.partial(model.apply, capture_intermediates=True, mutable=collections)
+    apply = functools.partial(SMALL.apply, capture_intermediates=True, mutable=collections)
     step = functools.partial(apply, train=True)
     _, state = jax.jit(step)(variables, x)
     conv = state["intermediates"]["Conv_0"]["__call__"][0]
@@ -112,10 +126,7 @@ def test_the_stem_matches_the_formula():
 
 
 def test_batch_norm_follows_train():
-    model = SMALL
-    variables, x = init(model, (4, 8, 8, 1))
-    evaluate = jax.jit(model.apply)
-    step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    (variables, x), evaluate, step = small(), EVALUATE, TRAIN
 
     logits, updates = step(variables, x)
     structures = [jax.tree.structure(v["batch_stats"]) for v in (updates, variables)]
@@ -135,12 +146,26 @@ def test_batch_norm_follows_train():
 
 def test_ghost_batch_norm_of_two_micro_batches():
     """Two micro-batches, normalised apart, differ from one batch of both."""
-    model = SMALL
-    variables, x = init(model, (8, 8, 8, 1))
+    variables, x = small()
     x = x * jnp.arange(1, 9).reshape(8, 1, 1, 1) / 8
-    step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    apart = jnp.concatenate([step(variables, x[:4])[0], step(variables, x[4:])[0]])
-    assert not np.allclose(apart, step(variables, x)[0], atol=1e-2)
+    apart = jnp.concatenate([TRAIN(variables, x[:4])[0], TRAIN(variables, x[4:])[0]])
+    assert not np.allclose(apart, TRAIN(variables, x)[0], atol=1e-2)
+
+
+def test_dropout_is_drawn_in_training_alone():
+    """Of the inputs of both hidden layers, from the key that is passed: a network with dropout has no state."""
+    model, x = models.AlexNet(num_classes=5, hidden=(50, 40)), jnp.zeros((2, 64, 64, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert set(variables) == {"params"}
+
+    def draws(**options):
+        eqns = jax.make_jaxpr(functools.partial(model.apply, **options))(variables, x).eqns
+        return [e.outvars[0].aval.shape for e in eqns if "bernoulli" in str(e.params.get("name"))]
+
+    assert draws() == []
+    assert draws(train=True, rngs={"dropout": jax.random.key(1)}) == [(2, 36 * 256), (2, 50)]
+    with pytest.raises(Exception, match='Dropout_0 needs PRNG for "dropout"'):
+        jax.eval_shape(functools.partial(model.apply, train=True), variables, x)
 
 
 def test_mlp_has_no_state():
@@ -149,15 +174,13 @@ def test_mlp_has_no_state():
     np.testing.assert_array_equal(mlp().apply(variables, x, train=True), mlp().apply(variables, x))
 
 
-@pytest.mark.parametrize("model", [mlp(), SMALL], ids=["mlp", "resnet"])
-def test_traced_once(model):
-    variables, x = init(model, (2, 8, 8, 1))
-    traces = []
+def test_traced_once():
+    (variables, x), traces = small(), []
 
     @jax.jit
     def forward(variables, x):
         traces.append(1)
-        return model.apply(variables, x)
+        return SMALL.apply(variables, x)
 
     forward(variables, x)
     forward(jax.tree.map(jnp.zeros_like, variables), 2 * x)

@@ -9,61 +9,45 @@ import numpy as np
 import optax
 import pytest
 
-from hessabs import models
 from hessabs.batch_size import Observation, hessian_adaptive
 from hessabs.curvature import PowerIterationResult
-from hessabs.data import Dataset, eval_batches, load
-from hessabs.training import Config, loop, loop_state, set_up, train
-from hessabs.training import setup as setup_lib
+from hessabs.training import fit, loop, loop_state
+from hessabs.training.assemble import assemble
 from hessabs.training.clock import Clock
-from hessabs.training.config import resolve
-from hessabs.training.evaluate import make_accuracy
-from hessabs.training.metrics import read_lines
-from hessabs.training.saving.snapshot import Snapshot, arrays_of, record_of, restore
+from hessabs.training.files import read_lines
+from hessabs.training.look.evaluate import evaluate
+from hessabs.training.loop import train
+from hessabs.training.snapshot import Snapshot, arrays_of, record_of, restore
+from hessabs.transforms import scale_by_batch_size
+from tests.training.runs import MICRO, SETTINGS, N, digits_task, make_run, without_seconds
 
-N, TEST, MICRO = 200, 30, 8  # 25 micro-batches an epoch: odd, so that epochs end inside updates
 RECORD_FIELDS = {
-    "epoch", "updates", "samples", "batch_size", "lr", "adversarial_fraction", "train_loss", "test_accuracy",
-    "eigenvalue", "residual", "seconds_step", "seconds_hessian", "seconds_data",
+    "epoch", "updates", "samples", "batch_size", "lr", "adversarial_fraction", "train_loss", "test_loss",
+    "test_accuracy", "eigenvalue", "residual", "seconds_step", "seconds_hessian", "seconds_data",
 }  # fmt: skip
 SUMMARY_FIELDS = {
     "method", "dataset", "model", "seed", "epochs", "updates", "test_accuracy", "fgsm_accuracy",
     "final_batch_size", "eigenvalue", "compilations", "seconds", "seconds_hessian", "versions",
+    "batch_size", "lr", "patience", "epsilon", "lr_decay_epochs", "micro_batch_size",
 }  # fmt: skip
-CONFIG = Config(
-    dataset="digits",
-    epochs=6,
-    batch_size=2 * MICRO,
-    micro_batch_size=MICRO,
-    max_batch_size=16 * MICRO,
-    lr=0.02,
-    lr_decay_epochs=(3, 5),
-    patience=1,
-    hessian_batch_size=64,
-    epsilon=0.05,
-)
+RUN = {
+    "epochs": 6,
+    "lr_decay_epochs": (3, 5),
+    "max_batch_size": 16 * MICRO,
+    "hessian_batch_size": 64,
+}
 
 
 class Spy:
-    """Step functions that note their calls, and may be told to break the params before an update."""
+    """Functions of an update that note their calls, and may break the params in one."""
 
     def __init__(self, functions, break_after=None):
-        self.calls, self.updates, self.break_after = [], 0, break_after
+        self.updates, self.fractions, self.break_after = [], [], break_after
         self.functions = functions
+        names = functions.compilations()
         self.wrapped = functions._replace(
-            **{name: _Counted(self, name, getattr(functions, name)) for name in functions.compilations()}
+            **{name: _Counted(self, name, getattr(functions, name)) for name in names}
         )
-
-    def by_update(self):
-        """Split the calls: [(calls that accumulate, lr_scale)], and the calls left over."""
-        updates, current = [], []
-        for name, argument in self.calls:
-            if name == "apply_update":
-                updates.append((current, argument))
-                current = []
-            else:
-                current.append((name, argument))
-        return updates, current
 
 
 class _Counted:
@@ -71,74 +55,48 @@ class _Counted:
         self.spy, self.name, self.function = spy, name, function
 
     def __call__(self, state, *arguments):
-        # The batch's weights are what matters of it: the rest is (fraction) or (lr_scale). An update of one
-        # micro-batch is noted as its two halves.
-        is_update = "update" in self.name
-        *fraction, lr_scale = arguments if is_update else (*arguments, None)
-        fraction = fraction[1:] if self.name != "apply_update" else []
-        if self.name != "apply_update":
-            half = self.name.replace("update", "accumulate")
-            self.spy.calls.append((half, fraction[0] if fraction else None))
-        if is_update:
-            self.spy.calls.append(("apply_update", lr_scale))
-        state = self.function(state, *arguments)
-        self.spy.updates += is_update
-        if is_update and self.spy.updates == self.spy.break_after:
-            state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
-        return state
+        result = self.function(state, *arguments)
+        if self.name == "add":
+            self.spy.fractions.append(arguments[2] or 0.0)
+        elif self.name in ("finish", "whole"):
+            if self.name == "whole":
+                self.spy.fractions.append(arguments[1] or 0.0)
+            self.spy.updates.append((self.spy.fractions, float(arguments[-1])))
+            self.spy.fractions = []
+            if len(self.spy.updates) == self.spy.break_after:
+                result = result._replace(params=jax.tree.map(lambda p: p * jnp.nan, result.params))
+        return result
 
     def _cache_size(self):
         return self.function._cache_size()
 
 
-def small_digits():
-    digits = load("digits")
-    return Dataset(
-        "digits",
-        {name: array[:N] for name, array in digits.train.items()},
-        {name: array[:TEST] for name, array in digits.test.items()},
-        10,
-    )
-
-
 @pytest.fixture(scope="module")
 def base():
-    """A set-up whose compiled functions and first params the runs of this module share."""
-    return set_up(CONFIG, small_digits())
+    """A run whose compiled functions the runs of this module share."""
+    return make_run(**RUN)
 
 
-def prepare(base, break_after=None, eigenvalues=None, dataset=None, **changes):
+def prepare(base, break_after=None, eigenvalues=None, task=None, **changes):
     """A run of other settings with the compiled functions of ``base``, spied on.
 
-    Its learning rate is that of ``base``, bound in the functions; its measurements follow ``eigenvalues``.
+    Its measurements follow ``eigenvalues``.
     """
-    dataset = dataset or base.dataset
-    config = resolve(CONFIG._replace(**changes), len(dataset.train["label"]))
-    per_epoch = setup_lib.epoch_examples(config, len(dataset.train["label"]))
+    changes = {**RUN, **changes}
+    if changes.get("method") == "bl":
+        changes.pop("max_batch_size")
+    made = make_run(task, **changes)
     spy = Spy(base.functions, break_after)
-    first = base if config.seed == CONFIG.seed else set_up(config, dataset)
-    run = base._replace(
-        config=config,
-        dataset=dataset,
-        controller=setup_lib.make_controller(config, per_epoch),
-        functions=spy.wrapped,
-        state=jax.tree.map(jnp.copy, first.state),  # a run donates its state
-    )
+    run = made._replace(functions=spy.wrapped)
     if eigenvalues is not None:
         script = iter(eigenvalues)
 
-        def measure(state, v0):
+        def measure(params, model_state, v0, block=None):
             value = next(script)
             finite = jnp.float32(0.001 if math.isfinite(value) else math.nan)
-            return PowerIterationResult(
-                eigenvalue=jnp.float32(value),
-                eigenvector=v0,
-                residual=finite,
-                num_iters=jnp.int32(1),
-                converged=jnp.asarray(True),
-            )
+            return PowerIterationResult(jnp.float32(value), v0, finite, jnp.int32(1), jnp.asarray(True))
 
-        run = run._replace(measure=measure, measure_final=lambda state, v0: measure_constant(v0))
+        run = run._replace(measure=measure, measure_final=lambda params, state, v0: measure_constant(v0))
     return run, spy
 
 
@@ -148,70 +106,60 @@ def measure_constant(v0):
 
 
 def simulate(epochs, grows_at, *, size, largest, decays=(), fraction=0.0, until=0, per_epoch=N // MICRO):
-    """Count by hand: [(micro-batches, lr_scale, fractions)] by update, [updates at the end of each epoch].
+    """Count by hand: [(micro-batches, lr_scale, fraction)] by update, [updates at the end of each epoch].
 
-    ``grows_at``: the counts of micro-batches after which the batch doubles.
+    ``grows_at``: the counts of micro-batches from which on the batch doubles, at the next end of an update.
     """
-    done, decided_size, growths = 0, size, 0
-    updates, ends, parts = [], [], []
-    latched = (size, 1.0, fraction if until > 0 else 0.0)
-    for micro in range(1, epochs * per_epoch + 1):
-        parts.append(latched[2])
-        done += 1
-        if done * MICRO == latched[0]:
-            updates.append((done, latched[1], parts))
-            done, parts = 0, []
-        if micro in grows_at and decided_size < largest:
-            decided_size, growths = min(2 * decided_size, largest), growths + 1
-        if done == 0:
-            decay = 0.2 ** sum(micro >= epoch * per_epoch for epoch in decays)
-            attacked = micro < until * per_epoch and not (growths and decided_size == largest)
-            latched = (decided_size, decided_size / size * decay, fraction / 2**growths if attacked else 0.0)
-        if micro % per_epoch == 0:
+    done, batch, growths, lr, left = 0, size, 0, 1.0, sorted(grows_at)
+    attacked = fraction if until else 0.0
+    updates, ends = [], []
+    while done + batch // MICRO <= epochs * per_epoch:
+        updates.append((batch // MICRO, lr, attacked))
+        done += batch // MICRO
+        while len(ends) < done // per_epoch:
             ends.append(len(updates))
-    return updates, ends
+        while left and done >= left[0]:
+            left.pop(0)
+            if batch < largest:
+                batch, growths = min(2 * batch, largest), growths + 1
+        lr = batch / size * 0.2 ** sum(done >= epoch * per_epoch for epoch in decays)
+        on = done < until * per_epoch and not (growths and batch == largest)
+        attacked = fraction / 2**growths if on else 0.0
+    return updates, ends + [len(updates)] * (epochs - len(ends))
 
 
 def assert_calls(spy, want):
-    updates, rest = spy.by_update()
-    assert [len(calls) for calls, _ in updates] == [k for k, _, _ in want]
-    np.testing.assert_allclose([scale for _, scale in updates], [scale for _, scale, _ in want], rtol=1e-6)
-    for (calls, _), (_, _, fractions) in zip(updates, want, strict=True):
-        assert [name == "accumulate_adversarial" for name, _ in calls] == [f > 0 for f in fractions]
-        np.testing.assert_allclose([argument or 0.0 for _, argument in calls], fractions, rtol=1e-6)
-    return rest
+    assert [len(fractions) for fractions, _ in spy.updates] == [k for k, _, _ in want]
+    np.testing.assert_allclose([scale for _, scale in spy.updates], [scale for _, scale, _ in want], rtol=1e-6)
+    for (fractions, _), (k, _, fraction) in zip(spy.updates, want, strict=True):
+        np.testing.assert_allclose(fractions, [fraction] * k, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
 def absa(base, tmp_path_factory):
     """ABSA with real eigenvalues, written to a folder."""
     workdir = tmp_path_factory.mktemp("runs") / "absa"
-    run, spy = prepare(base, method="absa", adversarial_epochs=3)
+    run, spy = prepare(base, adversarial_epochs=3)
     return train(run, workdir).summary, read_lines(workdir / "metrics.jsonl"), spy, workdir
 
 
 def test_absa_doubles_at_each_epoch_and_never_inside_an_update(absa):
     summary, records, spy, _ = absa
     assert all(record["eigenvalue"] > 0 for record in records[:3])  # else the batch would rightly stay
-    want, ends = simulate(
-        6,
-        {25, 50, 75},
-        size=16,
-        largest=128,
-        decays=(3, 5),
-        fraction=0.2,
-        until=3,
-    )
-    rest = assert_calls(spy, want)
+    want, ends = simulate(6, {25, 50, 75}, size=16, largest=128, decays=(3, 5), fraction=0.2, until=3)
+    assert_calls(spy, want)
     assert {k for k, _, _ in want} == {2, 4, 8, 16}
     assert [record["updates"] for record in records] == ends
     assert summary["updates"] == len(want)
-    assert len(rest) == 6 * 25 - sum(k for k, _, _ in want)
 
 
 def test_each_function_is_compiled_once(absa):
     summary, _, _, _ = absa
-    assert summary["compilations"] == {"accumulate": 1, "accumulate_adversarial": 1, "apply_update": 1}
+    assert summary["compilations"] == {
+        "begin": 1,
+        "add": 2,
+        "finish": 1,
+    }  # with and without adversarial examples
 
 
 def test_measurements_end_at_the_maximum(absa):
@@ -226,29 +174,28 @@ def test_measurements_end_at_the_maximum(absa):
 
 def test_adversarial_examples_end_after_their_epochs(absa):
     _, records, spy, _ = absa
-    # The first update may have begun before the end of epoch 3; none begins after it.
-    names = [name for name, _ in spy.calls if name != "apply_update"]
-    assert names[0] == "accumulate_adversarial"
-    last = max(i for i, name in enumerate(names) if name == "accumulate_adversarial")
-    assert 3 * 25 - 1 <= last < 3 * 25 + 8
+    assert spy.updates[0][0][0] == pytest.approx(0.2)
     assert [record["adversarial_fraction"] for record in records[4:]] == [0.0, 0.0]
+    assert spy.updates[-1][0][0] == 0.0
 
 
 def test_files_are_complete(absa):
     summary, records, _, workdir = absa
     names = sorted(path.name for path in workdir.iterdir())
-    assert names == ["curves.png", "metrics.jsonl", "params", "summary.json"]
+    assert names == ["config.json", "curves.png", "metrics.jsonl", "params", "summary.json"]
     for i, record in enumerate(records):
         assert set(record) >= RECORD_FIELDS
         assert record["epoch"] == i + 1
-        assert record["samples"] == (i + 1) * 25 * MICRO
+        # An update that ends in the next epoch has all its examples.
+        assert 0 <= record["samples"] - (i + 1) * 25 * MICRO < 16 * MICRO
         assert 0 <= record["test_accuracy"] <= 100
         for name in ("seconds_step", "seconds_hessian", "seconds_data"):
             assert record[name] >= 0
     written = json.loads((workdir / "summary.json").read_text())
-    assert set(written) >= SUMMARY_FIELDS | set(Config._fields)
+    assert set(written) >= SUMMARY_FIELDS
     assert written["test_accuracy"] == records[-1]["test_accuracy"]
     assert written["final_batch_size"] == 128
+    assert written["samples"] == 6 * 25 * MICRO
     assert written["eigenvalue"] == pytest.approx(summary["eigenvalue"])
     assert written["versions"]["jax"] == jax.__version__
     assert 0 < written["seconds_hessian"] < written["seconds"]
@@ -260,9 +207,6 @@ def test_files_are_complete(absa):
         "epsilon": 0.05,
         "lr_decay_epochs": [3, 5],
     }
-    # Decided by the data: left open are its folder, what fits the memory, and what this run has not.
-    left_open = [name for name in Config._fields if written[name] is None]
-    assert set(left_open) == {"data_dir", "image_size", "max_micro_batch_size", "mesh", "attack_step_size"}
 
 
 def test_training_learns(absa):
@@ -271,13 +215,9 @@ def test_training_learns(absa):
     assert records[-1]["test_accuracy"] > 50
 
 
-def without_seconds(records):
-    return [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in records]
-
-
 def test_same_seed_same_run_and_another_seed_another(base, absa, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
-        run, _ = prepare(base, method="absa", adversarial_epochs=3, seed=seed)
+        run, _ = prepare(base, adversarial_epochs=3, seed=seed)
         train(run, tmp_path / name)
     again = read_lines(tmp_path / "again" / "metrics.jsonl")
     other = read_lines(tmp_path / "other" / "metrics.jsonl")
@@ -285,7 +225,7 @@ def test_same_seed_same_run_and_another_seed_another(base, absa, tmp_path):
     assert all(a["train_loss"] != b["train_loss"] for a, b in zip(again, other, strict=True))
 
 
-def test_growth_by_eigenvalue_alone(base, tmp_path):
+def test_growth_by_eigenvalue(base, tmp_path):
     # Reference 8 at first; 5 is no fall by 2, 4 is; nan and -1 never grow; 2 does (from 4), 1.9 does not.
     eigenvalues = [8.0, 5.0, 4.0, math.nan, -1.0, 2.0, 1.9, 1.8]
     run, spy = prepare(
@@ -317,52 +257,41 @@ def test_patience(base):
 
 @pytest.mark.parametrize(("size", "epochs"), [(8, 1), (24, 2), (104, 3), (200, 2)])
 def test_baseline_makes_as_many_updates_as_the_formula(base, size, epochs):
-    run, spy = prepare(
-        base,
-        method="bl",
-        batch_size=size,
-        max_batch_size=None,
-        epochs=epochs,
-        eigenvalues=(),
-        lr_decay_epochs=(),
-    )
+    run, spy = prepare(base, method="bl", batch_size=size, epochs=epochs, eigenvalues=(), lr_decay_epochs=())
     summary = train(run).summary
     assert summary["updates"] == epochs * (N // MICRO) * MICRO // size
-    assert {len(calls) for calls, _ in spy.by_update()[0]} == {size // MICRO}
-    assert {scale for _, scale in spy.by_update()[0]} == {1.0}
-    assert {name for name, _ in spy.calls} == {"accumulate", "apply_update"}
+    assert {len(fractions) for fractions, _ in spy.updates} == {size // MICRO}
+    assert {(scale, *fractions) for fractions, scale in spy.updates} == {(1.0, *[0.0] * (size // MICRO))}
     assert summary["final_batch_size"] == size
 
 
-@pytest.mark.parametrize("keep_remainder", [False, True])
-def test_the_remainder(base, tmp_path, keep_remainder):
-    dataset = small_digits()
-    dataset = dataset._replace(train={name: array[:195] for name, array in dataset.train.items()})
+@pytest.mark.parametrize("remainder", ["drop", "keep"])
+def test_the_remainder(base, tmp_path, remainder):
     run, spy = prepare(
         base,
+        task=digits_task(195),
         method="bl",
         batch_size=MICRO,
-        dataset=dataset,
         epochs=2,
-        keep_remainder=keep_remainder,
+        remainder=remainder,
         eigenvalues=(),
         lr_decay_epochs=(1,),
     )
     train(run, tmp_path / "run")
     records = read_lines(tmp_path / "run" / "metrics.jsonl")
-    samples = [195, 390] if keep_remainder else [192, 384]
+    samples = [195, 390] if remainder == "keep" else [192, 384]
     assert [record["samples"] for record in records] == samples
-    per_epoch = 25 if keep_remainder else 24
+    per_epoch = 25 if remainder == "keep" else 24
     assert [record["updates"] for record in records] == [per_epoch, 2 * per_epoch]
-    scales = [scale for _, scale in spy.by_update()[0]]
+    scales = [scale for _, scale in spy.updates]
     np.testing.assert_allclose(scales, [1.0] * per_epoch + [0.2] * per_epoch, rtol=1e-6)
 
 
 def test_train_loss_is_the_mean_over_the_examples(base):
     # One update at the very end: the loss of the epoch is that of the first params.
     run, _ = prepare(base, method="bl", batch_size=200, epochs=1, eigenvalues=(), lr_decay_epochs=())
-    data = base.dataset.train
-    logits = forward(jax.tree.map(np.asarray, base.state.params), data["image"])
+    data = run.task.train.take(np.arange(N))
+    logits = forward(jax.tree.map(np.asarray, run.state.params), data["image"])
     shifted = logits - logits.max(1, keepdims=True)
     nll = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(N), data["label"]]
     [record] = train(run).records
@@ -377,38 +306,40 @@ def forward(params, image):
     return x @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
 
 
-@pytest.mark.parametrize("size", [7, 30])  # 30 test images: a last batch with padding, and none
-def test_accuracy_counts_every_test_image_once(base, size):
-    test = base.dataset.test
-    right = forward(jax.tree.map(np.asarray, base.state.params), test["image"]).argmax(1) == test["label"]
-    accuracy = make_accuracy(models.create("mlp", 10), list(eval_batches(test, size)))
-    assert accuracy(base.state) == pytest.approx(100 * right.mean(), abs=1e-9)
-    assert base.accuracy(base.state) == pytest.approx(100 * right.mean(), abs=1e-9)
+def test_accuracy_counts_every_test_image_once(base):
+    task, params = base.task, jax.tree.map(np.asarray, base.state.params)
+    test = task.test.take(np.arange(len(task.test)))
+    right = forward(params, test["image"]).argmax(1) == test["label"]
+    [(prefix, evaluation)] = base.evaluate.items()
+    assert prefix == "test_"
+    assert evaluation(params, {})["accuracy"] == pytest.approx(right.mean(), abs=1e-7)
+    for size in (7, 30):  # 30 test images: a last batch with padding, and none
+        assert evaluate(task, params, {}, batch_size=size)["accuracy"] == pytest.approx(right.mean(), abs=1e-7)
 
 
 def test_huge_rate_stops_and_names_the_update(tmp_path):
-    run = set_up(CONFIG._replace(method="bl", lr=1e30), small_digits())
+    run = make_run(method="bl", lr=1e30)
     message = r"not finite at update \d+ \(epoch 1, batch size 16, learning rate 1e\+30\); lower --lr"
     with pytest.raises(FloatingPointError, match=message):
         train(run, tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
 def test_nan_keeps_what_was_written(base, tmp_path):
-    # 12 updates of two micro-batches end in epoch 1; the params break after update 15, in epoch 2.
+    # 13 updates of two micro-batches end in epoch 2; the params break after update 15.
     run, _ = prepare(base, method="bl", break_after=15, eigenvalues=(), lr_decay_epochs=())
     with pytest.raises(FloatingPointError, match=r"not finite at update 16 \(epoch 2, batch size 16"):
         train(run, tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "metrics.jsonl"]
     [record] = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert record["epoch"] == 1
-    assert record["updates"] == 12
+    assert record["updates"] == 13
 
 
 def test_a_measurement_that_fails_does_not_spoil_the_next(base):
     starts = []
 
-    def measure(state, v0):
+    def measure(params, model_state, v0, block=None):
         starts.append(v0)
         bad = len(starts) == 1
         vector = jax.tree.map(lambda v: v * jnp.nan if bad else v, v0)
@@ -423,16 +354,15 @@ def test_a_measurement_that_fails_does_not_spoil_the_next(base):
 
 
 def test_each_measurement_starts_from_the_last_vector(base):
-    starts, ends = [], []
+    starts, ends, final = [], [], []
 
-    def measure(state, v0):
+    def measure(params, model_state, v0, block=None):
         starts.append(v0)
         ends.append(optax.tree.scale(2.0, v0))
         return PowerIterationResult(jnp.float32(3), ends[-1], jnp.float32(0), jnp.int32(1), jnp.asarray(True))
 
     run, _ = prepare(base, method="abs", epochs=3, patience=0, eigenvalues=(), lr_decay_epochs=())
-    final = []
-    run = run._replace(measure=measure, measure_final=lambda s, v0: final.append(v0) or measure_constant(v0))
+    run = run._replace(measure=measure, measure_final=lambda p, s, v0: final.append(v0) or measure_constant(v0))
     train(run)
     assert len(starts) == 3
     for start, end in zip([*starts[1:], *final], ends, strict=True):
@@ -446,36 +376,61 @@ def test_a_rule_of_the_last_layer_is_told_its_eigenvalue(base):
     )
     starts, script = [], iter((8.0, 3.0, 1.0))
 
-    def measure(state, v0):
+    def measure(params, model_state, v0, block=None):
+        assert block == "Dense_2"
         starts.append(v0)
         return measure_constant(optax.tree.scale(2.0, v0))._replace(eigenvalue=jnp.float32(next(script)))
 
-    run = run._replace(controller=rule, measure=None, measure_last_layer=measure)
-    records = train(run._replace(measure_final=lambda state, v0: measure_constant(v0))).records
+    run = run._replace(rule=rule, measure=measure)
+    records = train(run._replace(measure_final=lambda p, s, v0: measure_constant(v0))).records
     assert [record["eigenvalue"] for record in records] == [8.0, 3.0, 1.0]
     assert [record["batch_size"] for record in records] == [2 * MICRO, 2 * MICRO, 4 * MICRO]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(2 * a, b), *starts[:2])
 
 
-def test_controller_decays_by_examples(base):
+def test_the_rule_decays_by_examples(base):
     run, _ = prepare(base, method="bl", lr_decay_epochs=(2, 4))
-    state = run.controller.init()
+    state = run.rule.init()
     scales = []
     for samples in (2 * N - 1, 2 * N, 4 * N - 1, 4 * N):
-        state = run.controller.update(Observation(samples), state)
+        state = run.rule.update(Observation(samples), state)
         scales.append(float(state.lr_scale))
     np.testing.assert_allclose(scales, [1, 0.2, 0.2, 0.04], rtol=1e-6)
 
 
-def test_controller_decays_beyond_the_examples_that_an_int32_counts(base):
-    run, _ = prepare(base, method="bl", lr_decay_epochs=(10**9,), adversarial_epochs=2 * 10**9)
+def test_the_rule_decays_beyond_the_examples_that_an_int32_counts(base):
+    run, _ = prepare(base, method="bl", lr_decay_epochs=(10**9,))
     state = loop_state.start(run)
     assert int(state.controller.observe_at) == 10**9 * N > 2**31
-    update = jax.jit(run.controller.update)
+    update = jax.jit(run.rule.update)
     for samples, scale in ((10**9 * N - 1, 1.0), (10**9 * N, 0.2)):
         observed = loop._observe(run, state._replace(samples=samples), update, Clock())
         assert float(observed.controller.lr_scale) == np.float32(scale)
     snapshot = Snapshot(observed, [], {})
     saved = restore(state, arrays_of(observed), json.loads(json.dumps(record_of(snapshot))))
     assert saved.state.samples == 10**9 * N
-    jax.tree.map(np.testing.assert_array_equal, saved.state.controller, observed.controller)
+
+
+def test_a_schedule_goes_by_examples_and_is_recorded(base):
+    run, spy = prepare(base, method="bl", epochs=2, eigenvalues=(), lr_decay_epochs=())
+    total = 2 * N
+    records = train(run._replace(schedule=lambda samples: 1 - samples / total)).records
+    want = [1 - 2 * MICRO * i / total for i in range(len(spy.updates))]
+    np.testing.assert_allclose([scale for _, scale in spy.updates], want, rtol=1e-6)
+    assert records[0]["lr"] == pytest.approx(SETTINGS["lr"] * (1 - 13 * 2 * MICRO / total))
+
+
+def test_any_optax_chain_is_scaled_once():
+    parts = assemble({**SETTINGS, "method": "bl", "epochs": 1, "lr_decay_epochs": ()}, digits_task())
+
+    def go(tx):
+        options = {**parts.options, "record": {}, "schedule": lambda samples: 0.5}
+        return fit(parts.task, tx, parts.rule, **options).params
+
+    plain = go(optax.sgd(0.1))
+    itself = go(optax.chain(scale_by_batch_size(), optax.sgd(0.1)))
+    half = fit(
+        parts.task, optax.sgd(0.05), parts.rule, **{**parts.options, "record": {}, "schedule": None}
+    ).params
+    for one in (plain, itself):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one, half)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hessabs.training.metrics import (
+from hessabs.training.files import (
     CURVES,
     METRICS,
     SUMMARY,

@@ -7,40 +7,20 @@ example has fallen, and which classes there are. Any other loss works with the a
 alone; the value of one example is then the loss of the batch that holds it alone.
 """
 
-from hessabs.attacks.losses.carrying import (
-    Criterion,
-    LogitsFn,
-    Spec,
-    carries_logits,
-    checked_classes,
-    classes_of,
-    from_logits,
-    parts,
-)
+from hessabs.attacks.losses.carrying import Criterion, LogitsFn, carries_logits, from_logits, parts
 from hessabs.attacks.losses.criteria import cross_entropy, dlr, kl, margin
-from hessabs.attacks.losses.examples import check_classes, has_fallen, per_example, with_gradient
-from hessabs.attacks.losses.logits import other_classes, take_class, usable
-from hessabs.attacks.losses.shapes import check_shapes
+from hessabs.attacks.losses.examples import per_example, usable
 
 __all__ = [
     "Criterion",
     "LogitsFn",
-    "Spec",
     "carries_logits",
-    "check_classes",
-    "check_shapes",
-    "checked_classes",
-    "classes_of",
     "cross_entropy",
     "dlr",
     "from_logits",
-    "has_fallen",
     "kl",
     "margin",
-    "other_classes",
     "parts",
     "per_example",
-    "take_class",
     "usable",
-    "with_gradient",
 ]

@@ -1,4 +1,7 @@
-"""A loss that carries its logits: how it is made, and how it is taken apart."""
+"""A loss that carries its logits: how it is made and taken apart, and what logits and labels must look like.
+
+Shapes and dtypes are known while a function is traced, so the checks hold under ``jit`` as well.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +11,6 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks.losses.shapes import check_shapes
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
@@ -83,14 +85,14 @@ def carries_logits(loss_fn: LossFn) -> bool:
 
 
 def parts(loss_fn: LossFn, wanted_by: str = "This attack") -> tuple[LogitsFn, Spec]:
-    """Return the logits function of a loss and its description.
+    """Return the logits function of a loss, and where it finds what.
 
     Args:
       loss_fn: A loss of this package.
       wanted_by: Who asks, for the message.
 
     Returns:
-      ``(logits_fn, spec)``.
+      ``(logits_fn, spec)``; ``spec`` has the arguments of ``from_logits`` as fields.
 
     Raises:
       ValueError: If the loss does not carry its logits.
@@ -105,31 +107,12 @@ def parts(loss_fn: LossFn, wanted_by: str = "This attack") -> tuple[LogitsFn, Sp
 
 
 def criterion_of(loss_fn: LossFn) -> Criterion:
-    """Return what a loss that carries its logits makes of them.
-
-    Args:
-      loss_fn: A loss of this package.
-
-    Returns:
-      ``criterion(logits, labels, targets) -> (n,)``.
-    """
+    """Return what a loss that carries its logits makes of them."""
     return loss_fn.args[1]  # type: ignore[attr-defined]
 
 
 def checked_classes(spec: Spec, logits: Any, batch: Any) -> tuple[Any, Any]:
-    """Take labels and targets out of a batch, and see whether they fit the logits.
-
-    Args:
-      spec: Says where they are.
-      logits: What the network returned for this batch, or its shape and dtype.
-      batch: A mapping, a named tuple, a tuple or a list.
-
-    Returns:
-      As ``classes_of``.
-
-    Raises:
-      ValueError: As ``classes_of`` and ``check_shapes``.
-    """
+    """Take labels and targets out of a batch, and see whether they fit the logits."""
     labels, targets = classes_of(spec, batch)
     if labels is not None:
         check_shapes(logits, labels, soft=spec.soft_labels)
@@ -139,18 +122,7 @@ def checked_classes(spec: Spec, logits: Any, batch: Any) -> tuple[Any, Any]:
 
 
 def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
-    """Take labels and targets out of a batch.
-
-    Args:
-      spec: Says where they are.
-      batch: A mapping, a named tuple, a tuple or a list.
-
-    Returns:
-      ``(labels, targets)``. Targets are None for an untargeted loss, labels None if a targeted one has none.
-
-    Raises:
-      ValueError: If the batch has no labels, or a targeted loss finds no targets.
-    """
+    """Take labels and targets out of a batch: no targets for an untargeted loss, labels if there are any."""
     if not spec.targeted:
         return _leaf(batch, spec.label_key, "the labels"), None
     targets = _leaf(batch, spec.target_key, "the targets of a targeted attack")
@@ -174,3 +146,55 @@ def _leaf(batch: Any, key: str | int, what: str) -> jax.Array:
     except (KeyError, IndexError, AttributeError, TypeError):
         keys = list(batch) if hasattr(batch, "keys") else getattr(batch, "_fields", type(batch).__name__)
         raise ValueError(f"The loss reads {what} at key {key!r}, but the batch has {keys}.") from None
+
+
+def check_shapes(logits: Any, labels: Any, name: str = "labels", *, soft: bool = False) -> None:
+    """Raise unless the logits are (n, classes) and the labels int (n,)."""
+    if advice := _wrong_logits(logits):
+        raise ValueError(
+            f"`logits_fn` must return (n, classes), at least 2, got {_describe(logits)}: {advice}."
+        )
+    rows, classes = logits.shape
+    if not hasattr(labels, "shape"):
+        raise ValueError(f"The {name} must be an array, got {_describe(labels)}: pass jnp.asarray({name}).")
+    if soft:
+        if labels.shape != (rows, classes):
+            raise ValueError(
+                f"The label probabilities must be ({rows}, {classes}), as the logits, got {_describe(labels)}: "
+                "pass jax.nn.softmax(logits), or jax.nn.one_hot of labels."
+            )
+    elif advice := _wrong_labels(labels, name, classes):
+        raise ValueError(f"The {name} must be int (n,), got {_describe(labels)}: {advice}.")
+    elif labels.shape[0] != rows:
+        raise ValueError(
+            f"There must be one of the {name} for each row of logits, got {labels.shape[0]} for {rows}."
+        )
+
+
+def _wrong_logits(logits: Any) -> str | None:
+    if not hasattr(logits, "shape"):
+        return "return the logits alone"
+    if len(logits.shape) > 2:
+        return "logits of pixels or tokens are out of scope; an example has one row of logits"
+    if len(logits.shape) < 2 or logits.shape[1] == 1:
+        flat = "z" if len(logits.shape) == 1 else "z[:, 0]"
+        return f"a model with the one logit z has the logits [0, z], jnp.stack([0 * {flat}, {flat}], axis=1)"
+    return None
+
+
+def _wrong_labels(labels: Any, name: str, classes: int) -> str | None:
+    if len(labels.shape) == 2 and labels.shape[1] == 1:
+        return f"pass {name}[:, 0]"
+    if len(labels.shape) == 2 and labels.shape[1] == classes:
+        return f"if they are one-hot pass jnp.argmax({name}, axis=-1); probabilities are what `kl` takes"
+    if len(labels.shape) > 1:
+        return f"{name} of pixels or tokens are out of scope; an example has one"
+    if len(labels.shape) == 0:
+        return "there is one for each example"
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return f"pass {name}.astype(jnp.int32)"
+    return None
+
+
+def _describe(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else f"a {type(x).__name__}"

@@ -1,4 +1,7 @@
-"""What an attack raises: cross-entropy, margin, difference-of-logits ratio, Kullback-Leibler divergence."""
+"""What an attack raises: cross-entropy, margin, difference-of-logits ratio, Kullback-Leibler divergence.
+
+Logits are arrays of shape (n, classes), labels and targets int (n,).
+"""
 
 from typing import Any
 
@@ -7,7 +10,6 @@ import jax.numpy as jnp
 
 from hessabs import trees
 from hessabs.attacks.losses.carrying import LogitsFn, from_logits
-from hessabs.attacks.losses.logits import other_classes, take_class
 from hessabs.typing import LossFn
 
 
@@ -107,19 +109,7 @@ def kl(logits_fn: LogitsFn, *, label_key: str | int = "probabilities", **options
 
 
 def difference_of_logits(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
-    """Return the difference-of-logits ratio of each example.
-
-    Args:
-      logits: Shape (n, classes).
-      labels: Shape (n,), int.
-      targets: Shape (n,), int, or None for the untargeted ratio.
-
-    Returns:
-      Shape (n,).
-
-    Raises:
-      ValueError: If there are too few classes, or no labels.
-    """
+    """Return the difference-of-logits ratio of each example, the untargeted one where targets are None."""
     needed = 3 if targets is None else 4
     if logits.shape[-1] < needed:
         kind = "" if targets is None else "targeted "
@@ -134,6 +124,19 @@ def difference_of_logits(logits: jax.Array, labels: Any, targets: Any) -> jax.Ar
     else:
         rival, spread = take_class(logits, targets), ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     return (rival - take_class(logits, labels)) * trees.safe_inverse(spread)
+
+
+def other_classes(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    """Return the logits with that of one class a row put to minus infinity."""
+    return jnp.where(jax.nn.one_hot(classes, logits.shape[-1], dtype=bool), -jnp.inf, logits)
+
+
+def take_class(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    """Return the logit of one class a row; nan where there is no such class."""
+    # Not indexed: with the rows on several devices XLA would send all logits to each of them.
+    here = jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)
+    taken = jnp.sum(jnp.where(here, logits, 0), axis=-1)
+    return jnp.where(jnp.any(here, axis=-1), taken, jnp.nan)
 
 
 def _cross_entropy(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:

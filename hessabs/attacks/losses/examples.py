@@ -8,15 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import batch_axis, trees
-from hessabs.attacks.losses.carrying import (
-    Spec,
-    carries_logits,
-    checked_classes,
-    classes_of,
-    criterion_of,
-    parts,
-)
-from hessabs.attacks.losses.logits import usable
+from hessabs.attacks.losses import carrying
+from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, parts
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
@@ -32,7 +25,7 @@ def per_example(
       loss_fn: A loss of this package, or any mean over examples that do not influence each other.
       params: What the loss takes.
       batch: n examples.
-      inputs_key: Where the inputs are; only read for other losses, to see which dtype they have.
+      inputs_key: Where the inputs are.
 
     Returns:
       ``(values, fallen)``, (n,) in at least float32 and (n,) bool. A loss without logits says False throughout.
@@ -42,7 +35,7 @@ def per_example(
         logits_fn, spec = parts(loss_fn)
         logits = logits_fn(params, get_inputs(batch, spec.inputs_key))
         classes = checked_classes(spec, logits, batch)
-        values = criterion_of(loss_fn)(trees.upcast(logits), *classes)
+        values = carrying.criterion_of(loss_fn)(trees.upcast(logits), *classes)
         return jnp.where(usable(logits), values, jnp.nan), has_fallen(spec, logits, batch)
 
     values = trees.upcast(batch_axis.each_example(lambda one: loss_fn(params, one), batch))
@@ -52,17 +45,9 @@ def per_example(
 def with_gradient(
     loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Evaluate a loss and its gradient for each example by itself.
+    """Evaluate a loss, which examples have fallen, and its gradient, for each example by itself.
 
-    Args:
-      loss_fn: As in ``per_example``.
-      params: What the loss takes.
-      batch: n examples.
-      inputs_key: Where the inputs are.
-
-    Returns:
-      ``(values, fallen, gradient)``: (n,), (n,) and like the inputs. An entry of the gradient that is not
-      finite is 0: that example stays where it is, and no other one knows.
+    An entry of the gradient that is not finite is 0: that example stays where it is, and no other one knows.
     """
 
     def total(inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -76,16 +61,7 @@ def with_gradient(
 def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
     """Tell which examples have fallen: classified as their target, or not as their label.
 
-    Args:
-      spec: Says where labels and targets are, and which of them counts.
-      logits: Shape (n, classes).
-      batch: n examples.
-
-    Returns:
-      Shape (n,), bool; False where the logits are not finite, for they say nothing.
-
-    Raises:
-      ValueError: As ``check_shapes``.
+    False where the logits are not finite, for they say nothing.
     """
     labels, targets = checked_classes(spec, logits, batch)
     wanted = targets if spec.targeted else labels
@@ -93,24 +69,31 @@ def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
     return ((jnp.argmax(logits, axis=-1) == wanted) == spec.targeted) & usable(logits)
 
 
-def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
-    """Raise when the labels or targets of a batch are no classes of the network.
+def usable(logits: jax.Array) -> jax.Array:
+    """Tell which rows of logits say something: no NaN, and the largest is finite.
 
     Args:
-      loss_fn: Any loss; nothing is checked of one that does not carry its logits.
-      params: What the loss takes.
-      batch: The batch; traced values are not looked at.
+      logits: Shape (n, classes). Minus infinity is the logit of a class that is masked out.
 
-    Raises:
-      ValueError: If labels or targets are missing, of another shape or dtype, or out of range.
+    Returns:
+      Shape (n,), bool.
 
-    Warns:
-      UserWarning: If some targets equal the labels.
+    Example:
+      >>> usable(jnp.array([[0.0, -jnp.inf], [0.0, jnp.nan], [0.0, jnp.inf]])).tolist()
+      [True, False, False]
+    """
+    return jnp.isfinite(jnp.max(logits, axis=-1))
+
+
+def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
+    """Raise when labels or targets are no classes of the network; warn of targets that equal the label.
+
+    Nothing is checked of a loss that does not carry its logits, and of traced values.
     """
     if not carries_logits(loss_fn):
         return
     logits_fn, spec = parts(loss_fn)
-    labels, targets = classes_of(spec, batch)
+    labels, targets = carrying.classes_of(spec, batch)
     if trees.is_traced(labels, targets):
         return
     logits = jax.eval_shape(logits_fn, params, get_inputs(batch, spec.inputs_key))

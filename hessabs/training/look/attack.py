@@ -19,7 +19,7 @@ from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.norms import Norm, check_norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.fields import number
 from hessabs.training.look import cache, pictures
 from hessabs.training.look.batches import read
@@ -122,7 +122,7 @@ def attack(
         "warnings": [*misled.messages(clean.right), *found],
     }
     path = workdir / stem(options)
-    metrics.write_json(path.with_name(f"{path.name}.json"), record)
+    files.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
         writer.writeheader()

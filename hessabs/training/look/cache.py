@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import hessabs
-from hessabs.training import metrics
+from hessabs.training import files
 
 FOLDER = "cache"  # in the folder of a run
 _IDENTITY, _JSON = "__identity__", "__json__"
@@ -54,7 +54,7 @@ def find(folder: pathlib.Path, name: str, identity: str) -> dict[str, Any] | Non
         return None
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         reason = f"it cannot be read ({error})"
-    metrics.say(f"{path} is left aside: {reason}.")
+    files.say(f"{path} is left aside: {reason}.")
     return None
 
 

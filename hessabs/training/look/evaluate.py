@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 
 from hessabs import loops, programs, trees
 from hessabs.data import Source
-from hessabs.training.devices.mesh import split_whole
 from hessabs.training.look.batches import read
+from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, attack_loss
 from hessabs.typing import Attack, LossFn, Params
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs import data, programs, trees
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.task import Task
 from hessabs.typing import Params
 
@@ -107,7 +107,7 @@ def check_output(path: pathlib.Path | None) -> None:
 def write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write predictions: all of them as JSON, or a line for each image as CSV, by the suffix."""
     if path.suffix == ".json":
-        metrics.write_json(path, {"predictions": rows})
+        files.write_json(path, {"predictions": rows})
         return
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ("image", "class", "label", "probability"), extrasaction="ignore")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.look.pictures import draw_curves
 from hessabs.training.look.results import COLUMNS, Column, Finished, find, group, table
 
@@ -59,7 +59,7 @@ def gather(root: pathlib.Path) -> list[Section]:
         owner[run.folder] = folder
     pictures: dict[pathlib.Path, list[pathlib.Path]] = {}
     for path in sorted(root.rglob("*.png")):
-        if not (path.parent in owner and path.name == metrics.CURVES):  # the section draws them all in one
+        if not (path.parent in owner and path.name == files.CURVES):  # the section draws them all in one
             pictures.setdefault(owner.get(path.parent, path.parent), []).append(path)
     texts = {path.parent for path in root.rglob("README.md")}
     folders = sorted({*runs, *pictures, *texts})
@@ -107,7 +107,7 @@ def _section(number: int, section: Section, root: pathlib.Path) -> str:
         parts.append("<p>Mean ± standard deviation over seeds.</p>")
         parts.append(_table([[html.escape(cell) for cell in row] for row in rows]))
         parts.append(_origins(section.runs))
-    if section.runs and not any(path.name == metrics.CURVES for path in section.pictures):
+    if section.runs and not any(path.name == files.CURVES for path in section.pictures):
         parts.append(_curves(section.runs))
     parts += [_figure(path.read_bytes(), str(path.relative_to(root))) for path in section.pictures]
     return "\n".join([*parts, "</section>"])
@@ -138,13 +138,13 @@ def _origins(runs: Sequence[Finished]) -> str:
 def _curves(runs: Sequence[Finished]) -> str:
     curves = {}
     for g in group(runs)[:_MOST_CURVES]:
-        path = g.runs[0].folder / metrics.METRICS
+        path = g.runs[0].folder / files.METRICS
         try:
-            curves[g.name] = metrics.read_lines(path)
+            curves[g.name] = files.read_lines(path)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            metrics.say(f"{path.parent} has no curve, for its {path.name} cannot be read: {error}")
+            files.say(f"{path.parent} has no curve, for its {path.name} cannot be read: {error}")
     if not curves:
         return ""
     buffer = io.BytesIO()

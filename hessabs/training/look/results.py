@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hessabs.training import metrics
+from hessabs.training import files
 
 _SEED = re.compile(r"seed\d+")
 
@@ -79,13 +79,13 @@ def find(root: pathlib.Path) -> list[Finished]:
     A run whose summary cannot be read is left out, and named on standard error.
     """
     runs = []
-    for path in sorted(root.rglob(metrics.SUMMARY)):
+    for path in sorted(root.rglob(files.SUMMARY)):
         try:
             summary = json.loads(path.read_text())
             if not isinstance(summary, dict):
                 raise ValueError(f"it must hold an object, got {type(summary).__name__}")
         except (OSError, ValueError) as error:
-            metrics.say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
+            files.say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
             continue
         parts = path.parent.relative_to(root).parts
         if parts and _SEED.fullmatch(parts[-1]):
@@ -93,7 +93,7 @@ def find(root: pathlib.Path) -> list[Finished]:
         label = "/".join(parts) or root.absolute().name
         runs.append(Finished(label, str(summary.get("commit", "")), summary, path.parent))
     if not runs:
-        raise FileNotFoundError(f"{root} holds no finished run ({metrics.SUMMARY}): train one there first.")
+        raise FileNotFoundError(f"{root} holds no finished run ({files.SUMMARY}): train one there first.")
     return runs
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from hessabs import curvature, paths, trees
 from hessabs.data import Source
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.look import cache
 from hessabs.training.look.batches import raw_loss, raw_weight, read
 from hessabs.training.look.measure import last_layer
@@ -104,7 +104,7 @@ def spectrum(
     _write(path, record, rows)
     if options.landscape:
         record["landscape"] = _landscapes(shared, path)
-        metrics.write_json(path.with_name(f"{path.name}.json"), record)
+        files.write_json(path.with_name(f"{path.name}.json"), record)
     return record
 
 
@@ -281,9 +281,9 @@ def solve(
     if fields is not None:
         shape, rows = fields["basis"].shape, len(fields["projected"])
         if shape != (fields["built"], sum(x.size for x in jax.tree.leaves(v0))) or shape[0] > rows:
-            metrics.say(f"The saved state of {name} is left aside: its basis has the shape {shape}.")
+            files.say(f"The saved state of {name} is left aside: its basis has the shape {shape}.")
         else:
-            metrics.say(f"{name}: going on after {fields['num_matvecs']} products.")
+            files.say(f"{name}: going on after {fields['num_matvecs']} products.")
             fields["basis"] = np.pad(fields["basis"], ((0, rows - shape[0]), (0, 0)))
             state = curvature.KrylovState(**fields)
     limits = {"rtol": options.rtol, "max_matvecs": options.max_matvecs}
@@ -307,7 +307,7 @@ def _rows(name: str, result: curvature.EigshResult) -> list[dict[str, Any]]:
 
 
 def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    metrics.write_json(path.with_name(f"{path.name}.json"), record)
+    files.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -320,9 +320,9 @@ def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[dict[str, 
     if single:
         title = "largest Hessian eigenvalues of single examples"
         curvature.draw_spectra(single, _picture(path, "_examples"), title=title)
-    epochs = path.with_name(metrics.METRICS)
+    epochs = path.with_name(files.METRICS)
     if epochs.exists():
-        draw_tracked(path.with_name("tracked.png"), metrics.read_lines(epochs), title="by epoch")
+        draw_tracked(path.with_name("tracked.png"), files.read_lines(epochs), title="by epoch")
 
 
 def _picture(path: pathlib.Path, kind: str) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""What every way to make a task shares: data given as images or batches, and the loss of a network's outputs."""
+"""What every way to make a task shares: data as images or batches, and the loss of a network's outputs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ def make_task(
                 f"The loss of the task {name} must return Mean(mean, weight, metrics), got "
                 f"{type(value).__name__}: a mean alone does not say what it is over."
             )
-        return LossOutput(value.mean, value.weight, new_state if train else model_state, value.metrics)
+        return LossOutput(value.mean, value.weight, new_state if train else model_state, value.metrics, outputs)
 
     def logits(params: Any, model_state: Any, inputs: Any) -> Any:
         return apply(params, model_state, inputs, jax.random.key(0), False)[0]

@@ -23,9 +23,10 @@ def linen(
 ) -> Task:
     """Make a task of a Linen module.
 
-    The module is called as ``module(inputs)``, with ``train=`` (or ``deterministic=``, ``use_running_average=``)
-    where it has such a parameter; its random streams are those that it asks for by the names ``dropout``,
-    ``params`` and ``noise``. Its collections beside the params are the state of the model.
+    The module is called as ``module(inputs)``, with ``train=`` (or ``deterministic=``,
+    ``use_running_average=``) where it has such a parameter; its random streams are those that it asks for by
+    the names ``dropout``, ``params`` and ``noise``. Its collections beside the params are the state of the
+    model.
 
     Args:
       module: The network.

@@ -24,8 +24,8 @@ def plain(
 
     Args:
       init: Params, or ``init(key)`` that returns params or (params, model state).
-      loss: ``loss(params, model_state, batch, key, train) -> LossOutput(mean, weight, model_state, metrics)``. It
-        must heed ``batch["weight"]``, 0 for examples that only fill a batch up.
+      loss: ``loss(params, model_state, batch, key, train) -> LossOutput(mean, weight, model_state, metrics)``.
+        It must heed ``batch["weight"]``, 0 for examples that only fill a batch up.
       train: Arrays or any source with random access, as ``hessabs.data.as_source`` takes them.
       test: The same for evaluation.
       name: For messages and records; that of the loss by default.

@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hessabs.training.devices.mesh import DATA, keep_up, make_mesh
+from hessabs.training.mesh import DATA, keep_up, make_mesh
 
 
 def test_many_programs_with_a_collective_end():

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-
-from hessabs.training.devices.mesh import all_rows
 from hessabs.training.devices.regroup import regroup, saved_shape
+
+from hessabs.training.mesh import all_rows
 
 
 @pytest.mark.parametrize("dealt", [True, False])

@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from hessabs import cli, curvature
-from hessabs.training import metrics
+from hessabs.training import files
 from hessabs.training.look import cache, spectrum
 from hessabs.training.look.spectrum import Options
 from tests.training.look import kinds
@@ -81,7 +81,7 @@ def test_a_plain_task_with_everything(tmp_path, monkeypatch):
 def test_images_and_what_was_tracked(tmp_path):
     run = kinds.images()
     line = {"epoch": 1, "eigenvalue": 3.0, "last_layer_eigenvalue": 1.0, "gradient_norm": 0.5}
-    metrics.write_lines(tmp_path / metrics.METRICS, [line])
+    files.write_lines(tmp_path / files.METRICS, [line])
     options = Options(top=2, block="last", num_examples=100, batch_size=40)
     record = spectrum.spectrum(*run[:3], tmp_path, options)
     want = np.linalg.eigvalsh(dense(run, run.task.train, 100)[2])[::-1]

@@ -1,0 +1,187 @@
+"""The settings of every method, each declared once: its type, its help, and in whose NamedTuple it stands.
+
+A method's own settings are the fields of its NamedTuple, and no other method reads them; ``PlanSettings`` are
+those that a rule needs of any run. Flags of the command line are made of these declarations.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+from hessabs.batch_size.planner import Remainder
+from hessabs.batch_size.rule import Coupling
+
+MethodName = Annotated[
+    Literal["bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed"],
+    "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
+    "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
+    "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
+    "timer: the patience of abs, without an eigenvalue; fixed: at grow_epochs",
+]
+MaxBatchSize = Annotated[
+    int | None,
+    "most examples per update, a multiple of batch_size; fb: always; "
+    "default: 128 times batch_size, or as many times as fit the data set",
+]
+LrCoupling = Annotated[
+    Coupling | None,
+    "how the learning rate follows the batch: linear, sqrt or none; default: none for gg and cyclical, "
+    "else linear; bl has one batch",
+]
+FractionDecrease = Annotated[
+    float, "divides the adversarial fraction when the batch grows (omega); 1 to keep it"
+]
+GrowthFactor = Annotated[float | None, "growth of the batch (beta); default: 2, gg: 1 / lr_decay"]
+MeasureEvery = Annotated[int | None, "examples between measurements (n); default: an epoch"]
+EigenvalueDecrease = Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"]
+Patience = Annotated[
+    int,
+    "measurements (timer: epochs) without growth after which the batch grows anyway (kappa); 0 for never",
+]
+
+
+class PlanSettings(NamedTuple):
+    """What a rule needs to know of a run, whatever the method. None is decided by ``resolve``."""
+
+    epochs: Annotated[int, "passes over the training set"] = 90
+    batch_size: Annotated[int, "examples per update at the start"] = 128
+    micro_batch_size: Annotated[
+        int | None,
+        "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
+        "default: batch_size, or 128 where that divides it; gns, norm_test: half of batch_size at most",
+    ] = None
+    remainder: Annotated[
+        Remainder | None,
+        "examples that fill no micro-batch at the end of an epoch: drop (as the paper), keep (with exact "
+        "weights), or, for a plan, fill (count a full one)",
+    ] = None
+    lr_decay_epochs: Annotated[
+        tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"
+    ] = (30, 60, 80)
+    lr_decay: Annotated[float, "factor of each decay, in (0, 1]"] = 0.2
+    adversarial_fraction: Annotated[
+        float | None, "part of each micro-batch that is attacked (gamma); default: 0.2 for absa, else 0"
+    ] = None
+    adversarial_epochs: Annotated[
+        int | None, "epochs after which adversarial examples end (tau); default: half of the epochs"
+    ] = None
+
+
+class Bl(NamedTuple):
+    """The baseline: one batch size."""
+
+
+class Fb(NamedTuple):
+    """One large batch, linear scaling and warm-up."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+
+
+class Gg(NamedTuple):
+    """Growth instead of learning-rate decay."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+
+
+class Abs(NamedTuple):
+    """Growth where the top Hessian eigenvalue falls."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+    measure_every: MeasureEvery = None
+    eigenvalue_decrease: EigenvalueDecrease = 2.0
+    patience: Patience = 10
+
+
+class Absa(NamedTuple):
+    """ABS with adversarial examples."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+    measure_every: MeasureEvery = None
+    eigenvalue_decrease: EigenvalueDecrease = 2.0
+    patience: Patience = 10
+
+
+class Cyclical(NamedTuple):
+    """Growth within a cycle, again and again."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    growth_factor: GrowthFactor = None
+    cycle_epochs: Annotated[int, "epochs in a cycle"] = 10
+
+
+class Gns(NamedTuple):
+    """The batch follows the gradient noise scale."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+    measure_every: MeasureEvery = None
+    noise_scale: Annotated[float, "batch size in gradient noise scales"] = 1.0
+
+
+class NormTest(NamedTuple):
+    """Growth where the noise of the gradient fails the norm test."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    measure_every: MeasureEvery = None
+    tolerance: Annotated[float, "tolerance of the test"] = 1.0
+
+
+class Stability(NamedTuple):
+    """The largest batch whose step is stable."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+    measure_every: MeasureEvery = None
+    threshold: Annotated[float, "bound on eigenvalue times learning rate"] = 1.25
+
+
+class Timer(NamedTuple):
+    """The patience of ABS, without an eigenvalue."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+    patience: Patience = 10
+
+
+class Fixed(NamedTuple):
+    """Growth at given epochs."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+    grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated"] = ()
+
+
+Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed
+
+METHODS: dict[str, type[Method]] = {
+    "bl": Bl,
+    "fb": Fb,
+    "gg": Gg,
+    "abs": Abs,
+    "absa": Absa,
+    "cyclical": Cyclical,
+    "gns": Gns,
+    "norm_test": NormTest,
+    "stability": Stability,
+    "timer": Timer,
+    "fixed": Fixed,
+}

@@ -1,0 +1,252 @@
+"""Image classification sets: scikit-learn's digits, any set prepared by TFDS, or a folder of images.
+
+Nothing is ever downloaded. Images are uint8, 0..255; the training step divides by 255 on the device, so a batch
+that a loss or an attack sees is float32 in [0, 1].
+"""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hessabs.data import prepared
+from hessabs.data.image_folder import load_folder
+from hessabs.data.source import Arrays, Examples, Source, View, as_source, subset
+from hessabs.data.versions import default_dir, find_set
+
+_FOLDER = "folder:"
+
+
+class Dataset(NamedTuple):
+    """An image classification set.
+
+    Attributes:
+        name: What it was loaded as.
+        train: Examples ``{"image": uint8 (H, W, C) in 0..255, "label": int32 in 0..num_classes-1}``; in place
+            of a source, whatever ``as_source`` takes.
+        test: The held-out examples.
+        num_classes: The number of classes.
+        class_names: Their names, or None.
+    """
+
+    name: str
+    train: Any
+    test: Any
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    num_test: int | None = None,
+    train_split: str = "train",
+    image_size: int | None = None,
+    resize: int | None = None,
+) -> Dataset:
+    """Load a data set into memory, or open one that is decoded when it is used.
+
+    ``"digits"`` is scikit-learn's embedded set: 1,797 images of 8x8x1, scaled to 0..255 by
+    ``round(x * 255 / 16)``. Sorted by class (stably), every fifth example is a test example: 1,437
+    to train on and 360 to test on, stratified to within one example a class; both keep the order
+    of the file.
+
+    ``"folder:PATH"`` is a folder with a folder of PNG or JPEG images for each class, or with two such folders,
+    ``train`` and ``test`` (or ``val`` or ``validation``). Without these, every fifth image of each class,
+    sorted by name, is a test example.
+
+    Any other name is a set that TFDS has prepared in array_record format, read without TensorFlow:
+    ``"cifar10"``, ``"fashion_mnist"``, ``"name/config"`` or ``"name:1.2.3"`` (the newest version
+    when none is given). Its splits ``train`` and ``test`` are read; ``validation`` stands in for
+    ``test`` where there is no such split.
+
+    All images must be of one size and number of channels, unless ``resize`` or ``image_size`` says to which
+    size they are to be brought. With ``image_size`` they stay encoded on disk and are decoded when they are
+    used, by threads or worker processes in a training run: the middle of seven eighths of the short side, or a
+    random crop (``augmentation="resized_crop"``); grey images of a folder whose first is RGB become RGB.
+
+    Args:
+        name: The name of the set.
+        data_dir: The folder that holds prepared sets. By default the environment variable
+            ``TFDS_DATA_DIR``, or else ``~/tensorflow_datasets``, as in TFDS itself.
+        num_test: Keep ``num_test`` test examples alone, the first ones, or of a folder some from all over it;
+            all of them by default.
+        train_split: The split to train on, or several joined by ``+``: ``"extra"`` or
+            ``"train+extra"`` of ``"svhn_cropped"``.
+        image_size: The side of the images in use, decoded when used.
+        resize: The side to which images are resized as they are loaded: the middle of the whole short side.
+
+    Returns:
+        A ``Dataset`` whose ``train`` and ``test`` are sources of uint8 images (H, W, C) in 0..255 and int32
+        labels.
+
+    Raises:
+        DatasetNotFoundError: The name is not ``"digits"`` and nothing of that name is prepared, or there is no
+            such folder.
+        ImportError: A package that reads the set is missing.
+        ValueError: The set is in another format, is no image classification set, has images of
+            differing shapes or labels out of range, or a shard of it is missing or damaged; a folder has fewer
+            than two classes, one without images, or images that cannot be read; or ``num_test`` is out of
+            range.
+
+    Example:
+        >>> digits = load("digits", num_test=100)
+        >>> digits.train["image"].shape, digits.test["image"].shape, digits.num_classes
+        ((1437, 8, 8, 1), (100, 8, 8, 1), 10)
+        >>> digits.train["image"].dtype, digits.train["label"].dtype
+        (dtype('uint8'), dtype('int32'))
+    """
+    for option, value in (("image_size", image_size), ("resize", resize)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{option}` must be at least 1, got {value}.")
+    if image_size and resize:
+        raise ValueError(
+            f"Images are brought to a size when loaded (`resize`, {resize}) or when used "
+            f"(`image_size`, {image_size}): name one of them."
+        )
+    is_folder = name.startswith(_FOLDER)
+    if (name == "digits" or is_folder) and train_split != "train":
+        raise ValueError(f"`{name}` has no splits by name: leave train_split, got {train_split!r}.")
+    if name == "digits":
+        if image_size or resize:
+            raise ValueError("`digits` has images of one size: leave image_size and resize.")
+        dataset = _load_digits()
+    elif is_folder:
+        train, test, names = load_folder(name.removeprefix(_FOLDER), image_size, resize)
+        dataset = Dataset(name, train, test, len(names), names)
+    else:
+        dataset = _load_prepared(name, data_dir, train_split, image_size, resize)
+    if num_test is None:
+        return dataset
+    available = len(dataset.test)
+    if not 1 <= num_test <= available:
+        raise ValueError(
+            f"`num_test` must lie in [1, {available}], the test examples of {name!r}, got {num_test}."
+        )
+    kept = np.linspace(0, available - 1, num_test).astype(np.int64) if is_folder else np.arange(num_test)
+    return dataset._replace(test=subset(dataset.test, kept))
+
+
+def _load_digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise ImportError(
+            f"The data set 'digits' needs scikit-learn ({e}): install the extra `hessabs[train]`."
+        ) from e
+    raw = load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = raw.target.astype(np.int32)
+    is_test = np.zeros(len(labels), bool)
+    is_test[np.argsort(labels, kind="stable")[::5]] = True
+
+    def part(mask: np.ndarray) -> Arrays:
+        return Arrays({"image": images[mask], "label": labels[mask]})
+
+    return Dataset("digits", part(~is_test), part(is_test), 10, tuple("0123456789"))
+
+
+def _load_prepared(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    train_split: str,
+    image_size: int | None,
+    resize: int | None,
+) -> Dataset:
+    opened = prepared.open_set(name, find_set(name, default_dir(data_dir)))
+    held_out = "test" if "test" in opened.splits else "validation"
+    parts = train_split.split("+")
+    missing = [split for split in [*parts, held_out] if split not in opened.splits]
+    if missing or len(set(parts)) < len(parts):
+        wanted = " and ".join(repr(part) for part in parts)
+        raise ValueError(
+            f"{name!r} needs the splits {wanted} and 'test' (or 'validation'), got {sorted(opened.splits)}."
+        )
+    train: Source
+    test: Source
+    if image_size is not None:
+        if len(parts) > 1:
+            raise ValueError(f"With `image_size` one training split is read, got {train_split!r}.")
+        train, test = (
+            Examples(prepared.open_records(opened, split, image_size)) for split in (train_split, held_out)
+        )
+    else:
+        arrays = [prepared.read_split(opened, split, resize) for split in parts]
+        if len({part["image"].shape[1:] for part in arrays}) > 1:
+            raise ValueError(f"The splits {train_split!r} of {name!r} hold images of different shapes.")
+        train = Arrays(
+            {k: np.concatenate([part[k] for part in arrays]) for k in arrays[0]} if arrays[1:] else arrays[0]
+        )
+        test = Arrays(prepared.read_split(opened, held_out, resize))
+    return Dataset(name, train, test, opened.num_classes, opened.class_names)
+
+
+def check_images(dataset: Dataset) -> Dataset:
+    """Refuse images and labels that no network of this package can be trained on.
+
+    Args:
+        dataset: A data set of the caller's own.
+
+    Returns:
+        The data set, with sources for what it held; labels that are not in memory are looked at as they are
+        read.
+
+    Raises:
+        ValueError: Images are not (N, height, width, channels), training and test images differ in
+            shape, or a label is no integer or out of range.
+
+    Example:
+        >>> image = np.zeros((2, 3, 8, 8), np.uint8)
+        >>> split = {"image": image, "label": np.zeros(2, np.int32)}
+        >>> check_images(Dataset("mine", split, split, 10))
+        Traceback (most recent call last):
+        ...
+        ValueError: Images of mine must be (N, height, width, channels) with 1 to 4 channels last, got
+        (2, 3, 8, 8), which looks like channels first: transpose them with axes (0, 2, 3, 1).
+    """
+    train = _check_split(dataset.train, dataset)
+    test = _check_split(dataset.test, dataset)
+    shapes = [source.take(np.zeros(1, np.int64))["image"].shape[1:] for source in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Training and test images of {dataset.name} must have one shape, got {shapes[0]} and {shapes[1]}."
+        )
+    return dataset._replace(train=train, test=test)
+
+
+def _check_split(data: Any, dataset: Dataset) -> Source:
+    source, name = as_source(data), dataset.name
+    example = source.take(np.zeros(1, np.int64))
+    if not {"image", "label"} <= example.keys():
+        raise ValueError(f"Examples of {name} need an 'image' and a 'label', got {sorted(example)}.")
+    image, label = example["image"], example["label"]
+    if image.ndim != 4 or not 1 <= image.shape[-1] <= 4:
+        first = image.ndim == 4 and 1 <= image.shape[1] <= 4
+        hint = ", which looks like channels first: transpose them with axes (0, 2, 3, 1)" if first else ""
+        raise ValueError(
+            f"Images of {name} must be (N, height, width, channels) with 1 to 4 channels last, "
+            f"got {(len(source), *image.shape[1:])}{hint}."
+        )
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(
+            f"Labels of {name} must be integers of shape (N,), got {label.dtype} of shape "
+            f"{(len(source), *label.shape[1:])}."
+        )
+    check = functools.partial(_check_labels, name, dataset.num_classes)
+    if isinstance(source, Arrays):
+        check(np.arange(len(source)), source.arrays)
+    elif getattr(source, "check", None) is None:
+        source = View(source, np.arange(len(source)), check)
+    return source
+
+
+def _check_labels(name: str, num_classes: int, indices: np.ndarray, batch: dict[str, Any]) -> None:
+    label = batch["label"]
+    wrong = (label < 0) | (label >= num_classes)
+    if wrong.any():
+        raise ValueError(
+            f"Labels of {name} must lie in 0..{num_classes - 1}, got {label.min()}..{label.max()}: example "
+            f"{indices[wrong][0]} has {label[wrong][0]}."
+        )

@@ -1,1 +1,0 @@
-"""Trained runs, read back and looked at: their spectra, and their accuracy under attack."""

@@ -1,0 +1,218 @@
+"""What a run writes: a line of JSON per epoch, a summary at the end, a picture."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, NamedTuple
+
+
+class RunFolder(NamedTuple):
+    """Where a run is written."""
+
+    workdir: Annotated[
+        str | None, "folder for metrics.jsonl, summary.json, curves.png and the trained params"
+    ] = None
+    overwrite: Annotated[bool, "lose the run that workdir already holds"] = False
+
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.json"  # what the run is: its settings, and where its factories lie
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+PARAMS = "params"
+CHECKPOINTS = "checkpoints"
+EVENTS = "events.jsonl"
+ATTACKS = "attacks"  # folder of what `hessabs attack` has finished
+DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run, as patterns
+    *(f"{name}*.{kind}" for name in ("attack", "transfer") for kind in ("json", "csv", "png")),
+    "spectrum.json",
+    "spectrum.csv",
+    "spectrum.png",
+    "spectrum_state.json",
+    "spectrum_state.npz",
+    "spectrum_directions.npz",
+    "tracked.png",
+    "examples.png",
+    "density.png",
+    "landscape.json",
+    "line.png",
+    "plane.png",
+)
+
+
+def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuse a folder that already holds a run.
+
+    Args:
+      workdir: The folder of a run; need not exist.
+      overwrite: Whether a run in it may be lost.
+
+    Raises:
+      FileExistsError: If it holds a run and ``overwrite`` is False.
+      NotADirectoryError: If it is a file, or lies under one.
+      PermissionError: If nothing can be written there.
+    """
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"`workdir` must be a folder, but {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"`workdir` {workdir} cannot be used: nothing can be written in {there}; name another folder."
+        )
+    if not overwrite and any((workdir / name).exists() for name in (METRICS, SUMMARY, CHECKPOINTS)):
+        raise FileExistsError(
+            f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite to lose it, or "
+            "--resume to go on with it."
+        )
+
+
+@contextlib.contextmanager
+def usable(flag: str, path: pathlib.Path | None, then: str = "") -> Iterator[None]:
+    """Say which flag names the place where the block cannot write, and what to do.
+
+    Args:
+      flag: The flag.
+      path: What it names; None leaves the error as it is.
+      then: What to do after that, behind "make room".
+
+    Raises:
+      OSError: In a sentence, where the system refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        if path is None or error.errno is None or isinstance(error, BrokenPipeError):
+            raise  # it says already what to do
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
+        advice = f"make room{then}" if full else "name another place"
+        raise OSError(f"`{flag}` {path} cannot be used: {error.strerror}{where}; {advice}.") from error
+
+
+def start_workdir(workdir: pathlib.Path) -> None:
+    """Make the folder of a run and remove what an earlier run wrote there, and what was made of it.
+
+    Args:
+      workdir: The folder; parents are made too.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, METRICS, SUMMARY, CURVES, EVENTS, "metrics.csv", "wandb.json"):
+        (workdir / name).unlink(missing_ok=True)
+    for name in (PARAMS, CHECKPOINTS, "tensorboard"):
+        if (workdir / name).exists():
+            shutil.rmtree(workdir / name)
+    remove_derived(workdir)
+
+
+def remove_derived(workdir: pathlib.Path) -> None:
+    """Remove what was made of the network of a run, which is about to be another one.
+
+    Args:
+      workdir: The folder of the run.
+    """
+    for pattern in DERIVED:
+        for path in workdir.glob(pattern):
+            path.unlink()
+    if (workdir / ATTACKS).exists():
+        shutil.rmtree(workdir / ATTACKS)
+
+
+def refuse_links(workdir: pathlib.Path) -> None:
+    """Refuse a folder with links in it: what is written through one lands outside.
+
+    Args:
+      workdir: The folder of a run that is to go on; it may come from somebody else.
+
+    Raises:
+      ValueError: If a file or folder in it is a symbolic link, naming it.
+    """
+    for path in workdir.rglob("*"):
+        if path.is_symlink():
+            raise ValueError(f"`workdir` {workdir} must hold no links to go on with, got {path}; remove it.")
+
+
+def say(text: str) -> None:
+    """Tell the user something that ends nothing.
+
+    Args:
+      text: One sentence; it goes to standard error.
+    """
+    print("hessabs: " + " ".join(text.split()), file=sys.stderr)
+
+
+def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Append a record to a file of JSON lines, on disk when the call returns.
+
+    Args:
+      path: The file.
+      record: Its fields; numbers that are not finite become null.
+    """
+    with path.open("a") as file:
+        file.write(_line(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_lines(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a file of JSON lines, whole or not at all.
+
+    Args:
+      path: The file; the bytes are those of appending the records one by one.
+      records: Their fields; numbers that are not finite become null.
+    """
+    _write(path, "".join(map(_line, records)))
+
+
+def write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Args:
+      path: The file.
+      record: Its fields; numbers that are not finite become null.
+    """
+    _write(path, json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines.
+
+    Args:
+      path: The file.
+
+    Returns:
+      Its records.
+    """
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(_plain(record), allow_nan=False) + "\n"
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # of a disk that is full
+        raise
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

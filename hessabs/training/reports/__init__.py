@@ -1,1 +1,0 @@
-"""Finished runs as tables, pictures and one page."""

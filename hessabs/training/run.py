@@ -1,0 +1,363 @@
+"""From a task, an optimiser, a rule and an objective to everything a loop needs; complaints come from here."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hessabs import attacks, loops
+from hessabs.batch_size import Controller
+from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
+from hessabs.jaxprs import is_used
+from hessabs.training import across
+from hessabs.training.look.evaluate import Evaluation, make_evaluation
+from hessabs.training.look.measure import Measure, Track, make_measure, make_track
+from hessabs.training.mesh import (
+    data_size,
+    default_partition,
+    make_mesh,
+    own_rows,
+    place,
+    read_mesh,
+    shardings,
+    split,
+)
+from hessabs.training.objectives import Objective, Share
+from hessabs.training.optimizers import Optimizer, as_optimizer
+from hessabs.training.resident import make_gather
+from hessabs.training.settings import RunSettings, check_run
+from hessabs.training.sizes import Sizes, fitting_caches
+from hessabs.training.step import (
+    Functions,
+    TrainState,
+    init_state,
+    jit_functions,
+    make_functions,
+    uses_lr_scale,
+)
+from hessabs.training.task import Task, check_task
+from hessabs.typing import Params
+
+_HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the examples of the eigenvalue measurements
+_FINAL_HESSIAN_ITERS = 30
+_START = Position(0, 0)
+
+Remainder = Literal["drop", "keep"]
+"""An epoch's incomplete last micro-batch: left out, as in the paper, or trained on, with exact weights."""
+
+Schedule = Callable[[int], float]
+"""``schedule(examples so far) -> factor on the learning rate``."""
+
+
+class Run(NamedTuple):
+    """A run that is ready to go."""
+
+    task: Task
+    optimizer: Optimizer
+    rule: Controller
+    objective: Objective
+    schedule: Schedule
+    settings: RunSettings
+    epochs: int
+    micro_batch_size: int  # examples, all devices together
+    keeps_remainder: bool  # whether an epoch's incomplete last micro-batch is trained on, too
+    epoch_examples: int  # that are trained on in an epoch
+    functions: Functions
+    perturb: Callable[[TrainState, int, Any, Any], Any] | None  # before `add`, where Python drives the attack
+    state: TrainState
+    evaluate: dict[str, Evaluation]  # at the end of every epoch, by the prefix of its numbers
+    final: dict[str, Evaluation]  # at the end, likewise
+    measure: Measure  # the top eigenvalue during training
+    measure_final: Measure  # the same on the same examples, with more products if it needs them
+    track: Track
+    mesh: Mesh | None
+    dealt: bool  # whether the examples of a batch are dealt out to the devices, see `mesh.own_rows`
+    record: Mapping[str, Any]  # what the run is, for its folder
+
+    @property
+    def epoch_micro_batches(self) -> int:
+        """Micro-batches of an epoch."""
+        return -(-self.epoch_examples // self.micro_batch_size)
+
+    @property
+    def devices(self) -> int:
+        """Over how many devices a batch is split."""
+        return data_size(self.mesh)
+
+    def read_from(self, position: Position) -> Reader:
+        """Return the reader of the training stream from a position on."""
+        rows = None
+        if self.mesh is not None:
+            rows = functools.partial(own_rows, size=self.devices, dealt=self.dealt)
+        return reader(
+            self.task.train,
+            self.micro_batch_size,
+            seed=self.settings.seed,
+            position=position,
+            keep_remainder=self.keeps_remainder,
+            replays=self.objective.replays,
+            augmentation=self.task.augmentation,
+            own_rows=rows,
+            gather=make_gather(self.task.train, self.mesh),
+            num_workers=self.task.num_workers,
+        )
+
+    def examples(self, position: Position, count: int) -> int:
+        """Count the examples of the micro-batches from a position on: the last of an epoch may have fewer."""
+        left = self.epoch_examples - position.index * self.micro_batch_size
+        return min(count * self.micro_batch_size, left)
+
+
+def prepare(
+    task: Task,
+    optimizer: Any,
+    rule: Controller,
+    *,
+    epochs: int,
+    micro_batch_size: int | None,
+    remainder: Remainder,
+    objective: Objective,
+    schedule: Schedule | None,
+    settings: RunSettings,
+    record: Mapping[str, Any],
+) -> Run:
+    """Build the jitted functions of a run and all that it needs; nothing is written yet.
+
+    Raises:
+      ValueError: If a setting is out of its range, or the parts do not fit each other, in one line.
+    """
+    check_run(settings)
+    if epochs < 1:
+        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+    if remainder not in get_args(Remainder):
+        raise ValueError(f"`remainder` must be drop or keep, got {remainder!r}.")
+    keeps_remainder = remainder == "keep"
+    axes = read_mesh(settings.mesh, settings.devices)
+    mesh = make_mesh(axes)
+    optimizer = as_optimizer(optimizer)
+    size = _micro_batch_size(rule, micro_batch_size, objective)
+    _check_sizes(task, rule, settings, size, objective, mesh, keeps_remainder)
+    num_examples = len(task.train)
+    per_epoch = micro_batches_per_epoch(num_examples, size, keeps_remainder)
+    batch = reader(task.train, size, seed=settings.seed, augmentation=task.augmentation)(1)[0]
+    check_task(task, batch)
+
+    key = jax.random.key(settings.seed)
+    state = init_state(
+        task, optimizer, key, objective.init(task, task.prepare(batch)), average=settings.ema is not None
+    )
+    traced = _trace(task, state, batch)
+    dealt = not (state.model_state or traced.draws or objective.per_micro_batch or rule.measures == "gradient")
+    by_python = objective.iterated and mesh is None and traced.convolves and loops.choose(None) == "host"
+    functions, attack = make_functions(
+        task,
+        optimizer,
+        objective,
+        micro_batch_size=size,
+        seed=settings.seed,
+        gradient_statistics=rule.measures == "gradient",
+        scales_rate=not uses_lr_scale(optimizer, state),
+        half_life=settings.ema,
+        perturbs=not by_python,
+    )
+    one_by_one = settings.micro_batch == "fixed"
+    if mesh is None:
+        jitted = jit_functions(functions, size, one_by_one=one_by_one)
+    else:
+        across.check_model_state(state.model_state, task.name)
+        places = _places(task, state, mesh)
+        state = jax.tree.map(lambda x, where: place(np.asarray(x), where), state, places)
+        jitted = across.on_mesh(
+            functions, mesh, places, dealt=dealt, micro_batch_size=size, one_by_one=one_by_one
+        )
+    prepare_on_device = jax.jit(task.prepare)
+
+    def perturb(state: TrainState, number: int, batch: Any, fraction: Any) -> Any:
+        return attack(state, number, prepare_on_device(batch), fraction, Share(size))
+
+    order = epoch_order(settings.seed, _HESSIAN_DRAW, num_examples)[: settings.hessian_batch_size]
+    hessian_batch = {**task.train.take(order), "weight": np.ones(len(order), np.float32)}
+    measures = functools.partial(make_measure, task, hessian_batch, rtol=settings.hessian_rtol, mesh=mesh)
+    measure_final = measures(max_iters=max(settings.hessian_iters, _FINAL_HESSIAN_ITERS))
+    return Run(
+        task=task,
+        optimizer=optimizer,
+        rule=rule,
+        objective=objective,
+        schedule=schedule or (lambda samples: 1.0),
+        settings=settings,
+        epochs=epochs,
+        micro_batch_size=size,
+        keeps_remainder=keeps_remainder,
+        epoch_examples=num_examples if keeps_remainder else per_epoch * size,
+        functions=jitted,
+        perturb=perturb if by_python else None,
+        state=state,
+        evaluate={"test_": make_evaluation(task, task.test, mesh=mesh)},
+        final=_final(task, settings, mesh),
+        measure=measures(max_iters=settings.hessian_iters),
+        measure_final=measure_final,
+        track=make_track(settings.tracked, task, hessian_batch, measure_final, mesh=mesh),
+        mesh=mesh,
+        dealt=dealt,
+        record=_describe(task, settings, epochs, size, remainder, record),
+    )
+
+
+def make_sizes(run: Run, state: TrainState) -> Sizes:
+    """Make the choice of how many micro-batches one call handles."""
+    settings, functions, devices = run.settings, run.functions, run.devices
+    limit: int | None = devices
+    if settings.micro_batch == "auto":
+        most = settings.max_micro_batch_size
+        limit = None if most is None else most // run.micro_batch_size * devices
+    elif jax.default_backend() != "cpu":
+        limit = None  # a compiled loop over those that fit
+    if run.objective.per_micro_batch and run.objective.replays > 1:
+        limit = 1  # what it carries is that of one micro-batch
+    if limit == devices == 1 or run.rule.batch_sizes == (run.micro_batch_size,) * 2:
+        return Sizes(functions.add, (), 1)
+    batch = _example(run)
+    totals = functions.begin(state)
+    kinds: list[float | None] = [None]
+    fraction = run.objective.fraction
+    if fraction is None:
+        fraction = run.objective.max_fraction if run.objective.perturb is not None else 0.0
+    else:
+        kinds = []
+    kinds += [fraction] if fraction else []
+    examples = []
+    for kind in kinds:
+        given = batch if run.perturb is None or kind is None else run.perturb(state, 0, batch, kind)
+        examples.append((state, totals, given, kind, 0))
+    if limit is None and devices == 1 and jax.default_backend() == "cpu":
+        limit = fitting_caches(functions.add, state, totals, batch, None, 0)
+    return Sizes(functions.add, examples, limit, devices, divides=run.dealt)
+
+
+def _example(run: Run) -> Any:
+    from_start = run.read_from(_START)
+    return split(from_start(1)[0], run.mesh)
+
+
+class _Traced(NamedTuple):
+    convolves: bool  # whether the loss holds a convolution
+    draws: bool  # whether it depends on its random key
+
+
+def _trace(task: Task, state: TrainState, batch: Any) -> _Traced:
+    def loss(key: jax.Array, params: Params, model_state: Any, batch: Any) -> Any:
+        out = task.loss(params, model_state, task.prepare(batch), key, True)
+        return out.mean, out.model_state
+
+    program = jax.make_jaxpr(loss)(jax.random.key(0), state.params, state.model_state, batch)
+    return _Traced("conv_general_dilated" in str(program), is_used(program, 0))
+
+
+def _places(task: Task, state: TrainState, mesh: Mesh) -> TrainState:
+    specs = (task.partition or default_partition)(mesh, state.params)
+    whole = NamedSharding(mesh, P())
+
+    def everywhere(tree: Any) -> Any:
+        return jax.tree.map(lambda _: whole, tree)
+
+    return TrainState(
+        **{
+            name: shardings(field, state.params, specs, mesh)
+            if name in ("params", "opt_state", "average")
+            else jax.tree.map(lambda _: NamedSharding(mesh, P("data")), field)
+            if name == "memory"
+            else everywhere(field)
+            for name, field in state._asdict().items()
+        }
+    )
+
+
+def _final(task: Task, settings: RunSettings, mesh: Mesh | None) -> dict[str, Evaluation]:
+    sets: dict[str, Source] = {"": task.test}
+    result: dict[str, Evaluation] = {}
+    if task.validation is not None:
+        sets["validation_"] = task.validation
+        result["validation_"] = make_evaluation(task, task.validation, mesh=mesh)
+    if not task.attackable:
+        return result
+    for prefix, source in sets.items():
+        fgsm = attacks.fgsm(settings.fgsm_epsilon)
+        result[f"{prefix}fgsm_"] = make_evaluation(task, source, attack=fgsm, mesh=mesh)
+        if settings.pgd_steps:
+            pgd = attacks.pgd(settings.fgsm_epsilon, steps=settings.pgd_steps)
+            result[f"{prefix}pgd_"] = make_evaluation(
+                task, source, attack=pgd, key=jax.random.key(0), mesh=mesh
+            )
+    return result
+
+
+def _micro_batch_size(rule: Controller, given: int | None, objective: Objective) -> int:
+    initial = int(rule.init().batch_size) if rule.batch_sizes is None else rule.batch_sizes[0]
+    if given is None:
+        given = 128 if initial % 128 == 0 else initial
+        if rule.measures == "gradient" and given == initial and initial > 1:
+            given = next(size for size in range(initial // 2, 0, -1) if initial % size == 0)
+    if not 1 <= given <= initial or initial % given:
+        raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {given}.")
+    if rule.measures == "gradient" and given == initial:
+        raise ValueError(
+            f"`micro_batch_size` must be below batch_size={initial} for a rule that compares them, got {given}."
+        )
+    return given
+
+
+def _check_sizes(
+    task: Task,
+    rule: Controller,
+    settings: RunSettings,
+    size: int,
+    objective: Objective,
+    mesh: Mesh | None,
+    keeps_remainder: bool,
+) -> None:
+    num_examples, devices = len(task.train), data_size(mesh)
+    initial, maximum = rule.batch_sizes or (size, size)
+    if initial > num_examples or size > num_examples:
+        raise ValueError(
+            f"`batch_size` must be at most the {num_examples} training examples of {task.name}, got {initial}."
+        )
+    if maximum > num_examples:
+        raise ValueError(
+            f"`max_batch_size` must be at most the {num_examples} training examples of {task.name}, got "
+            f"{maximum}; the largest multiple of batch_size={initial} that fits is "
+            f"{num_examples // initial * initial}."
+        )
+    if size % devices:
+        raise ValueError(
+            f"`micro_batch_size` must be a multiple of the {devices} devices that it is split over, got {size}."
+        )
+    most = settings.max_micro_batch_size
+    if most is not None and (most % size or (most // size).bit_count() != 1):
+        raise ValueError(
+            f"`max_micro_batch_size` must be micro_batch_size={size} times a power of two, got {most}."
+        )
+    if settings.micro_batch == "auto" and (objective.per_micro_batch or rule.measures == "gradient"):
+        raise ValueError(
+            "`micro_batch` must be fixed where micro-batches are compared, or perturbations are those of one, "
+            "got auto."
+        )
+    if keeps_remainder and objective.replays > 1:
+        raise ValueError(
+            "`remainder` must be drop with robust=free, whose epochs replay whole micro-batches, got keep."
+        )
+
+
+def _describe(
+    task: Task, settings: RunSettings, epochs: int, size: int, remainder: str, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = {"name": task.name, "epochs": epochs, "micro_batch_size": size, "remainder": remainder}
+    config = {**settings._asdict(), **own}
+    return {
+        "config": {**config, **task.settings, **record},
+        "data": {"training examples": len(task.train), "digest": fingerprint(task.train)},
+    }

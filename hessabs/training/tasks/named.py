@@ -1,0 +1,198 @@
+"""Tasks by name: what ``hessabs train`` and the commands that look at a run are told."""
+
+import inspect
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from flax import linen as linen_modules
+from flax import nnx as nnx_modules
+
+from hessabs import models
+from hessabs.data import AUGMENTATIONS, Dataset, hold_out, load
+from hessabs.training import factories
+from hessabs.training.factories import Factory, call_factory, load_factory
+from hessabs.training.fields import check_types, is_factory, nearest
+from hessabs.training.task import Task
+from hessabs.training.tasks.equinox import equinox
+from hessabs.training.tasks.linen import linen
+from hessabs.training.tasks.nnx import nnx
+
+_KEPT = "factories"  # under which name a task's settings keep where its factories lie
+
+
+class TaskSettings(NamedTuple):
+    """What is learnt."""
+
+    task: Annotated[
+        str | None,
+        "FILE.py:factory, called as factory(), which returns a hessabs.training.Task; for dataset and model",
+    ] = None
+    dataset: Annotated[
+        str,
+        "digits (embedded), folder:PATH (a folder of images for each class), or a TFDS name such as cifar10",
+    ] = "digits"
+    data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: TFDS's own"] = None
+    train_split: Annotated[str, "split to train on, or several joined by +, such as train+extra"] = "train"
+    image_size: Annotated[
+        int | None,
+        "side of the images of a set that does not fit memory: they are decoded when they are used; "
+        "default: images as they are, in memory",
+    ] = None
+    resize: Annotated[int | None, "side to which images in memory are brought, where they differ in size"] = (
+        None
+    )
+    augment: Annotated[
+        Literal["none", "crop_flip", "resized_crop"],
+        "augmentation of the training images (resized_crop: with image_size); the same for an example of an "
+        "epoch whatever else changes",
+    ] = "none"
+    data_workers: Annotated[int, "processes that read what is not in memory; 0: threads of this one"] = 0
+    model: Annotated[
+        str,
+        f"network: {', '.join(sorted(models.MODELS))}, or FILE.py:factory, called as factory(num_classes=N): a "
+        "Linen, NNX or Equinox module (with rngs=, key= where it has such a parameter)",
+    ] = "mlp"
+    validation_examples: Annotated[
+        int, "training examples, the same for every seed, that are held out and only evaluated at the end"
+    ] = 0
+
+
+def check_named(settings: TaskSettings) -> None:
+    """Check the fields that need no data to be checked.
+
+    Raises:
+      ValueError: In one line, what was got and what to do.
+    """
+    check_types(settings)
+    if settings.augment not in AUGMENTATIONS:
+        raise ValueError(f"`augment` must be one of {', '.join(AUGMENTATIONS)}, got {settings.augment!r}.")
+    if settings.augment == "resized_crop" and settings.image_size is None:
+        raise ValueError("`augment` resized_crop needs `image_size`, the side of the crops; got none.")
+    for name in ("data_workers", "validation_examples"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {getattr(settings, name)}.")
+    if settings.task is None and not is_factory(settings.model) and settings.model not in models.MODELS:
+        raise ValueError(
+            f"`model` must be one of {', '.join(sorted(models.MODELS))}, or FILE.py:factory, got "
+            f"{settings.model!r}{nearest(settings.model, models.MODELS)}."
+        )
+
+
+def make_named(settings: TaskSettings, loaded: Mapping[str, Factory] | None = None) -> Task:
+    """Make the task of some settings.
+
+    Args:
+      settings: What is learnt.
+      loaded: Factories by the name of their setting, ``model`` or ``task``, that are loaded already.
+
+    Returns:
+      A ``Task`` whose ``settings`` are these, and where its factories lie.
+
+    Raises:
+      ValueError: If a factory is missing, raises or returns something else, or data and network do not fit.
+    """
+    check_named(settings)
+    found = dict(loaded or {})
+    for name in ("task", "model"):
+        value = getattr(settings, name)
+        if name not in found and value is not None and is_factory(value):
+            found[name] = load_factory(value)
+    kept = {name: factories.record(factory.origin) for name, factory in found.items()}
+    record = {**settings._asdict(), _KEPT: kept}
+    if settings.task is not None:
+        if "task" not in found:
+            raise ValueError(f"`task` must be FILE.py:factory, got {settings.task!r}.")
+        task: Task = call_factory(found["task"], Task, "a hessabs.training.Task")
+        return task._replace(settings=record)
+    dataset = load(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        train_split=settings.train_split,
+        image_size=settings.image_size,
+        resize=settings.resize,
+    )
+    train, held_out = hold_out(dataset.train, settings.validation_examples)
+    dataset = dataset._replace(train=train)
+    options: dict[str, Any] = {
+        "name": settings.dataset,
+        "validation": held_out if settings.validation_examples else None,
+        "augmentation": settings.augment,
+        "num_workers": settings.data_workers,
+        "settings": record,
+    }
+    if "model" in found:
+        return _of_factory(found["model"], dataset, options)
+    return linen(models.create(settings.model, dataset.num_classes), dataset, **options)
+
+
+def _of_factory(factory: Factory, dataset: Dataset, options: dict[str, Any]) -> Task:
+    """Make a task of the network that a factory returns: Linen, NNX or Equinox."""
+    parameters = inspect.signature(factory.function).parameters
+    kinds = "a Linen, NNX or Equinox module"
+
+    def make(**drawn: Any) -> Any:
+        return call_factory(factory, _is_module, kinds, num_classes=dataset.num_classes, **drawn)
+
+    if "rngs" in parameters:
+        return nnx(lambda rngs: make(rngs=rngs), dataset, **options)
+    if "key" in parameters:
+        return equinox(lambda key: make(key=key), dataset, **options)
+    module = make()
+    if isinstance(module, linen_modules.Module):
+        return linen(module, dataset, **options)
+    if isinstance(module, nnx_modules.Module):
+        return nnx(lambda rngs: make(), dataset, **options)
+    return equinox(lambda key: make(), dataset, **options)
+
+
+def _is_module(made: Any) -> bool:
+    if isinstance(made, (linen_modules.Module, nnx_modules.Module)):
+        return True
+    module = made[0] if isinstance(made, tuple) and made else made
+    return any(kind.__module__.startswith("equinox") for kind in type(module).__mro__)
+
+
+def recorded_task(
+    workdir: pathlib.Path, record: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[Task, list[str]]:
+    """Make the task of a run again, from what its folder recorded and what was named now.
+
+    A factory that the folder recorded is run without being named only if it lies outside the folder and is
+    unchanged: a folder is data, and one that came from somebody else must not run code.
+
+    Args:
+      workdir: The folder of the run.
+      record: What its ``config.json`` holds.
+      given: Settings that were named now, by the fields of ``TaskSettings``; they replace the recorded ones.
+
+    Returns:
+      The task, and lines that say which named factories differ from the recorded ones.
+
+    Raises:
+      ValueError: If a recorded factory is not to be trusted, with the flag to give; or the run was made of a
+        task in Python, which has to be named.
+    """
+    config = record.get("config", {})
+    fields = {name: config[name] for name in TaskSettings._fields if name in config}
+    kept = config.get(_KEPT) if isinstance(config.get(_KEPT), Mapping) else None
+    named = {name: value for name, value in given.items() if value is not None}
+    if kept is None and "task" not in named:
+        raise ValueError(
+            f"The task of the run in {workdir} was made in Python: pass --task=FILE.py:factory, or look at it "
+            "in Python with that task."
+        )
+    settings = TaskSettings(**{**fields, **named})
+    check_types(settings)
+    loaded, lines = {}, []
+    for name in ("task", "model"):
+        value = getattr(settings, name)
+        if value is None or (name == "model" and settings.task is not None) or not is_factory(value):
+            continue
+        if name in named:
+            loaded[name] = load_factory(value)
+            line = factories.changed(loaded[name].origin, (kept or {}).get(name, {}), f"--{name}")
+            lines += [line] if line and kept and name in kept else []
+        else:
+            loaded[name] = factories.trusted((kept or {}).get(name, {}), workdir, f"--{name}")
+    return make_named(settings, loaded), lines

@@ -1,0 +1,80 @@
+"""A trained run, read back: its task and its params; no optimiser, no rule, no objective."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from hessabs.training.files import CONFIG, SUMMARY, say
+from hessabs.training.network import load_network
+from hessabs.training.task import Task
+from hessabs.training.tasks.named import recorded_task
+from hessabs.typing import Params
+
+
+class Trained(NamedTuple):
+    """A network that a run left."""
+
+    task: Task
+    params: Params
+    model_state: Any
+    record: Mapping[str, Any]  # of ``config.json``
+
+
+def load_trained(
+    workdir: str | pathlib.Path,
+    task: Task | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    average: bool = False,
+) -> Trained:
+    """Read the network of a finished run.
+
+    Args:
+      workdir: The folder of the run.
+      task: What was learnt; None makes it again from what the folder recorded and ``flags``.
+      flags: Settings of the task that were named now, by the fields of ``TaskSettings``.
+      average: Whether the moving average of the params is wanted.
+
+    Returns:
+      A ``Trained``.
+
+    Raises:
+      FileNotFoundError: If the folder holds no finished run.
+      ValueError: If it is damaged, holds another network, or its task has to be named.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / SUMMARY).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no finished run ({SUMMARY} is missing): train one there first."
+        )
+    record = read_config(folder)
+    if task is None:
+        task, lines = recorded_task(folder, record, flags or {})
+        for line in lines:
+            say(line)
+    params, model_state = jax.eval_shape(task.init, jax.random.key(0))
+    like = {"params": params, "model_state": model_state}
+    network = load_network(folder, {**like, "average": params} if average else like)
+    return Trained(task, network["average" if average else "params"], network["model_state"], record)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """Read what a run recorded of itself.
+
+    Raises:
+      FileNotFoundError: If the folder holds no run, or one of an older version.
+      ValueError: If the file is damaged.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train the run with this version of hessabs.")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ValueError(f"{path} is damaged: it holds no settings.")
+    return record

@@ -1,0 +1,105 @@
+"""``hessabs plan``: what it prints, and what it refuses in one line."""
+
+import pytest
+
+from hessabs import cli
+from tests.batch_size.slides import SETTINGS, UPDATES
+
+
+def run(capsys, *flags):
+    status = cli.main(["plan", *flags])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.mark.parametrize("method", ["bl", "fb", "gg"])
+def test_the_command_counts_as_the_slides_do(capsys, method):
+    epochs = SETTINGS["cifar10", "resnet18"].epochs
+    sizes = "--batch_size=640" if method == "bl" else "--max_batch_size=640"
+    flags = [f"--epochs={epochs}", "--lr_decay_epochs=30,60,80", "--lr_decay=0.2"]
+    status, out, _ = run(capsys, f"--method={method}", "--num_examples=50000", *flags, sizes)
+    assert status == 0
+    assert f"updates: {UPDATES['cifar10', 'resnet18'][method][640]}\n" in out
+
+
+def test_the_command_bounds_absa_and_tells_its_time_and_draws(capsys, tmp_path):
+    flags = [
+        "--method=absa",
+        "--num_examples=50000",
+        "--max_batch_size=640",
+        f"--output={tmp_path / 'plan.png'}",
+    ]
+    status, out, _ = run(capsys, *flags, "--t_comp=0.036", "--t_comm=0.015", "--t_hess=1.15")
+    assert status == 0
+    assert "updates: 7780 to 11505\n" in out
+    assert "measurements: 4 to 30\n" in out
+    assert f"seconds: {7780 * 0.051 + 4 * 1.15:.1f} to {11505 * 0.051 + 30 * 1.15:.1f} (" in out
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+def test_times_can_be_measured_here(capsys):
+    flags = ["--method=abs", "--num_examples=1280", "--epochs=2", "--batch_size=64", "--measure_times"]
+    flags += ["--lr_decay_epochs="]
+    status, out, err = run(capsys, *flags)
+    assert (status, err) == (0, "")
+    times = dict(part.split() for part in out.splitlines()[-1].split("(")[1].rstrip(")").split(", "))
+    assert 0 < float(times["T_comp"]) < 10
+    assert 0 < float(times["T_Hess"]) < 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "`num_examples` is required"),
+        (["--num_examples=1000", "--batch_size=2000"], "must be at most the 1000 training examples, got 2000"),
+        (
+            ["--num_examples=1000", "--max_batch_size=1280"],
+            "must be at most the 1000 training examples, got 1280",
+        ),
+        (["--num_examples=1000", "--max_batch_size=200"], "must be a multiple of batch_size=128"),
+        (["--num_examples=1000", "--method=sgd"], "`method` must be one of bl, fb, gg"),
+        (["--num_examples=1000", "--patience=-1"], "`patience` must be at least 0, got -1"),
+        (["--num_examples=1000", "--method=timer", "--patience=0"], "`patience` must be at least 1 epoch"),
+        (["--num_examples=1000", "--method=fixed"], "`grow_epochs` must name the epochs after which"),
+        (["--num_examples=1000", "--method=abs", "--lr_coupling=log"], "`lr_coupling` must be"),
+        (["--num_examples=1000", "--remainder=lose"], "`remainder` must be"),
+        (["--num_examples=1000", "--t_comp=-1"], "`compute` must be at least 0 seconds, got -1.0"),
+        (["--num_examples=1000", "--lr_decay_epochs=3,x"], "whole numbers separated by commas, got '3,x'"),
+        (["--num_examples=1000", "--epochs=0"], "`epochs` must be at least 1, got 0"),
+        (["--num_examples=1000", "--output=/no/such/folder/plan.png"], "No such file or directory"),
+        (["--no_such_flag=1"], "no_such_flag"),
+    ],
+)
+def test_input_that_cannot_be_used_ends_in_one_line(capsys, flags, message):
+    status, _, err = run(capsys, *flags)
+    assert status == 2
+    assert err.startswith("hessabs: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--method=absa", "--threshold=9"],
+            "`threshold` is read with method=stability, and not with method=absa",
+        ),
+        (["--method=abs", "--threshold=1.25"], "`threshold` is read"),  # its default, and given all the same
+        (["--t_comm=1"], "`t_comm` is read with --t_comp alone"),
+        (["--model=c1"], "`model` is read with --measure_times alone"),
+    ],
+)
+def test_flags_that_nothing_reads_are_refused(capsys, flags, message):
+    status, _, err = run(capsys, "--num_examples=1280", "--max_batch_size=256", *flags)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_epochs_that_a_plan_does_not_reach_are_said(capsys):
+    status, _, err = run(
+        capsys, "--num_examples=1280", "--method=bl", "--epochs=40", "--lr_decay_epochs=30,40,80"
+    )
+    assert status == 0
+    assert err == "hessabs: `lr_decay_epochs` 40,80: the run ends before, after epochs=40.\n"
