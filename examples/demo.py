@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from hessabs.training import Config, set_up, train
-from hessabs.training.reports.curves import draw_curves
-from hessabs.training.reports.report import table
+from hessabs.training.look.pictures import draw_curves
+from hessabs.training.look.results import summary_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "folder for the results of both runs")
 _EPOCHS = flags.DEFINE_integer("epochs", 60, "passes over the training set")
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         result = train(set_up(config._replace(method=method)), workdir / method)
         summaries[name], curves[name] = result.summary, result.records
     draw_curves(workdir / "curves.png", curves)
-    print(f"\n{table(summaries)}\n")
+    print(f"\n{summary_table(summaries)}\n")
     ratio = summaries["fixed batch (BL)"]["updates"] / summaries["ABSA"]["updates"]
     print(
         f"ABSA made {ratio:.1f} times fewer updates; FGSM perturbs each pixel by at most {config.fgsm_epsilon}."

@@ -15,8 +15,8 @@ from jax.tree_util import Partial
 
 from hessabs import curvature, paths, programs, trees
 from hessabs.curvature.layers import output_axes
-from hessabs.training.mesh import split_whole
 from hessabs.training.look.batches import raw_loss, raw_weight, read
+from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, evaluation_loss, evaluation_weight
 from hessabs.typing import LossFn, Params
 

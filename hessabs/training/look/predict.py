@@ -73,7 +73,13 @@ def predict_files(
     the ``probabilities`` of all classes.
     """
     shape = _example(task)[task.inputs_key].shape[1:]
-    images = np.stack([data.read_image(pathlib.Path(file), shape, resize) for file in files])
+    # Read as the images of the data were.
+    how = {name: task.settings.get(name) for name in ("image_size", "resize")}
+    if resize and how["image_size"] is None:
+        if shape[0] != shape[1]:
+            raise ValueError(f"`resize` brings images to a square; those of {task.name} are {shape[:2]}.")
+        how["resize"] = shape[0]
+    images = np.stack([data.read_image(file, shape, **how) for file in files])
     rows = []
     for file, row in zip(files, predict(task, params, model_state, images), strict=True):
         label = int(row.argmax())
