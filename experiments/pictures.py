@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from hessabs.training.reports.curves import draw_curves
-from hessabs.training.reports.results import Group
 from matplotlib.figure import Figure
 
 from experiments.table import Run
+from hessabs.training.look.pictures import draw_curves
+from hessabs.training.look.results import Group
 
 
 def draw(results: pathlib.Path, groups: Sequence[Group], runs: Mapping[str, Run]) -> list[str]:

@@ -20,11 +20,12 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from hessabs.training.losses import evaluation_logits, scale_images
+
 from experiments import provenance
 from hessabs import attacks
 from hessabs.attacks import losses, outcomes
-from hessabs.training.analysis.trained import load_trained
-from hessabs.training.losses import evaluation_logits, scale_images
+from hessabs.training.trained import load_trained
 from hessabs.typing import Attack
 
 _RUNS = flags.DEFINE_string("runs", None, "folder of the trained runs, RUNS/NAME/seedN", required=True)

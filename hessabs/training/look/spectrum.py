@@ -11,7 +11,7 @@ import csv
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -76,9 +76,17 @@ class _Shared(NamedTuple):
 
 
 def spectrum(
-    task: Task, params: Params, model_state: Any, workdir: pathlib.Path, options: Options
+    task: Task,
+    params: Params,
+    model_state: Any,
+    workdir: pathlib.Path,
+    options: Options,
+    how: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """Compute the spectrum of a network, write it into a folder, and return what the file of numbers holds."""
+    """Compute the spectrum of a network, write it into a folder, and return what the file of numbers holds.
+
+    ``how`` says what of the run was not taken as it was recorded.
+    """
     _check(options)
     start_key, example_key, density_key = jax.random.split(jax.random.key(options.seed), 3)
     start = trees.normal_like(start_key, params)
@@ -95,8 +103,8 @@ def spectrum(
             what = "last layer" if options.block == "last" else block
             rows += _of_set(shared, name, f"{name}, {what}", block)
     rows += _of_examples(shared, example_key)
-    record: dict[str, Any] = {**options._asdict(), "eigenvalues": rows}
-    path = workdir / stem(options)
+    record: dict[str, Any] = {**options._asdict(), **how, "eigenvalues": rows}
+    path = workdir / stem(options, how)
     if options.density:
         density = _density(shared, density_key)
         curvature.draw_density(density, _picture(path, "_density"), title="training set")
@@ -108,14 +116,14 @@ def spectrum(
     return record
 
 
-def stem(options: Options) -> str:
+def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
     """Return the name of the files without what follows the point; other options have another one.
 
     Example:
       >>> stem(Options(top=3)) == stem(Options(top=3, save_seconds=0.0)) != stem(Options(top=4))
       True
     """
-    return f"spectrum-{cache.identify(**options._replace(save_seconds=0.0)._asdict())[:6]}"
+    return f"spectrum-{cache.identify(**options._replace(save_seconds=0.0)._asdict(), **how)[:6]}"
 
 
 def _check(options: Options) -> None:

@@ -24,3 +24,8 @@ def open_run(where: Where) -> Trained:
     named = {name: getattr(where, name) for name in ("task", "model", "dataset", "data_dir")}
     flags = {name: value for name, value in named.items() if value is not None}
     return load_trained(pathlib.Path(where.workdir), flags=flags, average=where.ema)
+
+
+def changed(where: Where) -> dict[str, str | bool]:
+    """List what is not taken as the run recorded it: results of that have other names."""
+    return {n: v for n, v in where._asdict().items() if v and n not in ("workdir", "data_dir")}
