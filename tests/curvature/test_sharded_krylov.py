@@ -63,16 +63,26 @@ def _rows(tree):
     return np.concatenate([np.asarray(tree[k], float).reshape(len(tree[k]), -1) for k in SHAPES], axis=1)
 
 
-every_mesh = pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
-# Each combination is compiled, which takes long: every value of each once, and the likely ones together.
+# Each combination is compiled, which takes long: every kind of mesh is among the fast tests once.
+every_mesh = pytest.mark.parametrize(
+    "axis_type",
+    [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)],
+    ids=["explicit", "auto"],
+)
 some_meshes = pytest.mark.parametrize(
     ("layout", "axis_type", "loop"),
     [
         ("fsdp", AxisType.Explicit, "host"),
-        ("two axes", AxisType.Explicit, "device"),
-        ("partly", AxisType.Explicit, "host"),
-        ("two axes", AxisType.Auto, "host"),
-        ("fsdp", AxisType.Auto, "device"),
+        ("two axes", AxisType.Auto, "device"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("partly", AxisType.Explicit, "host"),
+                ("two axes", AxisType.Explicit, "device"),
+                ("two axes", AxisType.Auto, "host"),
+                ("fsdp", AxisType.Auto, "device"),
+            )
+        ),
     ],
 )
 
