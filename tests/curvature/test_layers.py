@@ -15,7 +15,7 @@ from tests.curvature import models
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("linearize", [False, True])
+@pytest.mark.parametrize("linearize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, linearize):
     problem = make_problem("conv")
     operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
@@ -146,7 +146,10 @@ def test_boxes_may_name_the_axis_of_layers():
     assert stack_axes(state) == [0]
 
 
-@pytest.mark.parametrize("library", [name for name in LAYERS if name != "scanned"])
+@pytest.mark.parametrize(
+    "library",
+    ["linen", "equinox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("boxed", "nnx", "haiku"))],
+)
 def test_blocks_of_every_library_are_those_of_the_dense_hessian(x64, dense_hessian, to_dense, library):
     params, model_fn = models.make(library)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
