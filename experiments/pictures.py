@@ -137,7 +137,7 @@ def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
     figure.colorbar(image, ax=left)
     for number, (label, records) in enumerate(found.items()):
         spectrum = [mean(values) for values in zip(*(record["eigenvalues"] for record in records), strict=True)]
-        style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{number - 1}"}
+        style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{(number - 1) % 10}"}
         right.plot(range(1, len(spectrum) + 1), spectrum, marker=".", label=label, **style)
     right.set(yscale="log", xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
     right.grid(alpha=0.3)
