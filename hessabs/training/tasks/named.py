@@ -39,7 +39,9 @@ class TaskSettings(NamedTuple):
         "side of the images of a set that does not fit memory: they are decoded when they are used; "
         "default: images as they are, in memory",
     ] = None
-    resize: Annotated[int | None, "side to which images are brought that differ in size; default: they must not"] = (
+    resize: Annotated[
+        int | None, "side to which images are brought that differ in size; default: they must not"
+    ] = None
         None
     )
     augment: Annotated[
