@@ -42,8 +42,6 @@ class TaskSettings(NamedTuple):
     resize: Annotated[
         int | None, "side to which images are brought that differ in size; default: they must not"
     ] = None
-        None
-    )
     augment: Annotated[
         Literal["none", "crop_flip", "resized_crop"],
         "augmentation of the training images (resized_crop: with image_size); the same for an example of an "
