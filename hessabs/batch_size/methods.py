@@ -287,7 +287,15 @@ def _plain_rule(
     )
 
 
-def make_plans(run: PlanSettings, method: Method, num_examples: int, *, whole_updates: bool = False) -> Bounds:
+def make_plans(
+    run: PlanSettings,
+    method: Method,
+    num_examples: int,
+    *,
+    whole_updates: bool = False,
+    lr: float = 0.1,
+    warmup_epochs: float = 5,
+) -> Bounds:
     """Plan the run of a method: between which bounds it lies, both the same for a rule that measures nothing.
 
     Args:
@@ -296,6 +304,8 @@ def make_plans(run: PlanSettings, method: Method, num_examples: int, *, whole_up
       num_examples: Examples in the training set.
       whole_updates: Count the updates of a training run, see ``plan``. Otherwise they are counted as in the
         slides: by default in micro-batches of ``batch_size``, and for bl and fb with the remainder of an epoch.
+      lr: As of ``make_rule``.
+      warmup_epochs: As of ``make_rule``.
 
     Returns:
       The plans with the fewest and the most updates.
@@ -313,7 +323,7 @@ def make_plans(run: PlanSettings, method: Method, num_examples: int, *, whole_up
         run = run._replace(micro_batch_size=run.micro_batch_size or micro, remainder=run.remainder or slides)
     run, method = resolve(run, method, num_examples)
     return growth_bounds(
-        make_rule(run, method, num_examples),
+        make_rule(run, method, num_examples, lr=lr, warmup_epochs=warmup_epochs),
         num_examples=num_examples,
         epochs=run.epochs,
         micro_batch_size=run.micro_batch_size,

@@ -2,10 +2,22 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated, NamedTuple
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, define_number, given, parse, read_config, refuse, say
+from hessabs.cli.flags import config_flags, given, parse, read_config, refuse, say
+
+
+class Options(NamedTuple):
+    """What is planned beside the settings of the run."""
+
+    num_examples: Annotated[int | None, "examples in the training set"] = None
+    t_comp: Annotated[float | None, "seconds of computation per update"] = None
+    t_comm: Annotated[float | None, "seconds of communication per update"] = None
+    t_hess: Annotated[float | None, "seconds per measurement"] = None
+    measure_times: Annotated[bool, "measure t_comp and t_hess here, on one device (t_comm: 0)"] = False
+    output: Annotated[str | None, "file for a picture, plan.png say"] = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,51 +30,41 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, or 2 for input that cannot be used.
     """
     from hessabs.batch_size import methods, picture
-    from hessabs.planning import StepSeconds, measure_seconds, report
-    from hessabs.training import files, unread
+    from hessabs.training import files
+    from hessabs.training.assemble import RULE_SETTINGS, read_rule
+    from hessabs.training.look.plan import StepSeconds, measure_seconds, report
+    from hessabs.training.tasks.named import TaskSettings, make_named
 
-    values = config_flags(methods.Settings)
-    for name, text in (
-        ("t_comp", "seconds of computation per update"),
-        ("t_comm", "seconds of communication per update"),
-        ("t_hess", "seconds per measurement"),
-    ):
-        define_number(name, None, text, values)
-    flags.DEFINE_bool(
-        "measure_times", False, "measure t_comp and t_hess here, on one device (t_comm: 0)", flag_values=values
-    )
-    flags.DEFINE_string("dataset", "digits", "data set of measure_times", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "folder of its TFDS data set", flag_values=values)
-    flags.DEFINE_string("model", "mlp", "network of measure_times", flag_values=values)
-    flags.DEFINE_string("output", None, "file for a picture, plan.png say", flag_values=values)
+    values = config_flags(*RULE_SETTINGS, TaskSettings, Options)
     try:
         if parse(values, "plan", argv):
             return 0
-        settings = read_config(methods.Settings, values)
-        bounds = methods.make_plans(settings)
-        unread.refuse_for_method(given(methods.Settings, values), settings.method)
-        _refuse_without(values, "measure_times", values.measure_times, ("dataset", "data_dir", "model"))
-        _refuse_without(values, "t_comp", values.t_comp is not None, ("t_comm", "t_hess"))
-        whole = methods.make_plans(methods.as_trained(settings), whole_updates=True)
+        options = read_config(Options, values)
+        if options.num_examples is None:
+            raise ValueError("`num_examples` is required: the examples in the training set.")
+        named = set().union(*(given(kind, values) for kind in RULE_SETTINGS))
+        rule = read_rule({name: values[name].value for name in named}, options.num_examples)
+        bounds, whole = rule.plans(whole_updates=False), rule.plans(whole_updates=True)
+        for name in given(TaskSettings, values):
+            if not options.measure_times:
+                raise ValueError(f"`{name}` is read with --measure_times; pass that too, or leave it out.")
+        for name in ("t_comm", "t_hess"):
+            if values[name].present and options.t_comp is None:
+                raise ValueError(f"`{name}` is read with --t_comp; pass that too, or leave it out.")
         times = None
-        if values.measure_times:
-            times = measure_seconds(settings, values.dataset, values.data_dir, values.model)
-        elif values.t_comp is not None:
-            times = StepSeconds(values.t_comp, values.t_comm or 0.0, values.t_hess or 0.0)
-        print(report(settings, bounds, whole, times))
-        for line in unread.never_reached(settings):
+        if options.measure_times:
+            task = make_named(read_config(TaskSettings, values))
+            times = measure_seconds(task, rule.run.micro_batch_size or rule.run.batch_size)
+        elif options.t_comp is not None:
+            times = StepSeconds(options.t_comp, options.t_comm or 0.0, options.t_hess or 0.0)
+        print(report(bounds, whole, lr=rule.optimizer.lr, schedule=rule.schedule, times=times))
+        for line in methods.never_reached(rule.run, rule.method):
             say(line)
-        if values.output is not None:
-            title = f"{settings.method}, {settings.epochs} epochs"
-            with files.usable("output", pathlib.Path(values.output)):
-                picture.draw_plans(bounds, settings.lr, title).savefig(values.output)
-            print(f"picture: {values.output}")
+        if options.output is not None:
+            title = f"{methods.name_of(rule.method)}, {rule.run.epochs} epochs"
+            with files.usable("output", pathlib.Path(options.output)):
+                picture.draw_plans(bounds, rule.optimizer.lr, title).savefig(options.output)
+            print(f"picture: {options.output}")
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     return 0
-
-
-def _refuse_without(values: flags.FlagValues, flag: str, holds: bool, names: Sequence[str]) -> None:
-    for name in names:
-        if values[name].present and not holds:
-            raise ValueError(f"`{name}` is read with --{flag} alone; pass that too, or leave it out.")

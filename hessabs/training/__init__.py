@@ -1,6 +1,7 @@
 """Training: the only folder that owns a loop, files or a clock."""
 
 from hessabs.training import callbacks, objectives, tasks
+from hessabs.training.assemble import Parts, assemble
 from hessabs.training.durability import Durability
 from hessabs.training.loop import Result, fit
 from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
@@ -14,10 +15,12 @@ __all__ = [
     "LossOutput",
     "Optimizer",
     "OptimizerSettings",
+    "Parts",
     "Result",
     "RunSettings",
     "Task",
     "Trained",
+    "assemble",
     "callbacks",
     "fit",
     "load_trained",

@@ -69,9 +69,10 @@ def on_mesh(
     share_size = micro_batch_size // size if dealt else micro_batch_size
     rows = NamedSharding(mesh, P(DATA))
     # The totals have a row for each device; those of params are split as these are besides.
+    scalars: Any = dict.fromkeys(("weight", "examples", "loss", "square", "parts", "bad"), rows)
     row_places = Totals(
         gradient=jax.tree.map(lambda place: NamedSharding(mesh, P(DATA, *place.spec)), places.params),
-        **dict.fromkeys(("weight", "examples", "loss", "square", "parts", "bad"), rows),
+        **scalars,
         model_state=jax.tree.map(lambda _: rows, places.model_state),
         memory=jax.tree.map(lambda _: rows, places.memory),
     )

@@ -1,9 +1,10 @@
 """From settings, as the command line and the experiments give them, to the parts of a run."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from hessabs.batch_size import Controller, methods
+from hessabs.batch_size import Bounds, Controller, methods
 from hessabs.batch_size import settings as rules
 from hessabs.training import fields
 from hessabs.training.objectives.named import (
@@ -12,9 +13,9 @@ from hessabs.training.objectives.named import (
     refuse_unread,
     resolve_objective,
 )
-from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
-from hessabs.training.schedules import ScheduleSettings, check_schedule, of_settings
-from hessabs.training.settings import RunSettings
+from hessabs.training.optimizers import Optimizer, OptimizerSettings, check_optimizer, make_optimizer
+from hessabs.training.schedules import Schedule, ScheduleSettings, check_schedule, of_settings
+from hessabs.training.settings import RunSettings, check_run
 from hessabs.training.task import Task
 from hessabs.training.tasks.named import TaskSettings, make_named
 
@@ -25,17 +26,29 @@ class MethodSettings(NamedTuple):
     method: rules.MethodName = "absa"
 
 
-SETTINGS: tuple[Any, ...] = (
-    TaskSettings,
+RULE_SETTINGS: tuple[Any, ...] = (
     MethodSettings,
     rules.PlanSettings,
     *rules.METHODS.values(),
     OptimizerSettings,
     ScheduleSettings,
-    ObjectiveSettings,
-    RunSettings,
 )
+"""What a plan needs: every setting of rule, optimiser and schedule is a field of one of these."""
+
+SETTINGS: tuple[Any, ...] = (TaskSettings, *RULE_SETTINGS, ObjectiveSettings, RunSettings)
 """Every setting of a run is a field of one of these."""
+
+
+class RuleParts(NamedTuple):
+    """How the batch and the learning rate go."""
+
+    run: rules.PlanSettings  # resolved
+    method: rules.Method  # resolved
+    rule: Controller
+    optimizer: Optimizer
+    schedule: Schedule
+    record: dict[str, Any]  # every setting that made them
+    plans: Callable[..., Bounds]  # whole_updates -> what is planned
 
 
 class Parts(NamedTuple):
@@ -71,21 +84,64 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
     for name in given:
         if name not in known:
             raise ValueError(f"there is no setting `{name}`{fields.nearest(name, known)}.")
-
-    def read(kind: Any) -> Any:
-        settings = kind(**{name: given[name] for name in kind._fields if name in given})
-        fields.check_types(settings)
-        return settings
-
     # What can be refused without the data is refused before the data is read.
-    name = read(MethodSettings).method
-    method, run = methods.choose(name, given), read(rules.PlanSettings)
-    methods.check(run, method)
-    objective = resolve_objective(read(ObjectiveSettings), name, run.adversarial_fraction)
+    chosen = _choose(given)
+    run = chosen.run
+    objective = resolve_objective(_read(ObjectiveSettings, given), chosen.name, run.adversarial_fraction)
     refuse_unread(given, objective)
-    settings, chosen, schedule = read(RunSettings), read(OptimizerSettings), read(ScheduleSettings)
+    settings = _read(RunSettings, given)
+    check_run(settings)
     if objective.robust == "absa" and run.adversarial_fraction is None:
-        run = run._replace(adversarial_fraction=0.2)
+        chosen = chosen._replace(run=run._replace(adversarial_fraction=0.2))
+    if run.remainder == "fill":
+        raise ValueError("`remainder` must be drop or keep for a training run; fill is for a plan.")
+
+    task = make_named(_read(TaskSettings, given)) if task is None else task
+    num_examples = len(task.train)
+    made = _make(chosen, given, num_examples, task.name, task.num_classes)
+    settings = settings._replace(hessian_batch_size=min(settings.hessian_batch_size, num_examples))
+    options = {
+        "epochs": made.run.epochs,
+        "micro_batch_size": made.run.micro_batch_size,
+        "remainder": made.run.remainder,
+        "objective": make_objective(objective, made.run.adversarial_fraction or 0.0),
+        "schedule": made.schedule,
+        "settings": settings,
+        "record": {**made.record, **objective._asdict()},
+    }
+    notes = methods.never_reached(made.run, made.method)
+    return Parts(task, made.optimizer, made.rule, options, notes)
+
+
+def read_rule(given: Mapping[str, Any], num_examples: int) -> RuleParts:
+    """Make rule, optimiser and schedule from settings by name, without data, for a plan.
+
+    Raises:
+      ValueError: As ``assemble``.
+    """
+    return _make(_choose(given), given, num_examples)
+
+
+class _Chosen(NamedTuple):
+    name: str
+    method: rules.Method
+    run: rules.PlanSettings
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+
+
+def _read(kind: Any, given: Mapping[str, Any]) -> Any:
+    settings = kind(**{name: given[name] for name in kind._fields if name in given})
+    fields.check_types(settings)
+    return settings
+
+
+def _choose(given: Mapping[str, Any]) -> _Chosen:
+    name = _read(MethodSettings, given).method
+    method, run = methods.choose(name, given), _read(rules.PlanSettings, given)
+    methods.check(run, method)
+    optimizer, schedule = _read(OptimizerSettings, given), _read(ScheduleSettings, given)
+    check_optimizer(optimizer)
     check_schedule(schedule)
     if schedule.schedule != "step":
         if "lr_decay_epochs" in given:
@@ -94,43 +150,39 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
                 "leave it out."
             )
         run = run._replace(lr_decay_epochs=())
-    if run.remainder == "fill":
-        raise ValueError("`remainder` must be drop or keep for a training run; fill is for a plan.")
+    return _Chosen(name, method, run, optimizer, schedule)
 
-    task = make_named(read(TaskSettings)) if task is None else task
-    num_examples = len(task.train)
-    run, method = methods.resolve(run, method, num_examples, dataset=task.name)
-    per_epoch = methods.per_epoch(run, num_examples)
-    coupling = given.get("lr_coupling")
-    optimizer = make_optimizer(
-        chosen, batch_size=run.batch_size, lr_coupling=coupling, num_classes=task.num_classes
-    )
-    if coupling is None and getattr(method, "lr_coupling", None) == "linear":
-        method = method._replace(lr_coupling=optimizer.coupling)  # type: ignore[call-arg]
+
+def _make(
+    chosen: _Chosen,
+    given: Mapping[str, Any],
+    num_examples: int,
+    dataset: str | None = None,
+    num_classes: int | None = None,
+) -> RuleParts:
+    run, method = methods.resolve(chosen.run, chosen.method, num_examples, dataset=dataset)
+    coupling = getattr(method, "lr_coupling", None)
+    first: Any = {"batch_size": run.batch_size, "num_classes": num_classes}
+    optimizer = make_optimizer(chosen.optimizer, lr_coupling=coupling, **first)
+    if coupling == "linear" and "lr_coupling" not in given and optimizer.coupling != coupling:
+        coupling = optimizer.coupling  # that of its kind
+        method = method._replace(lr_coupling=coupling)  # type: ignore[call-arg]
+        optimizer = make_optimizer(chosen.optimizer, lr_coupling=coupling, **first)
+    schedule, is_fb = chosen.schedule, chosen.name == "fb"
     warmup = 5 if schedule.warmup_epochs is None else schedule.warmup_epochs
-    rule = methods.make_rule(run, method, num_examples, lr=optimizer.lr, warmup_epochs=warmup)
-    if name == "fb":
-        schedule = schedule._replace(warmup_epochs=0)  # its warm-up is the rule's, up to the scaled rate
-    settings = settings._replace(hessian_batch_size=min(settings.hessian_batch_size, num_examples))
-    resolved: dict[str, Any] = {}
-    for part in (run, method, chosen._replace(lr=optimizer.lr), schedule, objective, settings):
-        resolved |= part._asdict()
-    return Parts(
-        task,
-        optimizer,
-        rule,
-        {
-            "epochs": run.epochs,
-            "micro_batch_size": run.micro_batch_size,
-            "remainder": run.remainder,
-            "objective": make_objective(objective, run.adversarial_fraction or 0.0),
-            "schedule": of_settings(schedule, epochs=run.epochs, per_epoch=per_epoch),
-            "settings": settings,
-            "record": {
-                "method": name,
-                **resolved,
-                "warmup_epochs": warmup if name == "fb" else schedule.warmup_epochs,
-            },
-        },
-        methods.never_reached(run, method),
+    shown = schedule._replace(warmup_epochs=warmup if is_fb else schedule.warmup_epochs)
+    if is_fb:  # its warm-up is the rule's, up to the scaled rate
+        schedule = schedule._replace(warmup_epochs=0)
+    pace: Any = {"lr": optimizer.lr, "warmup_epochs": warmup}
+    record: dict[str, Any] = {"method": chosen.name}
+    for part in (run, method, chosen.optimizer._replace(lr=optimizer.lr), shown):
+        record |= part._asdict()
+    return RuleParts(
+        run=run,
+        method=method,
+        rule=methods.make_rule(run, method, num_examples, **pace),
+        optimizer=optimizer,
+        schedule=of_settings(schedule, epochs=run.epochs, per_epoch=methods.per_epoch(run, num_examples)),
+        record=record,
+        plans=functools.partial(methods.make_plans, chosen.run, method, num_examples, **pace),
     )

@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 
@@ -169,7 +169,7 @@ def write_lines(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
     _write(path, "".join(map(_line, records)))
 
 
-def write_json(path: pathlib.Path, record: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all.
 
     Args:

@@ -62,11 +62,9 @@ class Functions(NamedTuple):
     """The functions of an update, jitted; `add` donates the totals, the last two the state."""
 
     begin: Callable[[TrainState], Totals]
-    add: Callable[
-        [TrainState, Totals, Any, Any, Any], Totals
-    ]  # (state, totals, batch, fraction or None, number)
+    add: Any  # (state, totals, batch, fraction or None, number of the micro-batch) -> totals
     finish: Callable[[TrainState, Totals, Any], TrainState]  # (state, totals, lr_scale)
-    whole: Callable[[TrainState, Any, Any, Any], TrainState]  # (state, batch, fraction or None, lr_scale)
+    whole: Any  # (state, batch, fraction or None, lr_scale) -> state: an update of one micro-batch
 
     def compilations(self) -> dict[str, int]:
         """Count how often each function has been compiled."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from hessabs.training.fields import check_types
 from hessabs.training.objectives.attacked import attacked
@@ -67,7 +67,7 @@ def resolve_objective(settings: ObjectiveSettings, method: str, fraction: float 
         )
     if robust is None:
         robust = "absa" if fraction or (fraction is None and method == "absa") else "none"
-    attack = settings.attack or _DEFAULT_ATTACK.get(robust)
+    attack: Any = settings.attack or _DEFAULT_ATTACK.get(robust)
     if settings.attack is not None and robust not in _DEFAULT_ATTACK:
         raise ValueError(
             f"`attack` is the inner attack of robust={', '.join(map(str, _DEFAULT_ATTACK))}, got "

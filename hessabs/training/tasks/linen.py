@@ -58,7 +58,7 @@ def linen(
         (m for m in ("train", "training", "deterministic", "use_running_average") if m in parameters), None
     )
 
-    def modes(train: bool) -> dict[str, bool]:
+    def modes(train: bool) -> dict[str, Any]:
         return {} if mode is None else {mode: train == (mode in ("train", "training"))}
 
     def init(key: jax.Array) -> tuple[Any, Any]:

@@ -184,7 +184,8 @@ def recorded_task(
         )
     settings = TaskSettings(**{**fields, **named})
     check_types(settings)
-    loaded, lines = {}, []
+    loaded: dict[str, Factory] = {}
+    lines: list[str] = []
     for name in ("task", "model"):
         value = getattr(settings, name)
         if value is None or (name == "model" and settings.task is not None) or not is_factory(value):

@@ -52,5 +52,5 @@ def plain(
         made = init(key) if callable(init) else init
         return made if isinstance(made, tuple) and len(made) == 2 else (made, {})
 
-    name = name or getattr(loss, "__name__", "task")
-    return Task(name, draw, loss, as_source(train), as_source(test), logits=logits, **fields)
+    known = name or str(getattr(loss, "__name__", "task"))
+    return Task(known, draw, loss, as_source(train), as_source(test), logits=logits, **fields)

@@ -1,0 +1,118 @@
+"""The text of ``hessabs plan``, and the times of an update and a measurement on this machine."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from hessabs.batch_size import Bounds, Plan, constant, training_seconds
+from hessabs.data import Position
+from hessabs.training.loop_state import start
+from hessabs.training.objectives import Objective
+from hessabs.training.optimizers import OptimizerSettings, make_optimizer
+from hessabs.training.run import prepare
+from hessabs.training.schedules import Schedule
+from hessabs.training.settings import RunSettings
+from hessabs.training.task import Task
+
+_REPEATS = 5
+
+
+class StepSeconds(NamedTuple):
+    """What an update and a measurement take, in seconds."""
+
+    compute: float
+    communicate: float
+    hessian: float
+
+
+def report(
+    bounds: Bounds, whole: Bounds, *, lr: float, schedule: Schedule, times: StepSeconds | None = None
+) -> str:
+    """Write a plan down: a table by epoch, then the totals.
+
+    Args:
+      bounds: The plans with the fewest and the most updates, as the slides count.
+      whole: The same in whole updates, as ``hessabs train`` makes them.
+      lr: Learning rate at the first batch size.
+      schedule: Its factor besides the rule's, after so many examples.
+      times: What a step takes, if the time of the run is wanted.
+
+    Raises:
+      ValueError: If a time is negative.
+    """
+    single = bounds.fewest.epochs == bounds.most.epochs
+    plans = (bounds.most,) if single else (bounds.fewest, bounds.most)
+    columns = "".join(f"{'batch':>9}{'lr':>11}{'updates':>12}" for _ in plans)
+    lines = [] if single else [f"{'':5}{'earliest growth':>32}{'latest growth':>32}"]
+    lines.append(f"epoch{columns}")
+    for rows in zip(*(plan.epochs for plan in plans), strict=True):
+        cells = "".join(
+            f" {row.batch_size:>8}{lr * row.lr_scale * schedule(row.samples):>11.5g}{int(row.updates):>12}"
+            for row in rows
+        )
+        lines.append(f"{rows[0].epoch:>5}{cells}")
+    lines.append(f"updates: {_both(bounds, lambda plan: plan.updates)}")
+    lines.append(f"updates of `hessabs train`: {_both(whole, lambda plan: plan.updates)}")
+    lines.append(f"measurements: {_both(bounds, lambda plan: plan.measurements)}")
+    if times is not None:
+
+        def seconds(plan: Plan) -> str:
+            return f"{training_seconds(plan.updates, plan.measurements, **times._asdict()):.1f}"
+
+        parts = f"T_comp {times.compute:.3g}, T_comm {times.communicate:.3g}, T_Hess {times.hessian:.3g}"
+        lines.append(f"seconds: {_both(bounds, seconds)} ({parts})")
+    return "\n".join(lines)
+
+
+def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
+    """Measure what an update and a measurement take on this machine, on one device.
+
+    An update is one micro-batch and one step of SGD: the time table's assumption is that as many more devices
+    share a larger batch. The medians of five, after one that compiles; the time of communication is 0.
+
+    Raises:
+      ValueError: If the micro-batch does not fit the data.
+    """
+    run = prepare(
+        task,
+        make_optimizer(OptimizerSettings(), batch_size=micro_batch_size),
+        constant(micro_batch_size),
+        epochs=1,
+        micro_batch_size=micro_batch_size,
+        remainder="drop",
+        objective=Objective(),
+        schedule=None,
+        settings=RunSettings(),
+        record={},
+    )
+    batch, _ = run.read_from(Position(0, 0))(1)
+    state = start(run)
+    train, eigenvector = state.train, state.eigenvector
+
+    def update() -> Any:
+        nonlocal train
+        train = run.functions.whole(train, batch, None, 1.0)
+        return train
+
+    return StepSeconds(
+        _median_seconds(update),
+        0.0,
+        _median_seconds(lambda: run.measure(train.params, train.model_state, eigenvector)),
+    )
+
+
+def _median_seconds(function: Callable[[], Any]) -> float:
+    jax.block_until_ready(function())
+    taken = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        taken.append(time.perf_counter() - started)
+    return sorted(taken)[_REPEATS // 2]
+
+
+def _both(bounds: Bounds, get: Callable[[Plan], Any]) -> str:
+    fewest, most = get(bounds.fewest), get(bounds.most)
+    return f"{fewest}" if fewest == most else f"{fewest} to {most}"
