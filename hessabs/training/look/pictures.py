@@ -37,7 +37,7 @@ class Sheet(NamedTuple):
 def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Draw batch size, learning rate, eigenvalue and accuracy by epoch, as in the slides, into a PNG file.
 
-    ``runs``: name of a run to its records of ``files.jsonl``; several runs share the panels.
+    ``runs``: name of a run to its records of ``metrics.jsonl``; several runs share the panels.
     """
     figure = _figure((10, 7))
     axes = figure.subplots(2, 2, sharex=True)
