@@ -82,10 +82,26 @@ def call_factory(
     is_type = isinstance(expect, type | tuple)
     if not (isinstance(result, expect) if is_type else expect(result)):  # type: ignore[arg-type, operator]
         raise ValueError(
-            f"{_at(factory.origin.path, _definition(factory))}: {call} returned "
+            f"{where(factory)}: {call} returned "
             f"{'None' if result is None else f'a {type(result).__name__}'}; expected {what}."
         )
     return result
+
+
+@contextlib.contextmanager
+def named_in_errors(factory: Factory) -> Iterator[None]:
+    """Put file and line of a factory before what the block finds wrong with the thing that it made."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(factory.origin.path):
+            raise
+        raise ValueError(f"{where(factory)}: {error}") from error
+
+
+def where(factory: Factory) -> str:
+    """Say where a factory is defined: file and line."""
+    return _at(factory.origin.path, _definition(factory))
 
 
 def record(origin: Origin) -> dict[str, str]:

@@ -17,6 +17,7 @@ from optax import contrib
 
 from hessabs.batch_size.rule import Coupling
 from hessabs.curvature.layers import output_axes
+from hessabs.training import factories
 from hessabs.training.factories import call_factory, load_factory
 from hessabs.training.fields import check_types, is_factory
 from hessabs.training.muon import muon
@@ -99,6 +100,7 @@ class Optimizer(NamedTuple):
     coupling: Coupling  # how its learning rate follows the batch by default
     lr: float  # at the first batch size; 1.0 of a file's that does not say
     evaluation_params: Callable[[Any, Params], Params]  # (opt_state, params) -> what is evaluated and saved
+    name: str = "the optimiser"  # in messages; of a file's, where it is
 
 
 def check_optimizer(settings: OptimizerSettings) -> None:
@@ -278,7 +280,8 @@ def _of_file(settings: OptimizerSettings, clip: list[Any]) -> Optimizer:
     default = getattr(parameter, "default", None)
     lr = settings.lr if settings.lr is not None else default if isinstance(default, float) else 1.0
     optimizer = as_optimizer(made, lr=lr)
-    return optimizer._replace(tx=optax.with_extra_args_support(optax.chain(*clip, optimizer.tx)))
+    tx = optax.with_extra_args_support(optax.chain(*clip, optimizer.tx))
+    return optimizer._replace(tx=tx, name=factories.where(factory))
 
 
 def matrices(params: Params) -> Any:

@@ -97,7 +97,8 @@ def uses_lr_scale(optimizer: Optimizer, state: TrainState) -> bool:
     program, shapes = jax.make_jaxpr(update, return_shape=True)(
         jnp.ones(()), state.params, state.opt_state, state.params
     )
-    trees.check_like(shapes[1], state.opt_state, "state after an update", "state of the optimiser", dtypes=True)
+    before = f"state of {optimizer.name}"
+    trees.check_like(shapes[1], state.opt_state, f"{before} after an update", before, dtypes=True)
     return is_used(program, 0)
 
 

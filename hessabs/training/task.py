@@ -5,6 +5,7 @@ attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.t
 a flax, NNX or Equinox module, or of plain functions, in one line.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def attack_loss(task: Task, model_state: Any) -> LossFn:
 
 
 def check_task(task: Task, batch: Any) -> None:
-    """Check a task on a batch, without computing anything but one loss twice.
+    """Check a task on a batch, without computing anything but the loss of four batches.
 
     Args:
       task: The task.
@@ -132,16 +133,31 @@ def check_task(task: Task, batch: Any) -> None:
                     f"`{name}` of the loss of the task {task.name} must be a scalar array, got {value}."
                 )
         trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
-    half = {**batch, "weight": jnp.asarray(batch["weight"]).at[: len(batch["weight"]) // 2].set(0)}
-    params, model_state = jax.jit(task.init)(key)
-    weights = [
-        float(jax.jit(loss, static_argnums=3)(params, model_state, b, False).weight) for b in (batch, half)
-    ]
-    if len(batch["weight"]) > 1 and not weights[1] < weights[0]:
+    _check_weight(task, batch, jax.jit(loss, static_argnums=3))
+
+
+def _check_weight(task: Task, batch: Any, loss: Callable[..., LossOutput]) -> None:
+    params, model_state = jax.jit(task.init)(jax.random.key(0))
+    size = len(batch["weight"])
+    whole = jax.tree.map(jnp.asarray, batch)
+    half = {**whole, "weight": whole["weight"].at[: size // 2].set(0)}
+    # The same, but for what stands where the weight is 0.
+    rest = jnp.arange(size).at[: size // 2].add(size // 2)
+    other = {**jax.tree.map(lambda x: x[rest], whole), "weight": half["weight"]}
+    none = {**whole, "weight": jnp.zeros_like(whole["weight"])}
+    outs = [loss(params, model_state, each, False) for each in (whole, half, other, none)]
+    means, weights = ([float(x) for x in values] for values in zip(*(out[:2] for out in outs), strict=True))
+    heeds = weights[0] <= 0 or weights[3] < weights[0]  # a batch of which all is masked tells nothing
+    if size > 1 and not (heeds and all(_same(*pair[1:3]) for pair in (weights, means))):
         raise ValueError(
             f"The loss of the task {task.name} does not heed batch['weight'], which is 0 for examples that "
-            f"fill a batch up: with half of them at 0 its weight is {weights[1]:g} as before ({weights[0]:g})."
+            f"fill a batch up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at "
+            f"0; with the first half at 0 its mean is {means[1]:g}, and {means[2]:g} with others in their place."
         )
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-3 * abs(one) + 1e-6 or not math.isfinite(one + other)
 
 
 def _evaluate(loss: Loss, params: Params, model_state: Any, batch: Any) -> LossOutput:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs.data import Dataset, Source, as_source, crop_flip
+from hessabs.data import Dataset, Source, as_source, check_images, crop_flip, in_memory
 from hessabs.training.task import LossOutput, Task, as_it_is
-from hessabs.training.tasks.losses import Mean, OutputLoss, classification, next_token
+from hessabs.training.tasks.losses import Mean, OutputLoss, classification, next_token, targets
 
 Data = Dataset | tuple[Any, Any]
 """A ``hessabs.data.Dataset`` of images, or (train, test): what ``hessabs.data.as_source`` takes, each."""
@@ -49,8 +49,10 @@ def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: Outpu
       loss: Of outputs and batch; None for that of classes, or of next tokens.
 
     Raises:
-      ValueError: If neither follows from the data.
+      ValueError: If neither follows from the data, or a ``Dataset`` holds no images with labels of its classes.
     """
+    if isinstance(data, Dataset):
+        data = check_images(data)
     train, test = map(as_source, (data.train, data.test) if isinstance(data, Dataset) else data)
     example = train.take(np.arange(1))
     known = "image" if "image" in example else "tokens" if "tokens" in example else None
@@ -82,7 +84,11 @@ def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: Outpu
 def make_task(
     name: str, fields: Fields, init: Any, apply: Apply, example_inputs: Any = None, **rest: Any
 ) -> Task:
-    """Put a task together, of which ``apply`` is the network."""
+    """Put a task together, of which ``apply`` is the network.
+
+    Raises:
+      ValueError: If outputs, labels and loss do not fit, before anything is computed.
+    """
     inputs, output_loss = fields.inputs, fields.loss
 
     def loss(params: Any, model_state: Any, batch: Any, key: jax.Array, train: bool) -> LossOutput:
@@ -98,5 +104,34 @@ def make_task(
     def logits(params: Any, model_state: Any, inputs: Any) -> Any:
         return apply(params, model_state, inputs, jax.random.key(0), False)[0]
 
-    known = {**fields.rest, **rest}
-    return Task(name, init, loss, fields.train, fields.test, **{"logits": logits, **known})
+    known = {"logits": logits, **fields.rest, **rest}
+    task = Task(name, init, loss, fields.train, fields.test, **known)
+    _check_outputs(task, output_loss)
+    return task
+
+
+def _check_outputs(task: Task, output_loss: OutputLoss) -> None:
+    example = {**task.train.take(np.arange(1)), "weight": np.ones(1, np.float32)}
+
+    def evaluate() -> Any:
+        key = jax.random.key(0)
+        return task.loss(*task.init(key), task.prepare(example), key, False).outputs
+
+    outputs = jax.eval_shape(evaluate)
+    if output_loss not in (classification, next_token):
+        return
+    number = outputs.shape[-1]
+    if (task.num_classes or 0) > number:
+        raise ValueError(
+            f"The network of the task {task.name} has too few outputs: its data has {task.num_classes} classes, "
+            f"got outputs of shape (n, {', '.join(map(str, outputs.shape[1:]))})."
+        )
+    for source in (task.train, task.test, task.validation):
+        if source is not None and in_memory(source):
+            labels = targets(output_loss, source.take(np.arange(len(source))))
+            wrong = labels[(labels < 0) | (labels >= number)]
+            if wrong.size:
+                raise ValueError(
+                    f"Outputs and labels of the task {task.name} do not fit: its network has {number} outputs, "
+                    f"so labels lie in 0..{number - 1}, got {wrong[0]}."
+                )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hessabs import trees
@@ -51,6 +52,14 @@ def next_token(outputs: jax.Array, batch: Mapping[str, Any]) -> Mean:
     if "mask" in batch:
         weight = weight * batch["mask"][:, -targets.shape[1] :]
     return _cross_entropy(outputs, targets, weight)
+
+
+def targets(loss: OutputLoss, batch: Mapping[str, Any]) -> np.ndarray:
+    """List the labels of examples, as they are read, that one of the losses above counts."""
+    if loss is classification:
+        return np.asarray(batch["label"]).ravel()
+    tokens = np.asarray(batch["tokens"])[:, 1:]
+    return tokens[np.asarray(batch["mask"])[:, -tokens.shape[1] :] > 0] if "mask" in batch else tokens.ravel()
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Mean:

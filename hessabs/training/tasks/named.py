@@ -123,7 +123,8 @@ def make_named(settings: TaskSettings, loaded: Mapping[str, Factory] | None = No
         "settings": record,
     }
     if "model" in found:
-        return _of_factory(found["model"], dataset, options)
+        with factories.named_in_errors(found["model"]):
+            return _of_factory(found["model"], dataset, options)
     return linen(models.create(settings.model, dataset.num_classes), dataset, **options)
 
 
