@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from hessabs.batch_size import methods
+from hessabs.curvature import last_layer_path
 from hessabs.data import Source, eval_batches, subset
 from hessabs.training import Durability, assemble, files, fit, load_trained
 from hessabs.training.assemble import SETTINGS as GROUPS
 from hessabs.training.assemble import Parts, read_rule
 from hessabs.training.fields import declared
-from hessabs.training.look.measure import last_layer
 from hessabs.training.task import Task, attack_loss, evaluation_loss
 from hessabs.training.tasks.named import TaskSettings, make_named
 from hessabs.typing import LossFn, Params
@@ -120,7 +120,7 @@ def trained(summary: Mapping[str, Any], workdir: pathlib.Path, data_dir: str | N
         params,
         evaluation_loss(task, model_state),
         attack_loss(task, model_state),
-        last_layer(params, task.num_classes),
+        last_layer_path(params, task.num_classes),
         {"train": task.train, "test": task.test},
         task.num_classes,
     )

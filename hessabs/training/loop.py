@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import compiling
+from hessabs import compiling, curvature
 from hessabs.batch_size import Controller, ControllerState, Count, Observation
 from hessabs.data import Position, Reader
 from hessabs.training import processes
@@ -18,7 +18,6 @@ from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
-from hessabs.training.look.measure import last_layer
 from hessabs.training.loop_state import Decision, LoopState
 from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
@@ -290,7 +289,7 @@ def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float
             seen.params,
             seen.model_state,
             state.eigenvector,
-            last_layer(seen.params, run.task.num_classes)
+            curvature.last_layer_path(seen.params, run.task.num_classes)
             if run.rule.measures == "last_layer_eigenvalue"
             else None,
         )

@@ -199,7 +199,7 @@ def test_the_last_layer_has_the_outputs_asked_for():
     assert curvature.last_layer_path(params, 3) == "Dense_10"
     for library, want in (("linen", "head"), ("equinox", "head"), ("haiku", "head/~/linear_0")):
         assert curvature.last_layer_path(models.make(library)[0], 2) == want
-    with pytest.raises(ValueError, match="no last layer: no matrix with 7 outputs"):
+    with pytest.raises(ValueError, match="not known: no matrix with 7 outputs"):
         curvature.last_layer_path(params, 7)
 
 

@@ -6,17 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from hessabs.batch_size.methods import METHODS
-from hessabs.data import Dataset, Position, reader
-from hessabs.models import mlp
-from hessabs.training import Config, set_up, train
 from hessabs.training.config import check, resolve
 from hessabs.training.losses import cross_entropy
 from hessabs.training.robust import Objective, attacked, free, make_inner, mixing, sam, trades
 from hessabs.training.robust.inner import ITERATED, ONE_STEP
 from hessabs.training.saving.durability import Durability
 from hessabs.training.state import init_state
+
+from hessabs.batch_size.methods import METHODS
+from hessabs.data import Dataset, Position, reader
+from hessabs.models import mlp
+from hessabs.training import Config, set_up, train
 from hessabs.training.step import make_step_functions
 
 RTOL, ATOL = 2e-5, 2e-6  # float32 against float64

@@ -22,7 +22,6 @@ from hessabs.data import Source
 from hessabs.training import files
 from hessabs.training.look import cache
 from hessabs.training.look.batches import raw_loss, raw_weight, read
-from hessabs.training.look.measure import last_layer
 from hessabs.training.look.pictures import draw_tracked
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task
@@ -93,7 +92,7 @@ def spectrum(
     sets = {"training": task.train, "test": task.test}
     shared = _Shared(task, params, model_state, sets, options, start, workdir / cache.FOLDER, "")
     shared = shared._replace(identity=_identify(shared))
-    block = last_layer(params, task.num_classes) if options.block == "last" else options.block
+    block = curvature.last_layer_path(params, task.num_classes) if options.block == "last" else options.block
     if block:
         paths.partition(params, block)  # so that a path that leads nowhere is found out first
     rows: list[dict[str, Any]] = []
