@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
 from experiments import grid, slides  # noqa: E402
-from hessabs.batch_size.methods import Settings, make_plans  # noqa: E402
+from hessabs.batch_size.methods import make_plans  # noqa: E402
+from hessabs.batch_size.settings import METHODS, RunSettings  # noqa: E402
 
 OUT = ROOT / "results/slides"
 
@@ -67,8 +68,11 @@ def plan(name: str) -> list[Planned]:
     result = []
     for label, config in this.runs.items():
         method, _, column = label.rpartition("/")[0].rpartition("_")
-        fields = {field: getattr(config, field) for field in Settings._fields if field in config._fields}
-        bounds = make_plans(Settings(**{**fields, "num_examples": num_examples}))
+        run, rule = (
+            kind(**{field: getattr(config, field) for field in kind._fields if field in config._fields})
+            for kind in (RunSettings, METHODS[config.method])
+        )
+        bounds = make_plans(run, rule, num_examples)
         row = printed.get((int(column), method))
         result.append(
             Planned(

@@ -35,7 +35,7 @@ ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
 from experiments import provenance  # noqa: E402
-from hessabs.batch_size.methods import READ_BY  # noqa: E402
+from hessabs.batch_size import settings as kinds  # noqa: E402
 
 _MINUTES = flags.DEFINE_float("minutes", 120, "how long to go on")
 _DATASET = flags.DEFINE_string("dataset", "digits", "data set of the long run")
@@ -157,7 +157,9 @@ def start(folder: pathlib.Path, name: str, settings: Mapping[str, Any]) -> "subp
 def soak_one(folder: pathlib.Path, method: str, draw: random.Random, wait: Any) -> Short:
     """Train one run alone and one with kills, and compare them."""
     seed, period = draw.randrange(10**6), draw.choice(PERIODS)
-    short = {name: value for name, value in SHORT.items() if method in READ_BY.get(name, METHODS)}
+    others = {name for kind in kinds.METHODS.values() for name in kind._fields}
+    others -= set(kinds.METHODS[method]._fields)
+    short = {name: value for name, value in SHORT.items() if name not in others}
     settings = {**short, "method": method, "seed": seed}
     began = time.monotonic()
     process = start(folder, "alone", settings)

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from experiments import provenance
 from hessabs.batch_size import Plan
-from hessabs.batch_size.methods import Settings, make_plans
+from hessabs.batch_size.methods import make_plans
+from hessabs.batch_size.settings import Abs, Absa, Bl, Fb, Gg, RunSettings
 
 HERE = pathlib.Path(__file__).parent
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -56,23 +57,18 @@ class Method(NamedTuple):
 
 def methods() -> list[Method]:
     """Plan the methods; a rule that measures has an earliest and a latest growth."""
-    shared = Settings(
-        num_examples=NUM_EXAMPLES,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        lr_decay=0.1,
-        lr_decay_epochs=(30, 60, 80),
-        remainder="fill",
+    run = RunSettings(
+        epochs=EPOCHS, batch_size=BATCH, lr_decay=0.1, lr_decay_epochs=(30, 60, 80), remainder="fill"
     )
     result = []
     for name, settings in {
-        "BL": shared._replace(method="bl"),
-        "FB": shared._replace(method="fb", max_batch_size=LARGEST),
-        "GG": shared._replace(method="gg", max_batch_size=256_000),
-        "ABS": shared._replace(method="abs", max_batch_size=LARGEST),
-        "ABSA": shared._replace(method="absa", max_batch_size=LARGEST),
+        "BL": Bl(),
+        "FB": Fb(max_batch_size=LARGEST),
+        "GG": Gg(max_batch_size=256_000),
+        "ABS": Abs(max_batch_size=LARGEST),
+        "ABSA": Absa(max_batch_size=LARGEST),
     }.items():
-        bounds = make_plans(settings)
+        bounds = make_plans(run, settings, NUM_EXAMPLES)
         plans = {"": bounds.fewest}
         if bounds.fewest.epochs != bounds.most.epochs:
             plans = {", earliest": bounds.fewest, ", latest": bounds.most}
