@@ -76,8 +76,8 @@ def fit(
       task: What is learnt, see ``hessabs.training.tasks``.
       optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
         unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
-        ``hessabs.training.make_optimizer`` returns. (The ``lr`` in records is that of the latter; with a chain of
-        your own it is the factor on its rate.)
+        ``hessabs.training.make_optimizer`` returns. (The ``lr`` of records is that of the latter, and for
+        a chain of your own the factor on its rate.)
       rule: How large the next batch is, of ``hessabs.batch_size``.
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
