@@ -3,6 +3,8 @@
 from hessabs.training import callbacks, objectives, tasks
 from hessabs.training.assemble import Parts, assemble
 from hessabs.training.durability import Durability
+from hessabs.training.look.evaluate import evaluate
+from hessabs.training.look.predict import predict
 from hessabs.training.loop import Result, fit
 from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
 from hessabs.training.schedules import make_schedule
@@ -22,10 +24,12 @@ __all__ = [
     "Trained",
     "assemble",
     "callbacks",
+    "evaluate",
     "fit",
     "load_trained",
     "make_optimizer",
     "make_schedule",
     "objectives",
+    "predict",
     "tasks",
 ]

@@ -96,7 +96,7 @@ def attack(
     maker = network if source is None else _network(*source)
     if source is not None:
         _check_fit(task, network, maker, source[0])
-    shared = _Shared(task, options, workdir / cache.FOLDER, network, maker)
+    shared = _Shared(task, options, workdir / files.CACHE, network, maker)
     chunks = list(_chunks(task, options))
     clean, signs = (outcomes.join(parts) for parts in zip(*(_clean(shared, c) for c in chunks), strict=True))
     results: dict[tuple[str, float], Outcome] = {}

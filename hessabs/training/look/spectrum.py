@@ -90,7 +90,7 @@ def spectrum(
     start_key, example_key, density_key = jax.random.split(jax.random.key(options.seed), 3)
     start = trees.normal_like(start_key, params)
     sets = {"training": task.train, "test": task.test}
-    shared = _Shared(task, params, model_state, sets, options, start, workdir / cache.FOLDER, "")
+    shared = _Shared(task, params, model_state, sets, options, start, workdir / files.CACHE, "")
     shared = shared._replace(identity=_identify(shared))
     block = curvature.last_layer_path(params, task.num_classes) if options.block == "last" else options.block
     if block:

@@ -62,7 +62,7 @@ def test_the_command_prints_and_writes(run, tmp_path, capsys):
     assert first == {"image": "0.png", "class": f"digit {want[0].argmax()}", "label": str(want[0].argmax())}
     unnamed = run.task._replace(class_names=None)
     assert predict_files(unnamed, *run[1:3], ["0.png"])[0]["class"] == str(want[0].argmax())
-    assert command.main(["--workdir=w", "large.png", "--resize"]) == 0
+    assert command.main(["--workdir=w", "large.png", "--resize=8"]) == 0
 
 
 @pytest.mark.parametrize(
