@@ -68,7 +68,7 @@ def accuracy(params: dict, statistics: dict, batch: dict) -> float:
 def main() -> None:
     """Train, and print the accuracy on clean and on attacked examples."""
     data, test, attack = make_data(0, 4096), make_data(1, 1024), hessabs.attacks.fgsm(0.05)
-    rule = hessabs.batch_size.timer(32, 256, every=8192, adversarial_fraction=0.5)
+    rule = hessabs.batch_size.with_adversarial(hessabs.batch_size.timer(32, 256, every=8192), 0.5)
     largest = float(rule.init().adversarial_fraction)  # rules only lower it
     optimizer = optax.chain(
         optax.trace(0.9), hessabs.adaptive_batch_size(rule), optax.scale_by_learning_rate(0.01)

@@ -60,7 +60,7 @@ def train(num_devices: int, epochs: int = 6) -> Result:
 
     model = mlp(10, (64,))
     loss_fn = make_loss(model)
-    controller = hessabs.batch_size.hessian_adaptive(
+    controller = hessabs.batch_size.absa(
         SMALLEST, LARGEST, measure_every=EXAMPLES, patience=2, adversarial_fraction=0.25
     )
     optimizer = optax.chain(

@@ -24,9 +24,7 @@ def main() -> None:
     label = jnp.arange(4096) % 2
     image = jax.nn.sigmoid(jax.random.normal(jax.random.key(0), (4096, 8)) + 2.0 * label[:, None] - 1.0)
     params = {"w": jnp.zeros((8, 2)), "b": jnp.zeros(2)}
-    controller = hessabs.batch_size.hessian_adaptive(
-        16, 128, measure_every=1024, patience=2, adversarial_fraction=0.25
-    )
+    controller = hessabs.batch_size.absa(16, 128, measure_every=1024, patience=2, adversarial_fraction=0.25)
     optimizer = optax.chain(
         hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.02), max_fraction=0.25),
         optax.trace(0.9),

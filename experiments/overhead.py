@@ -23,11 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from experiments import grid, provenance, table
+from experiments import grid, provenance, table, training
 from hessabs.batch_size import training_seconds
-from hessabs.data import micro_batches
-from hessabs.training import Config, set_up
+from hessabs.data import Position
 from hessabs.training.loop_state import start
+from hessabs.training.run import prepare
 
 OUT = grid.RESULTS / "overhead"
 TIMES = "times.json"
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
     jax.config.update("jax_num_cpu_devices", 2)
     data_dir = parser.parse_args().data_dir
-    times = measure(Config(dataset="fashion_mnist", method="absa", epsilon=0.02, data_dir=data_dir))
+    times = measure({"dataset": "fashion_mnist", "method": "absa", "epsilon": 0.02}, data_dir)
     record = {name: float(f"{seconds:.3g}") for name, seconds in times.items()}
     OUT.mkdir(parents=True, exist_ok=True)
     source = {"hardware": provenance.hardware(), "commit": provenance.commit()}
@@ -82,28 +82,29 @@ def describe(record: Mapping[str, Any], runs: Mapping[str, table.Run]) -> str:
     return "\n".join([*lines, ""])
 
 
-def measure(config: Config) -> dict[str, float]:
+def measure(settings: Mapping[str, Any], data_dir: str | None = None) -> dict[str, float]:
     """Measure the seconds of a run: of an update, an adversarial one, its communication, and a measurement."""
-    run = set_up(config)
-    batch, _ = next(micro_batches(run.dataset.train, run.micro_batch_size, seed=0))
+    parts = training.parts(settings, data_dir)
+    run = prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
+    batch, _ = run.read_from(Position(0, 0))(1)
     state = start(run)
     eigenvector, train_state = state.eigenvector, state.train
 
     def update() -> Any:
         nonlocal train_state
-        train_state = run.functions.update(train_state, batch, np.float32(1.0))
+        train_state = run.functions.whole(train_state, batch, None, np.float32(1.0))
         return train_state
 
     def adversarial() -> Any:
         nonlocal train_state
-        train_state = run.functions.update_adversarial(train_state, batch, np.float32(0.2), np.float32(1.0))
+        train_state = run.functions.whole(train_state, batch, np.float32(0.2), np.float32(1.0))
         return train_state
 
     return {
         "compute": _median(update),
         "adversarial": _median(adversarial),
         "communicate": _all_reduce(train_state.params),
-        "hessian": _median(lambda: run.measure(train_state, eigenvector)),
+        "hessian": _median(lambda: run.measure(train_state.params, train_state.model_state, eigenvector)),
     }
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from hessabs.training.reports.curves import draw_curves
-from hessabs.training.reports.results import Group
 from matplotlib.figure import Figure
 
 from experiments.table import Run
+from hessabs.training.look.pictures import draw_curves
+from hessabs.training.look.results import Group
 
 
 def draw(results: pathlib.Path, groups: Sequence[Group], runs: Mapping[str, Run]) -> list[str]:
@@ -137,7 +137,7 @@ def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
     figure.colorbar(image, ax=left)
     for number, (label, records) in enumerate(found.items()):
         spectrum = [mean(values) for values in zip(*(record["eigenvalues"] for record in records), strict=True)]
-        style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{number - 1}"}
+        style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{(number - 1) % 10}"}
         right.plot(range(1, len(spectrum) + 1), spectrum, marker=".", label=label, **style)
     right.set(yscale="log", xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
     right.grid(alpha=0.3)

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from hessabs.training.reports import results as tables
-from hessabs.training.reports.results import COLUMNS, Column, Finished, Group, cell, markdown
-
 from experiments import grid, overhead, pictures, slides, table
 from experiments.grid import Grid
 from experiments.table import Run
+from hessabs.training.look import results as tables
+from hessabs.training.look.results import COLUMNS, Column, Finished, Group, cell, markdown
 
 FINDINGS = "FINDINGS.md"  # what a person has read out of the table; it becomes part of README.md
 _CPU_SECONDS, _SECONDS = Column("seconds_cpu", "CPU seconds", "{:.0f}"), Column("seconds", "seconds", "{:.1f}")

@@ -119,7 +119,7 @@ def plan(name: str) -> list[Planned]:
     if this.slides is None:
         raise ValueError(f"{name} stands for no table of the slides: it has no SLIDES.")
     dataset, network, num_examples = this.slides
-    printed = {
+    printed: dict[tuple[int, str], tuple[float | str, int | str]] = {
         (row.largest_batch, row.method): (row.accuracy, row.updates)
         for row in rows()
         if (row.dataset, row.network) == (dataset, network)
@@ -128,9 +128,10 @@ def plan(name: str) -> list[Planned]:
     for label in this.labels:
         method, _, column = label.rpartition("_")
         settings = next(run for name, run in this.runs.items() if name.startswith(f"{label}/"))
-        said = printed.get((int(column), method), ("", ""))
-        bounds = training.planned_updates(settings, num_examples)
-        result.append(Planned(name, dataset, network, int(column), method, *said, *bounds))
+        accuracy, updates = printed.get((int(column), method), ("", ""))
+        fewest, most = training.planned_updates(settings, num_examples)
+        row = Planned(name, dataset, network, int(column), method, accuracy, updates, fewest, most)
+        result.append(row)
     return result
 
 

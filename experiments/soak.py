@@ -35,7 +35,7 @@ ROOT = pathlib.Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
 from experiments import provenance  # noqa: E402
-from hessabs.batch_size.methods import READ_BY  # noqa: E402
+from experiments.training import own  # noqa: E402
 
 _MINUTES = flags.DEFINE_float("minutes", 120, "how long to go on")
 _DATASET = flags.DEFINE_string("dataset", "digits", "data set of the long run")
@@ -55,7 +55,7 @@ LONG = {
     "max_batch_size": 4096, "lr": 0.01, "lr_decay_epochs": "", "patience": 3, "checkpoint_every": "0.2min",
 }  # fmt: skip
 PERIODS = ("3updates", "7updates", "150samples", "0.003min", "1epochs")
-LEFT = {"checkpoints", "curves.png", "metrics.jsonl", "params", "summary.json"}
+LEFT = {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "params", "summary.json"}
 _WARM_UP = 0.2
 _MINUTES_BETWEEN_SAMPLES = 0.1
 _MOST_GROWTH = 0.02
@@ -157,8 +157,9 @@ def start(folder: pathlib.Path, name: str, settings: Mapping[str, Any]) -> "subp
 def soak_one(folder: pathlib.Path, method: str, draw: random.Random, wait: Any) -> Short:
     """Train one run alone and one with kills, and compare them."""
     seed, period = draw.randrange(10**6), draw.choice(PERIODS)
-    short = {name: value for name, value in SHORT.items() if method in READ_BY.get(name, METHODS)}
-    settings = {**short, "method": method, "seed": seed}
+    settings = {**own({**SHORT, "method": method}), "seed": seed}
+    if method != "fb":
+        settings.pop("warmup_epochs")
     began = time.monotonic()
     process = start(folder, "alone", settings)
     wait(process, 600)

@@ -9,22 +9,45 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from hessabs.training.losses import evaluation_logits, evaluation_loss, scale_images
-from hessabs.training.saving import checkpoint
-from hessabs.training.saving.durability import Durability
-from hessabs.training.setup import init_model
-from hessabs.training.track import last_layer
 
-from hessabs import data, models
-from hessabs.attacks import losses
 from hessabs.batch_size import methods
-from hessabs.training import Config, config, metrics, set_up, train
+from hessabs.curvature import last_layer_path
+from hessabs.data import Source, eval_batches, subset
+from hessabs.training import Durability, assemble, files, fit, load_trained
+from hessabs.training.assemble import SETTINGS as GROUPS
+from hessabs.training.assemble import Parts, read_rule
+from hessabs.training.fields import declared
+from hessabs.training.task import Task, attack_loss, evaluation_loss
+from hessabs.training.tasks.named import TaskSettings, make_named
 from hessabs.typing import LossFn, Params
 
-SETTINGS = Config._fields
+SETTINGS = tuple(declared(*GROUPS))
 CHECKPOINT_EVERY = "5min"
+_RULES = {name for kind in methods.METHODS.values() for name in kind._fields}
 
-load = functools.cache(data.load)  # decoding takes longer than an epoch of the MLP
+make_task = functools.cache(make_named)  # decoding takes longer than an epoch of the MLP
+
+
+def own(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what the grid says for its other methods."""
+    method = settings.get("method", "absa")
+    others = _RULES - set(methods.METHODS[method]._fields)
+    others |= {"adversarial_epochs"} if method == "bl" and not settings.get("adversarial_fraction") else set()
+    kept = {name: value for name, value in settings.items() if name not in others}
+    # The size of a perturbation is read where there is one.
+    if (
+        method != "absa"
+        and not kept.get("adversarial_fraction")
+        and kept.get("robust") in (None, "none", "sam")
+    ):
+        kept.pop("epsilon", None)
+    return kept
+
+
+def parts(settings: Mapping[str, Any], data_dir: str | None = None) -> Parts:
+    """Make the parts of a run."""
+    task = TaskSettings(**{name: settings[name] for name in TaskSettings._fields if name in settings})
+    return assemble(own(settings), make_task(task._replace(data_dir=data_dir or task.data_dir)))
 
 
 def train_one(
@@ -35,30 +58,31 @@ def train_one(
     A run whose loss stops being finite is finished too: its summary says ``diverged`` and has chance accuracy.
     The trained params stay in the workdir; ``resume`` goes on from its last checkpoint.
     """
-    this = Config(**settings)
-    dataset = load(this.dataset, data_dir=data_dir, train_split=this.train_split, image_size=this.image_size)
-    started, run = time.perf_counter(), set_up(this, dataset)
+    made, started = parts(settings, data_dir), time.perf_counter()
+    durability = Durability(resume=resume, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=1)
     try:
-        options = Durability(resume=resume, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=1)
-        result = train(run, workdir, options)
+        options = {**made.options, "workdir": workdir, "durability": durability}
+        result = fit(made.task, made.optimizer, made.rule, **options)
         summary, records = result.summary, result.records
     except FloatingPointError as error:
-        path = workdir / metrics.METRICS
-        records = metrics.read_lines(path) if path.exists() else []
+        path = workdir / files.METRICS
+        records = files.read_lines(path) if path.exists() else []
         seconds = time.perf_counter() - started
-        summary = {**run.config._asdict(), **_diverged(records, run.config, dataset.num_classes)}
+        resolved = {**made.options["settings"]._asdict(), **made.task.settings, **made.options["record"]}
+        summary = {**resolved, **_diverged(records, resolved, made.task)}
         summary |= {"diverged": str(error), "seconds": seconds}
-    shutil.rmtree(workdir / metrics.CHECKPOINTS, ignore_errors=True)
-    return {name: value for name, value in summary.items() if name != "data_dir"}, records
+    shutil.rmtree(workdir / files.CHECKPOINTS, ignore_errors=True)
+    return {name: value for name, value in summary.items() if name not in ("data_dir", "factories")}, records
 
 
-def _diverged(records: list[dict[str, Any]], this: Config, num_classes: int) -> dict[str, Any]:
-    last = records[-1] if records else {"updates": 0, "samples": 0, "batch_size": this.batch_size}
-    attacked = ("fgsm_accuracy", "pgd_accuracy") if this.pgd_steps else ("fgsm_accuracy",)
+def _diverged(records: list[dict[str, Any]], settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    last = records[-1] if records else {"updates": 0, "samples": 0, "batch_size": settings["batch_size"]}
+    attacked = ("fgsm_accuracy", "pgd_accuracy") if settings["pgd_steps"] else ("fgsm_accuracy",)
+    assert task.num_classes is not None
     return {
         "updates": last["updates"],  # at the end of the last whole epoch
         "samples": last["samples"],
-        **dict.fromkeys(("test_accuracy", *attacked), 100 / num_classes),
+        **dict.fromkeys(("test_accuracy", *attacked), 100 / task.num_classes),
         "final_batch_size": last["batch_size"],
         "eigenvalue": None,
     }
@@ -66,14 +90,13 @@ def _diverged(records: list[dict[str, Any]], this: Config, num_classes: int) -> 
 
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ValueError if a setting is out of its range, as far as that can be told without the data."""
-    config.check(Config(**settings))
+    given = own(settings)
+    read_rule({name: value for name, value in given.items() if name not in TaskSettings._fields}, 10**6)
 
 
 def planned_updates(settings: Mapping[str, Any], num_examples: int) -> tuple[int, int]:
     """Plan a run: the fewest and the most updates, the same for a rule that measures nothing."""
-    this = Config(**settings)
-    fields = {name: getattr(this, name) for name in methods.Settings._fields if name in SETTINGS}
-    bounds = methods.make_plans(methods.Settings(**{**fields, "num_examples": num_examples}))
+    bounds = read_rule(own(settings), num_examples).plans()
     return bounds.fewest.updates, bounds.most.updates
 
 
@@ -81,31 +104,30 @@ class Trained(NamedTuple):
     """A trained network and its data."""
 
     params: Params
-    loss_fn: LossFn  # in evaluation mode; a batch may have weights
+    loss_fn: LossFn  # in evaluation mode, of prepared batches
     attacked_loss_fn: LossFn  # the cross-entropy that an attack raises
     last_layer: str  # its path, as ``curvature.restrict`` takes it
-    splits: dict[str, dict[str, np.ndarray]]  # "train", "test": images as they are stored
+    splits: dict[str, Source]  # "train", "test"
     num_classes: int
 
 
 def trained(summary: Mapping[str, Any], workdir: pathlib.Path, data_dir: str | None) -> Trained:
     """Read the network that ``train_one`` has left in a workdir."""
-    dataset = load(summary["dataset"], data_dir=data_dir)
-    model = models.create(summary["model"], dataset.num_classes)
-    like = init_model(model, Config(dataset=summary["dataset"], model=summary["model"]), dataset)
-    params, model_state = checkpoint.load_params(workdir, *like)
+    del summary
+    task, params, model_state, _ = load_trained(workdir, flags={"data_dir": data_dir})
+    assert task.num_classes is not None
     return Trained(
         params,
-        evaluation_loss(model, model_state),
-        losses.cross_entropy(evaluation_logits(model, model_state)),
-        last_layer(params, dataset.num_classes),
-        {"train": dataset.train, "test": dataset.test},
-        dataset.num_classes,
+        evaluation_loss(task, model_state),
+        attack_loss(task, model_state),
+        last_layer_path(params, task.num_classes),
+        {"train": task.train, "test": task.test},
+        task.num_classes,
     )
 
 
-def batches(split: Mapping[str, np.ndarray], num_examples: int, size: int) -> list[Any]:
+def batches(split: Source, num_examples: int, size: int) -> list[Any]:
     """Cut the first examples of a split into batches of weight 1, images in [0, 1]; a last part is left out."""
-    first = {name: array[:num_examples] for name, array in split.items()}
-    whole = [batch for batch in data.eval_batches(first, size) if batch["weight"].all()]
-    return [jax.jit(scale_images)(batch) for batch in whole]
+    first = subset(split, np.arange(min(num_examples, len(split))))
+    whole = [batch for batch in eval_batches(first, size) if batch["weight"].all()]
+    return [{**batch, "image": jax.device_put(batch["image"]) / 255} for batch in whole]

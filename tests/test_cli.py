@@ -16,9 +16,10 @@ import pytest
 import hessabs
 from hessabs import cli
 from hessabs.data import Dataset
-from hessabs.training import Config
-from hessabs.training import setup as setup_lib
-from hessabs.training.fields import field_help
+from hessabs.training import run as run_lib
+from hessabs.training.assemble import SETTINGS
+from hessabs.training.fields import declared
+from hessabs.training.tasks import named
 
 SMALL = [
     "--dataset=digits",
@@ -101,16 +102,14 @@ def test_data_that_is_not_on_disk(capsys, tmp_path, name):
 
 def test_images_that_are_none(capsys, tmp_path, monkeypatch):
     flat = {"image": np.zeros((300, 64), np.uint8), "label": np.zeros(300, np.int32)}
-    monkeypatch.setattr(setup_lib, "load", lambda *args, **kwargs: Dataset("digits", flat, flat, 10))
+    monkeypatch.setattr(named, "load", lambda *args, **kwargs: Dataset("digits", flat, flat, 10))
     result = run(capsys, "train", "--model=resnet20", f"--workdir={tmp_path / 'run'}")
     assert_refused(*result, "digits", "(300, 64)", "channels last")
 
 
 def test_a_model_and_images_that_do_not_fit(capsys, tmp_path):
     result = run(capsys, "train", "--model=alexnet_svhn", f"--workdir={tmp_path / 'run'}")
-    assert_refused(
-        *result, "alexnet_svhn", "digits", "(8, 8, 1)", "(height, width, channels)", "16x16 at least"
-    )
+    assert_refused(*result, "AlexNet", "digits", "(1, 8, 8, 1)", "16x16 at least")
 
 
 def test_a_package_that_is_missing(capsys, tmp_path, monkeypatch):
@@ -119,7 +118,7 @@ def test_a_package_that_is_missing(capsys, tmp_path, monkeypatch):
             "The data set 'x' is read with tensorflow_datasets: install the extra `hessabs[data]`."
         )
 
-    monkeypatch.setattr(setup_lib, "load", load)
+    monkeypatch.setattr(named, "load", load)
     assert_refused(*run(capsys, "train", f"--workdir={tmp_path / 'run'}"), "hessabs[data]")
     assert not (tmp_path / "run").exists()
 
@@ -172,16 +171,16 @@ def test_train_help_lists_every_setting_with_its_default(capsys):
     status, out, err = run(capsys, "train", "--help")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    for name, text in field_help(Config).items():
+    for name, field in declared(*SETTINGS).items():
         [at] = [i for i, line in enumerate(lines) if line.startswith(f"  --{name}=")]
-        assert text in lines[at + 1]
-        default = Config._field_defaults[name]
+        assert field.help in lines[at + 1]
+        default = field.default
         if isinstance(default, tuple):
             assert f"(default: {','.join(map(str, default))})" in lines[at + 1]
         elif default is not None:
             typed = str(default).lower() if isinstance(default, bool) else str(default)
             assert f"(default: {typed})" in lines[at + 1]
-        else:
+        elif name != "task":
             assert "default: " in lines[at + 1]  # None: the text says what is chosen
     for name in ("workdir", "overwrite"):
         assert any(line.startswith(f"  --{name}=") for line in lines)
@@ -214,6 +213,7 @@ def test_a_run_prints_a_table_and_writes_its_files(trained):
         assert f"test {record['test_accuracy']:.2f}%" in line
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints",
+        "config.json",
         "metrics.jsonl",
         "summary.json",
         "curves.png",
@@ -256,45 +256,48 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     # A loss that becomes NaN after the first epoch: what was written stays, and nothing of the older run.
     _, _, _, workdir = trained
     old = (workdir / "metrics.jsonl").read_text()
-    make = setup_lib.make_step_functions
+    make = run_lib.jit_functions
 
     def breaking(*args, **kwargs):
-        functions = make(*args, **kwargs)
-        count = []
+        functions, count = make(*args, **kwargs), []
 
-        def update(state, batch, lr_scale):
-            state = functions.update(state, batch, lr_scale)
+        def whole(*arguments):
+            state = functions.whole(*arguments)
             count.append(1)
             bad = len(count) == 30
             return state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params)) if bad else state
 
-        return functions._replace(update=update)
+        return functions._replace(whole=whole)
 
-    monkeypatch.setattr(setup_lib, "make_step_functions", breaking)
-    flags = [*(flag for flag in SMALL if "max_batch" not in flag), "--method=bl", "--seed=1", "--overwrite"]
+    monkeypatch.setattr(run_lib, "jit_functions", breaking)
+    own = ("max_batch", "patience")
+    flags = [flag for flag in SMALL if not any(name in flag for name in own)]
+    flags += ["--method=bl", "--seed=1", "--overwrite"]
     status, out, err = run(capsys, "train", *flags, f"--workdir={workdir}")
     _, error = err.splitlines()  # behind the line of the first epoch
     assert_refused(status, out, error + "\n", "not finite at update 31 (epoch 2", "lower --lr")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0] not in old
-    assert os.listdir(workdir) == ["metrics.jsonl"]
+    assert sorted(os.listdir(workdir)) == ["config.json", "metrics.jsonl"]
 
 
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"hessabs {hessabs.__version__}\n", "")
 
 
-@pytest.mark.parametrize("place", ["set_up", "train", "table"])
+@pytest.mark.parametrize("place", ["assemble", "fit", "summary_table"])
 def test_ctrl_c_is_one_line_and_130(capfd, tmp_path, monkeypatch, place):
     # While the data is read, while the training has not begun, and when it is over.
     def interrupt(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
 
-    modules = {"set_up": "setup", "train": "loop", "table": "reports.report"}
-    monkeypatch.setattr(f"hessabs.training.{modules[place]}.{place}", interrupt)
-    if place == "table":
-        monkeypatch.setattr("hessabs.training.loop.train", lambda *args: mock.Mock(summary={"method": "bl"}))
+    modules = {"assemble": "assemble", "fit": "loop", "summary_table": "look.results"}
+    monkeypatch.setattr(sys.modules[f"hessabs.training.{modules[place]}"], place, interrupt)
+    if place == "summary_table":
+        monkeypatch.setattr(
+            sys.modules["hessabs.training.loop"], "fit", lambda *args, **kw: mock.Mock(summary={"method": "bl"})
+        )
     argv = ["hessabs", "train", "--lr_decay_epochs=", f"--workdir={tmp_path / 'run'}"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(os, "_exit", sys.exit)
@@ -316,11 +319,8 @@ def test_a_platform_that_is_not_there(capsys, tmp_path, monkeypatch, error):
     def devices():
         raise error
 
-    def set_up(config):
-        jax.devices()
-
     monkeypatch.setattr(jax, "devices", devices)
-    monkeypatch.setattr(setup_lib, "set_up", set_up)
+    monkeypatch.setattr(sys.modules["hessabs.training.assemble"], "assemble", lambda given: jax.devices())
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     result = run(capsys, "train", f"--workdir={tmp_path / 'run'}")
     assert_refused(*result, "JAX_PLATFORMS=cuda cannot be used", str(error), "Unset it", "jax[cuda]")

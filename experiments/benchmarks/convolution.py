@@ -24,8 +24,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from experiments import provenance
 from hessabs import models
 from hessabs.cpu.convolutions import in_parts
+from hessabs.data import as_source
 from hessabs.models import layers
-from hessabs.training.losses import training_loss
+from hessabs.training import tasks
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "timings of each way")
 
@@ -162,7 +163,7 @@ def c1_steps() -> dict[str, Callable[[], Any]]:
     params = state.pop("params")
 
     def step(pool: Callable[..., jax.Array]) -> Callable[[], Any]:
-        gradient = jax.value_and_grad(lambda p: training_loss(model, state, p, batch)[0])
+        gradient = jax.value_and_grad(lambda p: training_loss(model, state, p, batch))
         kept = layers.max_pool
         layers.max_pool = pool  # while it is traced
         try:
@@ -186,10 +187,17 @@ def resnet20_steps() -> dict[str, Callable[[], Any]]:
     params = state.pop("params")
 
     def gradient(params: Any) -> Any:
-        return jax.value_and_grad(lambda p: training_loss(model, state, p, batch)[0])(params)
+        return jax.value_and_grad(lambda p: training_loss(model, state, p, batch))(params)
 
     own, cut = jax.jit(gradient), jax.jit(in_parts(gradient))
     return {"XLA's own": lambda: own(params), "kernel gradients in parts": lambda: cut(params)}
+
+
+def training_loss(model: Any, state: Any, params: Any, batch: Any) -> jax.Array:
+    """Return the mean loss in training mode."""
+    task = tasks.linen(model, (as_source(batch), as_source(batch)))
+    weighted = {**batch, "weight": jnp.ones(len(batch["label"]))}
+    return task.loss(params, state, weighted, jax.random.key(0), True).mean
 
 
 def convolutions(side: int, channels: int, kernel: int) -> dict[str, Callable[[], Any]]:

@@ -17,13 +17,12 @@ import numpy as np
 from absl import app, flags
 
 from experiments import provenance
-from hessabs.data import Dataset
-from hessabs.training import Config, set_up, train
-from hessabs.training.devices.micro_batch import make_at_once
-from hessabs.training.feed import make_reader
+from hessabs import models
+from hessabs.data import Position, as_source
+from hessabs.training import Task, assemble, fit, tasks
 from hessabs.training.loop_state import start
-from hessabs.training.setup import Run
-from hessabs.training.state import TrainState
+from hessabs.training.run import Run, make_sizes, prepare
+from hessabs.training.step import TrainState
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the prepared Fashion-MNIST", required=True)
 _MICRO = flags.DEFINE_integer("micro_batch_size", 128, "examples of a micro-batch")
@@ -36,23 +35,23 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def images_per_second(run: Run) -> Iterator[float]:
+def images_per_second(run: Run, batch_size: int) -> Iterator[float]:
     """Train on whole updates for a while, again and again; the first update compiles and is not counted."""
-    state, size = start(run).train, run.micro_batch_size
-    read = make_reader(run)
-    with make_at_once(run, state) as at_once:
+    state, wanted = start(run).train, batch_size // run.micro_batch_size
+    read = run.read_from(Position(0, 0))
+    with make_sizes(run, state) as sizes:
 
         def update(state: TrainState) -> TrainState:
             nonlocal read
-            left = run.config.batch_size // size
-            while left:
-                count = at_once.choose(left)
+            totals, done = run.functions.begin(state), 0
+            while done < wanted:
+                count = sizes.choose(wanted - done)
                 batch, position = read(count)
-                state = run.functions.accumulate(state, batch)
-                left -= count
-                if run.epoch_micro_batches - position.index < run.config.batch_size // size:
-                    read = make_reader(run)
-            return run.functions.apply_update(state, 1.0)
+                totals = run.functions.add(state, totals, batch, None, done)
+                done += count
+                if run.epoch_micro_batches - position.index < wanted:
+                    read = run.read_from(Position(0, 0))
+            return run.functions.finish(state, totals, 1.0)
 
         done = jax.block_until_ready(update(state))
         while True:
@@ -60,38 +59,32 @@ def images_per_second(run: Run) -> Iterator[float]:
             while updates == 0 or time.perf_counter() - started < _SECONDS.value:
                 done = jax.block_until_ready(update(done))
                 updates += 1
-            yield updates * run.config.batch_size / (time.perf_counter() - started)
+            yield updates * batch_size / (time.perf_counter() - started)
 
 
-def random_images(count: int) -> Dataset:
-    """Images of CIFAR-10's shape."""
+def random_images(count: int) -> Task:
+    """Images of CIFAR-10's shape, and ResNet-20."""
     rng = np.random.default_rng(0)
     split: dict[str, np.ndarray] = {
         "image": rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8),
         "label": rng.integers(0, 10, count).astype(np.int32),
     }
-    return Dataset("random", split, {name: array[:64] for name, array in split.items()}, 10)
+    small = {name: array[:64] for name, array in split.items()}
+    return tasks.linen(models.create("resnet20", 10), (as_source(split), as_source(small)), num_classes=10)
 
 
-def rows(model: str, sizes: list[str], dataset: Dataset | None, name: str) -> list[str]:
+def rows(model: str, sizes: list[str], task: Task | None) -> list[str]:
     """Measure a network at each batch size."""
     lines = []
     for size in map(int, sizes):
-        config = Config(
-            dataset=name,
-            data_dir=_DATA_DIR.value,
-            model=model,
-            method="bl",
-            batch_size=size,
-            micro_batch_size=_MICRO.value,
-        )
-        in_turn = zip(
-            *(
-                images_per_second(set_up(config._replace(micro_batch=kind), dataset))
-                for kind in ("fixed", "auto")
-            ),
-            strict=True,
-        )
+        settings = {"method": "bl", "batch_size": size, "micro_batch_size": _MICRO.value, "epochs": 100}
+        if task is None:
+            settings |= {"dataset": "fashion_mnist", "data_dir": _DATA_DIR.value, "model": model}
+        runs = []
+        for kind in ("fixed", "auto"):
+            parts = assemble({**settings, "micro_batch": kind}, task)
+            runs.append(prepare(parts.task, parts.optimizer, parts.rule, **parts.options))
+        in_turn = zip(*(images_per_second(run, size) for run in runs), strict=True)
         fixed, auto = np.median(list(itertools.islice(in_turn, _ROUNDS.value)), axis=0)
         lines.append(f"| {model} | {size:,} | {fixed:,.0f} | {auto:,.0f} | {auto / fixed:.2f} |")
         print(lines[-1])
@@ -100,8 +93,10 @@ def rows(model: str, sizes: list[str], dataset: Dataset | None, name: str) -> li
 
 def waiting(data_dir: str) -> str:
     """Say which part of an epoch waits for data."""
-    config = Config(dataset="fashion_mnist", data_dir=data_dir, method="bl", batch_size=128, epochs=4)
-    records = train(set_up(config)).records[1:]  # the first compiles
+    settings = {"dataset": "fashion_mnist", "data_dir": data_dir, "method": "bl", "epochs": 4}
+    parts = assemble({**settings, "lr_decay_epochs": ()})
+    result = fit(parts.task, parts.optimizer, parts.rule, **parts.options)
+    records = result.records[1:]  # the first compiles
     training = [
         record["seconds_data"] / (record["seconds_data"] + record["seconds_step"]) for record in records
     ]
@@ -129,8 +124,8 @@ def main(argv: list[str]) -> None:
         "",
         "| network | batch | fixed | auto | auto / fixed |",
         "|---|---|---|---|---|",
-        *rows("mlp", _SIZES.value, None, "fashion_mnist"),
-        *rows("resnet20", _RESNET_SIZES.value, random_images(max(map(int, _RESNET_SIZES.value))), "random"),
+        *rows("mlp", _SIZES.value, None),
+        *rows("resnet20", _RESNET_SIZES.value, random_images(max(map(int, _RESNET_SIZES.value)))),
         "",
         waiting(_DATA_DIR.value),
     ]

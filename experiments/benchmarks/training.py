@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
@@ -24,11 +25,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
 from hessabs import models
-from hessabs.data import Dataset, micro_batches
-from hessabs.training import Config, setup, train
-from hessabs.training.losses import scale_images, training_loss
-from hessabs.training.setup import Run
-from hessabs.training.state import init_state
+from hessabs.data import as_source, micro_batches
+from hessabs.training import assemble, fit, tasks
+from hessabs.training.loop import train
+from hessabs.training.run import Run, prepare
+from hessabs.training.step import init_state
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "pairs of timed epochs")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder with Fashion-MNIST as TFDS prepares it")
@@ -76,9 +77,10 @@ def throughput(model_name: str, shape: tuple[int, ...], num_examples: int) -> tu
         "label": rng.integers(0, 10, num_examples, dtype=np.int32),
     }
     small = {name: array[:128] for name, array in arrays.items()}
-    dataset = Dataset("random", arrays, small, 10)
-    config = Config(model=model_name, method="bl", epochs=1, lr=0.01, hessian_batch_size=16)
-    run = setup.set_up(config, dataset)
+    task = tasks.linen(models.create(model_name, 10), (as_source(arrays), as_source(small)), num_classes=10)
+    settings = {"method": "bl", "epochs": 1, "lr": 0.01, "hessian_batch_size": 16, "lr_decay_epochs": ()}
+    parts = assemble(settings, task)
+    run = prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
     plain_epoch = make_plain_epoch(model_name, run, arrays)
     plain, library = [], []
     for round_number in range(_ROUNDS.value + 1):  # the first compiles
@@ -92,30 +94,32 @@ def throughput(model_name: str, shape: tuple[int, ...], num_examples: int) -> tu
 
 def library_epoch(run: Run) -> dict[str, Any]:
     """Train an epoch with the functions that are compiled already; return its record."""
-    state = init_state(*fresh_params(run), setup.make_optimizer(run.config))
+    state = init_state(run.task, run.optimizer, jax.random.key(0), (), average=False)
     return train(run._replace(state=state)).records[0]
-
-
-def fresh_params(run: Run) -> tuple[Any, Any]:
-    """Draw the params again, for the loop donates those that it is given."""
-    return setup.init_model(models.create(run.config.model, 10), run.config, run.dataset)
 
 
 def make_plain_epoch(model_name: str, run: Run, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
     """Write the loop that somebody without the library would write."""
     model = models.create(model_name, 10)
-    optimizer = optax.sgd(run.config.lr, momentum=run.config.momentum)
+    optimizer = optax.sgd(0.01, momentum=0.9)
+
+    def loss_fn(params: Any, model_state: Any, batch: Any) -> Any:
+        image = batch["image"].astype(jnp.float32) / 255
+        variables = {"params": params, **model_state}
+        logits, new = model.apply(variables, image, train=True, mutable=list(model_state))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return jnp.mean(losses), dict(new)
 
     def step(params: Any, model_state: Any, opt_state: Any, batch: Any) -> Any:
-        gradient_fn = jax.value_and_grad(training_loss, argnums=2, has_aux=True)
-        (loss, model_state), gradient = gradient_fn(model, model_state, params, scale_images(batch))
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, model_state), gradient = gradient_fn(params, model_state, batch)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state, loss
 
     jitted_step = jax.jit(step, donate_argnums=(0, 1, 2))
 
     def epoch() -> float:
-        params, model_state = fresh_params(run)
+        params, model_state = jax.jit(run.task.init)(jax.random.key(0))
         state = (params, model_state, optimizer.init(params))
         jax.block_until_ready(state)
         start = time.perf_counter()
@@ -131,8 +135,9 @@ def make_plain_epoch(model_name: str, run: Run, arrays: dict[str, np.ndarray]) -
 
 def hessian_share(data_dir: str) -> list[str]:
     """Train ABSA in full and tell which part of the seconds the measurements took."""
-    config = Config(dataset="fashion_mnist", data_dir=data_dir, max_batch_size=4096, hessian_batch_size=128)
-    result = train(setup.set_up(config._replace(epsilon=0.02)))
+    settings = {"dataset": "fashion_mnist", "data_dir": data_dir, "max_batch_size": 4096, "epsilon": 0.02}
+    parts = assemble({**settings, "hessian_batch_size": 128})
+    result = fit(parts.task, parts.optimizer, parts.rule, **parts.options)
     summary = result.summary
     measured = [record for record in result.records if record["seconds_hessian"] > 0]
     share = 100 * summary["seconds_hessian"] / summary["seconds"]

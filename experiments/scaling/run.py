@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments import provenance
 from hessabs.batch_size import Plan
-from hessabs.batch_size.methods import Settings, make_plans
+from hessabs.batch_size import methods as rules
 
 HERE = pathlib.Path(__file__).parent
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -56,8 +56,7 @@ class Method(NamedTuple):
 
 def methods() -> list[Method]:
     """Plan the methods; a rule that measures has an earliest and a latest growth."""
-    shared = Settings(
-        num_examples=NUM_EXAMPLES,
+    run = rules.PlanSettings(
         epochs=EPOCHS,
         batch_size=BATCH,
         lr_decay=0.1,
@@ -65,14 +64,9 @@ def methods() -> list[Method]:
         remainder="fill",
     )
     result = []
-    for name, settings in {
-        "BL": shared._replace(method="bl"),
-        "FB": shared._replace(method="fb", max_batch_size=LARGEST),
-        "GG": shared._replace(method="gg", max_batch_size=256_000),
-        "ABS": shared._replace(method="abs", max_batch_size=LARGEST),
-        "ABSA": shared._replace(method="absa", max_batch_size=LARGEST),
-    }.items():
-        bounds = make_plans(settings)
+    for name, largest in (("BL", None), ("FB", LARGEST), ("GG", 256_000), ("ABS", LARGEST), ("ABSA", LARGEST)):
+        own = {} if largest is None else {"max_batch_size": largest}
+        bounds = rules.make_plans(run, rules.choose(name.lower(), own), NUM_EXAMPLES)
         plans = {"": bounds.fewest}
         if bounds.fewest.epochs != bounds.most.epochs:
             plans = {", earliest": bounds.fewest, ", latest": bounds.most}

@@ -22,9 +22,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
 from hessabs import attacks
-from hessabs.attacks import losses, outcomes
-from hessabs.training.analysis.trained import load_trained
-from hessabs.training.losses import evaluation_logits, scale_images
+from hessabs.attacks import outcomes
+from hessabs.training.task import attack_loss
+from hessabs.training.trained import load_trained
 from hessabs.typing import Attack
 
 _RUNS = flags.DEFINE_string("runs", None, "folder of the trained runs, RUNS/NAME/seedN", required=True)
@@ -73,10 +73,9 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(folder: pathlib.Path, name: str, seed: int, *, compiled: bool) -> list[dict[str, Any]]:
     """Attack one run in every way; `compiled`: another one has been, so that nothing is compiled now."""
-    trained = load_trained(folder, _DATA_DIR.value)
-    loss_fn = losses.cross_entropy(evaluation_logits(trained.model, trained.model_state))
-    test = trained.dataset.test
-    batch = scale_images({part: test[part][: _IMAGES.value] for part in ("image", "label")})
+    trained = load_trained(folder, flags={"data_dir": _DATA_DIR.value})
+    loss_fn = attack_loss(trained.task, trained.model_state)
+    batch = trained.task.prepare(trained.task.test.take(np.arange(_IMAGES.value)))
     rows = []
     for (norm, attack_name), attack in menu().items():
         clean = outcomes.look(loss_fn, trained.params, batch, "image", norm)  # type: ignore[arg-type]

@@ -102,8 +102,7 @@ def plan(
     batches = -(-per_epoch // size)  # micro-batches in an epoch
     updates, measurements, done, rows = Fraction(0), 0, 0, list[PlannedEpoch]()
     while done < epochs * batches:
-        # On to the next call of the rule, or to the end of the epoch; with whole updates further to an
-        # update's.
+        # On to the next call of the rule or the end of the epoch; with whole updates further to an update's.
         asked, into_epoch = divmod(int(state.observe_at), per_epoch)
         call = asked * batches - (-into_epoch // size)
         stop = max(min(call, (len(rows) + 1) * batches), done + 1)

@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
         source = None
         if options.source is not None:
             source = where.open_run(where.Where(options.source, data_dir=place.data_dir, ema=place.ema))[:3]
-        workdir = pathlib.Path(values.workdir)
+        workdir, how = pathlib.Path(values.workdir), where.changed(place)
         with files.usable("workdir", workdir):
             files.refuse_links(workdir)
-            record = attack(task, params, model_state, workdir, options, source)
+            record = attack(task, params, model_state, workdir, options, source, how)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print("attack           epsilon   accuracy   mean relative   max relative   ms per image   compiling s")
@@ -44,5 +44,5 @@ def main(argv: Sequence[str]) -> int:
         print(f"{row['attack']:14s} {numbers} {row['max_relative']:14.4g} {times}")
     for message in record["warnings"]:
         print(f"warning: {message}", file=sys.stderr)
-    print(f"attack: {workdir / stem(options)}.json")
+    print(f"attack: {workdir / stem(options, how)}.json")
     return 0

@@ -18,12 +18,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         if parse(values, "spectrum", argv):
             return 0
-        options = read_config(Options, values)
-        task, params, model_state, _ = where.open_run(read_config(where.Where, values))
-        workdir = pathlib.Path(values.workdir)
+        options, place = read_config(Options, values), read_config(where.Where, values)
+        task, params, model_state, _ = where.open_run(place)
+        workdir, how = pathlib.Path(values.workdir), where.changed(place)
         with files.usable("workdir", workdir):
             files.refuse_links(workdir)
-            record = spectrum(task, params, model_state, workdir, options)
+            record = spectrum(task, params, model_state, workdir, options, how)
     except (flags.Error, ValueError, OSError) as error:
         return refuse(error)
     print("matrix                 number   eigenvalue   residual")
@@ -31,5 +31,5 @@ def main(argv: Sequence[str]) -> int:
         mark = "" if row["converged"] else "  (not converged)"
         numbers = f"{row['number']:6d} {row['eigenvalue']:12.6g} {row['residual']:10.1e}"
         print(f"{row['matrix']:22s} {numbers}{mark}")
-    print(f"spectrum: {workdir / stem(options)}.json")
+    print(f"spectrum: {workdir / stem(options, how)}.json")
     return 0

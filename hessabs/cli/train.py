@@ -19,7 +19,6 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.cpu import heap
     from hessabs.training import durability, files, joining, lost, processes
     from hessabs.training.assemble import SETTINGS, assemble
     from hessabs.training.callbacks import CallbackError, CallbackSettings, make_callbacks
@@ -43,7 +42,6 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(
                 "--resume goes on with the run in workdir, --overwrite loses it: pass one of them."
             )
-        heap.limit()
         if values.devices or values.mesh:
             joining.take_turns()
         joining.join(values.coordinator, values.num_processes, values.process_id)

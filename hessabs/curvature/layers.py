@@ -75,12 +75,12 @@ def layers(
     return found
 
 
-def last_layer_path(params: Params, num_outputs: int) -> str:
+def last_layer_path(params: Params, num_outputs: int | None) -> str:
     """Find the last layer of a network: the last matrix with so many outputs.
 
     Args:
       params: The params of a network.
-      num_outputs: Its number of classes, say.
+      num_outputs: Its number of classes, say; None is refused as not known.
 
     Returns:
       The path of the layer, as ``restrict`` takes it. Of names with numbers, the largest is the last.
@@ -97,9 +97,11 @@ def last_layer_path(params: Params, num_outputs: int) -> str:
     heads = {
         path for path, x, axis in leaves if x.ndim == 2 and axis is not None and x.shape[axis] == num_outputs
     }
-    names = [name for name, layer in layers(params).items() if heads & set(layer.paths)]
+    there = layers(params)
+    names = [name for name, layer in there.items() if heads & set(layer.paths)]
     if not names:
-        raise ValueError(f"The network has no last layer: no matrix with {num_outputs} outputs.")
+        what = "its number of outputs is" if num_outputs is None else f"no matrix with {num_outputs} outputs is"
+        raise ValueError(f"The last layer is not known: {what} there. The layers are {', '.join(there)}.")
     return max(names, key=lambda name: (len(name), name))
 
 

@@ -1,7 +1,10 @@
 """Training: the only folder that owns a loop, files or a clock."""
 
 from hessabs.training import callbacks, objectives, tasks
+from hessabs.training.assemble import Parts, assemble
 from hessabs.training.durability import Durability
+from hessabs.training.look.evaluate import evaluate
+from hessabs.training.look.predict import predict
 from hessabs.training.loop import Result, fit
 from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer
 from hessabs.training.schedules import make_schedule
@@ -14,15 +17,19 @@ __all__ = [
     "LossOutput",
     "Optimizer",
     "OptimizerSettings",
+    "Parts",
     "Result",
     "RunSettings",
     "Task",
     "Trained",
+    "assemble",
     "callbacks",
+    "evaluate",
     "fit",
     "load_trained",
     "make_optimizer",
     "make_schedule",
     "objectives",
+    "predict",
     "tasks",
 ]

@@ -162,7 +162,7 @@ def _make(
 ) -> RuleParts:
     run, method = methods.resolve(chosen.run, chosen.method, num_examples, dataset=dataset)
     coupling = getattr(method, "lr_coupling", None)
-    first = {"batch_size": run.batch_size, "num_classes": num_classes}
+    first: Any = {"batch_size": run.batch_size, "num_classes": num_classes}
     optimizer = make_optimizer(chosen.optimizer, lr_coupling=coupling, **first)
     if coupling == "linear" and "lr_coupling" not in given and optimizer.coupling != coupling:
         coupling = optimizer.coupling  # that of its kind
@@ -173,7 +173,7 @@ def _make(
     shown = schedule._replace(warmup_epochs=warmup if is_fb else schedule.warmup_epochs)
     if is_fb:  # its warm-up is the rule's, up to the scaled rate
         schedule = schedule._replace(warmup_epochs=0)
-    pace = {"lr": optimizer.lr, "warmup_epochs": warmup}
+    pace: Any = {"lr": optimizer.lr, "warmup_epochs": warmup}
     record: dict[str, Any] = {"method": chosen.name}
     for part in (run, method, chosen.optimizer._replace(lr=optimizer.lr), shown):
         record |= part._asdict()

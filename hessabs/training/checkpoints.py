@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hessabs.cpu import heap
 from hessabs.training.files import say
 from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
 from hessabs.training.network import one_process, reason
@@ -64,7 +63,6 @@ class Checkpoints:
           OSError: If an earlier one could not be written.
         """
         self._keep.accuracy = dict(accuracy)
-        heap.give_back()
         self._guard(
             lambda: self._open().save(
                 samples,

@@ -28,21 +28,10 @@ CURVES = "curves.png"
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
-ATTACKS = "attacks"  # folder of what `hessabs attack` has finished
-DERIVED = (  # what `hessabs spectrum` and `hessabs attack` make of a run, as patterns
-    *(f"{name}*.{kind}" for name in ("attack", "transfer") for kind in ("json", "csv", "png")),
-    "spectrum.json",
-    "spectrum.csv",
-    "spectrum.png",
-    "spectrum_state.json",
-    "spectrum_state.npz",
-    "spectrum_directions.npz",
+CACHE = "cache"  # folder of what the commands that look at a run have finished
+DERIVED = (  # what they make of a run, as patterns
+    *(f"{name}*.{kind}" for name in ("attack", "transfer", "spectrum") for kind in ("json", "csv", "png")),
     "tracked.png",
-    "examples.png",
-    "density.png",
-    "landscape.json",
-    "line.png",
-    "plane.png",
 )
 
 
@@ -119,8 +108,8 @@ def remove_derived(workdir: pathlib.Path) -> None:
     for pattern in DERIVED:
         for path in workdir.glob(pattern):
             path.unlink()
-    if (workdir / ATTACKS).exists():
-        shutil.rmtree(workdir / ATTACKS)
+    if (workdir / CACHE).exists():
+        shutil.rmtree(workdir / CACHE)
 
 
 def refuse_links(workdir: pathlib.Path) -> None:

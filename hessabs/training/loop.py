@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import compiling
+from hessabs import compiling, curvature
 from hessabs.batch_size import Controller, ControllerState, Count, Observation
 from hessabs.data import Position, Reader
 from hessabs.training import processes
@@ -18,7 +18,6 @@ from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
-from hessabs.training.look.measure import last_layer
 from hessabs.training.loop_state import Decision, LoopState
 from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
@@ -77,7 +76,8 @@ def fit(
       task: What is learnt, see ``hessabs.training.tasks``.
       optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
         unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
-        ``hessabs.training.make_optimizer`` returns.
+        ``hessabs.training.make_optimizer`` returns. (The ``lr`` of records is that of the latter, and for
+        a chain of your own the factor on its rate.)
       rule: How large the next batch is, of ``hessabs.batch_size``.
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
@@ -289,7 +289,7 @@ def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float
             seen.params,
             seen.model_state,
             state.eigenvector,
-            last_layer(seen.params, run.task.num_classes)
+            curvature.last_layer_path(seen.params, run.task.num_classes)
             if run.rule.measures == "last_layer_eigenvalue"
             else None,
         )

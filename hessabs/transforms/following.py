@@ -49,8 +49,8 @@ def by_examples(
 
     ``update`` takes the extra argument ``num_examples``, or ``batch_size``: the examples of this update, which
     may be traced (below 1 they act as 1). ``hessabs.accumulate(..., micro_batch_size=...)`` passes them. The
-    learning rate is to follow the batch in one place: give a rule ``lr_coupling="none"`` where it stands in the
-    same chain as a factory with a ``learning_rate``.
+    learning rate is to follow the batch in one place: ``with_coupling(rule, "none")`` for a rule that stands in
+    the same chain as a factory with a ``learning_rate``.
 
     Args:
       factory: Makes the transformation, ``optax.adamw`` say. Hyperparameters are known by their names in optax.

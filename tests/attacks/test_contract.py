@@ -150,6 +150,7 @@ def narrow_logits(statistics, params, inputs):
     return logits_fn(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), normalized.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("name", names(fast=("pgd-linf",)))
 def test_bfloat16_network_with_statistics(name):
     attack, results = make(name, 0.2), []
     for mean in (0.0, 0.3):

@@ -173,7 +173,7 @@ def test_batches_that_are_joined_are_the_whole():
     walk = {"walk": attacks.deepfool()}
     make = {"l2grad": attacks.l2grad}
     want = attacks.evaluate(LOSS, PARAMS, BATCH, make, epsilons, minimal=walk, norm="l2", keep_fallen=True)
-    batches = [jax.tree.map(lambda x, rows=rows: x[rows], BATCH) for rows in (slice(0, 12), slice(12, 30))]
+    batches = [jax.tree.map(lambda x, rows=rows: x[rows], BATCH) for rows in (slice(0, 15), slice(15, 30))]
 
     def run(attack):
         return outcomes.join([outcomes.run(attack, LOSS, PARAMS, b, None, **options)[0] for b in batches])

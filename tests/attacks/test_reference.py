@@ -67,6 +67,7 @@ def test_kl_and_a_loss_of_ones_own():
     np.testing.assert_array_equal(fell, z.argmax(1) != p.argmax(1))
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_loss_do_not_matter():
     batch = make_batch(PARAMS)
     batch["weight"] = jnp.linspace(1e-3, 1e3, 8)
@@ -260,6 +261,7 @@ def test_confidence_is_the_lead():
     assert losses.per_example(losses.margin(linear), weights, got, "image")[0].min() >= 0.2
 
 
+@pytest.mark.slow  # test_rows counts them for rows without a network
 def test_the_host_compiles_a_logarithmic_number_of_sizes():
     sizes, batch = [], make_batch(PARAMS, n=120)
 

@@ -56,8 +56,8 @@ def host(
     return states
 
 
-def scan(controller: Controller, observe: Observe | None = None) -> Callable[[Any], ControllerState]:
-    """The same as one jitted function of the values; the states are stacked."""
+def scan(controller: Controller, observe: Observe | None = None) -> Callable[..., ControllerState]:
+    """The same as one jitted function of the values, from the start or from a state; the states are stacked."""
     observe = observer(controller) if observe is None else observe
 
     # The square is an argument: as a constant the compiler would move it out of the rule's own arithmetic.
@@ -71,10 +71,16 @@ def scan(controller: Controller, observe: Observe | None = None) -> Callable[[An
         return (samples, state), state
 
     @jax.jit
-    def run(values, squares):
-        return jax.lax.scan(step, (jnp.zeros((), jnp.int32), controller.init()), (values, squares))[1]
+    def run(values, squares, state, samples):
+        return jax.lax.scan(step, (samples, state), (values, squares))[1]
 
-    return lambda values: run(values, np.full_like(values, SQUARE))
+    first = jax.device_get(controller.init())
+
+    def start(values, state=first, samples=0):
+        values = np.asarray(values, np.float32)
+        return jax.device_get(run(values, np.full_like(values, SQUARE), state, np.int32(samples)))
+
+    return start
 
 
 def stack(states: Sequence[ControllerState]) -> ControllerState:

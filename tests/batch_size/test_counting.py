@@ -13,7 +13,7 @@ numbers = st.one_of(
     st.integers(0, NEVER - 1),
     st.sampled_from([0, 1, 2**30 - 1, 2**30, 2**31 - 1, 2**31, 2**32, 10**13, 10**18, NEVER - 1]),
 )
-DIVISORS = (1, 7, 50_000, 2**16, 2**30 - 1, 2**30, 4_000_037, 10**12 + 39, NEVER - 1)
+DIVISORS = (1, 50_000, 2**30 - 1, 2**30, 10**12 + 39, NEVER - 1)
 
 
 @jax.jit
@@ -21,7 +21,7 @@ def calculate(a, b):
     return (a + b, a >= b, a > b, a == b, a <= b, a < b, a != b, minimum(a, b)), a.to_float()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(numbers, numbers)
 def test_it_calculates_and_compares_like_a_number(a, b):
     got, as_float = calculate(Count.of(a), Count.of(b))
@@ -39,7 +39,7 @@ def test_it_calculates_and_compares_like_a_number(a, b):
 def test_division_is_exact(divisor):
     divided = jax.jit(lambda count: divide(count, divisor))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(st.one_of(numbers, st.integers(1, (NEVER - 1) // divisor).map(lambda k: k * divisor - 1)))
     def check(number):
         quotient, rest = divided(Count.of(number))

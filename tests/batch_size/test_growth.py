@@ -1,5 +1,6 @@
 """Growth at given times."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -66,9 +67,10 @@ def test_the_timer_is_abs_whose_eigenvalue_never_falls():
         )
     )
     a, b = measured.init(), timed.init()
+    measure, grow = jax.jit(measured.update), jax.jit(timed.update)
     for samples in range(100, 12_000, 100):
-        a = measured.update(Observation(samples, 1.0), a)
-        b = timed.update(Observation(samples), b)
+        a = measure(Observation(samples, 1.0), a)
+        b = grow(Observation(samples), b)
         np.testing.assert_allclose(a[:3], b[:3], rtol=1e-6)
     assert int(b.batch_size) == 24
 

@@ -13,6 +13,8 @@ import pytest
 
 from hessabs.batch_size import Observation, absa, plan, with_decay
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EPOCH, EPOCHS = 1280, 24
 
 

@@ -22,6 +22,8 @@ from hessabs.batch_size import (
 from hessabs.batch_size.methods import make_plans
 from hessabs.batch_size.settings import Gg, PlanSettings
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BATCH = 4_000_000  # tokens
 START = 10**13
 DECAYS = (2**31 - 1, 2**31 + BATCH, START + 3 * BATCH)

@@ -26,6 +26,8 @@ from hessabs.batch_size.settings import (
     Timer,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAN, INF = math.nan, math.inf
 MEASURED = ("abs", "absa", "gns", "norm_test", "stability")
 SMALL = {"max_batch_size": 256, "patience": 3, "cycle_epochs": 4, "warmup_epochs": 2, "grow_epochs": (2, 3)}

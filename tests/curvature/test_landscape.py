@@ -90,7 +90,9 @@ def test_random_direction_has_the_norm_of_every_filter():
     np.testing.assert_array_equal(zero["w"], 0)
 
 
-@pytest.mark.parametrize("library", ["linen", "equinox", "haiku", "nnx"])
+@pytest.mark.parametrize(
+    "library", ["linen", "equinox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("haiku", "nnx"))]
+)
 def test_filters_of_every_library(library):
     params, _ = models.make(library)
     direction = curvature.filter_normalized_direction(jax.random.key(7), params)

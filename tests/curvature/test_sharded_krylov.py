@@ -63,21 +63,28 @@ def _rows(tree):
     return np.concatenate([np.asarray(tree[k], float).reshape(len(tree[k]), -1) for k in SHAPES], axis=1)
 
 
-every_mesh = pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
-# Each combination is compiled, which takes long: every value of each once, and the likely ones together.
-some_meshes = pytest.mark.parametrize(
-    ("layout", "axis_type", "loop"),
-    [
-        ("fsdp", AxisType.Explicit, "host"),
-        ("two axes", AxisType.Explicit, "device"),
-        ("partly", AxisType.Explicit, "host"),
-        ("two axes", AxisType.Auto, "host"),
-        ("fsdp", AxisType.Auto, "device"),
-    ],
+# Each combination is compiled, which takes long: every kind of mesh is among the fast tests once.
+every_mesh = pytest.mark.parametrize(
+    "axis_type",
+    [AxisType.Explicit, pytest.param(AxisType.Auto, marks=pytest.mark.slow)],
+    ids=["explicit", "auto"],
 )
+CASES = [
+    ("fsdp", AxisType.Explicit, "host"),
+    ("two axes", AxisType.Auto, "device"),
+    ("partly", AxisType.Explicit, "host"),
+    ("two axes", AxisType.Explicit, "device"),
+    ("two axes", AxisType.Auto, "host"),
+    ("fsdp", AxisType.Auto, "device"),
+]
 
 
-@some_meshes
+def some_meshes(num_fast):
+    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in CASES[num_fast:]]
+    return pytest.mark.parametrize(("layout", "axis_type", "loop"), [*CASES[:num_fast], *slow])
+
+
+@some_meshes(2)
 def test_eigenpairs_and_their_basis_stay_sharded(layout, axis_type, loop):
     matvec, v0, _ = _problem(layout, axis_type)
     # So few rows that the process restarts.
@@ -108,7 +115,7 @@ def test_blocks_states_and_plain_functions_on_a_mesh(axis_type):
     np.testing.assert_allclose(warm.eigenvalues, EIGENVALUES[:3], rtol=1e-5)
 
 
-@some_meshes
+@some_meshes(1)
 def test_lanczos_density_and_traces_are_those_of_one_device(layout, axis_type, loop):
     matvec, v0, _ = _problem(layout, axis_type)
     one = Partial(_product, *(jax.tree.map(np.asarray, x) for x in matvec.args))

@@ -73,12 +73,12 @@ def matrix(operator, params):
 
 def dense_hessian(params, batch):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return jax.hessian(lambda x: loss_fn(unravel(x), batch))(flat)
+    return jax.jit(jax.hessian(lambda x: loss_fn(unravel(x), batch)))(flat)
 
 
 def dense_gauss_newton(params, batch):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    jacobian = jax.jacobian(lambda x: model(unravel(x), batch))(flat)  # (n, length, 3, size)
+    jacobian = jax.jit(jax.jacobian(lambda x: model(unravel(x), batch)))(flat)  # (n, length, 3, size)
     p = jax.nn.softmax(model(params, batch))
     middle = jnp.einsum("ntk,kl->ntkl", p, jnp.eye(3)) - jnp.einsum("ntk,ntl->ntkl", p, p)
     return jnp.einsum("nt,ntki,ntkl,ntlj->ij", batch["mask"], jacobian, middle, jacobian) / batch["mask"].sum()
@@ -174,11 +174,11 @@ def test_shares_of_devices(params, name, way, weight):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_empirical_fisher_of_padded_rows(params, streamed):
-    batch = tokens()
+    batch, gradient_of = tokens(), jax.jit(jax.grad(loss_fn))
 
     def gradient(i):
         one = {k: v if k == "scale" else v[i : i + 1] for k, v in batch.items()}
-        return jax.flatten_util.ravel_pytree(jax.grad(loss_fn)(params, one))[0]
+        return jax.flatten_util.ravel_pytree(gradient_of(params, one))[0]
 
     rows = [i for i in range(11) if batch["mask"][i].sum() > 0]
     assert len(rows) < 11

@@ -57,7 +57,7 @@ ONE = "SEEDS = (0,)\nBASE = {}\n"
             ONE + "GRID = {'a': {'patince': 3}}",
             "'a' has the unknown setting 'patince'; did you mean 'patience'",
         ),
-        ("SEEDS = (0,)\nBASE = {'zzz': 1}\nGRID = {'a': {}}", "unknown setting 'zzz'; known are dataset, "),
+        ("SEEDS = (0,)\nBASE = {'zzz': 1}\nGRID = {'a': {}}", "unknown setting 'zzz'; known are task, "),
         (ONE + "GRID = {'a': {'lr': -1.0}}", "'a': `lr` must be positive and finite, got -1.0"),
         (ONE + "GRIDS = {}", "unknown name 'GRIDS'; did you mean 'GRID'"),
         (ONE, "mine.py must define GRID"),

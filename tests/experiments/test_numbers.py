@@ -5,9 +5,9 @@ import re
 import statistics
 
 import pytest
-from hessabs.training.reports.results import cell
 
 from experiments import grid, table
+from hessabs.training.look.results import cell
 
 README = (grid.RESULTS.parents[1] / "README.md").read_text()
 FIELDS = {

@@ -6,9 +6,13 @@ import optax
 import pytest
 
 from experiments import grid, slides
-from hessabs.data import Dataset
-from hessabs.training import Config, set_up
+from experiments.training import own
+from hessabs import models
+from hessabs.data import as_source
+from hessabs.training import assemble, tasks
 from hessabs.training.loop_state import start
+from hessabs.training.run import prepare
+from hessabs.training.tasks.named import TaskSettings
 
 SHAPES = {
     "cifar10": ((32, 32, 3), 10),
@@ -27,19 +31,23 @@ def test_one_update_with_adversarial_examples(name):
     shape, num_classes = SHAPES[this.slides[0]]
     largest = max(run["max_batch_size"] for run in this.runs.values() if run["method"] == "absa")
     small = {"batch_size": BATCH, "max_batch_size": 2 * BATCH, "pgd_steps": 0, "adversarial_fraction": 0.5}
-    here = {"image_size": None, "augment": "none", "train_split": "train"}  # the images are at hand
-    config = Config(**{**this.runs[f"absa_{largest}/seed0"], **small, **here})
+    settings = {**this.runs[f"absa_{largest}/seed0"], **small}
     rng = np.random.default_rng(0)
     arrays = {
         "image": rng.integers(0, 256, (2 * BATCH, *shape), dtype=np.uint8),
         "label": rng.integers(0, num_classes, 2 * BATCH).astype(np.int32),
     }
-    run = set_up(config, Dataset(name, arrays, arrays, num_classes))
+    network = models.create(settings["model"], num_classes)
+    source = as_source(arrays)  # the images are at hand
+    task = tasks.linen(network, (source, source), num_classes=num_classes)
+    given = {key: value for key, value in own(settings).items() if key not in TaskSettings._fields}
+    parts = assemble(given, task)
+    run = prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
     before = jax.device_get(run.state.params)
     batch = {**{key: value[:BATCH] for key, value in arrays.items()}, "weight": np.ones(BATCH, np.float32)}
     decision = start(run).decision
     assert (decision.batch_size, decision.adversarial_fraction) == (BATCH, 0.5)
-    state = run.functions.update_adversarial(run.state, batch, decision.adversarial_fraction, decision.lr_scale)
+    state = run.functions.whole(run.state, batch, decision.adversarial_fraction, decision.lr_scale)
     after = jax.device_get(state.params)
     assert int(state.updates) == 1
     assert int(state.nonfinite_update) == 0

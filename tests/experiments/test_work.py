@@ -179,9 +179,9 @@ def test_measuring_a_trained_run(trained, what, monkeypatch, tmp_path):
     ).eigenvalues
     if what == "robustness":
         assert next(iter(record["accuracy"])) == "clean"
-        assert (
-            record["accuracy"]["pgd"] <= record["accuracy"]["fgsm"] + 0.5 <= record["accuracy"]["clean"] + 0.5
-        )
+        assert max(record["accuracy"].values()) == record["accuracy"]["clean"]
+        assert len(record["accuracy"]) == 7
+        assert record["accuracy"]["pgd"] < record["accuracy"]["clean"]
         assert record["eigenvalues"][0] == pytest.approx(float(top), rel=2e-2)
         assert "## Under each attack" in (results / "README.md").read_text()
         return

@@ -1,4 +1,4 @@
-"""Settings by name: refused in one line at the earliest moment, or filled in and made into the parts of a run."""
+"""Settings by name: refused in one line at the earliest moment, or made into the parts of a run."""
 
 import math
 import subprocess

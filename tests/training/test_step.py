@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 
+from hessabs.curvature import last_layer_path
 from hessabs.data import micro_batches
 from hessabs.models import mlp
 from hessabs.training import tasks
-from hessabs.training.look.measure import last_layer, make_measure
+from hessabs.training.look.measure import make_measure
 from hessabs.training.objectives import make_inner, mixing
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
 from hessabs.training.step import init_state, jit_functions, make_functions, read_loss
@@ -291,7 +292,7 @@ def test_the_eigenvalue_is_measured_in_evaluation_mode_and_touches_nothing(batch
     dense = np.asarray(jax.hessian(loss)(flat))
     assert float(result.eigenvalue) == pytest.approx(largest_of(dense), rel=1e-3)
 
-    block = last_layer(state.params, CLASSES)
+    block = last_layer_path(state.params, CLASSES)
     inside = jax.tree_util.tree_map_with_path(
         lambda path, x: jnp.full(x.shape, block in jax.tree_util.keystr(path)), state.params
     )

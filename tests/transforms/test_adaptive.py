@@ -24,9 +24,8 @@ def follow(controller, eigenvalues):
 
 
 def test_it_is_the_controller_called_by_hand():
-    rule = hessabs.batch_size.hessian_adaptive(
-        4, 32, measure_every=8, patience=3, lr_decay_at=(100,), lr_decay=0.5
-    )
+    rule = hessabs.batch_size.hessian_adaptive(4, 32, measure_every=8, patience=3)
+    rule = hessabs.batch_size.with_decay(rule, (100,), 0.5)
     eigenvalues = [9.0, 8.0, 7.0, 4.0, 4.0, 2.0, 1.9, 1.9, 1.9, 1.9, 1.0]
     tx = hessabs.adaptive_batch_size(rule)
     state, seen = tx.init(jnp.ones(())), []

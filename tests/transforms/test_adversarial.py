@@ -55,7 +55,7 @@ def make_update(max_fraction, **options):
 
 
 def test_the_fraction_of_a_rule_is_its_own_largest():
-    rule = hessabs.batch_size.timer(16, 64, every=16, adversarial_fraction=0.5)
+    rule = hessabs.batch_size.with_adversarial(hessabs.batch_size.timer(16, 64, every=16), 0.5)
     state, params, batch = rule.init(), make_params(), make_batch()
     got = jax.jit(make_update(float(state.adversarial_fraction)))(state.adversarial_fraction)
     mixed = hessabs.attacks.replace_fraction(hessabs.attacks.fgsm(0.1), loss_fn, params, batch, 0.5)

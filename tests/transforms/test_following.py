@@ -136,7 +136,7 @@ def test_schedules_are_read_by_examples_as_arguments_and_inside():
 
 
 def test_it_goes_by_what_accumulation_saw_while_a_rule_grows_the_batch():
-    rule = hessabs.batch_size.timer(B0, 64, every=64, lr_coupling="none")
+    rule = hessabs.batch_size.with_coupling(hessabs.batch_size.timer(B0, 64, every=64), "none")
     inner = optax.chain(
         hessabs.by_examples(optax.adam, batch_size=B0)(0.1, b1=0.9, b2=0.99), hessabs.adaptive_batch_size(rule)
     )

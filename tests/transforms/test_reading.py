@@ -13,7 +13,7 @@ from tests.transforms.cases import make_params
 
 
 def rule():
-    return hessabs.batch_size.timer(32, 128, every=32, adversarial_fraction=0.5)
+    return hessabs.batch_size.with_adversarial(hessabs.batch_size.timer(32, 128, every=32), 0.5)
 
 
 def adaptive():

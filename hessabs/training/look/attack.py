@@ -9,13 +9,15 @@ digest, all other options: other options leave an earlier table alone. It begins
 
 import csv
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 from hessabs.attacks import losses, misleading, outcomes
+from hessabs.attacks.evaluate import report
+from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Norm, check_norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs
@@ -29,7 +31,6 @@ from hessabs.training.task import Task, attack_loss
 from hessabs.typing import LossFn, Params
 
 COLUMNS = tuple(name for name in Evaluation._fields if name not in ("withstood", "non_finite"))
-_SUMS = ("seconds", "seconds_compile")
 _STEM_LENGTH = 60  # of the names in a file name
 _SHOWN = 6  # images of each chunk that are kept for the sheet
 
@@ -83,21 +84,21 @@ def attack(
     workdir: pathlib.Path,
     options: Options,
     source: tuple[Task, Params, Any] | None = None,
+    how: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Attack a network, write what it withstands into a folder, and return what the file of numbers holds.
 
-    ``source`` is another network to make the examples on; ``options.source`` says where it came from.
+    ``source`` is another network to make the examples on; ``options.source`` says where it came from. ``how``
+    says what of the run was not taken as it was recorded.
     """
     names, epsilons = _check(task, options)
     network = _network(task, params, model_state)
     maker = network if source is None else _network(*source)
     if source is not None:
         _check_fit(task, network, maker, source[0])
-    shared = _Shared(task, options, workdir / cache.FOLDER, network, maker)
+    shared = _Shared(task, options, workdir / files.CACHE, network, maker)
     chunks = list(_chunks(task, options))
-    seen_clean = _join([_clean(shared, chunk) for chunk in chunks])
-    clean = Clean(*(seen_clean[name] for name in Clean._fields))
-    misled = misleading.Misleading(*(seen_clean[name] for name in misleading.Misleading._fields))
+    clean, signs = (outcomes.join(parts) for parts in zip(*(_clean(shared, c) for c in chunks), strict=True))
     results: dict[tuple[str, float], Outcome] = {}
     sheet = None
     with Progress(len(clean.right) * len(names) * len(epsilons)) as bar:
@@ -108,20 +109,20 @@ def attack(
                 done = len(results) * len(clean.right) + chunk.start + chunk.size
                 bar.show(done, attack=name, epsilon=epsilon)
             sheet = _sheet(f"{name}, epsilon {epsilon:g}", task, parts[0], epsilon) or sheet
-            whole = _join(parts)
-            fields = {f: float(whole[f].sum()) if f in _SUMS else whole[f] for f in Outcome._fields}
-            results[name, epsilon] = Outcome(**fields)  # type: ignore[arg-type]
-    rows = outcomes.table(clean, results, keep_fallen=options.keep_fallen)
+            results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
     minimal = {name for name in names if MENU[name].minimal}
     black_box = {name for name in names if MENU[name].black_box}
-    found = misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
+    rows, warnings = report(
+        clean, signs, results, keep_fallen=options.keep_fallen, minimal=minimal, black_box=black_box
+    )
     record = {
         **options._asdict(),
+        **how,
         "images": len(clean.right),
         "rows": [{name: getattr(row, name) for name in COLUMNS} for row in rows],
-        "warnings": [*misled.messages(clean.right), *found],
+        "warnings": warnings,
     }
-    path = workdir / stem(options)
+    path = workdir / stem(options, how)
     files.write_json(path.with_name(f"{path.name}.json"), record)
     with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=COLUMNS)
@@ -134,7 +135,7 @@ def attack(
     return record
 
 
-def stem(options: Options) -> str:
+def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
     """Return the name of the files without what follows the point; other options have another one.
 
     Example:
@@ -146,7 +147,7 @@ def stem(options: Options) -> str:
     kind = "attack" if options.source is None else "transfer"
     names = "+".join(name.strip() for name in options.attack.split(","))
     epsilons = [number(part) for part in options.epsilon.split(",")]
-    identity = cache.identify(**{**options._asdict(), "attack": names, "epsilon": epsilons})
+    identity = cache.identify(**{**options._asdict(), **how, "attack": names, "epsilon": epsilons})
     return f"{kind}-{names[:_STEM_LENGTH]}-{options.norm}-{identity[:6]}"
 
 
@@ -209,7 +210,7 @@ def _read(task: Task, chunk: _Chunk) -> Any:
     return jax.jit(task.prepare)({**batch, "weight": np.ones(chunk.size, np.float32)})
 
 
-def _clean(shared: _Shared, chunk: _Chunk) -> dict[str, Any]:
+def _clean(shared: _Shared, chunk: _Chunk) -> tuple[Clean, Misleading]:
     loss_fn, params, network = shared.network
     name, key, norm = f"{CLEAN}-{chunk.start}", shared.task.inputs_key, shared.options.norm
     identity = cache.identify(network=network, norm=norm, examples=chunk.digest)
@@ -217,10 +218,9 @@ def _clean(shared: _Shared, chunk: _Chunk) -> dict[str, Any]:
     if found is None:
         batch = _read(shared.task, chunk)
         seen = outcomes.look(loss_fn, params, batch, key, norm)  # type: ignore[arg-type]
-        signs = misleading.look(loss_fn, params, batch, key)
-        found = {**seen._asdict(), **signs._asdict()}
+        found = {**seen._asdict(), **misleading.look(loss_fn, params, batch, key)._asdict()}
         cache.keep(shared.folder, name, identity, found)
-    return found
+    return _take(Clean, found), _take(Misleading, found)
 
 
 def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict
     before, after = (np.argmax(logits_fn(params, x), axis=-1) for x in inputs)
     felled = np.flatnonzero((before == np.asarray(batch[task.label_key])) & ~outcome.stands)[:_SHOWN]
     arrays = {
-        **{field: np.atleast_1d(value) for field, value in outcome._asdict().items()},
+        **outcome._asdict(),
         "places": felled,
         "clean": inputs[0][felled],
         "attacked": inputs[1][felled],
@@ -267,8 +267,8 @@ def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict
     return arrays
 
 
-def _join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _take(kind: Any, found: Mapping[str, Any]) -> Any:
+    return kind(**{name: found[name] for name in kind._fields})
 
 
 def _sheet(title: str, task: Task, part: dict[str, Any], epsilon: float) -> pictures.Sheet | None:

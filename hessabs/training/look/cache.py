@@ -20,7 +20,6 @@ import numpy as np
 import hessabs
 from hessabs.training import files
 
-FOLDER = "cache"  # in the folder of a run
 _IDENTITY, _JSON = "__identity__", "__json__"
 
 

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from hessabs import curvature, paths, programs, trees
-from hessabs.curvature.layers import output_axes
 from hessabs.training.look.batches import raw_loss, raw_weight, read
 from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, evaluation_loss, evaluation_weight
@@ -81,7 +80,7 @@ def make_track(
         if "gradient_norm" in names:
             record["gradient_norm"] = gradient_norm(task, params, model_state, mesh=mesh)
         if "last_layer_eigenvalue" in names:
-            head = last_layer(params, task.num_classes)
+            head = curvature.last_layer_path(params, task.num_classes)
             operator = curvature.hessian(raw_loss(task, model_state), params, batch)
             block = curvature.restrict(operator, params, head, linearize=True)
             start, _ = paths.partition(v0, head)
@@ -101,25 +100,6 @@ def gradient_norm(
         total, weight = _add_gradient(loss_fn, weigh, params, split_whole(batch, mesh), total)
         weights += float(weight)
     return float(trees.normalize(total)[1]) / weights
-
-
-def last_layer(params: Params, num_classes: int | None) -> str:
-    """Return the path of the last layer of a network: the last matrix with an output for each class."""
-    names, leaves, axes = paths.paths(params), jax.tree.leaves(params), output_axes(params)
-    outputs = {
-        name: None if axis is None or leaf.ndim != 2 else leaf.shape[axis]
-        for name, leaf, axis in zip(names, leaves, axes, strict=True)
-    }
-    layers = curvature.layers(params)
-    heads = [
-        name for name, layer in layers.items() if num_classes and num_classes in map(outputs.get, layer.paths)
-    ]
-    if not heads:
-        what = f"no matrix with {num_classes} outputs" if num_classes else "the task has no `num_classes`"
-        raise ValueError(
-            f"The last layer of the network is not known: {what}. Its layers are {', '.join(layers)}."
-        )
-    return max(heads, key=lambda name: (len(name), name))
 
 
 @programs.jit

@@ -20,7 +20,7 @@ class Options(NamedTuple):
     """How to predict; one field, one flag of ``hessabs predict``."""
 
     output: Annotated[str | None, "file for the predictions too, .json (with all classes) or .csv"] = None
-    resize: Annotated[bool, "bring images of another size to that of the data"] = False
+    resize: Annotated[int | None, "side of the images of the data, to bring others to it"] = None
 
 
 def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_size: int = 1000) -> np.ndarray:
@@ -67,13 +67,17 @@ def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_
 
 
 def predict_files(
-    task: Task, params: Params, model_state: Any, files: Sequence[str], *, resize: bool = False
+    task: Task, params: Params, model_state: Any, files: Sequence[str], *, resize: int | None = None
 ) -> list[dict[str, Any]]:
     """Predict the class of images in files: a row each, of ``image``, ``class``, ``label``, ``probability`` and
     the ``probabilities`` of all classes.
     """
     shape = _example(task)[task.inputs_key].shape[1:]
-    images = np.stack([data.read_image(pathlib.Path(file), shape, resize) for file in files])
+    # Read as the images of the data were.
+    how = {name: task.settings.get(name) for name in ("image_size", "resize")}
+    if how["image_size"] is None:
+        how["resize"] = resize or how["resize"]
+    images = np.stack([data.read_image(file, shape, **how) for file in files])
     rows = []
     for file, row in zip(files, predict(task, params, model_state, images), strict=True):
         label = int(row.argmax())

@@ -11,7 +11,7 @@ import csv
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -22,7 +22,6 @@ from hessabs.data import Source
 from hessabs.training import files
 from hessabs.training.look import cache
 from hessabs.training.look.batches import raw_loss, raw_weight, read
-from hessabs.training.look.measure import last_layer
 from hessabs.training.look.pictures import draw_tracked
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task
@@ -76,16 +75,24 @@ class _Shared(NamedTuple):
 
 
 def spectrum(
-    task: Task, params: Params, model_state: Any, workdir: pathlib.Path, options: Options
+    task: Task,
+    params: Params,
+    model_state: Any,
+    workdir: pathlib.Path,
+    options: Options,
+    how: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """Compute the spectrum of a network, write it into a folder, and return what the file of numbers holds."""
+    """Compute the spectrum of a network, write it into a folder, and return what the file of numbers holds.
+
+    ``how`` says what of the run was not taken as it was recorded.
+    """
     _check(options)
     start_key, example_key, density_key = jax.random.split(jax.random.key(options.seed), 3)
     start = trees.normal_like(start_key, params)
     sets = {"training": task.train, "test": task.test}
-    shared = _Shared(task, params, model_state, sets, options, start, workdir / cache.FOLDER, "")
+    shared = _Shared(task, params, model_state, sets, options, start, workdir / files.CACHE, "")
     shared = shared._replace(identity=_identify(shared))
-    block = last_layer(params, task.num_classes) if options.block == "last" else options.block
+    block = curvature.last_layer_path(params, task.num_classes) if options.block == "last" else options.block
     if block:
         paths.partition(params, block)  # so that a path that leads nowhere is found out first
     rows: list[dict[str, Any]] = []
@@ -95,8 +102,8 @@ def spectrum(
             what = "last layer" if options.block == "last" else block
             rows += _of_set(shared, name, f"{name}, {what}", block)
     rows += _of_examples(shared, example_key)
-    record: dict[str, Any] = {**options._asdict(), "eigenvalues": rows}
-    path = workdir / stem(options)
+    record: dict[str, Any] = {**options._asdict(), **how, "eigenvalues": rows}
+    path = workdir / stem(options, how)
     if options.density:
         density = _density(shared, density_key)
         curvature.draw_density(density, _picture(path, "_density"), title="training set")
@@ -108,14 +115,14 @@ def spectrum(
     return record
 
 
-def stem(options: Options) -> str:
+def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
     """Return the name of the files without what follows the point; other options have another one.
 
     Example:
       >>> stem(Options(top=3)) == stem(Options(top=3, save_seconds=0.0)) != stem(Options(top=4))
       True
     """
-    return f"spectrum-{cache.identify(**options._replace(save_seconds=0.0)._asdict())[:6]}"
+    return f"spectrum-{cache.identify(**options._replace(save_seconds=0.0)._asdict(), **how)[:6]}"
 
 
 def _check(options: Options) -> None:

@@ -1,7 +1,9 @@
 """Which run a command looks at."""
 
 import pathlib
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+from hessabs.training.trained import Trained, load_trained
 
 
 class Where(NamedTuple):
@@ -15,12 +17,15 @@ class Where(NamedTuple):
     ema: Annotated[bool, "look at the running average of the params"] = False
 
 
-def open_run(where: Where) -> Any:
-    """Read a finished run: ``(task, params, model_state, record)``."""
+def open_run(where: Where) -> Trained:
+    """Read a finished run."""
     if where.workdir is None:
         raise ValueError("`workdir` is required: name the folder of a finished run with --workdir.")
-    from hessabs.training.trained import load_trained
-
     named = {name: getattr(where, name) for name in ("task", "model", "dataset", "data_dir")}
     flags = {name: value for name, value in named.items() if value is not None}
     return load_trained(pathlib.Path(where.workdir), flags=flags, average=where.ema)
+
+
+def changed(where: Where) -> dict[str, str | bool]:
+    """List what is not taken as the run recorded it: results of that have other names."""
+    return {n: v for n, v in where._asdict().items() if v and n not in ("workdir", "data_dir")}

@@ -123,8 +123,8 @@ def _check_outputs(task: Task, output_loss: OutputLoss) -> None:
     number = outputs.shape[-1]
     if (task.num_classes or 0) > number:
         raise ValueError(
-            f"The network of the task {task.name} has too few outputs for the {task.num_classes} classes of its "
-            f"data: outputs of shape (n, {', '.join(map(str, outputs.shape[1:]))})."
+            f"The network of the task {task.name} has too few outputs: its data has {task.num_classes} "
+            f"classes, got outputs of shape (n, {', '.join(map(str, outputs.shape[1:]))})."
         )
     for source in (task.train, task.test, task.validation):
         if source is not None and in_memory(source):

@@ -68,7 +68,8 @@ def linen(
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"The network {name} does not take inputs of shape {_shapes(found.example)}: {reason}"
+                f"The network {type(module).__name__} does not take the inputs of {name}, shape "
+                f"{_shapes(found.example)}: {reason}"
             ) from error
         return model_state.pop("params"), model_state
 

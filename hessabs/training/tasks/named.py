@@ -9,7 +9,7 @@ from flax import linen as linen_modules
 from flax import nnx as nnx_modules
 
 from hessabs import models
-from hessabs.data import AUGMENTATIONS, Dataset, hold_out, load
+from hessabs.data import AUGMENTATIONS, Dataset, check_images, hold_out, load
 from hessabs.training import factories
 from hessabs.training.factories import Factory, call_factory, load_factory
 from hessabs.training.fields import check_types, is_factory, nearest
@@ -39,9 +39,9 @@ class TaskSettings(NamedTuple):
         "side of the images of a set that does not fit memory: they are decoded when they are used; "
         "default: images as they are, in memory",
     ] = None
-    resize: Annotated[int | None, "side to which images in memory are brought, where they differ in size"] = (
-        None
-    )
+    resize: Annotated[
+        int | None, "side to which images are brought that differ in size; default: they must not"
+    ] = None
     augment: Annotated[
         Literal["none", "crop_flip", "resized_crop"],
         "augmentation of the training images (resized_crop: with image_size); the same for an example of an "
@@ -112,6 +112,7 @@ def make_named(settings: TaskSettings, loaded: Mapping[str, Factory] | None = No
         image_size=settings.image_size,
         resize=settings.resize,
     )
+    dataset = check_images(dataset)
     train, held_out = hold_out(dataset.train, settings.validation_examples)
     dataset = dataset._replace(train=train)
     options: dict[str, Any] = {

@@ -11,6 +11,8 @@ from hessabs.training.task import Task
 from hessabs.training.tasks.common import Data, make_task, read_data
 from hessabs.training.tasks.losses import OutputLoss
 
+_KINDS: tuple[Any, ...] = (flax_nnx.Param, flax_nnx.RngState, ...)  # the last: all else
+
 
 def nnx(
     factory: Callable[[flax_nnx.Rngs], flax_nnx.Module],
@@ -58,15 +60,15 @@ def nnx(
     # The structure is that of any key; the streams of random numbers are templates.
     shapes = flax_nnx.eval_shape(lambda: factory(flax_nnx.Rngs(0)))
     shapes.eval()
-    evaluating, params_like, streams_like, state_like = flax_nnx.split(
-        shapes, flax_nnx.Param, flax_nnx.RngState, ...
-    )
+    parts: Any = flax_nnx.split(shapes, *_KINDS)
+    evaluating, params_like, streams_like, state_like = parts
     shapes.train()
     training = flax_nnx.graphdef(shapes)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         module = factory(flax_nnx.Rngs(key))
-        _, params, _, model_state = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
+        drawn: Any = flax_nnx.split(module, *_KINDS)
+        _, params, _, model_state = drawn
         return flax_nnx.to_pure_dict(params), flax_nnx.to_pure_dict(model_state)
 
     def apply(params: Any, model_state: Any, x: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
@@ -97,10 +99,9 @@ def _filled(like: Any, values: Any) -> Any:
 
 def _seeded(like: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    keys = jnp.issubdtype
     seeded = [
         jax.random.fold_in(key, number)
-        if keys(leaf.dtype, jax.dtypes.prng_key)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else jnp.zeros(leaf.shape, leaf.dtype)
         for number, leaf in enumerate(leaves)
     ]

@@ -36,8 +36,8 @@ class Next(nn.Module):
 @functools.cache
 def images(seed=0):
     digits = data.load("digits", num_test=130)
-    train = {name: array[:300] for name, array in digits.train.items()}
-    return descend(tasks.linen(Small(), digits._replace(train=train)), seed, steps=60, lr=0.5)
+    digits = digits._replace(train=data.as_source(digits.train.take(np.arange(300))))
+    return descend(tasks.linen(Small(), digits), seed, steps=60, lr=0.5)
 
 
 @functools.cache

@@ -10,7 +10,8 @@ import pytest
 from hessabs import attacks, cli
 from hessabs.attacks import losses, outcomes
 from hessabs.training import tasks
-from hessabs.training.look import cache, pictures
+from hessabs.training.files import CACHE
+from hessabs.training.look import pictures
 from hessabs.training.look.attack import Options, attack, stem
 from hessabs.training.look.menu import MENU, make
 from tests.training.look import kinds
@@ -44,7 +45,7 @@ def withstood(run, maker, epsilon):
 
 
 def files(workdir):
-    return {path.name: path.stat().st_mtime_ns for path in (workdir / cache.FOLDER).glob("*.npz")}
+    return {path.name: path.stat().st_mtime_ns for path in (workdir / CACHE).glob("*.npz")}
 
 
 def test_numbers_files_and_transfer(tmp_path):

@@ -8,10 +8,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 
 from hessabs import trees
-from hessabs.training import tasks
+from hessabs.curvature import last_layer_path
 from hessabs.training.look.measure import (
     gradient_norm,
-    last_layer,
     make_measure,
     make_track,
     parse_tracked,
@@ -54,7 +53,7 @@ def test_a_block_is_that_of_the_dense_hessian_and_leaves_the_rest_of_the_vector(
     task, params, model_state, _ = run
     batch = raw(task.train, 48)
     flat, loss = mean_loss(run, batch)
-    head = last_layer(params, task.num_classes)
+    head = last_layer_path(params, task.num_classes)
     assert head == "Dense_0"
     rows = kinds.places(params, head)
     want = np.linalg.eigvalsh(jax.hessian(loss)(flat)[np.ix_(rows, rows)])[-1]
@@ -78,33 +77,6 @@ def test_the_gradient_norm_is_over_the_whole_training_set_by_the_weight_of_the_l
     assert gradient_norm(task, params, model_state, batch_size=23) == pytest.approx(want, rel=1e-4)
     (norm,) = make_track(("gradient_norm",), task, None, None)(params, model_state, params).values()
     assert norm == pytest.approx(want, rel=1e-4)
-
-
-def test_last_layer_is_the_last_matrix_with_an_output_for_each_class():
-    params = {"Dense_0": {"kernel": np.ones((4, 10))}, "Dense_1": {"kernel": np.ones((10, 10))}}
-    assert last_layer(params, 10) == "Dense_1"
-    with pytest.raises(ValueError, match=r"no matrix with 7 outputs\. Its layers are Dense_0, Dense_1"):
-        last_layer(params, 7)
-    with pytest.raises(ValueError, match="the task has no `num_classes`"):
-        last_layer(params, None)
-
-
-def test_last_layer_of_an_equinox_module_whose_kernels_are_the_other_way_round():
-    eqx = pytest.importorskip("equinox")
-
-    class Net(eqx.Module):
-        body: eqx.nn.Linear
-        head: eqx.nn.Linear
-
-        def __call__(self, x):
-            return self.head(self.body(x.reshape(-1)))
-
-    examples = {"image": np.ones((4, 3, 1, 1), np.float32), "label": np.zeros(4, np.int32)}
-    layers = [(3, 7), (7, 5)]
-    task = tasks.equinox(
-        lambda key: Net(*(eqx.nn.Linear(*sizes, key=key) for sizes in layers)), (examples, examples)
-    )
-    assert last_layer(task.init(jax.random.key(0))[0], 5) == "head"
 
 
 def test_names_of_what_is_tracked():

@@ -5,32 +5,27 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
-from hessabs import data
 from hessabs.cli import predict as command
 from hessabs.training.look.predict import predict, predict_files
 from tests.training.look import kinds
 
+PLACES = (0, 50, 99)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """A run on digits, whose images are named IMAGE.NUMBER."""
+def run(monkeypatch, tmp_path):
+    """A run on digits; the working directory has some of its images as files."""
     run = kinds.images()
-    names = tuple(f"digit {i}" for i in range(10))
-    run = run._replace(task=run.task._replace(class_names=names))
-
-    def read_image(path, shape, resize):
-        if path.suffix == ".txt":
-            raise ValueError(f"The image {path} cannot be read")
-        if not resize and path.stem == "large":
-            raise ValueError(f"The image {path} is 9x9x1 and those of the data set are 8x8x1")
-        assert shape == (8, 8, 1)
-        return run.task.test.take(np.array([int(path.suffix[1:])]))["image"][0]
-
-    monkeypatch.setattr(data, "read_image", read_image, raising=False)
+    run = run._replace(task=run.task._replace(class_names=tuple(f"digit {i}" for i in range(10))))
+    for place, image in zip(PLACES, run.task.test.take(np.array(PLACES))["image"], strict=True):
+        PIL.Image.fromarray(image[..., 0]).save(tmp_path / f"{place}.png")
+    PIL.Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no image")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: run)
     return run
 
@@ -49,8 +44,8 @@ def test_probabilities_are_those_of_a_softmax_by_hand(run):
 
 
 def test_the_command_prints_and_writes(run, tmp_path, capsys):
-    files = [f"a/one.{i}" for i in (0, 5, 9)]
-    want = softmax(run, run.task.test.take(np.array([0, 5, 9]))["image"])
+    files = [f"{place}.png" for place in PLACES]
+    want = softmax(run, run.task.test.take(np.array(PLACES))["image"])
     output = tmp_path / "out.json"
     assert command.main(["--workdir=w", *files, f"--output={output}"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -64,20 +59,21 @@ def test_the_command_prints_and_writes(run, tmp_path, capsys):
     with (tmp_path / "out.csv").open() as file:
         (first, *_) = csv.DictReader(file)
     assert float(first.pop("probability")) == pytest.approx(want[0].max(), abs=1e-6)
-    assert first == {"image": "a/one.0", "class": f"digit {want[0].argmax()}", "label": str(want[0].argmax())}
+    assert first == {"image": "0.png", "class": f"digit {want[0].argmax()}", "label": str(want[0].argmax())}
     unnamed = run.task._replace(class_names=None)
-    assert predict_files(unnamed, *run[1:3], ["one.0"])[0]["class"] == str(want[0].argmax())
-    assert command.main(["--workdir=w", "large.0", "--resize"]) == 0
+    assert predict_files(unnamed, *run[1:3], ["0.png"])[0]["class"] == str(want[0].argmax())
+    assert command.main(["--workdir=w", "large.png", "--resize=8"]) == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--workdir=w"], "name images, as in `hessabs predict --workdir W IMAGE...`, got none"),
-        (["--workdir=w", "large.0"], "is 9x9x1 and those of the data set are 8x8x1"),
-        (["--workdir=w", "one.txt"], "The image one.txt cannot be read"),
-        (["--workdir=w", "one.0", "--output=x.xml"], "`output` must end in .json or .csv, got x.xml"),
-        (["--workdir=w", "one.0", "--output=no/such.csv"], "`output` no/such.csv cannot be used"),
+        (["--workdir=w", "large.png"], "large.png is 9x9 and those of the data set are 8x8"),
+        (["--workdir=w", "text.png"], "The image text.png cannot be read"),
+        (["--workdir=w", "no/such.png"], "no/such.png"),
+        (["--workdir=w", "0.png", "--output=x.xml"], "`output` must end in .json or .csv, got x.xml"),
+        (["--workdir=w", "0.png", "--output=no/such.csv"], "`output` no/such.csv cannot be used"),
     ],
 )
 def test_what_cannot_be_used_ends_in_one_line(run, capsys, arguments, message):
@@ -92,7 +88,7 @@ def test_tasks_without_classes_and_other_shapes_are_refused(run):
         with pytest.raises(ValueError, match="predicts no classes"):
             predict(*kind()[:3], np.zeros((2, 8), np.int32))
         with pytest.raises(ValueError, match="predicts no classes"):
-            predict_files(*kind()[:3], ["one.0"])
+            predict_files(*kind()[:3], ["0.png"])
     with pytest.raises(ValueError, match=r"shape \(n, 8, 8, 1\), got shape \(2, 9, 8, 1\)"):
         predict(*run[:3], np.zeros((2, 9, 8, 1), np.uint8))
     with pytest.raises(ValueError, match=r"at least one input .* got shape \(0, 8, 8, 1\)"):

@@ -179,6 +179,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "training" in out
     assert out.splitlines()[-1].startswith(f"spectrum: {tmp_path}/spectrum-")
+    assert (
+        command(monkeypatch, kinds.plain(), f"--workdir={tmp_path}", "--top=1", "--batch_size=50", "--ema") == 0
+    )
+    assert len(list(tmp_path.glob("spectrum-*.json"))) == 2  # that of the average leaves the other alone
     (tmp_path / "outside").symlink_to(tmp_path.parent)
     assert command(monkeypatch, kinds.plain(), f"--workdir={tmp_path}") == 2
     assert "must hold no links" in capsys.readouterr().err
