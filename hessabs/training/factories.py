@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from hessabs.training.fields import nearest
 
+FACTORIES = "factories"  # the setting under which a workdir keeps where they come from, by their flags
+
 
 class Origin(NamedTuple):
     """Where a factory comes from."""

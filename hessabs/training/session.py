@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import numpy as np
 
-from hessabs.training import durability, files, processes
+from hessabs.training import durability, factories, files, processes
 from hessabs.training.callbacks import Callback, call_all
 from hessabs.training.checkpoints import Checkpoints, Saved
 from hessabs.training.durability import Durability, Marks
+from hessabs.training.factories import FACTORIES, Origin
 from hessabs.training.files import say
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
 from hessabs.training.interruption import Interrupted, Request, catch_signals
@@ -34,7 +35,7 @@ from hessabs.training.step import TrainState
 
 T = TypeVar("T")
 _FORMAT = 2
-_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks")
+_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", FACTORIES)
 
 
 class Found(NamedTuple):
@@ -419,6 +420,13 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
         and old[name] != value
         and not (name == "epochs" and value > old["epochs"])
         and not (name == "adversarial_epochs" and not config.get("adversarial_fraction"))
+    ]
+    wrong += [
+        line.rstrip(".")
+        for name, now_from in config.get(FACTORIES, {}).items()
+        if (
+            line := factories.changed(Origin(**now_from), (old.get(FACTORIES) or {}).get(name, {}), f"--{name}")
+        )
     ]
     wrong += [
         f"the data's {name} are {saved['data'].get(name)} in the checkpoint and {value} now"
