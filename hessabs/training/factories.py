@@ -59,6 +59,13 @@ def load_factory(spec: str) -> Factory:
     return _load(file, name, _read(file, spec))
 
 
+def describe(spec: str) -> str:
+    """Say which factory this is, and of which version of its file: what a run that goes on compares."""
+    path, _, name = spec.rpartition(":")
+    file = _real(pathlib.Path(path).expanduser())
+    return f"{file}:{name} (SHA-256 {hashlib.sha256(_read(file, spec)).hexdigest()[:16]})"
+
+
 def call_factory(
     factory: Factory, expect: type | tuple[type, ...] | Callable[[Any], bool], what: str, **kwargs: Any
 ) -> Any:

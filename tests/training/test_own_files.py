@@ -394,11 +394,15 @@ def test_a_file_that_has_changed_since_is_said_and_used_where_it_is_named(home, 
     refused(capsys, "holds another network than the task says")
 
 
-def test_a_run_does_not_go_on_with_a_file_that_has_changed(home, run, tmp_path, capsys):
-    (home / "mine.py").write_text(NETS)
-    flags = (f"--model={home}/mine.py:linen", "--checkpoint_every=1epochs", "--epochs=1")
-    assert train(home, tmp_path / "run", *flags) == 0
-    (home / "mine.py").write_text(NETS + "\nMORE = 1\n")
+@pytest.mark.parametrize("flag", ["model", "optimizer"])
+def test_a_run_does_not_go_on_with_a_file_that_has_changed(home, tmp_path, capsys, flag):
+    file = home / "mine.py"
+    text = NETS if flag == "model" else OTHERS
+    file.write_text(text)
+    flags = (f"--{flag}={file}:{'linen' if flag == 'model' else 'adam'}", "--checkpoint_every=1epochs")
+    assert train(home, tmp_path / "run", *flags, "--epochs=1") == 0
+    file.write_text(text + "\nMORE = 1\n")
     capsys.readouterr()
     assert train(home, tmp_path / "run", *flags, "--resume", "--epochs=2") == 2
-    refused(capsys, "This is not the run that was saved", "mine.py has changed since the run was made with it")
+    said = {"model": "mine.py has changed since the run was made with it", "optimizer": "mine.py:adam (SHA-256"}
+    refused(capsys, "This is not the run that was saved", said[flag])
