@@ -1,9 +1,11 @@
 """Train in processes that may be killed; a test talks to this one in lines of JSON.
 
-A request is ``{"workdir", "settings", "kill"}``. Each is done by a fork of this process, which has imported
-everything and has never touched a device. ``kill`` is null or ``[point, count, seconds]``: the process kills
-itself (SIGKILL) so many seconds after a point of the code is reached for the count-th time. The answer is
+A request is ``{"workdir", "settings", "kill", "quick"}``. Each is done by a fork of this process, which has
+imported everything and has never touched a device. ``kill`` is null or ``[point, count, seconds]``: the process
+kills itself (SIGKILL) so many seconds after a point of the code is reached for the count-th time. The answer is
 ``{"status", "bits"}``: the exit status as of ``os.waitstatus_to_exitcode``, and the digest of the params.
+``quick`` compiles without optimisation, attacks no trained network, and trains once more from the beginning, in
+the folder ``whole`` beside: ``"whole"`` of the answer is that digest.
 """
 
 import json
@@ -14,13 +16,14 @@ import sys
 import threading
 import traceback
 
+import jax
 import matplotlib.figure  # noqa: F401  # imported once, before the forks
 import orbax.checkpoint  # noqa: F401
 
 from hessabs.curvature import power
 from hessabs.training import checkpoints, files, loop, session
 from hessabs.training.durability import Durability
-from tests.training.runs import bits, make_run
+from tests.training.runs import again, bits, make_run
 from tests.training.saving.ending import before
 
 DURABILITY = Durability(resume=True, checkpoint_every="24samples", keep_checkpoints=2)
@@ -99,12 +102,20 @@ def arm(run, point, count, seconds):
 
 
 def work(request):
-    """Do a request; returns the digest of the params."""
+    """Do a request; returns digests of params."""
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in request["settings"].items()}
+    workdir, quick = pathlib.Path(request["workdir"]), request["quick"]
+    jax.config.update("jax_disable_most_optimizations", quick)
     run = make_run(**settings)
+    if quick:
+        run = run._replace(final={})
+    one = again(run)
     if request["kill"]:
-        run = arm(run, *request["kill"])
-    return bits(loop.train(run, pathlib.Path(request["workdir"]), DURABILITY).params)
+        one = arm(one, *request["kill"])
+    digests = {"bits": bits(loop.train(one, workdir, DURABILITY).params)}
+    if quick:
+        digests["whole"] = bits(loop.train(run, workdir.with_name("whole"), DURABILITY).params)
+    return digests
 
 
 def main():
@@ -113,7 +124,7 @@ def main():
         child = os.fork()
         if child == 0:
             try:
-                os.write(write, work(json.loads(line)).encode())
+                os.write(write, json.dumps(work(json.loads(line))).encode())
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
@@ -121,7 +132,8 @@ def main():
         os.close(write)
         _, status = os.waitpid(child, 0)
         with os.fdopen(read) as file:
-            answer = {"status": os.waitstatus_to_exitcode(status), "bits": file.read()}
+            digests = json.loads(file.read() or '{"bits": ""}')
+        answer = {"status": os.waitstatus_to_exitcode(status), **digests}
         print(json.dumps(answer), flush=True)
 
 

@@ -21,7 +21,7 @@ ABSA = {"method": "absa"}
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """Ask a driver to train: ``ask(workdir, settings, kill=None) -> {"status", "bits"}``."""
+    """Ask a driver to train: ``ask(workdir, settings, kill=None, quick=False) -> {"status", "bits"}``."""
     cache = tmp_path_factory.mktemp("cache")
     environment = {
         **os.environ,
@@ -36,8 +36,8 @@ def ask(tmp_path_factory):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as driver:
 
-        def ask(workdir, settings, kill=None):
-            request = {"workdir": str(workdir), "settings": settings, "kill": kill}
+        def ask(workdir, settings, kill=None, quick=False):
+            request = {"workdir": str(workdir), "settings": settings, "kill": kill, "quick": quick}
             driver.stdin.write(json.dumps(request) + "\n")
             driver.stdin.flush()
             return json.loads(driver.stdout.readline())
@@ -56,16 +56,11 @@ def whole(ask, tmp_path_factory):
 
 
 def test_a_kill_in_an_update(ask, tmp_path):
-    settings = {
-        "method": "gg",
-        "epochs": 2,
-        "lr_decay_epochs": [1],
-        "max_batch_size": GROWING["max_batch_size"],
-    }
-    whole = ask(tmp_path / "whole", settings)
-    assert whole["status"] == 0
-    assert ask(tmp_path / "killed", settings, ["micro_batch", 32, 0]) == KILLED
-    assert ask(tmp_path / "killed", settings) == whole
+    settings = {"method": "bl", "epochs": 1, "lr_decay_epochs": []}
+    assert ask(tmp_path / "killed", settings, ["micro_batch", 16, 0], quick=True) == KILLED
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    killed = ask(tmp_path / "killed", settings, quick=True)
+    assert killed == {"status": 0, "bits": killed["whole"], "whole": killed["whole"]}
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
 

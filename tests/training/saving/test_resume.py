@@ -178,7 +178,7 @@ def test_settings_and_data_that_contradict_are_shown_with_both_values(base, brok
     train_set = {**digits.train.take(np.arange(N)), "label": digits.train.take(np.arange(N))["label"][::-1]}
     settings = {"dataset": "digits", "model": "mlp"}
     task = tasks.linen(create("mlp", 10), digits._replace(train=train_set), name="digits", settings=settings)
-    with pytest.raises(ValueError, match="of the data the digest is .* in the checkpoint and"):
+    with pytest.raises(ValueError, match=r"of the data the digest is .* in the checkpoint and"):
         train(like(base, task=task), broken_off, RESUME)
 
 
