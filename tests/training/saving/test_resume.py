@@ -20,7 +20,7 @@ from hessabs.training.loop_state import start
 from hessabs.training.manifest import DamagedError
 from hessabs.training.session import refuse_contradictions
 from hessabs.training.snapshot import arrays_of
-from tests.training.runs import MICRO, SETTINGS, N, again, bits, lines, make_run, small_digits
+from tests.training.runs import MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
 from tests.training.saving.ending import break_off
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -64,12 +64,6 @@ def half(base, tmp_path_factory):
 def broken_off(half, tmp_path):
     """A copy of it."""
     return shutil.copytree(half, tmp_path / "run")
-
-
-def like(run, **settings):
-    """A run of other settings that need no other programs, with the compiled functions of one."""
-    shared = ("functions", "evaluate", "final", "measure", "measure_final", "track")
-    return make_run(**settings)._replace(**{name: getattr(run, name) for name in shared})
 
 
 def saved(workdir):
