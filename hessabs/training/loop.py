@@ -195,13 +195,14 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                     "decision", {**_said(run, state), "eigenvalue": measured[0], "residual": measured[1]}
                 )
             session.between_updates(Snapshot(state, records, clock.save()))
-        # What is left fills no update.
+        # What is left fills no update; a run of more epochs goes on with it.
+        saved = Snapshot(state, list(records), clock.save())
         state = state._replace(position=Position(run.epochs, 0), samples=total)
         if len(records) < run.epochs and total >= int(state.controller.observe_at):
             state = _observe(run, state, update_rule, clock)
         state = _end_epochs(run, state, session, records, clock, progress)
     check_params(state)
-    session.trained(Snapshot(state, records, clock.save()))
+    session.trained(saved)
     return state, records
 
 
