@@ -83,10 +83,9 @@ def load_network(workdir: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_shapes(workdir: pathlib.Path, got: Any, like: Any) -> None:
-    for path, wanted in jax.tree_util.tree_leaves_with_path(like):
-        found = got
-        for key in path:
-            found = found[getattr(key, "key", getattr(key, "name", getattr(key, "idx", None)))]
+    for (path, wanted), found in zip(
+        jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(got), strict=True
+    ):
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
             where = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ValueError(

@@ -124,14 +124,12 @@ def check_task(task: Task, batch: Any) -> None:
         out = jax.eval_shape(lambda p, s, b, train=train: loss(p, s, b, train), params, model_state, batch)
         if not isinstance(out, LossOutput):
             raise ValueError(
-                f"The loss of the task {task.name} must return LossOutput(mean, weight, model_state, metrics), "
+                f"The loss of {_named(task)} must return LossOutput(mean, weight, model_state, metrics), "
                 f"got {type(out).__name__}: a mean alone does not say what it is over."
             )
         for name, value in {"mean": out.mean, "weight": out.weight, **out.metrics}.items():
             if getattr(value, "shape", None) != ():
-                raise ValueError(
-                    f"`{name}` of the loss of the task {task.name} must be a scalar array, got {value}."
-                )
+                raise ValueError(f"`{name}` of the loss of {_named(task)} must be a scalar array, got {value}.")
         trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
     _check_weight(task, batch, jax.jit(loss, static_argnums=3))
 
@@ -150,10 +148,21 @@ def _check_weight(task: Task, batch: Any, loss: Callable[..., LossOutput]) -> No
     heeds = weights[0] <= 0 or weights[3] < weights[0]  # a batch of which all is masked tells nothing
     if size > 1 and not (heeds and all(_same(*pair[1:3]) for pair in (weights, means))):
         raise ValueError(
+<<<<<<< HEAD
+            f"The loss of {_named(task)} does not heed batch['weight'], which is 0 for examples that fill a "
+            f"batch up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; its "
+            f"mean is {means[1]:g} with the first half at 0, and {means[2]:g} with others in their place."
+=======
             f"The loss of the task {task.name} does not heed batch['weight'], 0 for examples that fill a batch "
             f"up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; with the "
             f"first half at 0 its mean is {means[1]:g}, and {means[2]:g} with others in their place."
+>>>>>>> main
         )
+
+
+def _named(task: Task) -> str:
+    made_by = task.settings.get("factories", {}).get("task")
+    return f"the task {task.name}" + (f" of {made_by['path']}:{made_by['name']}" if made_by else "")
 
 
 def _same(one: float, other: float) -> bool:

@@ -3,63 +3,71 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from hessabs import models
+from hessabs import batch_size, models
 from hessabs.batch_size import gradient_statistics, methods
+from hessabs.batch_size.settings import METHODS, PlanSettings
 from hessabs.data import Dataset, micro_batches
-from hessabs.training import Config, set_up, train
-from hessabs.training.config import resolve
-from hessabs.training.losses import scale_images, training_loss
-from hessabs.training.setup import make_optimizer
-from hessabs.training.state import init_state
-from hessabs.training.step import make_step_functions
+from hessabs.training import fit, tasks
+from hessabs.training.assemble import assemble
+from hessabs.training.objectives import Objective
+from hessabs.training.optimizers import as_optimizer
+from hessabs.training.step import init_state, jit_functions, make_functions
 
-SIZE = 16
-CONFIG = Config(
-    batch_size=SIZE,
-    max_batch_size=64,
-    epochs=6,
-    lr=0.01,
-    lr_decay_epochs=(2, 4),
-    patience=2,
-    warmup_epochs=2,
-    cycle_epochs=3,
-    hessian_batch_size=SIZE,
-    hessian_iters=2,
-)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+SIZE, NUMBER = 16, 136  # 8 of each epoch fill no micro-batch
+RUN = {"batch_size": SIZE, "epochs": 6, "lr_decay_epochs": (2, 4), "lr": 0.01}
+RUN |= {"hessian_batch_size": SIZE, "hessian_iters": 2}
+OWN = {
+    "bl": {},
+    "fb": {"warmup_epochs": 2.0},
+    "gg": {},
+    "cyclical": {"cycle_epochs": 3},
+    "timer": {"patience": 2},
+    "fixed": {"grow_epochs": (1, 4)},
+}
 
 
 @pytest.fixture(scope="module")
-def images():
-    """136 random images, so that 8 of each epoch fill no micro-batch."""
+def task():
+    """Random images."""
     rng = np.random.default_rng(0)
     arrays = {
-        "image": rng.integers(0, 256, (136, 4, 4, 1), dtype=np.uint8),
-        "label": rng.integers(0, 10, 136, dtype=np.int32),
+        "image": rng.integers(0, 256, (NUMBER, 4, 4, 1), dtype=np.uint8),
+        "label": rng.integers(0, 10, NUMBER, dtype=np.int32),
     }
-    return Dataset("random", arrays, arrays, 10)
+    return tasks.linen(models.mlp(10, (8,)), Dataset("random", arrays, arrays, 10))
 
 
-@pytest.mark.parametrize("method", ["bl", "fb", "gg", "cyclical", "timer"])
-def test_updates_are_as_planned(method, images):
-    config = CONFIG._replace(method=method)
-    settings = methods.Settings(
-        **{name: getattr(config, name) for name in methods.Settings._fields if hasattr(config, name)},
-        num_examples=136,
-        remainder="drop",
-    )
-    planned = methods.make_plans(settings._replace(micro_batch_size=SIZE), whole_updates=True)
+def run(task, method, **changes):
+    largest = {} if method == "bl" else {"max_batch_size": 64}
+    parts = assemble({**RUN, **largest, **OWN.get(method, {}), "method": method, **changes}, task)
+    return fit(parts.task, parts.optimizer, parts.rule, **parts.options)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [method if method in ("gg", "fb") else pytest.param(method, marks=pytest.mark.slow) for method in OWN],
+)
+def test_updates_are_as_planned(method, task):
+    settings = PlanSettings(**{name: RUN[name] for name in PlanSettings._fields if name in RUN})
+    fields = {"max_batch_size": 64, **OWN[method]}
+    chosen = METHODS[method](**{name: fields[name] for name in METHODS[method]._fields if name in fields})
+    settings = settings._replace(micro_batch_size=SIZE, remainder="drop")
+    planned = methods.make_plans(settings, chosen, NUMBER, whole_updates=True)
     assert planned.fewest == planned.most
-    result = train(set_up(config, images))
+    result = run(task, method)
     assert result.summary["updates"] == planned.fewest.updates
-    # A row of the plan holds the batch of its epoch's last update, or the one being accumulated.
     assert max(r["batch_size"] for r in result.records) == max(e.batch_size for e in planned.fewest.epochs)
 
 
-@pytest.mark.parametrize("method", ["gns", "norm_test", "stability"])
-def test_rules_that_measure_train(method, images):
-    result = train(set_up(CONFIG._replace(method=method, epochs=3), images))
+@pytest.mark.parametrize(
+    "method", ["norm_test", *(pytest.param(method, marks=pytest.mark.slow) for method in ("gns", "stability"))]
+)
+def test_rules_that_measure_train(method, task):
+    result = run(task, method, epochs=3)
     sizes = [record["batch_size"] for record in result.records]
     assert sizes == sorted(sizes)
     assert set(sizes) <= {16, 32, 48, 64}
@@ -67,25 +75,31 @@ def test_rules_that_measure_train(method, images):
     assert (result.summary["micro_batch_size"] == SIZE // 2) == (method != "stability")
 
 
-def test_statistics_are_those_of_the_micro_batches(images):
-    config = resolve(CONFIG._replace(method="gns"), 136)
-    model, optimizer = models.mlp(hidden=(8,)), make_optimizer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]
-    functions = make_step_functions(model, optimizer, gradient_statistics=True)
-    state = init_state(jax.tree.map(jnp.copy, params), {}, optimizer)
-    stream, gradients = micro_batches(images.train, 8, seed=0), []
-    for _ in range(3):
+def test_statistics_are_those_of_the_micro_batches(task):
+    optimizer = as_optimizer(optax.sgd(0.1))
+    functions, _ = make_functions(task, optimizer, Objective(), micro_batch_size=8, gradient_statistics=True)
+    functions = jit_functions(functions, 8, one_by_one=True)
+    key = jax.random.key(0)
+    state = init_state(task, optimizer, key, (), average=False)
+    params = jax.tree.map(jnp.copy, state.params)
+    stream, gradients = micro_batches(task.train, 8, seed=0), []
+    totals = functions.begin(state)
+    for number in range(3):
         batch, _ = next(stream)
-        gradients.append(jax.grad(lambda p, b: training_loss(model, {}, p, b)[0])(params, scale_images(batch)))
-        state = functions.accumulate(state, batch)
-    state = functions.apply_update(state, 1.0)
+        loss = lambda p, b: task.loss(p, {}, task.prepare(b), key, True).mean  # noqa: E731
+        gradients.append(jax.grad(loss)(params, batch))
+        totals = functions.add(state, totals, batch, None, number)
+    state = functions.finish(state, totals, 1.0)
     want = gradient_statistics(jax.tree.map(lambda *g: jnp.stack(g), *gradients), 8)
     np.testing.assert_allclose(state.statistics[:4], want[:4], rtol=1e-5)
-    assert int(state.parts) == 0
-    assert float(state.square) == 0.0
 
 
-@pytest.mark.parametrize("changes", [{"micro_batch_size": 16}, {"batch_size": 1, "max_batch_size": 4}])
-def test_gradient_rules_need_two_micro_batches(changes):
+@pytest.mark.parametrize("given", [{"micro_batch_size": 16}, {"batch_size": 1, "max_batch_size": 4}], ids=str)
+def test_gradient_rules_need_two_micro_batches(given, task):
     with pytest.raises(ValueError, match="compares micro-batches"):
-        resolve(CONFIG._replace(method="gns", **changes), 136)
+        assemble({**RUN, "method": "gns", "max_batch_size": 64, **given}, task)
+    rule = batch_size.norm_test(16, 64, measure_every=100)
+    with pytest.raises(
+        ValueError, match="`micro_batch_size` must be below batch_size=16 for a rule that compares"
+    ):
+        fit(task, optax.sgd(0.1), rule, epochs=1, micro_batch_size=16)

@@ -6,23 +6,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hessabs.training.config import check, resolve
-from hessabs.training.losses import cross_entropy
-from hessabs.training.robust import Objective, attacked, free, make_inner, mixing, sam, trades
-from hessabs.training.robust.inner import ITERATED, ONE_STEP
-from hessabs.training.saving.durability import Durability
-from hessabs.training.state import init_state
 
 from hessabs.batch_size.methods import METHODS
-from hessabs.data import Dataset, Position, reader
+from hessabs.data import Dataset
 from hessabs.models import mlp
-from hessabs.training import Config, set_up, train
-from hessabs.training.step import make_step_functions
+from hessabs.training import Durability, tasks
+from hessabs.training.assemble import assemble
+from hessabs.training.loop import train
+from hessabs.training.objectives import Objective, Share, attacked, free, make_inner, mixing, sam, trades
+from hessabs.training.objectives.inner import ITERATED, ONE_STEP
+from hessabs.training.optimizers import as_optimizer
+from hessabs.training.run import prepare
+from hessabs.training.step import init_state, jit_functions, make_functions
+from hessabs.training.task import attack_loss
+from tests.training.runs import again, bits
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 RTOL, ATOL = 2e-5, 2e-6  # float32 against float64
 N, PIXELS, LR, EPSILON = 6, 4, 0.5, 0.1
 RNG = np.random.default_rng(0)
 KERNEL, BIAS = RNG.normal(size=(PIXELS, 2)), RNG.normal(size=2)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Linear(nn.Module):
@@ -42,6 +49,10 @@ class Normed(nn.Module):
         return nn.Dense(2)(x)
 
 
+def batch_of(batch):
+    return {"image": batch["image"], "label": batch["label"]}
+
+
 def batches(count, weight=None):
     """Micro-batches whose images stay in [0, 1] under epsilon."""
     rng = np.random.default_rng(1)
@@ -55,19 +66,46 @@ def batches(count, weight=None):
     ]
 
 
-def make(objective, model=None):
-    """(step functions of plain SGD, initial state)."""
-    model = Linear() if model is None else model
-    variables = dict(model.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1))))
-    params = variables.pop("params")
-    params["Dense_0"] = {"kernel": jnp.asarray(KERNEL, jnp.float32), "bias": jnp.asarray(BIAS, jnp.float32)}
-    optimizer = optax.with_extra_args_support(optax.sgd(LR))
-    memory = objective.init((N, 2, 2, 1))
-    return make_step_functions(model, optimizer, objective), init_state(params, variables, optimizer, memory)
+class Step:
+    """The functions of an update as these tests call them; the attack is ``driven`` outside, or compiled."""
 
+    def __init__(self, objective, model=None, *, driven=False, seed=0):
+        [batch] = batches(1)
+        self.task = tasks.linen(model or Linear(), (batch_of(batch), batch_of(batch)))
+        self.objective, self.driven = objective, driven
+        self.optimizer = as_optimizer(optax.sgd(LR))
+        functions, self.attack = make_functions(
+            self.task, self.optimizer, objective, micro_batch_size=N, seed=seed, perturbs=not driven
+        )
+        self.functions = jit_functions(functions, N, one_by_one=True)
 
-def step(functions, state, batch, fraction=1.0):
-    return functions.update_adversarial(state, functions.perturb(state, batch, fraction), fraction, 1.0)
+    def init(self):
+        params, model_state = self.task.init(jax.random.key(0))
+        dense = {"kernel": jnp.asarray(KERNEL, jnp.float32), "bias": jnp.asarray(BIAS, jnp.float32)}
+        task = self.task._replace(init=lambda key: ({**params, "Dense_0": dense}, model_state))
+        memory = self.objective.init(self.task, batches(1)[0])
+        return init_state(task, self.optimizer, jax.random.key(0), memory, average=False)
+
+    def perturb(self, state, batch, fraction=1.0, number=0):
+        if self.objective.perturb is None:
+            return batch
+        return self.attack(state, number, batch, fraction, Share(N))
+
+    def update(self, state, batch, fraction=1.0):
+        """An update of one micro-batch."""
+        batch = self.perturb(state, batch, fraction) if self.driven else batch
+        return self.functions.whole(state, batch, fraction, 1.0)
+
+    def totals(self, state, parts, fraction=1.0):
+        totals = self.functions.begin(state)
+        for number, batch in enumerate(parts):
+            batch = self.perturb(state, batch, fraction, number) if self.driven else batch
+            totals = self.functions.add(state, totals, batch, fraction, number)
+        return totals
+
+    def accumulate(self, state, parts, fraction=1.0):
+        """An update of several."""
+        return self.functions.finish(state, self.totals(state, parts, fraction), 1.0)
 
 
 def weights(state):
@@ -96,56 +134,65 @@ def corner(kernel, label):
     return np.where(label[:, None] == 0, lead, -lead)
 
 
-@pytest.mark.parametrize("driven", [True, False], ids=["python", "compiled"])
-@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mi_fgsm", "apgd"])
+@pytest.mark.parametrize(
+    ("name", "driven"),
+    [
+        *[("fgsm", False), ("pgd", False), ("pgd", True)],
+        *[slow("fgsm", True), *(slow(name, on) for name in ("bim", "mi_fgsm", "apgd") for on in (True, False))],
+    ],
+)
 def test_madry_trains_on_the_worst_images(name, driven):
-    inner = make_inner(name, EPSILON, steps=20, driven_by_python=driven)
-    functions, state = make(attacked(inner))
+    step = Step(attacked(make_inner(name, EPSILON, steps=20)), driven=driven)
+    state = step.init()
     [batch] = batches(1, weight=np.array([1, 1, 0.5, 1, 2, 0], np.float32))
     worst = flat(batch) + EPSILON * corner(KERNEL, batch["label"])
     if driven and name != "fgsm":
-        got = functions.perturb(state, batch, 1.0)
+        got = step.perturb(state, batch)
         np.testing.assert_allclose(got["image"].reshape(N, -1), worst, atol=1e-6)
         np.testing.assert_array_equal(got["label"], batch["label"])
     dk, db, _ = gradient(KERNEL, BIAS, worst, batch["label"], batch["weight"])
-    state = step(functions, state, batch)
+    state = step.update(state, batch)
     np.testing.assert_allclose(weights(state)[0], KERNEL - LR * dk, rtol=RTOL, atol=ATOL)
     np.testing.assert_allclose(weights(state)[1], BIAS - LR * db, rtol=RTOL, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", [*ONE_STEP, *ITERATED])
+@pytest.mark.parametrize(
+    "name", [name if name == "fhsm" else slow(name) for name in (*ONE_STEP, *ITERATED)]
+)
 def test_inner_attacks_raise_the_loss_wherever_they_run(name):
-    model, [batch] = mlp(2, (7,)), batches(1)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))["params"]
+    [batch] = batches(1)
+    task = tasks.linen(mlp(2, (7,)), (batch_of(batch), batch_of(batch)))
+    params, model_state = task.init(jax.random.key(0))
 
     def loss(image):
-        return float(cross_entropy(model.apply({"params": params}, image), batch))
+        return float(task.loss(params, model_state, {**batch, "image": image}, jax.random.key(0), False).mean)
 
     images = []
     for driven in (True, False):
-        inner = make_inner(name, EPSILON, steps=4, driven_by_python=driven)
-        attack = inner.attack if driven else jax.jit(inner.attack, static_argnums=0)
-        images.append(attack(inner.loss(model, {}), params, batch, jax.random.key(1))["image"])
+        inner = make_inner(name, EPSILON, steps=4)
+        assert inner.iterated == (name in ITERATED)
+        attack = inner.attack if driven else jax.jit(inner.attack)
+        images.append(attack(attack_loss(task, model_state), params, batch, jax.random.key(1))["image"])
     np.testing.assert_allclose(*images, atol=1e-5)
     assert loss(images[0]) > loss(batch["image"]) + 1e-3
 
 
 def test_a_fraction_may_be_attacked_in_many_steps():
-    inner = make_inner("pgd", EPSILON, driven_by_python=True)
-    functions, state = make(mixing(inner, 0.5))
+    step = Step(mixing(make_inner("pgd", EPSILON), 0.5))
     [batch] = batches(1)
-    image = functions.perturb(state, batch, 0.34)["image"].reshape(N, -1)  # 2 of 6
+    image = step.perturb(step.init(), batch, 0.34)["image"].reshape(N, -1)  # 2 of 6
     worst = flat(batch) + EPSILON * corner(KERNEL, batch["label"])
     np.testing.assert_allclose(image[:2], worst[:2], atol=1e-6)
     np.testing.assert_array_equal(image[2:], batch["image"].reshape(N, -1)[2:])
 
 
-@pytest.mark.parametrize("beta", [0.0, 3.0])
+@pytest.mark.parametrize("beta", [slow(0.0), 3.0])
 def test_trades_is_its_formula(beta):
     weight = np.array([1, 1, 0.5, 1, 2, 0], np.float32)
-    functions, state = make(trades(make_inner("pgd", EPSILON, steps=20, driven_by_python=True), beta))
+    step = Step(trades(make_inner("pgd", EPSILON, steps=20), beta), driven=True)
+    state = step.init()
     [batch] = batches(1, weight=weight)
-    asked = functions.perturb(state, batch, 1.0)
+    asked = step.perturb(state, batch)
     np.testing.assert_array_equal(asked["image"], batch["image"])
     x, there = flat(batch), np.asarray(asked["adversarial"], np.float64).reshape(N, -1)
     # The divergence is convex in x': its maximum is at one of the two corners where the classes move apart.
@@ -157,7 +204,7 @@ def test_trades_is_its_formula(beta):
     at_clean = share * (p - np.eye(2)[batch["label"]] + beta * p * (np.log(p / q) - divergence))
     at_worst = share * beta * (q - p)
     loss = -(share[:, 0] * np.log(p[np.arange(N), batch["label"]])).sum() + beta * (share * divergence).sum()
-    state = functions.update_adversarial(state, asked, 1.0, 1.0)
+    state = step.functions.whole(state, asked, 1.0, 1.0)
     want = KERNEL - LR * (x.T @ at_clean + there.T @ at_worst)
     np.testing.assert_allclose(weights(state)[0], want, rtol=RTOL, atol=ATOL)
     np.testing.assert_allclose(weights(state)[1], BIAS - LR * (at_clean + at_worst).sum(axis=0), rtol=RTOL)
@@ -165,23 +212,24 @@ def test_trades_is_its_formula(beta):
 
 
 def test_trades_passes_clean_then_attacked_images_through_batch_norm():
-    functions, state = make(trades(make_inner("pgd", EPSILON, driven_by_python=True), 1.0), Normed())
+    step = Step(trades(make_inner("pgd", EPSILON), 1.0), Normed(), driven=True)
+    state = step.init()
     [batch] = batches(1)
-    asked = functions.perturb(state, batch, 1.0)
+    asked = step.perturb(state, batch)
     before = jax.tree.map(np.asarray, state.model_state["batch_stats"]["BatchNorm_0"])
     x, there = flat(batch), np.asarray(asked["adversarial"], np.float64).reshape(N, -1)
     assert np.abs(x - there).max() > EPSILON / 2
-    state = functions.accumulate_adversarial(state, asked, 1.0)
-    stats = state.model_state["batch_stats"]["BatchNorm_0"]
+    totals = step.functions.add(state, step.functions.begin(state), asked, 1.0, 0)
+    stats = totals.model_state["batch_stats"]["BatchNorm_0"]
     for name, of in (("mean", np.mean), ("var", np.var)):
         want = 0.9 * (0.9 * before[name] + 0.1 * of(x, axis=0)) + 0.1 * of(there, axis=0)
         np.testing.assert_allclose(stats[name], want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("step_size", [None, 0.03])
-@pytest.mark.parametrize("passes", [1, 2], ids=["update", "accumulate"])
+@pytest.mark.parametrize(("passes", "step_size"), [(1, None), (2, 0.03), slow(1, 0.03), slow(2, None)])
 def test_free_steps_params_and_perturbation_together(passes, step_size):
-    functions, state = make(free(EPSILON, step_size))
+    step = Step(free(EPSILON, step_size))
+    state = step.init()
     data = [batch for batch in batches(3) for _ in range(2)]  # each twice in a row
     kernel, bias, delta = KERNEL, BIAS, np.zeros((N, PIXELS))
     total = (0, 0)
@@ -192,20 +240,18 @@ def test_free_steps_params_and_perturbation_together(passes, step_size):
         total = (total[0] + dk / passes, total[1] + db / passes)
         if number % passes == 0:
             kernel, bias, total = kernel - LR * total[0], bias - LR * total[1], (0, 0)
-        if passes == 1:
-            state = functions.update_adversarial(state, batch, 1.0, 1.0)
-        else:
-            state = functions.accumulate_adversarial(state, batch, 1.0)
-            state = functions.apply_update(state, 1.0) if number % passes == 0 else state
-        np.testing.assert_allclose(state.memory.reshape(N, -1), delta, atol=1e-6)
+        if number % passes == 0:
+            parts = data[number - passes : number]
+            state = step.update(state, batch) if passes == 1 else step.accumulate(state, parts)
+            np.testing.assert_allclose(state.memory.reshape(N, -1), delta, atol=1e-6)
     assert int(state.updates) == len(data) // passes
     np.testing.assert_allclose(weights(state)[0], kernel, rtol=RTOL, atol=ATOL)
     np.testing.assert_allclose(weights(state)[1], bias, rtol=RTOL, atol=ATOL)
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("rho", [slow(0.0), 0.05, slow(1.0)])
 def test_sam_descends_from_the_worst_params(rho):
-    functions, state = make(sam(rho))
+    step = Step(sam(rho))
     parts = batches(2)
     total, loss = np.zeros_like(KERNEL), 0.0
     for batch in parts:
@@ -214,8 +260,7 @@ def test_sam_descends_from_the_worst_params(rho):
         scale = rho / np.sqrt((dk**2).sum() + (db**2).sum())
         total = total + gradient(KERNEL + scale * dk, BIAS + scale * db, x, label, ones)[0] / 2
         loss -= np.log(softmax(x @ KERNEL + BIAS)[np.arange(N), label]).sum()
-        state = functions.accumulate_adversarial(state, batch, 1.0)
-    state = functions.apply_update(state, 1.0)
+    state = step.accumulate(step.init(), parts)
     np.testing.assert_allclose(weights(state)[0], KERNEL - LR * total, rtol=RTOL, atol=ATOL)
     assert float(state.loss) == pytest.approx(loss, rel=RTOL)  # at the params themselves
 
@@ -224,11 +269,13 @@ def test_sam_is_that_of_optax_where_the_gradient_is_not_zero():
     from optax.contrib import sam as optax_sam
 
     [batch] = batches(1)
-    functions, state = make(sam(0.3))
+    step = Step(sam(0.3))
+    state = step.init()
     params = jax.tree.map(jnp.copy, state.params)
 
     def loss(p):
-        return cross_entropy(Linear().apply({"params": p}, batch["image"]), batch)
+        logits = Linear().apply({"params": p}, batch["image"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
     tx = optax_sam(optax.sgd(LR), ascent, sync_period=2, opaque_mode=True)
@@ -236,19 +283,20 @@ def test_sam_is_that_of_optax_where_the_gradient_is_not_zero():
         jax.grad(loss)(params), tx.init(params), params, grad_fn=lambda p, _: jax.grad(loss)(p)
     )
     want = optax.apply_updates(params, updates)
-    got = functions.update_adversarial(state, batch, 1.0, 1.0).params
+    got = step.update(state, batch).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL), got, want)
 
 
 def test_sam_of_a_zero_gradient_is_a_step_of_zero():
-    functions, state = make(sam(0.3))
+    step = Step(sam(0.3))
+    state = step.init()
     state = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
     batch = {
         "image": np.zeros((2, 2, 2, 1), np.float32),
         "label": np.arange(2),
         "weight": np.ones(2, np.float32),
     }
-    state = functions.update_adversarial(state, batch, 1.0, 1.0)
+    state = step.update(state, batch)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(state.params))
 
 
@@ -256,194 +304,164 @@ def test_sam_leaves_the_statistics_of_the_first_pass():
     [batch] = batches(1)
     states = []
     for objective in (sam(0.5), Objective()):
-        functions, state = make(objective, Normed())
-        states.append(functions.update_adversarial(state, batch, 1.0, 1.0).model_state)
+        step = Step(objective, Normed())
+        states.append(step.update(step.init(), batch).model_state)
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize(
     "objective",
-    [attacked(make_inner("pgd", 0.0)), mixing(make_inner("fgsm", 0.0), 1.0), free(0.0), sam(0.0), Objective()],
-    ids=["pgd", "absa", "free", "sam", "none"],
+    [
+        mixing(make_inner("fgsm", 0.0), 1.0),
+        free(0.0),
+        *map(slow, (attacked(make_inner("pgd", 0.0)), sam(0.0), Objective())),
+    ],
+    ids=["absa", "free", "pgd", "sam", "none"],
 )
 def test_no_perturbation_is_plain_training(objective):
-    functions, state = make(objective)
-    plain, want = make(Objective())
+    step, plain = Step(objective), Step(Objective())
+    state, want = step.init(), plain.init()
     for batch in batches(3):
-        state, want = step(functions, state, batch), plain.update(want, batch, 1.0)
+        state, want = step.update(state, batch), plain.update(want, batch, None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state.params, want.params)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("name", ["fgsm", slow("pgd")])
 def test_accumulation_is_one_big_batch(name):
-    functions, state = make(attacked(make_inner(name, EPSILON, steps=20)))
+    step = Step(attacked(make_inner(name, EPSILON, steps=20)))
     parts = batches(3)
     big = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    whole = step(functions, jax.tree.map(jnp.copy, state), big)
-    for part in parts:
-        state = functions.accumulate_adversarial(state, functions.perturb(state, part, 1.0), 1.0)
-    state = functions.apply_update(state, 1.0)
+    whole, state = step.update(step.init(), big), step.accumulate(step.init(), parts)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL), state.params, whole.params
     )
 
 
-def test_random_starts_differ_by_micro_batch_and_seed():
-    inner = make_inner("pgd", EPSILON, steps=1, step_size=1e-6, driven_by_python=True)
+def test_random_starts_differ_by_update_micro_batch_and_seed():
+    objective = attacked(make_inner("pgd", EPSILON, steps=1, step_size=1e-6))
     [batch] = batches(1)
     images = []
     for seed in (0, 0, 1):
-        model, optimizer = Linear(), optax.with_extra_args_support(optax.sgd(LR))
-        functions = make_step_functions(model, optimizer, attacked(inner), seed=seed)
-        _, state = make(Objective())
-        images.append(np.asarray(functions.perturb(state, batch, 1.0)["image"]))
-        for changes in ({"updates": 1}, {"parts": 1}):
-            state = state._replace(**{name: jnp.asarray(value) for name, value in changes.items()})
-            images.append(np.asarray(functions.perturb(state, batch, 1.0)["image"]))
-    assert np.array_equal(images[:3], images[3:6])
-    distinct = {image.tobytes() for image in (*images[:3], images[6])}
-    assert len(distinct) == 4
+        step = Step(objective, seed=seed)
+        state = step.init()
+        for changed, number in ((state, 0), (state._replace(updates=jnp.int32(1)), 0), (state, 1)):
+            images.append(np.asarray(step.perturb(changed, batch, number=number)["image"]).tobytes())
+    assert images[:3] == images[3:6]
+    assert len(set(images)) == 6
 
 
-@pytest.mark.parametrize("replays", [1, 2, 3])
-def test_replays(replays):
-    arrays, per_epoch = {"label": np.arange(11)}, 5
-    plain, read = reader(arrays, 2, seed=3), reader(arrays, 2, seed=3, replays=replays)
-    passes = [read(1) for _ in range(4 * per_epoch)]
-    for number, (batch, position) in enumerate(passes):
-        if number % replays == 0:
-            want, _ = plain(1)
-        np.testing.assert_array_equal(batch["label"], want["label"])
-        assert position == Position(*divmod(number + 1, per_epoch))
-    for start in (0, 1, 7, 16):
-        resumed = reader(arrays, 2, seed=3, replays=replays, position=Position(*divmod(start, per_epoch)))
-        np.testing.assert_array_equal(resumed(1)[0]["label"], passes[start][0]["label"])
-    if replays > 1:
-        with pytest.raises(ValueError, match=f"must be 1 with replays={replays}, got 2"):
-            read(2)
+SMALL = {
+    **{"epochs": 2, "batch_size": 16, "micro_batch_size": 8, "lr": 0.05, "lr_decay_epochs": (1,)},
+    **{"hessian_batch_size": 16, "hessian_iters": 2},
+}
+OF_METHOD = {
+    "bl": {},
+    "fb": {"max_batch_size": 64, "warmup_epochs": 1.0},
+    **{name: {"max_batch_size": 64} for name in ("gg", "norm_test", "gns", "stability")},
+    **{name: {"max_batch_size": 64, "patience": 1} for name in ("abs", "absa", "timer")},
+    "cyclical": {"max_batch_size": 64, "cycle_epochs": 2},
+    "fixed": {"max_batch_size": 64, "grow_epochs": (1,)},
+}
+OF_ROBUST = {
+    "none": {},
+    "absa": {"robust": "absa", "epsilon": 0.05},
+    "pgd": {"robust": "pgd", "epsilon": 0.05, "attack_steps": 2},
+    "trades": {"robust": "trades", "epsilon": 0.05, "attack_steps": 2},
+    "free": {"robust": "free", "epsilon": 0.05, "free_replays": 2},
+    "sam": {"robust": "sam"},
+}
 
 
-SMALL = Config(
-    dataset="digits",
-    epochs=2,
-    batch_size=16,
-    micro_batch_size=8,
-    max_batch_size=64,
-    lr=0.05,
-    lr_decay_epochs=(1,),
-    patience=1,
-    warmup_epochs=1,
-    cycle_epochs=2,
-    grow_epochs=(1,),
-    hessian_batch_size=16,
-    hessian_iters=2,
-    epsilon=0.05,
-    attack_steps=2,
-    free_replays=2,
-)
-ROBUST = ("absa", "pgd", "trades", "free", "sam")
-
-
-def small_images():
+@pytest.fixture(scope="module")
+def small():
+    """A task of 136 random images: 8 of each epoch are half an update."""
     rng = np.random.default_rng(0)
     arrays = {
         "image": rng.integers(0, 256, (136, 4, 4, 1), dtype=np.uint8),
         "label": rng.integers(0, 10, 136, dtype=np.int32),
     }
-    return Dataset("random", arrays, arrays, 10)
+    return tasks.linen(mlp(10, (8,)), Dataset("random", arrays, arrays, 10), name="random")
 
 
-def assert_trains(method, robust):
+def make_run(task, method, robust):
+    parts = assemble({**SMALL, "method": method, **OF_METHOD[method], **OF_ROBUST[robust]}, task)
+    return prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
+
+
+def assert_trains(task, method, robust):
     """A run ends finite, compiles each function once, and makes the updates of a plain run where it can."""
-    config = SMALL._replace(method=method, robust=robust)
-    run = set_up(config, small_images())
+    run = make_run(task, method, robust)
     result = train(run)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(result.params))
-    assert set(result.summary["compilations"].values()) == {1}
+    counts = result.summary["compilations"]
+    assert all(count <= 1 + (name == "add" and robust == "absa") for name, count in counts.items())
     assert result.records[-1]["samples"] == 2 * 136
     assert result.summary["robust"] == robust
     if robust != "absa":
         assert {record["adversarial_fraction"] for record in result.records} == {1.0}
-    if run.controller.measures == "nothing":
-        plain = train(set_up(config._replace(robust="none"), small_images()))
+    if run.rule.measures == "nothing":
+        plain = train(make_run(task, method, "none"))
         assert result.summary["updates"] == plain.summary["updates"]
         different = jax.tree.map(lambda a, b: bool(np.any(a != b)), result.params, plain.params)
         assert all(jax.tree.leaves(different))
 
 
-@pytest.mark.parametrize("robust", ["trades", "free"])
-def test_robust_training_with_statistics_of_gradients(robust):
-    assert_trains("gns", robust)
+# Every rule, every objective, and each of them with every kind of measurement.
+PAIRS = [
+    *[("gns", "free"), ("abs", "sam"), ("gns", "trades"), ("bl", "pgd"), ("fb", "absa"), ("gg", "free")],
+    *[("absa", "absa"), ("cyclical", "sam"), ("norm_test", "pgd"), ("stability", "trades"), ("timer", "free")],
+    *[("fixed", "trades"), ("gns", "absa"), ("gns", "sam"), ("abs", "pgd"), ("stability", "free")],
+]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("robust", ROBUST)
-def test_every_way_of_robust_training_goes_with_every_rule(method, robust):
-    assert_trains(method, robust)
+def test_the_pairs_are_every_rule_and_every_objective():
+    assert {method for method, _ in PAIRS} == set(METHODS)
+    assert {robust for _, robust in PAIRS} | {"none"} == set(OF_ROBUST)
 
 
-@pytest.mark.parametrize("robust", ["free", pytest.param("trades", marks=pytest.mark.slow)])
-def test_a_resumed_run_has_the_same_bits(robust, tmp_path):
-    run = set_up(SMALL._replace(method="bl", robust=robust), small_images())
+@pytest.mark.parametrize(
+    ("method", "robust"),
+    [pair if number < 2 else slow(*pair) for number, pair in enumerate(PAIRS)],
+)
+def test_robust_training_goes_with_every_rule(small, method, robust):
+    assert_trains(small, method, robust)
 
-    def again():
-        return run._replace(state=jax.tree.map(jnp.copy, run.state))
 
-    whole = train(again())
+@pytest.mark.parametrize("robust", ["free", slow("trades")])
+def test_a_resumed_run_has_the_same_bits(small, robust, tmp_path):
+    run = make_run(small, "bl", robust)
+    whole = train(again(run))
     saves = Durability(checkpoint_every="48samples")
 
-    def broken(state, batch, fraction):
-        if state.updates == 11:
+    def broken(state, *arguments):
+        if int(state.updates) == 11:
             raise KeyError
-        return run.functions.perturb(state, batch, fraction)
+        return run.functions.begin(state, *arguments)
 
+    broken._cache_size = run.functions.begin._cache_size
     with pytest.raises(KeyError):
-        train(again()._replace(functions=run.functions._replace(perturb=broken)), tmp_path, saves)
-    resumed = train(again(), tmp_path, saves._replace(resume=True))
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+        train(again(run)._replace(functions=run.functions._replace(begin=broken)), tmp_path, saves)
+    resumed = train(again(run), tmp_path, saves._replace(resume=True))
+    assert resumed.summary["updates"] == whole.summary["updates"] == 17
+    assert bits(resumed.params) == bits(whole.params)
 
 
 @pytest.mark.parametrize(
-    ("changes", "match"),
+    ("given", "match"),
     [
-        ({"robust": "madry"}, "`robust` must be one of none, absa, pgd, trades, free, sam, got 'madry'"),
-        ({"attack": "square"}, "`attack` must be one of fgsm, l2grad, .*, got 'square'"),
-        ({"robust": "sam", "attack": "pgd"}, "`attack` is the inner attack of .* with robust=sam"),
-        ({"method": "bl", "attack": "pgd"}, "`attack` is the inner attack of .* with robust=none"),
-        ({"robust": "trades", "attack": "bim"}, "must start at random .* got 'bim'"),
-        ({"robust": "pgd", "adversarial_fraction": 0.3}, "for robust=absa alone, got 0.3 with robust=pgd"),
-        ({"robust": "free", "keep_remainder": True}, "`keep_remainder` does not go with robust=free"),
-        ({"robust": "free", "micro_batch": "auto"}, "`micro_batch` must be fixed for robust=free"),
-        ({"robust": "sam", "micro_batch": "auto"}, "`micro_batch` must be fixed for robust=sam"),
-        ({"attack_steps": 0}, "`attack_steps` must be at least 1, got 0"),
-        ({"free_replays": 0}, "`free_replays` must be at least 1, got 0"),
-        ({"trades_beta": -1.0}, "`trades_beta` must be at least 0 and finite, got -1.0"),
-        ({"sam_rho": float("nan")}, "`sam_rho` must be at least 0 and finite, got nan"),
-        ({"attack_step_size": 0.0}, "`attack_step_size` must be positive and finite, got 0.0"),
-        ({"attack_step_size": 0.1}, "`attack_step_size` is for robust=free and the attacks bim"),
+        ({"robust": "free", "remainder": "keep"}, "`remainder` must be drop with robust=free"),
+        (
+            {"robust": "free", "micro_batch": "auto"},
+            "`micro_batch` must be fixed where micro-batches are compared",
+        ),
+        (
+            {"robust": "sam", "micro_batch": "auto"},
+            "`micro_batch` must be fixed where micro-batches are compared",
+        ),
     ],
 )
-def test_refuses(changes, match):
+def test_refuses(small, given, match):
+    parts = assemble({**SMALL, "method": "bl", **given}, small)
     with pytest.raises(ValueError, match=match) as error:
-        check(Config(**changes))
+        prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "want"),
-    [
-        ({}, ("absa", "fgsm", 0.2)),
-        ({"method": "bl"}, ("none", None, 0.0)),
-        ({"method": "bl", "adversarial_fraction": 0.1}, ("absa", "fgsm", 0.1)),
-        ({"robust": "absa", "attack": "pgd", "method": "gg"}, ("absa", "pgd", 0.2)),
-        ({"robust": "pgd"}, ("pgd", "pgd", 0.0)),
-        ({"robust": "none"}, ("none", None, 0.0)),
-        ({"adversarial_fraction": 0.0}, ("none", None, 0.0)),
-    ],
-)
-def test_resolves(changes, want):
-    config = resolve(Config(**changes), 60_000)
-    assert (config.robust, config.attack, config.adversarial_fraction) == want
-    assert resolve(config, 60_000) == config
