@@ -148,15 +148,9 @@ def _check_weight(task: Task, batch: Any, loss: Callable[..., LossOutput]) -> No
     heeds = weights[0] <= 0 or weights[3] < weights[0]  # a batch of which all is masked tells nothing
     if size > 1 and not (heeds and all(_same(*pair[1:3]) for pair in (weights, means))):
         raise ValueError(
-<<<<<<< HEAD
             f"The loss of {_named(task)} does not heed batch['weight'], which is 0 for examples that fill a "
             f"batch up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; its "
             f"mean is {means[1]:g} with the first half at 0, and {means[2]:g} with others in their place."
-=======
-            f"The loss of the task {task.name} does not heed batch['weight'], 0 for examples that fill a batch "
-            f"up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; with the "
-            f"first half at 0 its mean is {means[1]:g}, and {means[2]:g} with others in their place."
->>>>>>> main
         )
 
 
