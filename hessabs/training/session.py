@@ -413,12 +413,19 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
     """
     old = dict(saved["config"])
     config = json.loads(json.dumps(now["config"]))
+    made, made_now = old.pop("factories", {}) or {}, config.pop("factories", {}) or {}
     wrong = [
+        f"{origin['path']} of --{name} has changed since the checkpoint"
+        for name, origin in made_now.items()
+        if name in made and (made[name]["sha256"], made[name]["name"]) != (origin["sha256"], origin["name"])
+    ]
+    wrong += [
         f"--{name} is {_shown(old.get(name))} in the checkpoint and {_shown(value)} now"
         for name, value in config.items()
         if name not in _MAY_DIFFER
         and name in old
         and old[name] != value
+        and not (name in made and name in made_now)
         and not (name == "epochs" and value > old["epochs"] and old.get("schedule") not in _FALL_TO_THE_END)
         and not (name == "adversarial_epochs" and not config.get("adversarial_fraction"))
     ]
