@@ -269,7 +269,8 @@ def _largest_next(run: Run, batch_size: int) -> int:
 
 
 def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> LoopState:
-    observation = Observation(Count.of(state.samples))
+    factor = np.float32(run.schedule(state.samples))
+    observation = Observation(Count.of(state.samples), lr_scale=factor)
     if run.rule.measures in ("eigenvalue", "last_layer_eigenvalue"):
         eigenvalue = float("nan")
         if state.controller.measure:
