@@ -24,21 +24,34 @@ from hessabs.training.loop import train
 from hessabs.training.manifest import DamagedError, write_manifest
 from hessabs.training.run import _HESSIAN_DRAW
 from hessabs.training.session import Session
-from tests.training.runs import MICRO, N, again, bits, lines, make_run, small_digits
+from tests.training.runs import MICRO, N, again, bits, like, lines, make_run, small_digits
 from tests.training.saving.ending import before, break_off
 
 OFTEN = Durability(checkpoint_every="56samples")  # every 64: a batch has 16
 RESUME = OFTEN._replace(resume=True)
 SETTINGS = {"method": "bl", "lr_decay_epochs": ()}
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
 # Orbax closes its event loop at the first array that fails, and TensorStore tells it of the others.
 MANY_ERRORS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+def digits(*, poisoned):
+    """Digits as floats; with poison one is NaN, none of those that the eigenvalue is measured on."""
+    few = small_digits()
+    train_set, test = (source.take(np.arange(len(source))) for source in (few.train, few.test))
+    image = train_set["image"].astype(np.float32) / 255
+    if poisoned:
+        image[epoch_order(0, _HESSIAN_DRAW, N)[-1]] = np.nan
+    return few._replace(
+        train=Arrays({**train_set, "image": image}),
+        test=Arrays({**test, "image": test["image"].astype(np.float32) / 255}),
+    )
+
+
 @pytest.fixture(scope="module")
 def base():
-    return make_run(**SETTINGS, epochs=2)
+    return make_run(tasks.linen(create("mlp", 10), digits(poisoned=False), name="digits"), **SETTINGS, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -151,22 +164,10 @@ def test_a_lock_that_cannot_be_had_is_not_a_run_in_use(tmp_path, monkeypatch):
 # --- A loss that is not finite.
 
 
-def poisoned(place=-1):
-    """Digits as floats, one of which is NaN; it is none of those that the eigenvalue is measured on."""
-    digits = small_digits()
-    train_set, test = (source.take(np.arange(len(source))) for source in (digits.train, digits.test))
-    image = train_set["image"].astype(np.float32) / 255
-    image[epoch_order(0, _HESSIAN_DRAW, N)[place]] = np.nan
-    return digits._replace(
-        train=Arrays({**train_set, "image": image}),
-        test=Arrays({**test, "image": test["image"].astype(np.float32) / 255}),
-    )
-
-
 @pytest.fixture(scope="module")
-def bad():
-    task = tasks.linen(create("mlp", 10), poisoned(), name="digits")
-    return make_run(task, **SETTINGS, epochs=3)
+def bad(base):
+    task = tasks.linen(create("mlp", 10), digits(poisoned=True), name="digits")
+    return like(base, task=task, **SETTINGS, epochs=3)
 
 
 REWIND = OFTEN._replace(on_nan="rewind")

@@ -23,7 +23,7 @@ from hessabs.training.snapshot import arrays_of
 from tests.training.runs import MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
 from tests.training.saving.ending import break_off
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
 EPOCHS = SETTINGS["epochs"]
 LAST = 98  # micro-batches that are trained on, of 100: what is left fills no update
 OFTEN = Durability(checkpoint_every=f"{7 * MICRO}samples")
