@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hessabs.batch_size import Bounds, Controller, methods
 from hessabs.batch_size import settings as rules
-from hessabs.training import fields
+from hessabs.training import factories, fields
 from hessabs.training.objectives.named import (
     ObjectiveSettings,
     make_objective,
@@ -177,6 +177,8 @@ def _make(
     record: dict[str, Any] = {"method": chosen.name}
     for part in (run, method, chosen.optimizer._replace(lr=optimizer.lr), shown):
         record |= part._asdict()
+    if fields.is_factory(chosen.optimizer.optimizer):
+        record["optimizer"] = factories.describe(chosen.optimizer.optimizer)
     return RuleParts(
         run=run,
         method=method,

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from hessabs.training.fields import nearest
 
+FACTORIES = "factories"  # the setting under which a workdir keeps where they come from, by their flags
+
 
 class Origin(NamedTuple):
     """Where a factory comes from."""
@@ -55,6 +57,13 @@ def load_factory(spec: str) -> Factory:
         raise ValueError(f"a factory is written FILE.py:NAME, got {spec!r}.")
     file = _real(pathlib.Path(path).expanduser())
     return _load(file, name, _read(file, spec))
+
+
+def describe(spec: str) -> str:
+    """Say which factory this is, and of which version of its file: what a run that goes on compares."""
+    path, _, name = spec.rpartition(":")
+    file = _real(pathlib.Path(path).expanduser())
+    return f"{file}:{name} (SHA-256 {hashlib.sha256(_read(file, spec)).hexdigest()[:16]})"
 
 
 def call_factory(

@@ -174,6 +174,10 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
         Progress(total, state.samples, logs=processes.is_first()) as progress,
         make_sizes(run, state.train) as sizes,
     ):
+        # Where a callback broke the run off, at the end of an epoch, what follows that is still to do.
+        state = _end_epochs(run, state, session, records, clock, progress)
+        measured = (records[-1]["eigenvalue"], records[-1]["residual"]) if records else state.measured
+        state = _decide(run, state, session, measured)
         while _fills_an_update(run, state):
             if state.drops and state.updates + 1 >= state.drops[0].update:
                 state = _drop(run, state, read)
@@ -188,12 +192,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
                 session.check()
                 checked = time.perf_counter()
             state = _end_epochs(run, state, session, records, clock, progress)
-            decision = Decision.of(run.objective, state.controller)
-            if decision != state.decision:
-                state = state._replace(decision=decision)
-                session.tell(
-                    "decision", {**_said(run, state), "eigenvalue": measured[0], "residual": measured[1]}
-                )
+            state = _decide(run, state, session, measured)
             session.between_updates(Snapshot(state, records, clock.save()))
         # What is left fills no update; a run of more epochs goes on with it.
         saved = Snapshot(state, list(records), clock.save())
@@ -204,6 +203,14 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
     check_params(state)
     session.trained(saved)
     return state, records
+
+
+def _decide(run: Run, state: LoopState, session: Session, measured: tuple[float, float]) -> LoopState:
+    decision = Decision.of(run.objective, state.controller)
+    if decision != state.decision:
+        state = state._replace(decision=decision)
+        session.tell("decision", {**_said(run, state), "eigenvalue": measured[0], "residual": measured[1]})
+    return state
 
 
 def _micro_batches(run: Run, decision: Decision) -> int:

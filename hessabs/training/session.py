@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import numpy as np
 
-from hessabs.training import durability, files, processes
+from hessabs.training import durability, factories, files, processes
 from hessabs.training.callbacks import Callback, call_all
 from hessabs.training.checkpoints import Checkpoints, Saved
 from hessabs.training.durability import Durability, Marks
+from hessabs.training.factories import FACTORIES, Origin
 from hessabs.training.files import say
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
 from hessabs.training.interruption import Interrupted, Request, catch_signals
@@ -34,8 +35,12 @@ from hessabs.training.step import TrainState
 
 T = TypeVar("T")
 _FORMAT = 2
+<<<<<<< HEAD
 _MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks")
 _FALL_TO_THE_END = ("cosine", "linear", "wsd")  # schedules that the number of epochs changes from the start
+=======
+_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", FACTORIES)
+>>>>>>> h-kinds
 
 
 class Found(NamedTuple):
@@ -430,7 +435,18 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
         and not (name == "adversarial_epochs" and not config.get("adversarial_fraction"))
     ]
     wrong += [
+<<<<<<< HEAD
         f"of the data the {name} is {saved['data'].get(name)} in the checkpoint and {value} now"
+=======
+        line.rstrip(".")
+        for name, now_from in config.get(FACTORIES, {}).items()
+        if (
+            line := factories.changed(Origin(**now_from), (old.get(FACTORIES) or {}).get(name, {}), f"--{name}")
+        )
+    ]
+    wrong += [
+        f"the data's {name} are {saved['data'].get(name)} in the checkpoint and {value} now"
+>>>>>>> h-kinds
         for name, value in now["data"].items()
         if "data" in saved and saved["data"].get(name) != value
     ]

@@ -156,9 +156,7 @@ def test_madry_trains_on_the_worst_images(name, driven):
     np.testing.assert_allclose(weights(state)[1], BIAS - LR * db, rtol=RTOL, atol=ATOL)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "fhsm" else slow(name) for name in (*ONE_STEP, *ITERATED)]
-)
+@pytest.mark.parametrize("name", [name if name == "fhsm" else slow(name) for name in (*ONE_STEP, *ITERATED)])
 def test_inner_attacks_raise_the_loss_wherever_they_run(name):
     [batch] = batches(1)
     task = tasks.linen(mlp(2, (7,)), (batch_of(batch), batch_of(batch)))

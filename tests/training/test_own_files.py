@@ -1,4 +1,4 @@
-"""Files of the user through the command line: what they make is trained and looked at, what is wrong is said."""
+"""Files of the user through the command line: what they make is used, and what is wrong with it is said."""
 
 import hashlib
 import json
@@ -243,7 +243,7 @@ def test_a_task_of_a_file(home, tmp_path, capsys, devices):
     assert main(["attack", f"--workdir={tmp_path}"]) == 2
     refused(capsys, "The task line cannot be attacked: its inputs are not continuous")
     assert main(["predict", f"--workdir={tmp_path}", f"{home}/images/top/00.png"]) == 2
-    refused(capsys, "The task line predicts no classes of images")
+    refused(capsys, "The task line predicts no classes")
 
 
 BAD_FILES = [
@@ -253,10 +253,10 @@ BAD_FILES = [
     (
         "model",
         "nets.py:raises",
-        ("nets.py, line 49: raises(num_classes=3) raised IndexError", "expected a Linen"),
+        ("nets.py, line 50: raises(num_classes=3) raised IndexError", "expected a Linen"),
     ),
-    ("model", "nets.py:nothing", ("nets.py, line 52: nothing(num_classes=3) returned None; expected a Linen",)),
-    ("model", "nets.py:few", ("nets.py, line 43:", "too few outputs for the 3 classes", "shape (n, 2)")),
+    ("model", "nets.py:nothing", ("nets.py, line 53: nothing(num_classes=3) returned None; expected a Linen",)),
+    ("model", "nets.py:few", ("nets.py, line 44:", "too few outputs: its data has 3 classes", "shape (n, 2)")),
     ("optimizer", "others.py:number", ("others.py, line 11: number() returned a int; expected an optax",)),
     (
         "optimizer",
@@ -394,11 +394,15 @@ def test_a_file_that_has_changed_since_is_said_and_used_where_it_is_named(home, 
     refused(capsys, "holds another network than the task says")
 
 
-def test_a_run_does_not_go_on_with_a_file_that_has_changed(home, run, tmp_path, capsys):
-    (home / "mine.py").write_text(NETS)
-    flags = (f"--model={home}/mine.py:linen", "--checkpoint_every=1epochs", "--epochs=1")
-    assert train(home, tmp_path / "run", *flags) == 0
-    (home / "mine.py").write_text(NETS + "\nMORE = 1\n")
+@pytest.mark.parametrize("flag", ["model", "optimizer"])
+def test_a_run_does_not_go_on_with_a_file_that_has_changed(home, tmp_path, capsys, flag):
+    file = home / "mine.py"
+    text = NETS if flag == "model" else OTHERS
+    file.write_text(text)
+    flags = (f"--{flag}={file}:{'linen' if flag == 'model' else 'adam'}", "--checkpoint_every=1epochs")
+    assert train(home, tmp_path / "run", *flags, "--epochs=1") == 0
+    file.write_text(text + "\nMORE = 1\n")
     capsys.readouterr()
     assert train(home, tmp_path / "run", *flags, "--resume", "--epochs=2") == 2
-    refused(capsys, "mine.py")
+    said = {"model": "mine.py has changed since the run was made with it", "optimizer": "mine.py:adam (SHA-256"}
+    refused(capsys, "This is not the run that was saved", said[flag])

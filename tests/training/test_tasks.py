@@ -306,3 +306,83 @@ def test_callbacks_are_told_of_every_epoch_and_every_decision():
     assert [record["lr"] for record in by_event["decision"]] == [2.0, 4.0]
     assert by_event["end"] == [result.summary]
     assert by_event["start"][0]["samples"] == 0
+
+
+def of_ones(labels, **more):
+    number = len(labels)
+    return {"image": np.ones((number, 3, 3, 1), np.uint8), "label": np.asarray(labels, np.int32), **more}
+
+
+def mean_loss(outputs, batch):
+    return tasks.Mean(jnp.mean(jnp.square(outputs)), jnp.sum(batch["weight"]))
+
+
+def constant_weight(outputs, batch):
+    values = jnp.sum(jnp.square(outputs), axis=1)
+    return tasks.Mean(jnp.sum(values * batch["weight"]) / 8, jnp.float32(8))
+
+
+@pytest.mark.parametrize(
+    ("train", "loss", "said"),
+    [
+        (of_ones([0, 1, 12]), None, r"network has 3 outputs, so labels lie in 0\.\.2, got 12"),
+        (of_ones([0, 1, -1]), None, r"labels lie in 0\.\.2, got -1"),
+        (
+            of_ones(np.zeros((4, 2))),
+            None,
+            r"logits of shape \(1, 3\) need labels of shape \(1,\), got \(1, 2\)",
+        ),
+        (
+            of_ones([0, 1]),
+            lambda outputs, batch: jnp.mean(outputs),
+            r"must return Mean\(mean, weight, metrics\)",
+        ),
+        (
+            {"image": np.ones((4, 12), np.float32), "label": np.zeros(4, int)},
+            None,
+            "does not take the inputs of",
+        ),
+        ({"x": np.ones((4, 2))}, None, r"keys \['x'\] need `inputs` .* and `loss`"),
+        ({"tokens": np.full((4, 3), 7)}, None, "does not take the inputs of"),
+    ],
+)
+def test_data_that_do_not_fit_a_network_are_refused_when_the_task_is_made(train, loss, said):
+    class Fixed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            if x.shape[1:] != (3, 3, 1):
+                raise TypeError("images of 3x3 are wanted")
+            return nn.Dense(CLASSES)(x.reshape(len(x), -1))
+
+    with pytest.raises(ValueError, match=said):
+        tasks.linen(Fixed(), (train, train), loss=loss)
+
+
+def test_a_data_set_with_labels_beyond_its_classes_or_a_network_with_fewer():
+    with pytest.raises(ValueError, match=r"Labels of mine must lie in 0\.\.2, got 0\.\.3"):
+        tasks.linen(LinenNet(), data.Dataset("mine", of_ones([0, 3]), of_ones([0]), CLASSES))
+    with pytest.raises(ValueError, match="too few outputs: its data has 4 classes"):
+        tasks.linen(LinenNet(), data.Dataset("mine", of_ones([0, 3]), of_ones([0]), 4))
+    with pytest.raises(ValueError, match=r"labels lie in 0\.\.4, got 5"):
+        tasks.linen(Bigrams(), ({"tokens": np.array([[0, 5]])},) * 2)
+    masked = {"tokens": np.array([[0, 5]]), "mask": np.zeros((1, 1), np.float32)}
+    tasks.linen(Bigrams(), (masked, masked))  # what does not count may be anything
+
+
+@pytest.mark.parametrize("loss", [mean_loss, constant_weight])
+def test_a_loss_that_does_not_heed_the_weight_of_examples(loss):
+    task = tasks.nnx(lambda rngs: NnxNet(rngs=rngs), (images(32), images(8)), loss=loss)
+    with pytest.raises(ValueError, match=r"does not heed batch\['weight'\], "):
+        fit(task, optax.sgd(0.1), batch_size.constant(8), epochs=1)
+
+
+def test_an_optimiser_whose_state_changes_its_structure():
+    def update(updates, state, params=None):
+        return updates, {**state, "more": jnp.zeros(())}
+
+    optimizer = optax.GradientTransformation(lambda params: {"count": jnp.zeros(())}, update)
+    task = tasks.plain({"w": jnp.zeros(4), "b": jnp.zeros(())}, plain_loss, plain_data(16), plain_data(9))
+    with pytest.raises(ValueError, match="state of the optimiser after an update` must have the structure of"):
+        fit(task, optimizer, batch_size.constant(8), epochs=1)
+    with pytest.raises(ValueError, match="`optimizer` must be an optax transformation or what make_optimizer"):
+        fit(task, 0.1, batch_size.constant(8), epochs=1)

@@ -11,14 +11,12 @@ from flax import nnx as nnx_modules
 from hessabs import models
 from hessabs.data import AUGMENTATIONS, Dataset, check_images, hold_out, load
 from hessabs.training import factories
-from hessabs.training.factories import Factory, call_factory, load_factory
+from hessabs.training.factories import FACTORIES, Factory, call_factory, load_factory
 from hessabs.training.fields import check_types, is_factory, nearest
 from hessabs.training.task import Task
 from hessabs.training.tasks.equinox import equinox
 from hessabs.training.tasks.linen import linen
 from hessabs.training.tasks.nnx import nnx
-
-_KEPT = "factories"  # under which name a task's settings keep where its factories lie
 
 
 class TaskSettings(NamedTuple):
@@ -99,7 +97,8 @@ def make_named(settings: TaskSettings, loaded: Mapping[str, Factory] | None = No
         if name not in found and value is not None and is_factory(value):
             found[name] = load_factory(value)
     kept = {name: factories.record(factory.origin) for name, factory in found.items()}
-    record = {**settings._asdict(), _KEPT: kept}
+    said = {name: str(factory.origin) for name, factory in found.items()}  # from wherever it is looked at
+    record = {**settings._asdict(), **said, FACTORIES: kept}
     if settings.task is not None:
         if "task" not in found:
             raise ValueError(f"`task` must be FILE.py:factory, got {settings.task!r}.")
@@ -177,7 +176,7 @@ def recorded_task(
     """
     config = record.get("config", {})
     fields = {name: config[name] for name in TaskSettings._fields if name in config}
-    kept = config.get(_KEPT) if isinstance(config.get(_KEPT), Mapping) else None
+    kept = config.get(FACTORIES) if isinstance(config.get(FACTORIES), Mapping) else None
     named = {name: value for name, value in given.items() if value is not None}
     if kept is None and "task" not in named:
         raise ValueError(
