@@ -35,12 +35,8 @@ from hessabs.training.step import TrainState
 
 T = TypeVar("T")
 _FORMAT = 2
-<<<<<<< HEAD
 _MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks")
 _FALL_TO_THE_END = ("cosine", "linear", "wsd")  # schedules that the number of epochs changes from the start
-=======
-_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", FACTORIES)
->>>>>>> h-kinds
 
 
 class Found(NamedTuple):
@@ -418,13 +414,8 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
     """
     old = dict(saved["config"])
     config = json.loads(json.dumps(now["config"]))
-    made, made_now = old.pop("factories", {}) or {}, config.pop("factories", {}) or {}
+    made, made_now = old.pop(FACTORIES, None) or {}, config.pop(FACTORIES, None) or {}
     wrong = [
-        f"{origin['path']} of --{name} has changed since the checkpoint"
-        for name, origin in made_now.items()
-        if name in made and (made[name]["sha256"], made[name]["name"]) != (origin["sha256"], origin["name"])
-    ]
-    wrong += [
         f"--{name} is {_shown(old.get(name))} in the checkpoint and {_shown(value)} now"
         for name, value in config.items()
         if name not in _MAY_DIFFER
@@ -434,19 +425,11 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
         and not (name == "epochs" and value > old["epochs"] and old.get("schedule") not in _FALL_TO_THE_END)
         and not (name == "adversarial_epochs" and not config.get("adversarial_fraction"))
     ]
+    for name, origin in made_now.items():
+        line = factories.changed(Origin(**origin), made.get(name, {}), f"--{name}")
+        wrong += [line.rstrip(".")] if line else []
     wrong += [
-<<<<<<< HEAD
         f"of the data the {name} is {saved['data'].get(name)} in the checkpoint and {value} now"
-=======
-        line.rstrip(".")
-        for name, now_from in config.get(FACTORIES, {}).items()
-        if (
-            line := factories.changed(Origin(**now_from), (old.get(FACTORIES) or {}).get(name, {}), f"--{name}")
-        )
-    ]
-    wrong += [
-        f"the data's {name} are {saved['data'].get(name)} in the checkpoint and {value} now"
->>>>>>> h-kinds
         for name, value in now["data"].items()
         if "data" in saved and saved["data"].get(name) != value
     ]
