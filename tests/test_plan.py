@@ -57,14 +57,20 @@ def test_times_can_be_measured_here(capsys):
             "must be at most the 1000 training examples, got 1280",
         ),
         (["--num_examples=1000", "--max_batch_size=200"], "must be a multiple of batch_size=128"),
-        (["--num_examples=1000", "--method=sgd"], "`method` must be one of bl, fb, gg"),
+        (["--num_examples=1000", "--method=sgd"], "--method=sgd: it must be one of bl, fb, gg"),
         (["--num_examples=1000", "--patience=-1"], "`patience` must be at least 0, got -1"),
         (["--num_examples=1000", "--method=timer", "--patience=0"], "`patience` must be at least 1 epoch"),
         (["--num_examples=1000", "--method=fixed"], "`grow_epochs` must name the epochs after which"),
-        (["--num_examples=1000", "--method=abs", "--lr_coupling=log"], "`lr_coupling` must be"),
-        (["--num_examples=1000", "--remainder=lose"], "`remainder` must be"),
+        (
+            ["--num_examples=1000", "--method=abs", "--lr_coupling=log"],
+            "it must be one of linear, sqrt, none",
+        ),
+        (["--num_examples=1000", "--remainder=lose"], "--remainder=lose: it must be one of drop, keep, fill"),
         (["--num_examples=1000", "--t_comp=-1"], "`compute` must be at least 0 seconds, got -1.0"),
-        (["--num_examples=1000", "--lr_decay_epochs=3,x"], "whole numbers separated by commas, got '3,x'"),
+        (
+            ["--num_examples=1000", "--lr_decay_epochs=3,x"],
+            "separated by commas must be given, got '3,x'",
+        ),
         (["--num_examples=1000", "--epochs=0"], "`epochs` must be at least 1, got 0"),
         (["--num_examples=1000", "--output=/no/such/folder/plan.png"], "No such file or directory"),
         (["--no_such_flag=1"], "no_such_flag"),
@@ -86,8 +92,8 @@ def test_input_that_cannot_be_used_ends_in_one_line(capsys, flags, message):
             "`threshold` is read with method=stability, and not with method=absa",
         ),
         (["--method=abs", "--threshold=1.25"], "`threshold` is read"),  # its default, and given all the same
-        (["--t_comm=1"], "`t_comm` is read with --t_comp alone"),
-        (["--model=c1"], "`model` is read with --measure_times alone"),
+        (["--t_comm=1"], "`t_comm` is read with --t_comp; pass that too"),
+        (["--model=c1"], "`model` is read with --measure_times; pass that too"),
     ],
 )
 def test_flags_that_nothing_reads_are_refused(capsys, flags, message):

@@ -194,13 +194,14 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             state = _end_epochs(run, state, session, records, clock, progress)
             state = _decide(run, state, session, measured)
             session.between_updates(Snapshot(state, records, clock.save()))
-        # What is left fills no update.
+        # What is left fills no update; a run of more epochs goes on with it.
+        saved = Snapshot(state, list(records), clock.save())
         state = state._replace(position=Position(run.epochs, 0), samples=total)
         if len(records) < run.epochs and total >= int(state.controller.observe_at):
             state = _observe(run, state, update_rule, clock)
         state = _end_epochs(run, state, session, records, clock, progress)
     check_params(state)
-    session.trained(Snapshot(state, records, clock.save()))
+    session.trained(saved)
     return state, records
 
 
@@ -275,7 +276,8 @@ def _largest_next(run: Run, batch_size: int) -> int:
 
 
 def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> LoopState:
-    observation = Observation(Count.of(state.samples))
+    factor = np.float32(run.schedule(state.samples))
+    observation = Observation(Count.of(state.samples), lr_scale=factor)
     if run.rule.measures in ("eigenvalue", "last_layer_eigenvalue"):
         eigenvalue = float("nan")
         if state.controller.measure:

@@ -360,5 +360,5 @@ def _describe(
     config = {**settings._asdict(), **own}
     return {
         "config": {**config, **task.settings, **record},
-        "data": {"training examples": len(task.train), "digest": fingerprint(task.train)},
+        "data": {"number of examples": len(task.train), "digest": fingerprint(task.train)},
     }

@@ -35,7 +35,8 @@ from hessabs.training.step import TrainState
 
 T = TypeVar("T")
 _FORMAT = 2
-_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", FACTORIES)
+_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks")
+_FALL_TO_THE_END = ("cosine", "linear", "wsd")  # schedules that the number of epochs changes from the start
 
 
 class Found(NamedTuple):
@@ -405,31 +406,30 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
 
     All settings must be equal but ``data_dir``, for what lies there is compared instead, ``data_workers``,
     callbacks, and the devices: on another number of them the result is the same to float tolerance. ``epochs``
-    may be more than were saved, unless the end of something depends on it, which is a setting of its own.
+    may be more than were saved, unless the learning rate falls to the end of the run; the ends of other things
+    are settings of their own.
 
     Raises:
       ValueError: If a setting contradicts what was saved, showing both values of each that does.
     """
     old = dict(saved["config"])
     config = json.loads(json.dumps(now["config"]))
+    made, made_now = old.pop(FACTORIES, None) or {}, config.pop(FACTORIES, None) or {}
     wrong = [
         f"--{name} is {_shown(old.get(name))} in the checkpoint and {_shown(value)} now"
         for name, value in config.items()
         if name not in _MAY_DIFFER
         and name in old
         and old[name] != value
-        and not (name == "epochs" and value > old["epochs"])
+        and not (name in made and name in made_now)
+        and not (name == "epochs" and value > old["epochs"] and old.get("schedule") not in _FALL_TO_THE_END)
         and not (name == "adversarial_epochs" and not config.get("adversarial_fraction"))
     ]
+    for name, origin in made_now.items():
+        line = factories.changed(Origin(**origin), made.get(name, {}), f"--{name}")
+        wrong += [line.rstrip(".")] if line else []
     wrong += [
-        line.rstrip(".")
-        for name, now_from in config.get(FACTORIES, {}).items()
-        if (
-            line := factories.changed(Origin(**now_from), (old.get(FACTORIES) or {}).get(name, {}), f"--{name}")
-        )
-    ]
-    wrong += [
-        f"the data's {name} are {saved['data'].get(name)} in the checkpoint and {value} now"
+        f"of the data the {name} is {saved['data'].get(name)} in the checkpoint and {value} now"
         for name, value in now["data"].items()
         if "data" in saved and saved["data"].get(name) != value
     ]

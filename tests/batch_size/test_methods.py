@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NAN, INF = math.nan, math.inf
 MEASURED = ("abs", "absa", "gns", "norm_test", "stability")
-SMALL = {"max_batch_size": 256, "patience": 3, "cycle_epochs": 4, "warmup_epochs": 2, "grow_epochs": (2, 3)}
+SMALL = {"max_batch_size": 256, "patience": 3, "cycle_epochs": 4, "grow_epochs": (2, 3)}
 
 
 def small(name):
@@ -57,9 +57,9 @@ def test_a_plan_counts_as_the_slides_and_one_of_whole_updates_as_the_training(wh
 
 def test_the_picture_has_a_line_for_each_bound():
     run = PlanSettings(epochs=12, batch_size=64)
-    figure = draw_plans(make_plans(run, Abs(max_batch_size=256), 1280), run.lr, "abs")
+    figure = draw_plans(make_plans(run, Abs(max_batch_size=256), 1280), 0.1, "abs")
     assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]
-    figure = draw_plans(make_plans(run, Bl(), 1280), run.lr, "bl")
+    figure = draw_plans(make_plans(run, Bl(), 1280), 0.1, "bl")
     assert [len(axes.get_lines()) for axes in figure.axes] == [1, 1]
 
 
@@ -116,7 +116,6 @@ OTHER = {
     "growth_factor": 3.0,
     "grow_epochs": (4,),
     "lr_coupling": "sqrt",
-    "warmup_epochs": 3,
     "cycle_epochs": 6,
     "measure_every": 77,
     "eigenvalue_decrease": 5.0,
@@ -138,6 +137,8 @@ def test_every_setting_of_a_method_reaches_its_rule(name, monkeypatch):
         assert make_rule(run, small(name)._replace(**{setting: OTHER[setting]}), 1280) != before, setting
     for changed in (run._replace(lr_decay_epochs=(3,)), run._replace(adversarial_epochs=7)):
         assert make_rule(changed, small(name), 1280) != before
+    assert (make_rule(run, small(name), 1280, lr=0.2) != before) == (name == "stability")
+    assert (make_rule(run, small(name), 1280, warmup_epochs=2.5) != before) == (name == "fb")
     assert {setting for kind in METHODS.values() for setting in kind._fields} == set(OTHER)
 
 
@@ -147,10 +148,10 @@ REFUSED = [
         for name in ("epochs", "batch_size", "micro_batch_size")
     ],
     *[(name, 0, rf"`{name}` must be at least 1, got 0") for name in ("max_batch_size", "measure_every")],
-    *[(name, 0, rf"`{name}` must be at least 1, got 0") for name in ("warmup_epochs", "cycle_epochs")],
+    *[(name, 0, rf"`{name}` must be at least 1, got 0") for name in ("cycle_epochs",)],
     *[
         (name, v, rf"`{name}` must be positive and finite, got {v}")
-        for name in ("lr", "threshold", "noise_scale", "tolerance")
+        for name in ("threshold", "noise_scale", "tolerance")
         for v in (0.0, -0.1, NAN, INF)
     ],
     *[("lr_decay", v, rf"`lr_decay` must lie in \(0, 1\], got {v}") for v in (0.0, -0.2, 1.5, NAN)],
@@ -330,6 +331,3 @@ def test_epochs_beyond_the_end():
         "`grow_epochs` 60: the run ends before, after epochs=60.",
     ]
     assert never_reached(run._replace(epochs=81), fixed) == []
-    assert never_reached(PlanSettings(epochs=5, lr_decay_epochs=()), Fb()) == [
-        "`warmup_epochs` 5: the run ends before, after epochs=5."
-    ]

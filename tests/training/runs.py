@@ -59,6 +59,12 @@ def again(run):
     return run._replace(state=jax.tree.map(jnp.copy, run.state))
 
 
+def like(run, **settings):
+    """A run of other settings that need no other programs, with the compiled functions of one."""
+    shared = ("functions", "evaluate", "final", "measure", "measure_final", "track")
+    return make_run(**settings)._replace(**{name: getattr(run, name) for name in shared})
+
+
 def bits(tree):
     """A digest of every bit of a tree of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -34,7 +34,9 @@ def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
         size, here = share.micro_batch_size, share.micro_batch_size // share.devices
         most = max_fraction
         if share.devices > 1:  # of the first m examples of a micro-batch this device holds every `devices`-th
-            most = -(-int(num_replaced(max_fraction, size)) // share.devices) / here
+            with jax.ensure_compile_time_eval():  # a shape, in the middle of a trace
+                attacked = int(num_replaced(max_fraction, size))
+            most = -(-attacked // share.devices) / here
             replaced = num_replaced(fraction, size) - share.index
             fraction = jnp.maximum(0, -(-replaced // share.devices)) * (1 / here)
         return replace_fraction(

@@ -5,21 +5,21 @@ import signal
 import numpy as np
 import pytest
 
-from hessabs.training.devices import poll, sharing
-from hessabs.training.devices.poll import Poll, next_number
+from hessabs.training import processes
+from hessabs.training.processes import Poll, next_number
 
 
 @pytest.fixture
 def others(monkeypatch):
     """Answers of the other processes; a list of questions asked."""
     asked, state = [], {"now": 0.0, "others": [[0, 0, 0.0]]}
-    monkeypatch.setattr(poll.time, "perf_counter", lambda: state["now"])
+    monkeypatch.setattr(processes.time, "perf_counter", lambda: state["now"])
 
     def gather(numbers):
         asked.append(list(numbers))
         return np.array([numbers, *state["others"]], np.float32)
 
-    monkeypatch.setattr(sharing, "gather", gather)
+    monkeypatch.setattr(processes, "gather", gather)
     return asked, state
 
 
@@ -57,6 +57,6 @@ def test_next_number_grows_at_most_twofold():
 
 def test_one_process_shares_with_itself():
     tree = {"a": np.array([-0.0, np.nan], np.float32)}
-    assert sharing.tree_of_first(tree) is tree
+    assert processes.tree_of_first(tree) is tree
     with pytest.raises(KeyError):
-        sharing.on_first(lambda: {}["missing"])
+        processes.on_first(lambda: {}["missing"])

@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from hessabs.data import reader
-from hessabs.training import Config, set_up, train
-from hessabs.training.devices import resident
+from hessabs.data import Arrays, reader
+from hessabs.training import resident, run
+from hessabs.training.loop import train
+from tests.training.runs import MICRO, bits, make_run
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
@@ -26,20 +29,28 @@ def test_batches_are_those_of_the_host(augmentation):
             np.testing.assert_array_equal(batch[name], array)
 
 
-def test_a_run_ends_with_the_bits_of_one_that_reads_from_the_host():
-    config = Config(dataset="digits", method="gg", epochs=3, max_batch_size=512, lr_decay_epochs=(1,))
-    config = config._replace(micro_batch="auto")
-    host = set_up(config)
-    assert host.gather is None  # on a CPU
-    there = set_up(config)._replace(gather=resident.on_device(host.dataset.train))
-    results = train(host), train(there)
-    for one, other in zip(*(jax.tree.leaves(result.params) for result in results), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert results[0].summary["compilations"] == results[1].summary["compilations"]
+def test_a_run_ends_with_the_bits_of_one_that_reads_from_the_host(monkeypatch):
+    def go():
+        settings = {"method": "gg", "epochs": 3, "lr_decay_epochs": (1,), "max_batch_size": 8 * MICRO}
+        return train(make_run(**settings, micro_batch="auto"))
+
+    host, asked = go(), []
+    assert host.records[-1]["batch_size"] == 8 * MICRO
+
+    def on_device(source, mesh):
+        asked.append(mesh)
+        return resident.on_device(source.arrays)
+
+    monkeypatch.setattr(run, "make_gather", on_device)
+    there = go()
+    assert asked
+    assert bits(there.params) == bits(host.params)
+    assert there.summary["compilations"] == host.summary["compilations"]
 
 
 def test_a_set_lies_on_an_accelerator_if_it_fits(monkeypatch):
-    arrays = {"label": np.zeros(1000, np.int32)}
+    source = Arrays({"label": np.zeros(1000, np.int32)})
+    assert resident.make_gather(source) is None  # on a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     limits = iter([{"bytes_limit": 16_000}, {"bytes_limit": 15_999}, None])
 
@@ -48,6 +59,6 @@ def test_a_set_lies_on_an_accelerator_if_it_fits(monkeypatch):
             return next(limits)
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert resident.make_gather(arrays) is not None
-    assert resident.make_gather(arrays) is None
-    assert resident.make_gather(arrays) is None  # nothing is known of its memory
+    assert resident.make_gather(source) is not None
+    assert resident.make_gather(source) is None
+    assert resident.make_gather(source) is None  # nothing is known of its memory

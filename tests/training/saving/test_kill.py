@@ -10,18 +10,18 @@ import sys
 
 import pytest
 
-from hessabs.batch_size.methods import METHODS
-from tests.training.saving.runs import lines
+from hessabs.batch_size.settings import METHODS
+from tests.training.runs import GROWING, lines
 
-pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[3]
 KILLED = {"status": -signal.SIGKILL, "bits": ""}
-SETTINGS = {"gns": {"noise_scale": 4.0}, "fixed": {"grow_epochs": [1, 2]}}
+NEEDED = {"gns": {"noise_scale": 4.0}, "fixed": {"grow_epochs": [1, 2]}}
+ABSA = {"method": "absa"}
 
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """Ask a driver to train: ``ask(workdir, config, kill=None) -> {"status", "bits"}``."""
+    """Ask a driver to train: ``ask(workdir, settings, kill=None, quick=False) -> {"status", "bits"}``."""
     cache = tmp_path_factory.mktemp("cache")
     environment = {
         **os.environ,
@@ -36,8 +36,8 @@ def ask(tmp_path_factory):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as driver:
 
-        def ask(workdir, config, kill=None):
-            request = {"workdir": str(workdir), "config": config, "kill": kill}
+        def ask(workdir, settings, kill=None, quick=False):
+            request = {"workdir": str(workdir), "settings": settings, "kill": kill, "quick": quick}
             driver.stdin.write(json.dumps(request) + "\n")
             driver.stdin.flush()
             return json.loads(driver.stdout.readline())
@@ -46,50 +46,67 @@ def ask(tmp_path_factory):
         driver.stdin.close()
 
 
-def test_ten_random_moments(ask, tmp_path):
-    config, draw = {"method": "absa"}, random.Random(0)
-    whole = ask(tmp_path / "whole", config)
-    assert whole["status"] == 0
+@pytest.fixture(scope="module")
+def whole(ask, tmp_path_factory):
+    """The run that nothing interrupts: (its answer, its folder)."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    answer = ask(workdir, ABSA)
+    assert answer["status"] == 0
+    return answer, workdir
+
+
+def test_a_kill_in_an_update(ask, tmp_path):
+    settings = {"method": "bl", "epochs": 1, "lr_decay_epochs": []}
+    assert ask(tmp_path / "killed", settings, ["micro_batch", 16, 0], quick=True) == KILLED
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    killed = ask(tmp_path / "killed", settings, quick=True)
+    assert killed == {"status": 0, "bits": killed["whole"], "whole": killed["whole"]}
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ten_random_moments(ask, whole, tmp_path):
+    draw = random.Random(0)
     for _ in range(10):
         moment = ["micro_batch", draw.randint(4, 8), draw.choice([0, 0.03]) * draw.random()]
-        assert ask(tmp_path / "killed", config, moment) == KILLED
-    assert ask(tmp_path / "killed", config) == whole
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
-        path.name for path in (tmp_path / "whole").iterdir()
-    }
+        assert ask(tmp_path / "killed", ABSA, moment) == KILLED
+    assert ask(tmp_path / "killed", ABSA) == whole[0]
+    assert lines(tmp_path / "killed") == lines(whole[1])
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {path.name for path in whole[1].iterdir()}
 
 
-def test_ten_chosen_moments(ask, tmp_path):
-    config = {"method": "absa"}
-    whole = ask(tmp_path / "whole", config)
-    sizes = [line["batch_size"] for line in lines(tmp_path / "whole")]
+@pytest.mark.slow
+def test_ten_chosen_moments(ask, whole, tmp_path):
+    sizes = [line["batch_size"] for line in lines(whole[1])]
     assert len(set(sizes)) > 2
-    assert any(line["eigenvalue"] for line in lines(tmp_path / "whole"))
+    assert any(line["eigenvalue"] for line in lines(whole[1]))
     for point, count in [
         ("micro_batch", 2),  # the first update is half accumulated, and nothing is saved yet
         ("write", 2),
         ("write", 3),  # the record of the second checkpoint is there, its arrays are not, or the other way
+        ("update", 3),  # all of its gradients are there
         ("measure", 2),  # its second product
         ("growth", 1),
-        ("micro_batch", 6),  # in an accumulation of four or more
+        ("micro_batch", 3),  # in an update of four or more
         ("line", 1),
         ("line", 1),
         ("params", 1),
         ("summary", 1),
     ]:
-        assert ask(tmp_path / "killed", config, [point, count, 0]) == KILLED, point
-    assert ask(tmp_path / "killed", config) == whole
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+        assert ask(tmp_path / "killed", ABSA, [point, count, 0]) == KILLED, point
+    assert ask(tmp_path / "killed", ABSA) == whole[0]
+    assert lines(tmp_path / "killed") == lines(whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "absa"])
 def test_each_rule(ask, tmp_path, method):
-    config = {"method": method, "epochs": 3, **SETTINGS.get(method, {})}
-    if method in ("gns", "norm_test"):
-        config["micro_batch_size"] = 8
-    whole = ask(tmp_path / "whole", config)
+    growing = {} if method == "bl" else {"max_batch_size": GROWING["max_batch_size"]}
+    settings = {"method": method, "epochs": 3, "lr_decay_epochs": [2], **growing, **NEEDED.get(method, {})}
+    whole = ask(tmp_path / "whole", settings)
     assert whole["status"] == 0
-    assert ask(tmp_path / "killed", config, ["micro_batch", random.Random(method).randint(20, 60), 0]) == KILLED
-    assert ask(tmp_path / "killed", config) == whole
+    assert (
+        ask(tmp_path / "killed", settings, ["micro_batch", random.Random(method).randint(20, 60), 0]) == KILLED
+    )
+    assert ask(tmp_path / "killed", settings) == whole
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

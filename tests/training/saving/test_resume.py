@@ -10,25 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hessabs.training import loop, set_up, train
-from hessabs.training.saving.durability import Durability, Period, parse_period
-from hessabs.training.saving.interruption import Interrupted
-from hessabs.training.saving.manifest import DamagedError
-from hessabs.training.setup import make_controller
-from tests.training.saving.runs import CONFIG, MICRO, N, again, bits, lines, small_digits
+from hessabs.data import micro_batches
+from hessabs.models import create
+from hessabs.training import loop, tasks
+from hessabs.training.durability import Durability, Period, parse_period
+from hessabs.training.interruption import Interrupted
+from hessabs.training.loop import train
+from hessabs.training.loop_state import start
+from hessabs.training.manifest import DamagedError
+from hessabs.training.session import refuse_contradictions
+from hessabs.training.snapshot import arrays_of
+from tests.training.runs import MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
+from tests.training.saving.ending import break_off
 
-STEPS = CONFIG.epochs * (N // MICRO)
+pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
+EPOCHS = SETTINGS["epochs"]
+LAST = 98  # micro-batches that are trained on, of 100: what is left fills no update
 OFTEN = Durability(checkpoint_every=f"{7 * MICRO}samples")
 RESUME = OFTEN._replace(resume=True)
 
 
-class Broken(Exception):
-    """What ends a run in the middle."""
+def slow(*values):
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        for value in values
+    ]
 
 
 @pytest.fixture(scope="module")
 def base():
-    return set_up(CONFIG, small_digits())
+    return make_run()
 
 
 @pytest.fixture(scope="module")
@@ -41,51 +52,44 @@ def whole(base, tmp_path_factory):
     return bits(result.params), lines(workdir), workdir
 
 
-def break_at(run, step):
-    """Make a run that ends before a micro-batch."""
-    calls = 0
-
-    def breaking(function):
-        def call(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls == step:
-                raise Broken
-            return function(*arguments)
-
-        call._cache_size = function._cache_size
-        return call
-
-    names = ("accumulate", "accumulate_adversarial", "update", "update_adversarial")
-    functions = run.functions._replace(**{name: breaking(getattr(run.functions, name)) for name in names})
-    return run._replace(functions=functions)
+@pytest.fixture(scope="module")
+def half(base, tmp_path_factory):
+    """The folder of a run that ended in the middle."""
+    workdir = tmp_path_factory.mktemp("half") / "run"
+    break_off(base, 32, workdir, OFTEN)
+    return workdir
 
 
-@pytest.mark.parametrize("step", [1, 26, 43, STEPS])
+@pytest.fixture
+def broken_off(half, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(half, tmp_path / "run")
+
+
+def saved(workdir):
+    """The examples at the checkpoints of a run, the latest first."""
+    return sorted((int(path.name) for path in (workdir / "checkpoints").iterdir()), reverse=True)
+
+
+@pytest.mark.parametrize("step", [28, *slow(1, 26, 43, LAST)])
 def test_resumed_run_has_the_same_bits(base, whole, tmp_path, step):
-    with pytest.raises(Broken):
-        train(break_at(again(base), step), tmp_path, OFTEN)
+    break_off(base, step, tmp_path, OFTEN)
     result = train(again(base), tmp_path, RESUME)
     assert bits(result.params) == whole[0]
     assert lines(tmp_path) == whole[1]
 
 
 def test_broken_off_again_and_again(base, whole, tmp_path):
-    ends = 0
-    for step in (10, 8, 26, 31):
-        with pytest.raises(Broken):
-            train(break_at(again(base), step), tmp_path, RESUME)
-        ends += 1
-    assert ends == 4
+    for step in (10, 9, 26, 31):
+        break_off(base, step, tmp_path, RESUME)
     result = train(again(base), tmp_path, RESUME)
     assert bits(result.params) == whole[0]
     assert lines(tmp_path) == whole[1]
-    assert result.summary["samples"] == CONFIG.epochs * N
+    assert result.summary["samples"] == EPOCHS * N
 
 
 def test_a_finished_run_says_so(base, whole, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole[2], workdir)
+    workdir = shutil.copytree(whole[2], tmp_path / "run")
     before = sorted(path.stat().st_mtime_ns for path in workdir.rglob("*"))
     result = train(again(base), workdir, RESUME)
     assert "has finished; nothing is left to do" in capsys.readouterr().err
@@ -94,84 +98,97 @@ def test_a_finished_run_says_so(base, whole, tmp_path, capsys):
     assert sorted(path.stat().st_mtime_ns for path in workdir.rglob("*")) == before
 
 
-def more(run, epochs, **changes):
-    """A run like one, of more epochs, with the same compiled functions."""
-    config = run.config._replace(epochs=epochs, **changes)
-    return again(run)._replace(config=config, controller=make_controller(config, run.epoch_examples))
-
-
-@pytest.mark.parametrize("method", ["bl", "abs", "gg"])
-def test_a_finished_run_goes_on_to_what_more_epochs_would_have_given(tmp_path, capsys, method):
+@pytest.mark.parametrize(
+    ("method", "epochs"),
+    [("gg", 3), *slow(("bl", 2), ("bl", 3), ("abs", 2), ("gg", 2))],  # 3: its last micro-batch fills no update
+)
+def test_a_finished_run_goes_on_to_what_more_epochs_would_have_given(tmp_path, capsys, method, epochs):
     # No schedule of these depends on the number of epochs; the decay after the third one is still to come.
-    short = set_up(CONFIG._replace(method=method, epochs=2), small_digits())
+    settings = {"method": method, **({} if method == "bl" else {"max_batch_size": 8 * MICRO})}
+    short = make_run(**settings, epochs=epochs)
     train(again(short), tmp_path / "run", Durability())
     (tmp_path / "run" / "attack-pgd-linf-000000.json").write_text("{}")  # of the shorter run's network
     assert "going on" not in capsys.readouterr().err
-    result = train(more(short, 4), tmp_path / "run", RESUME)
+    result = train(like(short, **settings), tmp_path / "run", RESUME)
     assert "has finished; going on to epoch 4." in capsys.readouterr().err
-    want = train(more(short, 4), tmp_path / "whole", Durability())
+    want = train(like(short, **settings), tmp_path / "whole", Durability())
     assert bits(result.params) == bits(want.params)
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
-    assert result.summary["epochs"] == 4
+    assert result.summary["epochs"] == EPOCHS
     assert not list((tmp_path / "run").glob("attack*"))
     with pytest.raises(ValueError, match="--epochs is 4 in the checkpoint and 3 now"):
-        train(more(short, 3), tmp_path / "run", RESUME)
+        train(like(short, **settings, epochs=3), tmp_path / "run", RESUME)
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_an_end_of_adversarial_examples(base, tmp_path):
-    short = more(base, 2, adversarial_epochs=1)
-    train(short, tmp_path / "run", Durability())
+    train(like(base, epochs=2, adversarial_epochs=1), tmp_path / "run", Durability())
     with pytest.raises(ValueError, match="--adversarial_epochs is 1 in the checkpoint and 2 now"):
-        train(more(base, 4, adversarial_epochs=2), tmp_path / "run", RESUME)
-    result = train(more(base, 4, adversarial_epochs=1), tmp_path / "run", RESUME)
-    assert bits(result.params) == bits(train(more(base, 4, adversarial_epochs=1)).params)
+        train(like(base, adversarial_epochs=2), tmp_path / "run", RESUME)
+    result = train(like(base, adversarial_epochs=1), tmp_path / "run", RESUME)
+    assert bits(result.params) == bits(train(like(base, adversarial_epochs=1)).params)
 
 
-def test_another_batch_is_refused_with_the_reason(base, tmp_path):
-    with pytest.raises(Broken):
-        train(break_at(again(base), 20), tmp_path, OFTEN)
-    with pytest.raises(ValueError, match=r"--batch_size is 16 .* and 32 now.*Its place in the data, its rule"):
-        train(more(base, CONFIG.epochs, batch_size=2 * CONFIG.batch_size), tmp_path, RESUME)
+@pytest.mark.parametrize(
+    ("schedule", "fits"), [("step", True), ("constant", True), ("cosine", False), ("wsd", False)]
+)
+def test_more_epochs_are_refused_where_the_rate_falls_to_the_end(schedule, fits):
+    two, four = ({"config": {"schedule": schedule, "epochs": epochs}, "data": {}} for epochs in (2, 4))
+    if fits:
+        refuse_contradictions(two, four)
+    else:
+        with pytest.raises(ValueError, match="--epochs is 2 in the checkpoint and 4 now"):
+            refuse_contradictions(two, four)
 
 
-def test_resume_in_an_empty_folder_starts_anew(base, whole, tmp_path):
-    assert bits(train(again(base), tmp_path / "new", RESUME).params) == whole[0]
+def test_resume_in_an_empty_folder_starts_anew_in_any_thread(base, whole, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(again(base), tmp_path / "new", RESUME)))
+    thread.start()
+    thread.join()
+    assert bits(results[0].params) == whole[0]
 
 
-def test_checkpoints_kept(base, whole):
-    # Four epochs: the last two, and the best.
+def test_checkpoints_kept(whole):
+    # The last two, and the best of those at the ends of epochs.
     accuracy = {line["samples"]: line["test_accuracy"] for line in whole[1]}
-    best = max(accuracy, key=lambda samples: (accuracy[samples], -samples))
-    kept = {int(path.name) for path in (whole[2] / "checkpoints").iterdir()}
-    assert kept == {best, *sorted(accuracy)[-2:]}
+    there = saved(whole[2])
+    assert there[0] == LAST * MICRO
+    ends = [samples for samples in accuracy if samples <= LAST * MICRO]
+    best = max(ends, key=lambda samples: (accuracy[samples], -samples))
+    assert set(there) == {best, LAST * MICRO, ends[-1]}
 
 
-def test_settings_that_contradict_are_shown_with_both_values(base, tmp_path):
-    with pytest.raises(Broken):
-        train(break_at(again(base), 20), tmp_path, OFTEN)
-    other = base._replace(config=base.config._replace(lr=0.5, lr_decay_epochs=(1, 2)))
+def test_settings_and_data_that_contradict_are_shown_with_both_values(base, broken_off):
+    # The programs are those of `base`: none of these runs comes so far as to use them.
     message = (
-        r"--lr is 0.02 in the checkpoint and 0.5 now; --lr_decay_epochs is 3 in the checkpoint and 1,2 now"
+        r"--lr_decay_epochs is 3 in the checkpoint and 1,2 now; --lr is 0.02 in the checkpoint and 0.5 now"
     )
     with pytest.raises(ValueError, match=message):
-        train(again(other), tmp_path, RESUME)
-    labels = base.dataset.train["label"][::-1]
-    dataset = base.dataset._replace(train={**base.dataset.train, "label": labels})
-    with pytest.raises(ValueError, match="the data's labels are"):
-        train(again(base)._replace(dataset=dataset), tmp_path, RESUME)
-    moved = base._replace(config=base.config._replace(data_dir="elsewhere"))
-    assert train(again(moved), tmp_path, RESUME).summary["samples"] == CONFIG.epochs * N
+        train(like(base, lr=0.5, lr_decay_epochs=(1, 2)), broken_off, RESUME)
+    with pytest.raises(ValueError, match=r"--batch_size is 16 .* and 32 now.*Its place in the data, its rule"):
+        train(like(base, batch_size=4 * MICRO), broken_off, RESUME)
+    digits = small_digits()
+    train_set = {**digits.train.take(np.arange(N)), "label": digits.train.take(np.arange(N))["label"][::-1]}
+    settings = {"dataset": "digits", "model": "mlp"}
+    task = tasks.linen(create("mlp", 10), digits._replace(train=train_set), name="digits", settings=settings)
+    with pytest.raises(ValueError, match=r"of the data the digest is .* in the checkpoint and"):
+        train(like(base, task=task), broken_off, RESUME)
+
+
+@pytest.mark.slow
+def test_data_may_lie_elsewhere(base, whole, broken_off):
+    record = {**base.record, "config": {**base.record["config"], "data_dir": "elsewhere"}}
+    assert bits(train(again(base)._replace(record=record), broken_off, RESUME).params) == whole[0]
 
 
 @pytest.mark.parametrize(
     ("item", "damage"),
-    [("arrays", "flip"), ("arrays", "remove"), ("record", "truncate"), ("record", "flip")],
+    [("arrays", "flip"), *slow(("arrays", "remove"), ("record", "truncate"), ("record", "flip"))],
 )
-def test_the_checkpoint_before_a_damaged_one_is_used(base, whole, tmp_path, capsys, item, damage):
-    with pytest.raises(Broken):
-        train(break_at(again(base), 24), tmp_path, OFTEN)
-    last, before = sorted((int(path.name) for path in (tmp_path / "checkpoints").iterdir()), reverse=True)[:2]
-    folder = tmp_path / "checkpoints" / str(last) / item
+def test_the_checkpoint_before_a_damaged_one_is_used(base, whole, broken_off, capsys, item, damage):
+    last, before = saved(broken_off)[:2]
+    folder = broken_off / "checkpoints" / str(last) / item
     path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(path.read_bytes())
     if damage == "truncate":
@@ -181,26 +198,24 @@ def test_the_checkpoint_before_a_damaged_one_is_used(base, whole, tmp_path, caps
         path.write_bytes(content)
     else:
         path.unlink()
-    result = train(again(base), tmp_path, RESUME)
+    result = train(again(base), broken_off, RESUME)
     told = capsys.readouterr().err
     assert f"the checkpoint at {last} examples is damaged ({item}/" in told
     assert path.name in told
     assert f"going on after {before} examples" in told
     assert bits(result.params) == whole[0]
-    assert lines(tmp_path) == whole[1]
+    assert lines(broken_off) == whole[1]
 
 
-def test_all_checkpoints_damaged(base, tmp_path):
-    with pytest.raises(Broken):
-        train(break_at(again(base), 24), tmp_path, OFTEN)
-    for path in (tmp_path / "checkpoints").glob("*/record/manifest.json"):
+def test_all_checkpoints_damaged(base, broken_off):
+    for path in (broken_off / "checkpoints").glob("*/record/manifest.json"):
         path.write_text("{}")
     with pytest.raises(DamagedError, match=r"None of the checkpoints .* can be used; pass --overwrite"):
-        train(again(base), tmp_path, RESUME)
-    assert len(list((tmp_path / "checkpoints").iterdir())) >= 2
+        train(again(base), broken_off, RESUME)
+    assert len(saved(broken_off)) >= 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_saves_and_ends(base, whole, tmp_path, signum, monkeypatch):
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     calls = 0
@@ -219,18 +234,18 @@ def test_a_signal_saves_and_ends(base, whole, tmp_path, signum, monkeypatch):
             train(again(base), tmp_path, Durability())
     assert caught.value.signum == signum
     assert {each: signal.getsignal(each) for each in handlers} == handlers
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["400"]
+    assert saved(tmp_path) == [400]
     assert bits(train(again(base), tmp_path, RESUME).params) == whole[0]
     assert lines(tmp_path) == whole[1]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, *slow(signal.SIGTERM)])
 def test_a_signal_after_the_training_ends_at_once(base, whole, tmp_path, signum):
     def measure(*arguments):
         os.kill(os.getpid(), signum)
         raise AssertionError("the signal came and nothing happened")
 
-    with pytest.raises(Interrupted, match=f"saved after {CONFIG.epochs * N} examples, the last") as caught:
+    with pytest.raises(Interrupted, match=f"saved after {LAST * MICRO} examples, the last") as caught:
         train(again(base)._replace(measure_final=measure), tmp_path, Durability())
     assert caught.value.signum == signum
     assert not (tmp_path / "summary.json").exists()
@@ -238,27 +253,16 @@ def test_a_signal_after_the_training_ends_at_once(base, whole, tmp_path, signum)
     assert lines(tmp_path) == whole[1]
 
 
-def test_trains_outside_the_main_thread(base, whole, tmp_path):
-    results = []
-    thread = threading.Thread(target=lambda: results.append(train(again(base), tmp_path, OFTEN)))
-    thread.start()
-    thread.join()
-    assert bits(results[0].params) == whole[0]
-
-
 def test_a_checkpoint_is_a_copy(base):
     # The arrays of a state that is donated afterwards keep their values.
-    from hessabs.data import micro_batches
-    from hessabs.training.loop_state import start
-    from hessabs.training.saving.snapshot import arrays_of
-
     run = again(base)
     state = start(run)
     before = {name: array.copy() for name, array in arrays_of(state).items()}
     arrays = arrays_of(state)
-    train_state = state.train
-    for batch, _ in (next(micro_batches(run.dataset.train, MICRO, seed=i)) for i in range(4)):
-        train_state = run.functions.update(train_state, batch, jnp.float32(1))
+    train_state, functions = state.train, run.functions
+    for batch, _ in (next(micro_batches(run.task.train, MICRO, seed=i)) for i in range(4)):
+        totals = functions.add(train_state, functions.begin(train_state), batch, None, 0)
+        train_state = functions.finish(train_state, totals, jnp.float32(1))
     assert state.train.params["Dense_0"]["kernel"].is_deleted()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)

@@ -1,0 +1,40 @@
+"""Runs to which something happens before a micro-batch, such as their end."""
+
+import pytest
+
+from hessabs.training.loop import train
+from tests.training.runs import again
+
+
+class Broken(Exception):
+    """What ends a run in the middle."""
+
+
+def before(run, count, act):
+    """A run like one, with a state of its own, that calls ``act`` before its ``count``-th micro-batch."""
+    calls = 0
+
+    class Counted:
+        def __init__(self, function):
+            self.function, self._cache_size = function, function._cache_size
+
+        def __call__(self, *arguments):
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                act()
+            return self.function(*arguments)
+
+    names = ("add", "whole")
+    functions = run.functions._replace(**{name: Counted(getattr(run.functions, name)) for name in names})
+    return again(run)._replace(functions=functions)
+
+
+def break_off(run, count, workdir, durability):
+    """Train a run in a folder, and end before its ``count``-th micro-batch."""
+
+    def end():
+        raise Broken
+
+    with pytest.raises(Broken):
+        train(before(run, count, end), workdir, durability)
