@@ -26,6 +26,7 @@ def quick_compilation() -> Iterator[None]:
     The programs are dropped at the end: JAX would use them again where a later test runs the same function, and
     they round otherwise than those of the processes that it starts.
     """
+    jax.clear_caches()  # of programs that an earlier file compiled otherwise
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield

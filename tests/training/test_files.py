@@ -69,7 +69,7 @@ def test_accepts_a_folder_without_a_run(tmp_path, make):
 def test_start_removes_the_run_and_nothing_else(tmp_path):
     workdir = tmp_path / "a" / "b"
     start_workdir(workdir)
-    for name in (METRICS, SUMMARY, CURVES, "spectrum.json", "landscape.json", "notes.txt"):
+    for name in (METRICS, SUMMARY, CURVES, "spectrum-1a2b.json", "attack-pgd.png", "notes.txt"):
         (workdir / name).write_text("old")
     start_workdir(workdir)
     assert [path.name for path in workdir.iterdir()] == ["notes.txt"]
