@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 import pytest
-
 from hessabs.training.analysis.trained import load_trained
 from hessabs.training.devices.lost import STATUS
 from hessabs.training.devices.processes import HEARTBEAT_SECONDS
-from tests.devices.test_processes import end, start, start_several
 from tests.training.saving.runs import bits, lines
+
+from tests.devices.test_processes import end, start, start_several
 
 EPOCHS = 14
 SAVES = (f"--epochs={EPOCHS}", "--validation_examples=900", "--resume", "--checkpoint_every=8updates")
