@@ -98,7 +98,7 @@ def make_evaluation(
     resident: list[Any] = []
 
     def batches() -> Iterator[Any]:
-        return (jax.device_put(split_whole(batch, mesh)) for batch in read(source, batch_size, fill=True))
+        return (split_whole(batch, mesh) for batch in read(source, batch_size, fill=True))
 
     def evaluation(params: Params, model_state: Any) -> dict[str, float]:
         if is_small and not resident:

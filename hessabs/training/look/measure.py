@@ -36,7 +36,7 @@ def make_measure(task: Task, batch: Any, *, max_iters: int, rtol: float, mesh: M
     Pass the last eigenvector as ``v0``. Of a ``block`` (as ``curvature.restrict`` takes it) the other leaves of
     the vector stay those of ``v0``.
     """
-    on_device = jax.jit(task.prepare)(jax.device_put(split_whole(batch, mesh)))
+    on_device = jax.jit(task.prepare)(split_whole(batch, mesh))
 
     def measure(
         params: Params, model_state: Any, v0: Params, block: str | None = None
