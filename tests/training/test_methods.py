@@ -49,7 +49,7 @@ def run(task, method, **changes):
 
 @pytest.mark.parametrize(
     "method",
-    [method if method in ("gg", "fb") else pytest.param(method, marks=pytest.mark.slow) for method in OWN],
+    [method if method == "gg" else pytest.param(method, marks=pytest.mark.slow) for method in OWN],
 )
 def test_updates_are_as_planned(method, task):
     settings = PlanSettings(**{name: RUN[name] for name in PlanSettings._fields if name in RUN})

@@ -137,8 +137,12 @@ def corner(kernel, label):
 @pytest.mark.parametrize(
     ("name", "driven"),
     [
-        *[("fgsm", False), ("pgd", False), ("pgd", True)],
-        *[slow("fgsm", True), *(slow(name, on) for name in ("bim", "mi_fgsm", "apgd") for on in (True, False))],
+        *[("fgsm", False), ("pgd", True)],
+        *[
+            slow("fgsm", True),
+            slow("pgd", False),
+            *(slow(name, on) for name in ("bim", "mi_fgsm", "apgd") for on in (True, False)),
+        ],
     ],
 )
 def test_madry_trains_on_the_worst_images(name, driven):
@@ -156,7 +160,7 @@ def test_madry_trains_on_the_worst_images(name, driven):
     np.testing.assert_allclose(weights(state)[1], BIAS - LR * db, rtol=RTOL, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", [name if name == "fhsm" else slow(name) for name in (*ONE_STEP, *ITERATED)])
+@pytest.mark.parametrize("name", [name if name == "bim" else slow(name) for name in (*ONE_STEP, *ITERATED)])
 def test_inner_attacks_raise_the_loss_wherever_they_run(name):
     [batch] = batches(1)
     task = tasks.linen(mlp(2, (7,)), (batch_of(batch), batch_of(batch)))
@@ -419,7 +423,7 @@ def test_the_pairs_are_every_rule_and_every_objective():
 
 @pytest.mark.parametrize(
     ("method", "robust"),
-    [pair if number < 2 else slow(*pair) for number, pair in enumerate(PAIRS)],
+    [pair if number < 1 else slow(*pair) for number, pair in enumerate(PAIRS)],
 )
 def test_robust_training_goes_with_every_rule(small, method, robust):
     assert_trains(small, method, robust)
@@ -427,12 +431,12 @@ def test_robust_training_goes_with_every_rule(small, method, robust):
 
 @pytest.mark.parametrize("robust", ["free", slow("trades")])
 def test_a_resumed_run_has_the_same_bits(small, robust, tmp_path):
-    run = make_run(small, "bl", robust)
+    run = make_run(small, "gns", robust)
     whole = train(again(run))
     saves = Durability(checkpoint_every="48samples")
 
     def broken(state, *arguments):
-        if int(state.updates) == 11:
+        if int(state.updates) == 7:
             raise KeyError
         return run.functions.begin(state, *arguments)
 
@@ -440,7 +444,7 @@ def test_a_resumed_run_has_the_same_bits(small, robust, tmp_path):
     with pytest.raises(KeyError):
         train(again(run)._replace(functions=run.functions._replace(begin=broken)), tmp_path, saves)
     resumed = train(again(run), tmp_path, saves._replace(resume=True))
-    assert resumed.summary["updates"] == whole.summary["updates"] == 17
+    assert resumed.summary["updates"] == whole.summary["updates"] > 7
     assert bits(resumed.params) == bits(whole.params)
 
 

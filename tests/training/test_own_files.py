@@ -394,7 +394,7 @@ def test_a_file_that_has_changed_since_is_said_and_used_where_it_is_named(home, 
     refused(capsys, "holds another network than the task says")
 
 
-@pytest.mark.parametrize("flag", ["model", "optimizer"])
+@pytest.mark.parametrize("flag", ["model", pytest.param("optimizer", marks=pytest.mark.slow)])
 def test_a_run_does_not_go_on_with_a_file_that_has_changed(home, tmp_path, capsys, flag):
     file = home / "mine.py"
     text = NETS if flag == "model" else OTHERS
