@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+
 from hessabs.training.joining import join
 from hessabs.training.lost import STATUS
 from hessabs.training.processes import agree
-
 from tests.devices.test_devices import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]
