@@ -47,7 +47,8 @@ def test_params_split_over_devices(name):
     for part in found["parts"].values():
         assert 0.5 < part < 0.52
     assert found["moved"] > 1e-3
-    tolerance = TOLERANCE * (1 if name == "sharded" else 5)  # Adam divides by roots of squares that are nearly 0
+    # Adam divides by roots of squares that are nearly 0.
+    tolerance = TOLERANCE * (1 if name == "sharded" else 5)
     assert found["params"] <= tolerance
     assert found["average"] <= tolerance
     several, one = found["eigenvalue"]
