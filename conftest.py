@@ -19,16 +19,21 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drop_programs() -> Iterator[None]:
+    """Drop what a file has compiled when it ends: all of them together would take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
+def quick_compilation(drop_programs: None) -> Iterator[None]:
     """Compile without optimisation to the end of the file: for tests that compile much and compute little.
 
-    The programs are dropped at the end: JAX would use them again where a later test runs the same function, and
-    they round otherwise than those of the processes that it starts.
+    A later file must not use these programs, for they round otherwise than those of the processes it starts.
     """
     jax.clear_caches()  # of programs that an earlier file compiled otherwise
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()

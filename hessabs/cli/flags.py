@@ -45,13 +45,6 @@ def config_flags(*settings_types: Any) -> flags.FlagValues:
     return values
 
 
-def define_number(name: str, default: float | None, text: str, values: flags.FlagValues) -> None:
-    """Define a flag that takes a number or a fraction of two, such as 8/255."""
-    from hessabs.training.fields import Field
-
-    _define(Field(name, float, float, (), False, True, default, text), values)
-
-
 def _define(field: "Field", values: flags.FlagValues) -> None:
     serializer = flags.ArgumentSerializer[Any]()
     flags.DEFINE(

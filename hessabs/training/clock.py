@@ -8,7 +8,7 @@ from hessabs import compiling
 
 
 class Clock:
-    """Seconds by name, each epoch anew. A class, against the house rule: it is one thing that changes.
+    """Seconds by name, each epoch anew.
 
     Args:
       seconds: What ``save`` returned in another process, to go on from there.

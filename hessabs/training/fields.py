@@ -57,16 +57,6 @@ def declared(*settings_types: Any) -> dict[str, Field]:
     return result
 
 
-def field_types(*settings_types: Any) -> dict[str, type]:
-    """List the type of each field: str, int, float, bool or tuple."""
-    return {name: field.kind for name, field in declared(*settings_types).items()}
-
-
-def field_help(*settings_types: Any) -> dict[str, str]:
-    """List the help of each field."""
-    return {name: field.help for name, field in declared(*settings_types).items()}
-
-
 def from_text(field: Field, text: str) -> Any:
     """Read what was typed for a field.
 

@@ -35,7 +35,7 @@ _LOST = re.compile(
 
 
 class _Filter:
-    """Standard error of C++, without the report of a loss. A class, against the house rule: it has a thread."""
+    """Standard error of C++, without the report of a loss."""
 
     def __init__(self) -> None:
         self._terminal = os.dup(2)

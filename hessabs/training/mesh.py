@@ -185,13 +185,13 @@ def split_whole(batch: Any, mesh: Mesh | None) -> Any:
 
     Args:
       batch: A pytree of arrays on the host.
-      mesh: The devices, or None: the batch comes back.
+      mesh: The devices, or None for one.
 
     Returns:
       The batch on the devices.
     """
     if mesh is None:
-        return batch
+        return jax.device_put(batch)
     num_examples = jax.tree.leaves(batch)[0].shape[0]
     if num_examples % data_size(mesh):
         return on_all(batch, mesh)

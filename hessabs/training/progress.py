@@ -12,8 +12,6 @@ _SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
 class Progress:
     """The examples of a run, in images per second and with the time left.
 
-    A class, against the house rule: it is the one handle on a terminal.
-
     Args:
       total: Examples of the whole run.
       done: Examples trained on already.

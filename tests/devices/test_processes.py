@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
-from hessabs.training.devices.lost import STATUS
-from hessabs.training.devices.processes import agree, join
+from hessabs.training.joining import join
+from hessabs.training.lost import STATUS
+from hessabs.training.processes import agree
 from tests.devices.test_devices import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -8,12 +8,12 @@ import os
 import sys
 import time
 
-from hessabs.training.devices import processes
+from hessabs.training import joining
 
 if __name__ == "__main__":
     port, number, process, seconds = map(int, sys.argv[1:5])
-    processes.HEARTBEAT_SECONDS = seconds
-    processes.join(f"127.0.0.1:{port}", number, process)
+    joining.HEARTBEAT_SECONDS = seconds
+    joining.join(f"127.0.0.1:{port}", number, process)
     print("joined", flush=True)
     print("Python's own", file=sys.stderr)
     os.write(2, b"from C\n")

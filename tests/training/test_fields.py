@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from hessabs.cli.flags import config_flags, given, parse, read_config
-from hessabs.training.fields import check_types, declared, field_help, field_types, number
+from hessabs.training.fields import check_types, declared, number
 
 
 class Steps(NamedTuple):
@@ -100,9 +100,9 @@ def test_help_has_type_choices_and_default(capsys):
 
 def test_types_and_help_of_several():
     assert list(declared(Steps, Places)) == [*Steps._fields, "workdir", "overwrite", "most", "callbacks"]
-    assert field_types(Steps)["at"] is tuple
-    assert field_types(Places)["most"] is int
-    assert field_help(Steps, Places)["workdir"] == "folder"
+    assert declared(Steps)["at"].kind is tuple
+    assert declared(Places)["most"].kind is int
+    assert declared(Steps, Places)["workdir"].help == "folder"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,6 @@ from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, evaluation_loss, evaluation_weight
 from hessabs.typing import LossFn, Params
 
-TRACKED = ("eigenvalue", "gradient_norm", "last_layer_eigenvalue")
-
 Measure = Callable[..., curvature.PowerIterationResult]
 """``measure(params, model_state, v0, block=None) -> the top eigenvalue, its vector, its residual``."""
 
@@ -53,23 +51,14 @@ def make_measure(task: Task, batch: Any, *, max_iters: int, rtol: float, mesh: M
     return measure
 
 
-def parse_tracked(names: str) -> tuple[str, ...]:
-    """Read a comma-separated list of what to track, some of ``TRACKED``."""
-    parts = tuple(part.strip() for part in names.split(",") if part.strip())
-    for part in parts:
-        if part not in TRACKED:
-            raise ValueError(f"`track` must name some of {', '.join(TRACKED)}, got {part!r}.")
-    return parts
-
-
 def make_track(
     names: tuple[str, ...], task: Task, batch: Any, measure: Measure, *, mesh: Mesh | None = None
 ) -> Track:
     """Make a function that measures a network at the end of an epoch, in evaluation mode.
 
-    Of ``TRACKED``, ``eigenvalue`` is what ``measure`` says, ``last_layer_eigenvalue`` that of the last layer's
-    block, found by ``eigsh`` on the same batch, and ``gradient_norm`` the norm of the gradient of the mean loss
-    over the whole training set. ``v0`` is a good start for the eigenvector.
+    Of ``settings.TRACKED``, ``eigenvalue`` is what ``measure`` says, ``last_layer_eigenvalue`` that of the
+    last layer's block, found by ``eigsh`` on the same batch, and ``gradient_norm`` the norm of the gradient of
+    the mean loss over the whole training set. ``v0`` is a good start for the eigenvector.
     """
 
     def track(params: Params, model_state: Any, v0: Params) -> dict[str, float]:

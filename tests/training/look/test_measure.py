@@ -13,8 +13,8 @@ from hessabs.training.look.measure import (
     gradient_norm,
     make_measure,
     make_track,
-    parse_tracked,
 )
+from hessabs.training.settings import RunSettings, check_run
 from tests.training.look import kinds
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -80,10 +80,10 @@ def test_the_gradient_norm_is_over_the_whole_training_set_by_the_weight_of_the_l
 
 
 def test_names_of_what_is_tracked():
-    assert parse_tracked("") == ()
-    assert parse_tracked("gradient_norm, eigenvalue") == ("gradient_norm", "eigenvalue")
-    with pytest.raises(ValueError, match="`track` must name some of eigenvalue, gradient_norm"):
-        parse_tracked("loss")
+    assert RunSettings().tracked == ()
+    assert RunSettings(track="gradient_norm, eigenvalue").tracked == ("gradient_norm", "eigenvalue")
+    with pytest.raises(ValueError, match=r"`track` must name some of eigenvalue, .* got 'loss'"):
+        check_run(RunSettings(track="loss"))
 
 
 def test_what_is_not_finite_is_recorded_as_nan():
