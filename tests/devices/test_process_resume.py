@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 import pytest
+
 from hessabs.training.joining import HEARTBEAT_SECONDS
 from hessabs.training.lost import STATUS
 from hessabs.training.trained import load_trained
-from tests.training.runs import bits, lines
-
 from tests.devices.test_processes import end, start, start_several
+from tests.training.runs import bits, lines
 
 EPOCHS = 14
 SAVES = (f"--epochs={EPOCHS}", "--validation_examples=900", "--resume", "--checkpoint_every=8updates")

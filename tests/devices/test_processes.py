@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+
 from hessabs.training.joining import join
 from hessabs.training.lost import STATUS
 from hessabs.training.processes import agree
-
 from tests.devices.test_devices import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def test_each_process_reads_its_rows_of_a_set_on_disk(tmp_path):
     # With batch norm: at first a micro-batch is split over the processes, later each has its own.
     pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
     pytest.importorskip("grain", reason="the extra `data` is not installed")
-    from tests.data.test_pipeline import write_imagenet
+    from tests.data.test_from_disk import write_imagenet
 
     write_imagenet(tmp_path, 70)
     flags = [
