@@ -32,7 +32,6 @@ def quick_compilation(drop_programs: None) -> Iterator[None]:
 
     A later file must not use these programs, for they round otherwise than those of the processes it starts.
     """
-    jax.clear_caches()  # of programs that an earlier file compiled otherwise
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -160,7 +160,7 @@ def test_each_process_reads_its_rows_of_a_set_on_disk(tmp_path):
     # With batch norm: at first a micro-batch is split over the processes, later each has its own.
     pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
     pytest.importorskip("grain", reason="the extra `data` is not installed")
-    from tests.data.test_pipeline import write_imagenet
+    from tests.data.test_from_disk import write_imagenet
 
     write_imagenet(tmp_path, 70)
     flags = [
