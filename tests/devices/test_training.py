@@ -47,11 +47,7 @@ def test_params_split_over_devices(name):
     for part in found["parts"].values():
         assert 0.5 < part < 0.52
     assert found["moved"] > 1e-3
-<<<<<<< HEAD
-    # Adam divides by roots of squares that are nearly 0.
-=======
     # In many steps Adam divides by roots of squares that are nearly 0.
->>>>>>> h-saving
     tolerance = TOLERANCE * (1 if name == "sharded" else 5)
     assert found["params"] <= tolerance
     assert found["average"] <= tolerance
