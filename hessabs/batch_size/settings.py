@@ -51,7 +51,7 @@ class PlanSettings(NamedTuple):
     remainder: Annotated[
         Remainder | None,
         "examples that fill no micro-batch at the end of an epoch: drop (as the paper), keep (with exact "
-        "weights), or, for a plan, fill (count a full one)",
+        "weights), or, for a plan, fill (count a full one); default: drop",
     ] = None
     lr_decay_epochs: Annotated[
         tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"

@@ -100,8 +100,12 @@ def last_layer_path(params: Params, num_outputs: int | None) -> str:
     there = layers(params)
     names = [name for name, layer in there.items() if heads & set(layer.paths)]
     if not names:
-        what = "its number of outputs is" if num_outputs is None else f"no matrix with {num_outputs} outputs is"
-        raise ValueError(f"The last layer is not known: {what} there. The layers are {', '.join(there)}.")
+        what = (
+            "its number of outputs is not"
+            if num_outputs is None
+            else f"no matrix with {num_outputs} outputs is"
+        )
+        raise ValueError(f"The last layer is not known: {what} there. Its layers are {', '.join(there)}.")
     return max(names, key=lambda name: (len(name), name))
 
 

@@ -107,6 +107,7 @@ def fit(
       Interrupted: After SIGTERM or Ctrl-C, with ``durability`` only, when the run is saved.
 
     Example:
+      >>> import optax
       >>> from hessabs import batch_size, data, models, training
       >>> task = training.tasks.linen(models.mlp(10, (16,)), data.load("digits"))
       >>> rule = batch_size.constant(64)

@@ -4,13 +4,13 @@ The reference is written out here from the description of the published code's b
 copy), one epoch a call.
 """
 
-import json
 import math
 import pathlib
 
 import numpy as np
 import pytest
 
+from experiments import table
 from hessabs.batch_size import Observation, absa, plan, with_decay
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -106,18 +106,19 @@ def test_where_they_part():
     assert factors(None, SEQUENCES["zero"])[1:4] == [1, 1, 2]
 
 
-RECORDED = pathlib.Path(__file__).parents[2] / "experiments/results/fashion_mnist_mlp/absa_4096/seed0"
+RESULTS = pathlib.Path(__file__).parents[2] / "experiments" / "results"
+RECORDED = table.read(RESULTS / "fashion_mnist_mlp")["absa_4096/seed0"]
 
 
 @pytest.fixture(scope="module")
 def recorded():
     """A real run: its eigenvalues by epoch until the largest batch, and its records by epoch."""
-    records = [json.loads(line) for line in (RECORDED / "metrics.jsonl").read_text().splitlines()]
+    records = RECORDED.records
     return [r["eigenvalue"] for r in records if r["eigenvalue"] is not None], records
 
 
 def replay(eigenvalues, compatibility=None):
-    setting = json.loads((RECORDED / "summary.json").read_text())
+    setting = RECORDED.summary
     epoch = setting["measure_every"]
     rule = absa(
         128,

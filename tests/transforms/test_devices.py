@@ -12,6 +12,8 @@ from tests.transforms.cases import CASES
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow  # a process of its own on four devices
+
 
 @pytest.fixture(scope="module")
 def differences():

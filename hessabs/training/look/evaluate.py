@@ -146,5 +146,12 @@ def _average(task: Task, means: list[tuple[Any, Mapping[str, Any]]]) -> dict[str
     counts = weights > 0  # a batch that weighs nothing may have a mean of 0 / 0
     if not counts.any():
         raise ValueError(f"The loss of the task {task.name} weighs nothing in this split; is all of it masked?")
-    values = {name: np.array([each[name] for _, each in means], np.float64) for name in means[0][1]}
-    return {name: float(weights[counts] @ v[counts] / weights[counts].sum()) for name, v in values.items()}
+    values = {name: np.array([each[name] for _, each in means], np.float64)[counts] for name in means[0][1]}
+    weights = weights[counts]
+    return {name: float(_unrounded(weights * v).sum() / weights.sum()) for name, v in values.items()}
+
+
+def _unrounded(totals: np.ndarray) -> np.ndarray:
+    """Return whole numbers where float32 may have rounded them: how many are classified rightly, say."""
+    whole = np.rint(totals)
+    return np.where(np.abs(totals - whole) <= 2.0**-22 * np.abs(totals), whole, totals)
