@@ -19,6 +19,22 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the slow tests what is of a kind that the fast ones have.
+
+    Of a parametrised test with ``quick_compilation`` the first case and the last stay.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        slow = any(item.get_closest_marker(name) for name in ("slow", "realdata"))
+        if "quick_compilation" in getattr(item, "fixturenames", ()) and not slow:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in cases.values():
+        for item in several[1:-1]:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def drop_programs() -> Iterator[None]:
     """Drop what a file has compiled when it ends: all of them together would take gigabytes."""

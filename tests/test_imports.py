@@ -15,6 +15,7 @@ def test_brings_in_no_extra(statement):
     assert result.stdout.strip() == "[] True"
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_annotations(tmp_path):
     pytest.importorskip("mypy")
     user = tmp_path / "user.py"

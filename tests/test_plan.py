@@ -37,6 +37,7 @@ def test_the_command_bounds_absa_and_tells_its_time_and_draws(capsys, tmp_path):
     assert (tmp_path / "plan.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_times_can_be_measured_here(capsys):
     flags = ["--method=abs", "--num_examples=1280", "--epochs=2", "--batch_size=64", "--measure_times"]
     flags += ["--lr_decay_epochs="]

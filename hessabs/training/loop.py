@@ -200,7 +200,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
         state = state._replace(position=Position(run.epochs, 0), samples=total)
         if len(records) < run.epochs and total >= int(state.controller.observe_at):
             state = _observe(run, state, update_rule, clock)
-        state = _end_epochs(run, state, session, records, clock, progress)
+        state = _end_epochs(run, state, session, records, clock, progress, saved)
     check_params(state)
     session.trained(saved)
     return state, records
@@ -317,13 +317,14 @@ def _end_epochs(
     records: list[dict[str, Any]],
     clock: Clock,
     progress: Progress,
+    saved: Snapshot | None = None,  # where a run goes on that a callback breaks off; None: here
 ) -> LoopState:
     while len(records) < state.position.epoch:
         record, state = _end_epoch(run, state, len(records) + 1, clock)
         records.append(record)
         session.append(record)
         _show(run, state, progress, record)
-        session.tell("epoch", record, Snapshot(state, records, clock.save()))
+        session.tell("epoch", record, saved or Snapshot(state, records, clock.save()))
     return state
 
 

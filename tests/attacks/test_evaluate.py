@@ -94,6 +94,7 @@ def test_a_result_that_is_outside_by_one_percent_is_rejected(norm):
             assert not outside or np.all(least > 0.05 * (1.01 - 768 * 1.2e-7 / 0.05))
 
 
+@pytest.mark.slow
 def test_accuracy_does_not_rise_with_epsilon_where_what_fell_is_kept():
     # The network is wrong near 0.6 only, and one step of 0.3 from 0.5 jumps over it.
     loss_fn = losses.cross_entropy(lambda w, x: jnp.concatenate([0 * x, 0.05 - jnp.abs(x - 0.6)], axis=1))

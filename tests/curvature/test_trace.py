@@ -32,6 +32,7 @@ def test_estimate_lies_within_its_standard_error(matrix_operator, name, loop):
     assert abs(float(result.value) - _exact(name, problem)) < 4 * float(result.standard_error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_standard_error_is_the_scatter(matrix_operator, name):
     problem = matrix_operator(SPECTRUM)

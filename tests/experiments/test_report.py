@@ -62,6 +62,7 @@ def test_the_committed_page_is_that_of_the_table(results):
     assert page == report.describe(results, this, runs, report.group(runs, this), drawn)
 
 
+@pytest.mark.slow
 def test_draws_what_there_is(tmp_path):
     bl = make("bl_128/seed0", test_accuracy=90.0)
     other = make("bl_128/seed1", test_accuracy=90.0, commit="d")  # a group of its own

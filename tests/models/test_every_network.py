@@ -33,6 +33,8 @@ CASES = [
     for dtype in DTYPES
 ]
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def loss_of(model, state, *, train):
     """Mean cross-entropy; in training, of batch statistics and one draw of the dropout."""

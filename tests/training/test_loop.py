@@ -37,6 +37,8 @@ RUN = {
     "hessian_batch_size": 64,
 }
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Spy:
     """Functions of an update that note their calls, and may break the params in one."""
@@ -215,6 +217,7 @@ def test_training_learns(absa):
     assert records[-1]["test_accuracy"] > 50
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_another_seed_another(base, absa, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
         run, _ = prepare(base, adversarial_epochs=3, seed=seed)

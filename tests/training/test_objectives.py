@@ -429,6 +429,7 @@ def test_robust_training_goes_with_every_rule(small, method, robust):
     assert_trains(small, method, robust)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("robust", ["free", slow("trades")])
 def test_a_resumed_run_has_the_same_bits(small, robust, tmp_path):
     run = make_run(small, "gns", robust)

@@ -186,6 +186,7 @@ def refused(capsys, *parts):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_that_a_callback_broke_off_goes_on_to_the_same_bits(home, run, tmp_path, capsys):
     flags = (f"--optimizer={home}/others.py:adam", "--lr=0.05", "--checkpoint_every=1000epochs")
     assert train(home, tmp_path / "run", *flags, f"--callbacks={home}/others.py:raising") == 2

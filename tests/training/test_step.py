@@ -24,6 +24,8 @@ CLASSES, SHAPE, MICRO = 3, (2, 2, 1), 8
 EPSILON, FRACTION = 0.1, 0.25
 LR, MOMENTUM, DECAY, SCALE = 0.1, 0.9, 0.01, 4.0
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Normed(nn.Module):
     """Batch norm on the pixels themselves, so that its statistics are those of the images; then two layers."""

@@ -221,6 +221,7 @@ def cross_entropy(logits, label):
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
 
+@pytest.mark.slow
 def test_fit_of_an_nnx_network_is_a_loop_by_hand():
     """With a schedule with warm-up, which goes by examples."""
 

@@ -29,6 +29,7 @@ def test_batches_are_those_of_the_host(augmentation):
             np.testing.assert_array_equal(batch[name], array)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_bits_of_one_that_reads_from_the_host(monkeypatch):
     def go():
         settings = {"method": "gg", "epochs": 3, "lr_decay_epochs": (1,), "max_batch_size": 8 * MICRO}

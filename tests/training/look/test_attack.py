@@ -138,6 +138,7 @@ def test_compilation_is_no_time_of_an_image(tmp_path):
     assert 50 * first["seconds_per_image"] < first["seconds_compile"]
 
 
+@pytest.mark.slow
 def test_inputs_of_another_name_shape_and_range(no_pictures, tmp_path):
     # One coordinate decides, and the bounds keep it from falling: both are those of the task.
     import flax.linen as nn

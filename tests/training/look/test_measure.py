@@ -48,6 +48,7 @@ def test_the_top_eigenvalue_is_that_of_the_dense_hessian(kind):
     assert float(split.eigenvalue) == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_block_is_that_of_the_dense_hessian_and_leaves_the_rest_of_the_vector():
     run = kinds.tokens()
     task, params, model_state, _ = run

@@ -46,6 +46,7 @@ def test_eigenvalues_are_those_of_the_dense_hessian_by_the_weight_of_the_loss(tm
         np.testing.assert_allclose(table(record, f"{name}, last layer"), block[:3], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_plain_task_with_everything(tmp_path, monkeypatch):
     run = kinds.plain()
     options = Options(top=2, batch_size=25, per_example=2, density=True, landscape=True, block="w")
