@@ -63,4 +63,4 @@ def test_eigenvalues(trained):
 
 def test_each_function_is_compiled_once(trained):
     summary, _ = trained
-    assert summary["compilations"] == {"update_adversarial": 1, "accumulate": 1, "apply_update": 1}
+    assert summary["compilations"] == {"begin": 1, "add": 1, "finish": 1, "whole": 1}
