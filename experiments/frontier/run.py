@@ -1,0 +1,73 @@
+"""Draw the frontier: what a constant batch comes to when its rate is tuned, and what the untuned rules come to.
+
+    python -m experiments.frontier.run PROBLEM [--data_dir DIR] [--jobs N] [--hours H] [--report]
+
+PROBLEM is one of ``problems.PROBLEMS``. A run that has finished is a line of
+experiments/results/frontier_PROBLEM/runs.jsonl, so the command goes on where it was cut; several processes may
+work on one problem. --hours ends it after the run in which they have passed, --report only writes the tables.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from experiments import grid, table, work
+from experiments.frontier import report, search
+from experiments.frontier.problems import PROBLEMS
+
+_WORKER = "HESSABS_GRID_WORKER"
+_WAIT = 5.0  # seconds until the runs that others are at are looked at again
+
+
+def main() -> None:
+    """Do the runs that are wanted, then write the report."""
+    parser = argparse.ArgumentParser(description="The frontier of tuned constant batches, and the rules.")
+    parser.add_argument("problem", choices=PROBLEMS)
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each single-threaded if several")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="time after which no run begins")
+    parser.add_argument("--report", action="store_true", help="only write tables and pictures")
+    options = parser.parse_args()
+    name = f"frontier_{options.problem}"
+    place = work.Place(grid.RESULTS / name, grid.WORKDIRS / name)
+    if options.jobs > 1 and not options.report:
+        environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", _WORKER: "1"}
+        command = [sys.executable, "-m", "experiments.frontier.run", options.problem, "--jobs=1"]
+        command += [f"--hours={options.hours}"] if options.hours < float("inf") else []
+        command += [f"--data_dir={options.data_dir}"] if options.data_dir else []
+        workers = [subprocess.Popen(command, env=environment) for _ in range(options.jobs)]
+        failed = sum(worker.wait() != 0 for worker in workers)
+        if failed:
+            sys.exit(f"{failed} of {len(workers)} processes failed; run again to go on.")
+    elif not options.report:
+        _work(options.problem, place, options.data_dir, options.hours)
+    if _WORKER not in os.environ:
+        print(report.write(options.problem, place.results))
+
+
+def _work(name: str, place: work.Place, data_dir: str | None, hours: float) -> None:
+    problem, end = PROBLEMS[name], time.monotonic() + 3600 * hours
+    source = work.origin(f"python -m experiments.frontier.run {name}")
+    while time.monotonic() < end:
+        wanted = list(search.wanted(problem, table.read(place.results)))
+        if not wanted:
+            return
+        for run in wanted:
+            done = work.do(place, run.name, run.settings, source, data_dir)
+            if done is not None:
+                print(_line(problem.metric, done), flush=True)
+                break  # what is wanted may have changed
+        else:
+            time.sleep(_WAIT)
+
+
+def _line(metric: str, run: table.Run) -> str:
+    summary = run.summary
+    result = "diverged" if "diverged" in summary else f"{metric} {summary[metric]:.4g}"
+    return f"{run.name}: {result}, {summary['updates']:,} updates, {summary['seconds']:.0f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The search of the frontier: rates are bracketed, the choice gets the other seeds, rules take its rate."""
+
+import math
+
+import pytest
+
+from experiments import training
+from experiments.frontier import report, search
+from experiments.frontier.problems import PROBLEMS, Point, points, rate, settings
+from experiments.table import Run
+
+PROBLEM = PROBLEMS["mlp"]._replace(lr={"sgd": 0.2}, batches=(128, 512), budgets=(10,), rule_budgets=(10,))
+
+
+def finished(name: str, **summary: object) -> Run:
+    seed = int(name.rpartition("seed")[2])
+    result = {"updates": 10, "samples": 1000, "seed": seed, "hardware": "none", "test_accuracy": 80.0, **summary}
+    return Run(name, {**result, "commit": "0" * 40}, [], {})
+
+
+def run_all(problem, metric):
+    """Do what is wanted until nothing is, the metric a function of the settings."""
+    runs = {}
+    for _ in range(1000):
+        wanted = next(search.wanted(problem, runs), None)
+        if wanted is None:
+            return runs
+        value = metric(wanted.settings)
+        summary = {"diverged": "loss"} if value is None else {problem.metric: value}
+        runs[wanted.name] = finished(wanted.name, **summary)
+    raise AssertionError("the search does not end")
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0, 1 / 16])
+def test_the_best_rate_is_found_wherever_it_lies_and_has_worse_ones_on_both_sides(factor):
+    def metric(run):
+        best = factor * 0.2 * math.sqrt(run["batch_size"] / 512)
+        away = math.log2(run["lr"] / best)
+        return None if away > 2.5 else 90 - away**2
+
+    runs = run_all(PROBLEM, metric)
+    for point in points(PROBLEM):
+        lr = search.chosen(PROBLEM, point, runs)
+        assert lr == pytest.approx(factor * 0.2 * math.sqrt(point.batch_size / 512), rel=0.01)
+    for batch in PROBLEM.batches:
+        values = search.tried(PROBLEM, Point("sgd", batch, 10), runs)
+        best = max(values, key=values.get)
+        assert {best - 1, best + 1} <= values.keys()
+
+
+def test_every_choice_and_every_rule_gets_all_seeds_and_others_one():
+    runs = run_all(PROBLEM, lambda run: 90 - abs(math.log2(run["lr"])))
+    for place in search.places(PROBLEM, runs):
+        assert [run.summary["seed"] for run in place.runs] == [0, 1, 2]
+    chosen = {run.name for place in search.places(PROBLEM, runs) for run in place.runs}
+    assert {name.rpartition("/")[2] for name in runs.keys() - chosen} == {"seed0"}
+
+
+def test_a_rule_waits_for_the_rate_of_its_first_batch():
+    wanted = [run.name for run in search.wanted(PROBLEM, {})]
+    assert wanted and not any("abs" in name for name in wanted)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_run_is_one_that_can_be_trained(name):
+    problem = PROBLEMS[name]
+    for point in points(problem):
+        training.check(settings(problem, point, rate(problem, point, 0), 0))
+
+
+def test_the_report_says_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROBLEMS, "mlp", PROBLEM)
+    runs = run_all(PROBLEM, lambda run: 90 - abs(math.log2(run["lr"])))
+    monkeypatch.setattr(report.table, "read", lambda path: runs)
+    text = report.write("mlp", tmp_path)
+    assert "| sgd | 512 | 10 | 0.8 | 3 | 10 | 1,000 | 89.68 | 80.00 |" in text
+    assert "| sgd | stability_sqrt | 10 | 0.8 |" in text
+    assert (tmp_path / "updates_to_target.png").exists() is False  # nothing reaches 90
+    assert (tmp_path / "metric_by_updates.png").exists()
