@@ -1,5 +1,6 @@
 """What is the curvature here? Matrix-vector products and what is computed from them."""
 
+from hessabs.curvature.along import AlongStep, BatchSharpness, batch_sharpness, sharpness_along
 from hessabs.curvature.batches import BatchSpectra, DebiasedEigenvalue, batch_spectra, debiased_eigenvalue
 from hessabs.curvature.blocks import block_params, restrict
 from hessabs.curvature.dataset import (
@@ -24,9 +25,12 @@ from hessabs.curvature.layers import Layer, last_layer_path, layers
 from hessabs.curvature.operators import hessian, hvp
 from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra
 from hessabs.curvature.power import PowerIterationResult, power_iteration
+from hessabs.curvature.preconditioning import adam_scale, preconditioned
 from hessabs.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
+    "AlongStep",
+    "BatchSharpness",
     "BatchSpectra",
     "DebiasedEigenvalue",
     "EigshResult",
@@ -38,6 +42,8 @@ __all__ = [
     "LayerCurvature",
     "PowerIterationResult",
     "SpectralDensity",
+    "adam_scale",
+    "batch_sharpness",
     "batch_spectra",
     "block_params",
     "check_deterministic",
@@ -68,7 +74,9 @@ __all__ = [
     "layer_table",
     "layers",
     "power_iteration",
+    "preconditioned",
     "restrict",
+    "sharpness_along",
     "spectral_density",
     "trace",
 ]
