@@ -15,6 +15,7 @@ from hessabs.curvature.density import SpectralDensity, evaluate_density, spectra
 from hessabs.curvature.eigsh import EigshResult, eigsh
 from hessabs.curvature.fisher import empirical_fisher, fisher
 from hessabs.curvature.gauss_newton import gauss_newton
+from hessabs.curvature.gradient_noise import CriticalBatchSize, critical_batch_size
 from hessabs.curvature.input_hessian import input_hessian
 from hessabs.curvature.krylov import KrylovState
 from hessabs.curvature.lanczos import LanczosResult, lanczos
@@ -32,6 +33,7 @@ __all__ = [
     "AlongStep",
     "BatchSharpness",
     "BatchSpectra",
+    "CriticalBatchSize",
     "DebiasedEigenvalue",
     "EigshResult",
     "Estimate",
@@ -47,6 +49,7 @@ __all__ = [
     "batch_spectra",
     "block_params",
     "check_deterministic",
+    "critical_batch_size",
     "dataset_empirical_fisher",
     "dataset_fisher",
     "dataset_gauss_newton",
