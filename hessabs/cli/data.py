@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
       The exit status: 0; 1 if a listed set is not whole; 2 for input that cannot be used.
     """
-    from hessabs.data import catalog
+    from hessabs.data import DatasetNotFoundError, catalog, text
 
     values = flags.FlagValues()
     flags.DEFINE_string(
@@ -31,7 +31,12 @@ def main(argv: Sequence[str]) -> int:
         if parse(values, "data", argv, words, "list|prepare NAME"):
             return 0
         if words == ["list"]:
-            return _print_list(catalog.list_sets(values.data_dir))
+            status = _print_list(catalog.list_sets(values.data_dir))
+            try:
+                print(text.describe(text.STDLIB, text.load_text(text.STDLIB).facts))
+            except DatasetNotFoundError as error:  # no fault of a prepared set
+                print(error)
+            return status
         if len(words) == 2 and words[0] == "prepare":
             print(catalog.prepare(words[1], values.data_dir, values.archive))
             return 0

@@ -1,7 +1,7 @@
 """Data: where the examples come from, and in which order a training run sees them."""
 
 from hessabs.data.augment import AUGMENTATIONS, crop_flip
-from hessabs.data.datasets import Dataset, check_images, load
+from hessabs.data.datasets import Dataset, check_examples, check_images, load
 from hessabs.data.images import read_image
 from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch
 from hessabs.data.source import Arrays, Source, as_source, fingerprint, in_memory, subset
@@ -20,6 +20,7 @@ __all__ = [
     "Reader",
     "Source",
     "as_source",
+    "check_examples",
     "check_images",
     "crop_flip",
     "epoch_order",

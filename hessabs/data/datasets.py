@@ -1,4 +1,4 @@
-"""Image classification sets: scikit-learn's digits, any set prepared by TFDS, or a folder of images.
+"""Data sets by name: scikit-learn's digits, any image classification set of TFDS, a folder of images, or text.
 
 Nothing is ever downloaded. Images are uint8, 0..255; the training step divides by 255 on the device, so a batch
 that a loss or an attack sees is float32 in [0, 1].
@@ -6,6 +6,7 @@ that a loss or an attack sees is float32 in [0, 1].
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,21 +14,23 @@ import numpy as np
 from hessabs.data import prepared
 from hessabs.data.image_folder import load_folder
 from hessabs.data.source import Arrays, Examples, Source, View, as_source, subset
+from hessabs.data.text import LENGTH, is_text, load_text
 from hessabs.data.versions import default_dir, find_set
 
 _FOLDER = "folder:"
 
 
 class Dataset(NamedTuple):
-    """An image classification set.
+    """An image classification set, or text.
 
     Attributes:
         name: What it was loaded as.
-        train: Examples ``{"image": uint8 (H, W, C) in 0..255, "label": int32 in 0..num_classes-1}``; in place
-            of a source, whatever ``as_source`` takes.
+        train: Examples ``{"image": uint8 (H, W, C) in 0..255, "label": int32 in 0..num_classes-1}``, or
+            ``{"tokens": int32 (length + 1,)}``; in place of a source, whatever ``as_source`` takes.
         test: The held-out examples.
-        num_classes: The number of classes.
+        num_classes: The number of classes, or of tokens.
         class_names: Their names, or None.
+        facts: What else a record is to say of it, for JSON: of a text its SHA-256 and its vocabulary.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Dataset(NamedTuple):
     test: Any
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    facts: Mapping[str, Any] = {}
 
 
 def load(
@@ -45,6 +49,8 @@ def load(
     train_split: str = "train",
     image_size: int | None = None,
     resize: int | None = None,
+    sequence_length: int | None = None,
+    vocabulary: str | None = None,
 ) -> Dataset:
     """Load a data set into memory, or open one that is decoded when it is used.
 
@@ -56,6 +62,9 @@ def load(
     ``"folder:PATH"`` is a folder with a folder of PNG or JPEG images for each class, or with two such folders,
     ``train`` and ``test`` (or ``val`` or ``validation``). Without these, every fifth image of each class,
     sorted by name, is a test example.
+
+    ``"text:PATH"`` is a text file in UTF-8 and ``"stdlib"`` the source of Python's standard library, as
+    sequences of characters; the last tenth is test. A token that is not among the most common 95 is unknown.
 
     Any other name is a set that TFDS has prepared in array_record format, read without TensorFlow:
     ``"cifar10"``, ``"fashion_mnist"``, ``"name/config"`` or ``"name:1.2.3"`` (the newest version
@@ -77,14 +86,16 @@ def load(
             ``"train+extra"`` of ``"svhn_cropped"``.
         image_size: The side of the images in use, decoded when used.
         resize: The side to which images are resized as they are loaded: the middle of the whole short side.
+        sequence_length: Characters that an example of a text predicts; 64 by default.
+        vocabulary: The characters of a text that are known, where they are not to be its own: those of another.
 
     Returns:
         A ``Dataset`` whose ``train`` and ``test`` are sources of uint8 images (H, W, C) in 0..255 and int32
-        labels.
+        labels, or of int32 tokens.
 
     Raises:
         DatasetNotFoundError: The name is not ``"digits"`` and nothing of that name is prepared, or there is no
-            such folder.
+            such folder or file.
         ImportError: A package that reads the set is missing.
         ValueError: The set is in another format, is no image classification set, has images of
             differing shapes or labels out of range, or a shard of it is missing or damaged; a folder has fewer
@@ -107,7 +118,13 @@ def load(
             f"(`image_size`, {image_size}): name one of them."
         )
     is_folder = name.startswith(_FOLDER)
-    if (name == "digits" or is_folder) and train_split != "train":
+    if is_text(name):
+        for option, of_images in (("image_size", image_size), ("resize", resize)):
+            if of_images:
+                raise ValueError(f"`{name}` is text: leave {option}, got {of_images}.")
+    elif sequence_length is not None or vocabulary is not None:
+        raise ValueError(f"`{name}` is not text: leave sequence_length and vocabulary.")
+    if (name == "digits" or is_folder or is_text(name)) and train_split != "train":
         raise ValueError(f"`{name}` has no splits by name: leave train_split, got {train_split!r}.")
     if name == "digits":
         if image_size or resize:
@@ -116,6 +133,11 @@ def load(
     elif is_folder:
         train, test, names = load_folder(name.removeprefix(_FOLDER), image_size, resize)
         dataset = Dataset(name, train, test, len(names), names)
+    elif is_text(name):
+        length = LENGTH if sequence_length is None else sequence_length
+        text = load_text(name, length, vocabulary)
+        names = (*text.vocabulary, "unknown")
+        dataset = Dataset(name, text.train, text.test, len(names), names, text.facts)
     else:
         dataset = _load_prepared(name, data_dir, train_split, image_size, resize)
     if num_test is None:
@@ -181,6 +203,14 @@ def _load_prepared(
         )
         test = Arrays(prepared.read_split(opened, held_out, resize))
     return Dataset(name, train, test, opened.num_classes, opened.class_names)
+
+
+def check_examples(dataset: Dataset) -> Dataset:
+    """Refuse images as ``check_images`` does; tokens are looked at where the network is known."""
+    train, test = as_source(dataset.train), as_source(dataset.test)
+    if "tokens" in train.take(np.zeros(1, np.int64)):
+        return dataset._replace(train=train, test=test)
+    return check_images(dataset)
 
 
 def check_images(dataset: Dataset) -> Dataset:

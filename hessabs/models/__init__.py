@@ -11,6 +11,7 @@ from hessabs.models.c1_c2 import C1, C2, c1, c1_small, c2
 from hessabs.models.mlp import MLP, mlp
 from hessabs.models.resnet import ResNet, resnet18, resnet18_cifar, resnet20, resnet50_tiny
 from hessabs.models.squeezenext import SqueezeNext, squeezenext23
+from hessabs.models.transformer import CharTransformer, char_transformer, char_transformer_small
 from hessabs.models.wide_resnet import WideResNet, wide_resnet16_4
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -19,6 +20,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "c1": c1,
     "c1_small": c1_small,
     "c2": c2,
+    "char_transformer": char_transformer,
+    "char_transformer_small": char_transformer_small,
     "mlp": mlp,
     "resnet18": resnet18,
     "resnet18_cifar": resnet18_cifar,
@@ -29,6 +32,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """The networks by name; each factory takes ``num_classes`` and ``dtype``."""
 
+OF_TEXT = ("char_transformer", "char_transformer_small")
+"""Those whose inputs are tokens; all others take images."""
+
 
 def create(name: str, num_classes: int) -> nn.Module:
     """Create a network by its name.
@@ -38,7 +44,7 @@ def create(name: str, num_classes: int) -> nn.Module:
         num_classes: The number of classes, at least 1.
 
     Returns:
-        A module called as ``module.apply(variables, x, train=False)``.
+        A module called as ``module.apply(variables, x, train=False)``, with images or tokens ``x``.
 
     Raises:
         ValueError: There is no network of that name, or ``num_classes`` is below 1.
@@ -76,7 +82,9 @@ __all__ = [
     "C2",
     "MLP",
     "MODELS",
+    "OF_TEXT",
     "AlexNet",
+    "CharTransformer",
     "ResNet",
     "SqueezeNext",
     "WideResNet",
@@ -86,6 +94,8 @@ __all__ = [
     "c1",
     "c1_small",
     "c2",
+    "char_transformer",
+    "char_transformer_small",
     "create",
     "mlp",
     "num_params",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from hessabs.batch_size import Bounds, Controller, methods
 from hessabs.batch_size import settings as rules
+from hessabs.data.text import describe
 from hessabs.training import factories, fields
 from hessabs.training.objectives.named import (
     ObjectiveSettings,
@@ -110,6 +111,8 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
         "record": {**made.record, **objective._asdict()},
     }
     notes = methods.never_reached(made.run, made.method)
+    if "text" in task.settings:
+        notes.insert(0, describe(task.name, task.settings["text"]))
     return Parts(task, made.optimizer, made.rule, options, notes)
 
 

@@ -356,9 +356,9 @@ def _end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[di
 
 
 def evaluate_all(evaluations: Mapping[str, Any], params: Params, model_state: Any) -> dict[str, float]:
-    """Evaluate, and name each number by its prefix; an accuracy is in percent."""
+    """Evaluate, and name each number by its prefix; accuracies are in percent."""
     return {
-        f"{prefix}{name}": 100 * value if name == "accuracy" else value
+        f"{prefix}{name}": 100 * value if name.endswith("accuracy") else value
         for prefix, evaluation in evaluations.items()
         for name, value in evaluation(params, model_state).items()
     }
@@ -378,7 +378,11 @@ def _said(run: Run, state: LoopState) -> dict[str, Any]:
 def _show(run: Run, state: LoopState, progress: Progress, ended: dict[str, Any] | None = None) -> None:
     check_loss(run, state)
     loss = mean_loss(state.train) if ended is None else ended["train_loss"]
-    shown = {} if ended is None or "test_accuracy" not in ended else {"test": f"{ended['test_accuracy']:.2f}%"}
+    shown: dict[str, Any] = {}
+    if ended is not None and "test_accuracy" in ended:
+        shown = {"test": f"{ended['test_accuracy']:.2f}%"}
+    elif ended is not None:
+        shown = {"test_loss": ended["test_loss"]}
     progress.show(
         state.samples,
         milestone=ended is not None,

@@ -10,7 +10,7 @@ _SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
 
 
 class Progress:
-    """The examples of a run, in images per second and with the time left.
+    """The examples of a run, with how many there are in a second and the time left.
 
     Args:
       total: Examples of the whole run.
@@ -24,7 +24,7 @@ class Progress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            unit="img",
+            unit="ex",
             unit_scale=True,
             dynamic_ncols=True,
             file=sys.stderr,

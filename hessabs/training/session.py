@@ -35,7 +35,7 @@ from hessabs.training.step import TrainState
 
 T = TypeVar("T")
 _FORMAT = 2
-_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks")
+_MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", "text")
 _FALL_TO_THE_END = ("cosine", "linear", "wsd")  # schedules that the number of epochs changes from the start
 
 
@@ -404,10 +404,10 @@ def _score(line: Mapping[str, Any]) -> float:
 def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare what was saved with a run that is to go on.
 
-    All settings must be equal but ``data_dir``, for what lies there is compared instead, ``data_workers``,
-    callbacks, and the devices: on another number of them the result is the same to float tolerance. ``epochs``
-    may be more than were saved, unless the learning rate falls to the end of the run; the ends of other things
-    are settings of their own.
+    All settings must be equal but ``data_dir`` and ``text``, for the examples are compared instead,
+    ``data_workers``, callbacks, and the devices: on another number of them the result is the same to float
+    tolerance. ``epochs`` may be more than were saved, unless the learning rate falls to the end of the run; the
+    ends of other things are settings of their own.
 
     Raises:
       ValueError: If a setting contradicts what was saved, showing both values of each that does.

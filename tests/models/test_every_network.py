@@ -49,7 +49,7 @@ def loss_of(model, state, *, train):
 
 
 def test_no_network_is_left_out():
-    assert {*QUICK, *LONG} == set(models.MODELS)
+    assert {*QUICK, *LONG, *models.OF_TEXT} == set(models.MODELS)
 
 
 @pytest.mark.parametrize(("name", "shape", "dtype"), CASES)

@@ -14,6 +14,7 @@ CURVE_PANELS = (
     ("eigenvalue", "top Hessian eigenvalue", "log"),
     ("test_accuracy", "test accuracy (%)", "linear"),
 )
+_LOSS_PANEL = ("test_loss", "test loss (nats)", "linear")  # where no run classifies
 TRACKED_PANELS = (
     (
         "largest Hessian eigenvalue",
@@ -37,11 +38,15 @@ class Sheet(NamedTuple):
 def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Draw batch size, learning rate, eigenvalue and accuracy by epoch, as in the slides, into a PNG file.
 
-    ``runs``: name of a run to its records of ``metrics.jsonl``; several runs share the panels.
+    The loss stands in for the accuracy where no run has one. ``runs``: name of a run to its records of
+    ``metrics.jsonl``; several runs share the panels.
     """
     figure = _figure((10, 7))
     axes = figure.subplots(2, 2, sharex=True)
-    for axis, (field, title, scale) in zip(axes.flat, CURVE_PANELS, strict=True):
+    panels = list(CURVE_PANELS)
+    if not any("test_accuracy" in record for records in runs.values() for record in records):
+        panels[-1] = _LOSS_PANEL
+    for axis, (field, title, scale) in zip(axes.flat, panels, strict=True):
         for place, (name, records) in enumerate(runs.items()):
             points = _points(records, field, positive=scale == "log")
             if points:

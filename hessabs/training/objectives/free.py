@@ -35,9 +35,7 @@ def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Ob
     def gradient(
         task: Task, params: Params, model_state: Any, batch: Any, key: jax.Array, memory: Any
     ) -> Contribution:
-        bounds = task.bounds
-        if bounds is None:
-            raise ValueError(f"Free adversarial training needs continuous inputs; {task.name} has none.")
+        bounds = _bounds(task)
 
         def loss_fn(params: Params, perturbation: jax.Array) -> tuple[jax.Array, Any]:
             inputs = jnp.clip(batch[task.inputs_key] + perturbation, *bounds)
@@ -50,6 +48,13 @@ def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Ob
         return Contribution(loss, weight, gradient, new_state, moved)
 
     def init(task: Task, batch: Any) -> Any:
+        _bounds(task)
         return jnp.zeros_like(batch[task.inputs_key])
 
     return Objective(gradient=gradient, init=init, fraction=1.0, replays=replays, per_micro_batch=True)
+
+
+def _bounds(task: Task) -> tuple[float, float]:
+    if task.bounds is None:
+        raise ValueError(f"Free adversarial training needs continuous inputs; {task.name} has none.")
+    return task.bounds

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs.data import Dataset, Source, as_source, check_images, crop_flip, in_memory
+from hessabs.data import Dataset, Source, as_source, check_examples, crop_flip, in_memory
 from hessabs.training.task import LossOutput, Task, as_it_is
 from hessabs.training.tasks.losses import Mean, OutputLoss, classification, next_token, targets
 
 Data = Dataset | tuple[Any, Any]
-"""A ``hessabs.data.Dataset`` of images, or (train, test): what ``hessabs.data.as_source`` takes, each."""
+"""A ``hessabs.data.Dataset``, or (train, test): what ``hessabs.data.as_source`` takes, each."""
 
 Apply = Callable[[Any, Any, Any, jax.Array, bool], tuple[Any, Any]]
 """``apply(params, model_state, inputs, key, train) -> (outputs, model state)``."""
@@ -43,16 +43,17 @@ def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: Outpu
     """Find out what the examples are, and what a network is to make of them.
 
     Args:
-      data: Images, or (train, test).
+      data: Images or text, or (train, test).
       inputs: The key of a batch that the network is applied to, or a function of the batch; None for "image",
         or all but the last of "tokens".
       loss: Of outputs and batch; None for that of classes, or of next tokens.
 
     Raises:
-      ValueError: If neither follows from the data, or a ``Dataset`` holds no images with labels of its classes.
+      ValueError: If neither follows from the data, or a ``Dataset`` holds neither tokens nor images with labels
+        of its classes.
     """
     if isinstance(data, Dataset):
-        data = check_images(data)
+        data = check_examples(data)
     train, test = map(as_source, (data.train, data.test) if isinstance(data, Dataset) else data)
     example = train.take(np.arange(1))
     known = "image" if "image" in example else "tokens" if "tokens" in example else None
@@ -66,8 +67,8 @@ def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: Outpu
     if known == "image":
         prepare = scale_images
         rest = {"prepare": prepare, "inputs_key": "image", "bounds": (0.0, 1.0)}
-        if isinstance(data, Dataset):
-            rest |= {"num_classes": data.num_classes, "class_names": data.class_names}
+    if known is not None and isinstance(data, Dataset):
+        rest |= {"num_classes": data.num_classes, "class_names": data.class_names}
     if inputs is None:
         get = (lambda batch: batch["image"]) if known == "image" else (lambda batch: batch["tokens"][:, :-1])
     elif isinstance(inputs, str):

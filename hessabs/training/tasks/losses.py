@@ -33,11 +33,11 @@ def classification(outputs: jax.Array, batch: Mapping[str, Any]) -> Mean:
     Returns:
       The mean over the examples, in nats; 0 where all weights are 0.
     """
-    return _cross_entropy(outputs, batch["label"], batch["weight"])
+    return _cross_entropy(outputs, batch["label"], batch["weight"], "accuracy")
 
 
 def next_token(outputs: jax.Array, batch: Mapping[str, Any]) -> Mean:
-    """Cross-entropy and accuracy over the tokens of a batch that are not masked.
+    """Cross-entropy over the tokens of a batch that are not masked, and how many are the most likely one.
 
     Args:
       outputs: Logits, shape (n, length, vocabulary), of each token from those before it.
@@ -45,13 +45,14 @@ def next_token(outputs: jax.Array, batch: Mapping[str, Any]) -> Mean:
         where a target does not count (of length + 1 the first is not looked at); without it all count.
 
     Returns:
-      The mean over the tokens, in nats; 0 where none counts.
+      The mean over the tokens, in nats, with ``"token_accuracy"``; 0 where none counts. A network is as good
+      as its loss: what keeps or draws the best goes by ``"accuracy"``, which this is not.
     """
     targets = batch["tokens"][:, 1:]
     weight = jnp.broadcast_to(batch["weight"][:, None], targets.shape)
     if "mask" in batch:
         weight = weight * batch["mask"][:, -targets.shape[1] :]
-    return _cross_entropy(outputs, targets, weight)
+    return _cross_entropy(outputs, targets, weight, "token_accuracy")
 
 
 def targets(loss: OutputLoss, batch: Mapping[str, Any]) -> np.ndarray:
@@ -62,7 +63,7 @@ def targets(loss: OutputLoss, batch: Mapping[str, Any]) -> np.ndarray:
     return tokens[np.asarray(batch["mask"])[:, -tokens.shape[1] :] > 0] if "mask" in batch else tokens.ravel()
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> Mean:
+def _cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array, accuracy: str) -> Mean:
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"Outputs and labels do not fit: logits of shape {logits.shape} need labels of shape "
@@ -73,4 +74,4 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> M
     total = jnp.sum(weight)
     scale = trees.safe_inverse(total)
     values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Mean(jnp.sum(values * weight) * scale, total, {"accuracy": jnp.sum(right * weight) * scale})
+    return Mean(jnp.sum(values * weight) * scale, total, {accuracy: jnp.sum(right * weight) * scale})

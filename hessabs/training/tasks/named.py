@@ -9,7 +9,8 @@ from flax import linen as linen_modules
 from flax import nnx as nnx_modules
 
 from hessabs import models
-from hessabs.data import AUGMENTATIONS, Dataset, check_images, hold_out, load
+from hessabs.data import AUGMENTATIONS, Dataset, check_examples, hold_out, load
+from hessabs.data.text import LENGTH, describe, is_text
 from hessabs.training import factories
 from hessabs.training.factories import FACTORIES, Factory, call_factory, load_factory
 from hessabs.training.fields import check_types, is_factory, nearest
@@ -28,7 +29,8 @@ class TaskSettings(NamedTuple):
     ] = None
     dataset: Annotated[
         str,
-        "digits (embedded), folder:PATH (a folder of images for each class), or a TFDS name such as cifar10",
+        "digits (embedded), folder:PATH (a folder of images for each class), a TFDS name such as cifar10, "
+        "stdlib (text: the source of Python's standard library), or text:PATH (a file in UTF-8)",
     ] = "digits"
     data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: TFDS's own"] = None
     train_split: Annotated[str, "split to train on, or several joined by +, such as train+extra"] = "train"
@@ -39,6 +41,9 @@ class TaskSettings(NamedTuple):
     ] = None
     resize: Annotated[
         int | None, "side to which images are brought that differ in size; default: they must not"
+    ] = None
+    sequence_length: Annotated[
+        int | None, f"characters that an example of text predicts; default: {LENGTH}"
     ] = None
     augment: Annotated[
         Literal["none", "crop_flip", "resized_crop"],
@@ -75,14 +80,36 @@ def check_named(settings: TaskSettings) -> None:
             f"`model` must be one of {', '.join(sorted(models.MODELS))}, or FILE.py:factory, got "
             f"{settings.model!r}{nearest(settings.model, models.MODELS)}."
         )
+    if settings.task is None:
+        _check_kind(settings)
 
 
-def make_named(settings: TaskSettings, loaded: Mapping[str, Factory] | None = None) -> Task:
+def _check_kind(settings: TaskSettings) -> None:
+    """Refuse what is for images where there is text, and the other way round."""
+    name, of_text = settings.dataset, is_text(settings.dataset)
+    if settings.model in models.MODELS and (settings.model in models.OF_TEXT) != of_text:
+        known = sorted(name for name in models.MODELS if (name in models.OF_TEXT) == of_text)
+        raise ValueError(
+            f"`model` must be one of {', '.join(known)}, or FILE.py:factory, for {name}, which is "
+            f"{'text' if of_text else 'no text'}, got {settings.model!r}."
+        )
+    if of_text and settings.augment != "none":
+        raise ValueError(
+            f"`augment` is for images, and {name} is text: leave it out, got {settings.augment!r}."
+        )
+    if settings.sequence_length is not None and not of_text:
+        raise ValueError(f"`sequence_length` is for text, which {name} is not: leave it out.")
+
+
+def make_named(
+    settings: TaskSettings, loaded: Mapping[str, Factory] | None = None, vocabulary: str | None = None
+) -> Task:
     """Make the task of some settings.
 
     Args:
       settings: What is learnt.
       loaded: Factories by the name of their setting, ``model`` or ``task``, that are loaded already.
+      vocabulary: The known characters of a text; None for its own.
 
     Returns:
       A ``Task`` whose ``settings`` are these, and where its factories lie.
@@ -110,8 +137,12 @@ def make_named(settings: TaskSettings, loaded: Mapping[str, Factory] | None = No
         train_split=settings.train_split,
         image_size=settings.image_size,
         resize=settings.resize,
+        sequence_length=settings.sequence_length,
+        vocabulary=vocabulary if is_text(settings.dataset) else None,
     )
-    dataset = check_images(dataset)
+    if dataset.facts:
+        record |= {"text": dataset.facts, "sequence_length": settings.sequence_length or LENGTH}
+    dataset = check_examples(dataset)
     train, held_out = hold_out(dataset.train, settings.validation_examples)
     dataset = dataset._replace(train=train)
     options: dict[str, Any] = {
@@ -197,4 +228,20 @@ def recorded_task(
             lines += [line] if line and kept and name in kept else []
         else:
             loaded[name] = factories.trusted((kept or {}).get(name, {}), workdir, f"--{name}")
-    return make_named(settings, loaded), lines
+    text = _recorded_text(workdir, config)
+    task = make_named(settings, loaded, text.get("vocabulary"))
+    now = task.settings.get("text")
+    if now and text and now["sha256"] != text["sha256"] and "dataset" not in named:
+        lines.append(
+            f"{describe(task.name, now)} It is not the text of the run, SHA-256 {text['sha256'][:16]}"
+            f"{' of Python ' + str(text['python']) if 'python' in text else ''}, whose characters are known."
+        )
+    return task, lines
+
+
+def _recorded_text(workdir: pathlib.Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text", {})
+    fits = isinstance(text, Mapping) and all(isinstance(text.get(k), str) for k in ("sha256", "vocabulary"))
+    if text and not fits:
+        raise ValueError(f"The record of the text of the run in {workdir} is damaged: train it again.")
+    return text
