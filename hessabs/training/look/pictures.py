@@ -21,6 +21,7 @@ TRACKED_PANELS = (
     ),
     ("norm of the total gradient", {"gradient_norm": "whole training set"}),
 )
+_DPI = 120
 _WIDE = 20  # a wider range than this asks for a logarithmic axis
 
 
@@ -43,9 +44,7 @@ def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, An
     axes = figure.subplots(2, 2, sharex=True)
     for axis, (field, title, scale) in zip(axes.flat, CURVE_PANELS, strict=True):
         for place, (name, records) in enumerate(runs.items()):
-            points = _points(records, field, positive=scale == "log")
-            if points:
-                axis.plot(*zip(*points, strict=True), marker=_marker(points), color=f"C{place}", label=name)
+            _draw_line(axis, _points(records, field, positive=scale == "log"), color=f"C{place}", label=name)
         if scale == "log" and axis.lines:
             axis.set_yscale("log", base=2 if field == "batch_size" else 10)
         axis.set_title(title)
@@ -54,7 +53,7 @@ def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, An
         axis.set_xlabel("epoch")
     if len(runs) > 1:
         axes.flat[0].legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: str = "") -> bool:
@@ -62,22 +61,22 @@ def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: st
     panels = []
     for label, fields in TRACKED_PANELS:
         lines = {name: _points(records, field, positive=True) for field, name in fields.items()}
-        panels.append((label, {name: points for name, points in lines.items() if points}))
-    panels = [panel for panel in panels if panel[1]]
+        if any(lines.values()):
+            panels.append((label, lines))
     if not panels:
         return False
     figure = _figure((6, 1 + 2.7 * len(panels)))
     figure.suptitle(title)
     for axis, (label, lines) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for name, points in lines.items():
-            axis.plot(*zip(*points, strict=True), marker=_marker(points), label=name)
+            _draw_line(axis, points, label=name)
         values = [value for points in lines.values() for _, value in points]
         wide = max(values) > _WIDE * min(values)
         axis.set(xlabel="epoch", ylabel=label, yscale="log" if wide else "linear")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
     return True
 
 
@@ -92,7 +91,7 @@ def draw_accuracy(path: pathlib.Path, rows: Sequence[Evaluation], title: str) ->
     axis.set(xlabel="epsilon", ylabel="accuracy (%)", ylim=(0, 100), title=title)
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def draw_sheet(path: pathlib.Path, sheet: Sheet) -> None:
@@ -115,7 +114,7 @@ def draw_sheet(path: pathlib.Path, sheet: Sheet) -> None:
             axis.set_title(text, fontsize=9)
             axis.set_axis_off()
     figure.suptitle(sheet.title)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -129,5 +128,6 @@ def _points(records: list[dict[str, Any]], field: str, *, positive: bool) -> lis
     return [(x, y) for x, y in known if y > 0] if positive else known
 
 
-def _marker(points: Sequence[Any]) -> str:
-    return "." if len(points) < 40 else ""
+def _draw_line(axis: Any, points: Sequence[tuple[float, float]], **style: Any) -> None:
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", **style)
