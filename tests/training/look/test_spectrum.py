@@ -25,7 +25,7 @@ def dense(run, source, number):
     batch = jax.tree.map(lambda x: x[:number], kinds.whole(source, run.task))
     key = jax.random.key(0)
     loss = lambda x: run.task.loss(unravel(x), run.model_state, batch, key, False).mean  # noqa: E731
-    return flat, loss, jax.hessian(loss)(flat)
+    return flat, loss, jax.jit(jax.hessian(loss))(flat)  # one program, and no eager ones
 
 
 def table(record, matrix):
