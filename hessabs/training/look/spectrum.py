@@ -201,8 +201,8 @@ def _density(shared: _Shared, key: jax.Array) -> curvature.SpectralDensity:
     for number, one in enumerate(jax.random.split(key, _PROBES)):
 
         def compute(one: jax.Array = one) -> dict[str, Any]:
-            options = {"num_probes": 1, "num_iters": num_iters}
-            return curvature.spectral_density(operator, shared.params, one, **options)._asdict()
+            probe = curvature.spectral_density(operator, shared.params, one, num_probes=1, num_iters=num_iters)
+            return probe._asdict()
 
         probes.append(shared.kept.once(f"density-{number}", compute))
     num_matvecs = sum(probe.pop("num_matvecs") for probe in probes)
