@@ -15,6 +15,7 @@ import pytest
 
 import hessabs
 from hessabs import cli
+from hessabs.cli import train
 from hessabs.data import Dataset
 from hessabs.training import run as run_lib
 from hessabs.training.assemble import SETTINGS
@@ -292,12 +293,9 @@ def test_ctrl_c_is_one_line_and_130(capfd, tmp_path, monkeypatch, place):
     def interrupt(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
 
-    modules = {"assemble": "assemble", "fit": "loop", "summary_table": "look.results"}
-    monkeypatch.setattr(sys.modules[f"hessabs.training.{modules[place]}"], place, interrupt)
     if place == "summary_table":
-        monkeypatch.setattr(
-            sys.modules["hessabs.training.loop"], "fit", lambda *args, **kw: mock.Mock(summary={"method": "bl"})
-        )
+        monkeypatch.setattr(train, "fit", lambda *args, **kwargs: mock.Mock(summary={"method": "bl"}))
+    monkeypatch.setattr(train, place, interrupt)
     argv = ["hessabs", "train", "--lr_decay_epochs=", f"--workdir={tmp_path / 'run'}"]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(os, "_exit", sys.exit)
@@ -320,7 +318,7 @@ def test_a_platform_that_is_not_there(capsys, tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(jax, "devices", devices)
-    monkeypatch.setattr(sys.modules["hessabs.training.assemble"], "assemble", lambda given: jax.devices())
+    monkeypatch.setattr(train, "assemble", lambda given: jax.devices())
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     result = run(capsys, "train", f"--workdir={tmp_path / 'run'}")
     assert_refused(*result, "JAX_PLATFORMS=cuda cannot be used", str(error), "Unset it", "jax[cuda]")

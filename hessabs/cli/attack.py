@@ -1,42 +1,32 @@
 """``hessabs attack``: the accuracy of a network that was trained under attacks, by epsilon."""
 
-import pathlib
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, given, parse, read_config, refuse
+from hessabs.cli.flags import given, read_config
+from hessabs.training.look import where
+from hessabs.training.look.attack import Options, attack, readers, stem
+
+SETTINGS = (where.Where, Options)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import files
-    from hessabs.training.look import where
-    from hessabs.training.look.attack import Options, attack, stem
-    from hessabs.training.look.menu import readers
-
-    values = config_flags(where.Where, Options)
-    try:
-        if parse(values, "attack", argv):
-            return 0
-        options, place = read_config(Options, values), read_config(where.Where, values)
-        for option in given(Options, values) & {"steps", "restarts", "queries"}:
-            if not {name.strip() for name in options.attack.split(",")} & set(readers(option)):
-                raise ValueError(
-                    f"`{option}` is read by the attacks {', '.join(readers(option))}, and not by "
-                    f"{options.attack}; leave it out."
-                )
-        task, params, model_state, _ = where.open_run(place)
-        source = None
-        if options.source is not None:
-            source = where.open_run(where.Where(options.source, data_dir=place.data_dir, ema=place.ema))[:3]
-        workdir, how = pathlib.Path(values.workdir), where.changed(place)
-        with files.usable("workdir", workdir):
-            files.refuse_links(workdir)
-            record = attack(task, params, model_state, workdir, options, source, how)
-    except (flags.Error, ValueError, OSError) as error:
-        return refuse(error)
+def main(values: flags.FlagValues) -> int:
+    """Attack the network, write what it withstands into the folder of the run and print the table."""
+    options, place = read_config(Options, values), read_config(where.Where, values)
+    for option in given(Options, values) & {"steps", "restarts", "queries"}:
+        if not {*options.attack} & {*readers(option)}:
+            raise ValueError(
+                f"`{option}` is read by the attacks {', '.join(readers(option))}, and not by "
+                f"{', '.join(options.attack)}; leave it out."
+            )
+    task, params, model_state, _ = where.open_run(place)
+    source = None
+    if options.source is not None:
+        source = where.open_run(where.Where(options.source, data_dir=place.data_dir, ema=place.ema))[:3]
+    how = where.changed(place)
+    with where.writing(place) as workdir:
+        record = attack(task, params, model_state, workdir, options, source, how)
     print("attack           epsilon   accuracy   mean relative   max relative   ms per image   compiling s")
     for row in record["rows"]:
         numbers = f"{row['epsilon']:9.4g} {100 * row['accuracy']:9.2f}% {row['mean_relative']:15.4g}"

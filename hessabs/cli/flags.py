@@ -25,7 +25,9 @@ class _Parser(flags.ArgumentParser[Any]):
         field = self.field
         if field.choices:
             return "|".join((*field.choices, *(["FILE.py:factory"] if field.open else [])))
-        return "N,N,..." if field.kind is tuple and field.item is not str else field.kind.__name__
+        if field.kind is tuple:
+            return "NAME,NAME,..." if field.item is str else "N,N,..."
+        return field.kind.__name__
 
 
 def config_flags(*settings_types: Any) -> flags.FlagValues:
@@ -36,20 +38,14 @@ def config_flags(*settings_types: Any) -> flags.FlagValues:
     """
     from hessabs.training.fields import declared
 
-    values = flags.FlagValues()
+    values, serializer = flags.FlagValues(), flags.ArgumentSerializer[Any]()
     for field in declared(*settings_types).values():
+        named = (field.name, field.default, field.help)
         if field.kind is bool:
-            flags.DEFINE_bool(field.name, field.default, field.help, flag_values=values)
+            flags.DEFINE_bool(*named, flag_values=values)
         else:
-            _define(field, values)
+            flags.DEFINE(_Parser(field), *named, flag_values=values, serializer=serializer)
     return values
-
-
-def _define(field: "Field", values: flags.FlagValues) -> None:
-    serializer = flags.ArgumentSerializer[Any]()
-    flags.DEFINE(
-        _Parser(field), field.name, field.default, field.help, flag_values=values, serializer=serializer
-    )
 
 
 def given(settings_type: Any, values: flags.FlagValues) -> set[str]:
@@ -63,37 +59,24 @@ def read_config(settings_type: Any, values: flags.FlagValues) -> Any:
 
 
 def parse(
-    values: flags.FlagValues, command: str, argv: Sequence[str], rest: list[str] | None = None, names: str = ""
-) -> bool:
-    """Parse flags, or print them for --help.
+    values: flags.FlagValues, command: str, argv: Sequence[str], words: str | None = None
+) -> list[str] | None:
+    """Parse what was typed after a command, and return what is no flag; None for --help, which is printed.
 
-    Args:
-      values: The flags that are defined.
-      command: The name of the command.
-      argv: What was typed after it.
-      rest: Gets the arguments that are no flags; None if the command takes none.
-      names: What those are called in the usage.
-
-    Returns:
-      True for --help, and then there is nothing more to do.
-
-    Raises:
-      ValueError: For an argument that is no flag, if the command takes none.
+    ``words``: what the usage calls that; None if the command takes nothing but flags.
     """
     if {"-h", "--help", "-help"} & set(argv):
-        print(f"usage: hessabs {command} {names + ' ' if names else ''}[--flag=value ...]\n")
+        print(f"usage: hessabs {command} {words + ' ' if words else ''}[--flag=value ...]\n")
         for name in values:
             flag = values[name]
             kind = "true|false" if flag.boolean else flag.flag_type()
             default = "" if flag.default is None else f" (default: {_as_typed(flag.default)})"
             print(f"  --{name}={kind}\n      {flag.help}{default}")
-        return True
-    arguments = values([command, *argv])[1:]
-    if rest is not None:
-        rest += arguments
-    elif arguments:
+        return None
+    arguments: list[str] = values([command, *argv])[1:]
+    if arguments and words is None:
         raise ValueError(f"unexpected argument {arguments[0]!r}; every setting is a flag, --name=value.")
-    return False
+    return arguments
 
 
 def _as_typed(default: Any) -> str:
@@ -102,18 +85,9 @@ def _as_typed(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def say(text: object) -> None:
-    """Tell the user something in one line on standard error."""
-    print("hessabs: " + " ".join(str(text).split()), file=sys.stderr)
-
-
 def refuse(error: object) -> int:
-    """Say in one line on standard error what cannot be used, and return the exit status, 2.
-
-    Raises:
-      BrokenPipeError: If that is what the error is.
-    """
+    """Say in one line on standard error what cannot be used, and return the exit status, 2."""
     if isinstance(error, BrokenPipeError):  # an OSError like those of files, but the reader's doing
         raise error
-    say(error)
+    print("hessabs: " + " ".join(str(error).split()), file=sys.stderr)
     return 2

@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from hessabs.cli.flags import refuse
+from absl import flags
+
+from hessabs.cli.flags import config_flags, parse, refuse
 
 COMMANDS = {
     "train": "train a network with a batch size that follows the curvature",
@@ -24,7 +26,8 @@ COMMANDS = {
     "attack": "the accuracy of a network that was trained under attacks, by epsilon",
     "spectrum": "the Hessian eigenvalues of a network that was trained",
 }
-"""Each command by name; the module ``hessabs.cli.NAME`` holds its ``main(argv) -> exit status``."""
+"""Each command by name. The module ``hessabs.cli.NAME`` holds its ``SETTINGS``, ``main(values, *words) -> exit
+status`` and, if it takes words that are no flags, ``WORDS``: what the usage calls them."""
 
 
 def run() -> None:
@@ -51,25 +54,24 @@ def _end(signum: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command.
-
-    Args:
-      argv: The command and its flags, without the name of the program.
-
-    Returns:
-      The exit status: 0, or 2 for input that cannot be used.
-    """
+    """Run a command: its name and its flags, without the name of the program; return the exit status."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
-    if argv[0] in ("--version", "version"):
+    name, *arguments = argv
+    if name in ("--version", "version"):
         print(f"hessabs {importlib.import_module('hessabs').__version__}")
         return 0
-    if argv[0] not in COMMANDS:
-        return refuse(f"unknown command {argv[0]!r}; the commands are: {', '.join(COMMANDS)}.")
-    # Imported when it is asked for: `hessabs --help` needs neither data nor a network.
+    if name not in COMMANDS:
+        return refuse(f"unknown command {name!r}; the commands are: {', '.join(COMMANDS)}.")
     try:
-        status: int = importlib.import_module(f"hessabs.cli.{argv[0]}").main(argv[1:])
+        # Imported when it is asked for: `hessabs --help` needs neither data nor a network.
+        command = importlib.import_module(f"hessabs.cli.{name}")
+        values = config_flags(*command.SETTINGS)
+        words = parse(values, name, arguments, getattr(command, "WORDS", None))
+        status: int = 0 if words is None else command.main(values, *words)
+    except (flags.Error, ValueError, OSError, ImportError) as error:
+        return refuse(error)
     except (RuntimeError, AssertionError):  # JAX's own where a platform is not there
         problem = _platform_problem()
         if problem is None:
@@ -95,14 +97,8 @@ def _platform_problem() -> str | None:
 def usage() -> str:
     """Say which commands there are."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}s}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: hessabs COMMAND [--flag=value ...]   (or: python -m hessabs; hessabs --version)",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`hessabs COMMAND --help` lists the flags of a command.",
-        ]
+    lines = "\n".join(f"  {name:{width}s}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: hessabs COMMAND [--flag=value ...]   (or: python -m hessabs; hessabs --version)\n\n"
+        f"commands:\n{lines}\n\n`hessabs COMMAND --help` lists the flags of a command."
     )

@@ -1,12 +1,16 @@
 """``hessabs plan``: batch size, learning rate and updates by epoch, without training."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, given, parse, read_config, refuse, say
+from hessabs.batch_size import methods, picture
+from hessabs.cli.flags import given, read_config
+from hessabs.training import files
+from hessabs.training.assemble import RULE_SETTINGS, read_rule
+from hessabs.training.look.plan import StepSeconds, measure_seconds, report
+from hessabs.training.tasks.named import TaskSettings, make_named
 
 
 class Options(NamedTuple):
@@ -20,51 +24,35 @@ class Options(NamedTuple):
     output: Annotated[str | None, "file for a picture, plan.png say"] = None
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command.
+SETTINGS = (*RULE_SETTINGS, TaskSettings, Options)
 
-    Args:
-      argv: Its flags.
 
-    Returns:
-      The exit status: 0, or 2 for input that cannot be used.
-    """
-    from hessabs.batch_size import methods, picture
-    from hessabs.training import files
-    from hessabs.training.assemble import RULE_SETTINGS, read_rule
-    from hessabs.training.look.plan import StepSeconds, measure_seconds, report
-    from hessabs.training.tasks.named import TaskSettings, make_named
-
-    values = config_flags(*RULE_SETTINGS, TaskSettings, Options)
-    try:
-        if parse(values, "plan", argv):
-            return 0
-        options = read_config(Options, values)
-        if options.num_examples is None:
-            raise ValueError("`num_examples` is required: the examples in the training set.")
-        named = set().union(*(given(kind, values) for kind in RULE_SETTINGS))
-        rule = read_rule({name: values[name].value for name in named}, options.num_examples)
-        bounds, whole = rule.plans(whole_updates=False), rule.plans(whole_updates=True)
-        for name in given(TaskSettings, values):
-            if not options.measure_times:
-                raise ValueError(f"`{name}` is read with --measure_times; pass that too, or leave it out.")
-        for name in ("t_comm", "t_hess"):
-            if values[name].present and options.t_comp is None:
-                raise ValueError(f"`{name}` is read with --t_comp; pass that too, or leave it out.")
-        times = None
-        if options.measure_times:
-            task = make_named(read_config(TaskSettings, values))
-            times = measure_seconds(task, rule.run.micro_batch_size or rule.run.batch_size)
-        elif options.t_comp is not None:
-            times = StepSeconds(options.t_comp, options.t_comm or 0.0, options.t_hess or 0.0)
-        print(report(bounds, whole, lr=rule.optimizer.lr, schedule=rule.schedule, times=times))
-        for line in methods.never_reached(rule.run, rule.method):
-            say(line)
-        if options.output is not None:
-            title = f"{methods.name_of(rule.method)}, {rule.run.epochs} epochs"
-            with files.usable("output", pathlib.Path(options.output)):
-                picture.draw_plans(bounds, rule.optimizer.lr, title).savefig(options.output)
-            print(f"picture: {options.output}")
-    except (flags.Error, ValueError, OSError) as error:
-        return refuse(error)
+def main(values: flags.FlagValues) -> int:
+    """Print the plan, and draw it if a file is named."""
+    options = read_config(Options, values)
+    if options.num_examples is None:
+        raise ValueError("`num_examples` is required: the examples in the training set.")
+    named = set().union(*(given(kind, values) for kind in RULE_SETTINGS))
+    rule = read_rule({name: values[name].value for name in named}, options.num_examples)
+    bounds, whole = rule.plans(whole_updates=False), rule.plans(whole_updates=True)
+    for flag, is_there, names in (
+        ("measure_times", options.measure_times, given(TaskSettings, values)),
+        ("t_comp", options.t_comp is not None, given(Options, values) & {"t_comm", "t_hess"}),
+    ):
+        for name in () if is_there else sorted(names):
+            raise ValueError(f"`{name}` is read with --{flag}; pass that too, or leave it out.")
+    times = None
+    if options.measure_times:
+        task = make_named(read_config(TaskSettings, values))
+        times = measure_seconds(task, rule.run.micro_batch_size or rule.run.batch_size)
+    elif options.t_comp is not None:
+        times = StepSeconds(options.t_comp, options.t_comm or 0.0, options.t_hess or 0.0)
+    print(report(bounds, whole, lr=rule.optimizer.lr, schedule=rule.schedule, times=times))
+    for line in methods.never_reached(rule.run, rule.method):
+        files.say(line)
+    if options.output is not None:
+        title = f"{methods.name_of(rule.method)}, {rule.run.epochs} epochs"
+        with files.usable("output", pathlib.Path(options.output)):
+            picture.draw_plans(bounds, rule.optimizer.lr, title).savefig(options.output)
+        print(f"picture: {options.output}")
     return 0

@@ -1,34 +1,28 @@
 """``hessabs predict``: the classes of images, and their probabilities, by a network that was trained."""
 
 import pathlib
-from collections.abc import Sequence
 
 from absl import flags
 
-from hessabs.cli.flags import config_flags, parse, read_config, refuse
+from hessabs.cli.flags import read_config
+from hessabs.training import files
+from hessabs.training.look import predict, where
+
+SETTINGS = (where.Where, predict.Options)
+WORDS = "IMAGE..."
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import files
-    from hessabs.training.look import predict, where
-
-    values = config_flags(where.Where, predict.Options)
-    images: list[str] = []
-    try:
-        if parse(values, "predict", argv, images, "IMAGE..."):
-            return 0
-        if not images:
-            raise ValueError("name images, as in `hessabs predict --workdir W IMAGE...`, got none.")
-        output = None if values.output is None else pathlib.Path(values.output)
-        predict.check_output(output)
-        task, params, model_state, _ = where.open_run(read_config(where.Where, values))
-        rows = predict.predict_files(task, params, model_state, images, resize=values.resize)
-        if output is not None:
-            with files.usable("output", output):
-                predict.write(output, rows)
-    except (flags.Error, ValueError, OSError, ImportError) as error:
-        return refuse(error)
+def main(values: flags.FlagValues, *images: str) -> int:
+    """Print the class of each image, and write the predictions into a file if one is named."""
+    if not images:
+        raise ValueError("name images, as in `hessabs predict --workdir W IMAGE...`, got none.")
+    output = None if values.output is None else pathlib.Path(values.output)
+    predict.check_output(output)
+    task, params, model_state, _ = where.open_run(read_config(where.Where, values))
+    rows = predict.predict_files(task, params, model_state, images, resize=values.resize)
+    if output is not None:
+        with files.usable("output", output):
+            predict.write(output, rows)
     width = max(5, *(len(row["image"]) for row in rows))
     print(f"{'image':{width}s}  probability  class")
     for row in rows:

@@ -1,31 +1,21 @@
 """``hessabs spectrum``: the Hessian eigenvalues of a network that was trained."""
 
-import pathlib
-from collections.abc import Sequence
-
 from absl import flags
 
-from hessabs.cli.flags import config_flags, parse, read_config, refuse
+from hessabs.cli.flags import read_config
+from hessabs.training.look import where
+from hessabs.training.look.spectrum import Options, spectrum, stem
+
+SETTINGS = (where.Where, Options)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit status is 0, or 2 for input that cannot be used."""
-    from hessabs.training import files
-    from hessabs.training.look import where
-    from hessabs.training.look.spectrum import Options, spectrum, stem
-
-    values = config_flags(where.Where, Options)
-    try:
-        if parse(values, "spectrum", argv):
-            return 0
-        options, place = read_config(Options, values), read_config(where.Where, values)
-        task, params, model_state, _ = where.open_run(place)
-        workdir, how = pathlib.Path(values.workdir), where.changed(place)
-        with files.usable("workdir", workdir):
-            files.refuse_links(workdir)
-            record = spectrum(task, params, model_state, workdir, options, how)
-    except (flags.Error, ValueError, OSError) as error:
-        return refuse(error)
+def main(values: flags.FlagValues) -> int:
+    """Compute the spectrum, write it into the folder of the run and print the eigenvalues."""
+    options, place = read_config(Options, values), read_config(where.Where, values)
+    task, params, model_state, _ = where.open_run(place)
+    how = where.changed(place)
+    with where.writing(place) as workdir:
+        record = spectrum(task, params, model_state, workdir, options, how)
     print("matrix                 number   eigenvalue   residual")
     for row in record["eigenvalues"]:
         mark = "" if row["converged"] else "  (not converged)"

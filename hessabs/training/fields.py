@@ -66,7 +66,7 @@ def from_text(field: Field, text: str) -> Any:
     """
     try:
         if field.kind is tuple:
-            return tuple(_item(field.item, part) for part in text.split(",") if part.strip())
+            return tuple(_item(field.item, part.strip()) for part in text.split(",") if part.strip())
         value = _item(field.kind, text)
     except (ValueError, KeyError, ZeroDivisionError):
         raise ValueError(f"{field.wanted} must be given, got {text!r}.") from None

@@ -1,7 +1,9 @@
 """What a run writes: a line of JSON per epoch, a summary at the end, a picture."""
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import math
 import os
@@ -168,6 +170,18 @@ def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     _write(path, json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
 
 
+def write_csv(
+    path: pathlib.Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write a table as CSV, whole or not at all; ``columns``: fields that it has, None for all there are."""
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else columns
+    writer = csv.DictWriter(text, names, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(path, text.getvalue())
+
+
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines.
 
@@ -187,7 +201,7 @@ def _line(record: dict[str, Any]) -> str:
 def _write(path: pathlib.Path, text: str) -> None:
     partial = path.with_suffix(path.suffix + ".partial")
     try:
-        with partial.open("w") as file:
+        with partial.open("w", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from hessabs import curvature, trees
+from hessabs import curvature, data, trees
 from hessabs.models import mlp, resnet20
 from hessabs.training import across, tasks
-from hessabs.training.look.batches import raw_loss, raw_weight, read
+from hessabs.training.look.measure import raw_loss, raw_weight
 from hessabs.training.loop import train
 from hessabs.training.loop_state import start
 from hessabs.training.mesh import make_mesh, place, split
@@ -164,7 +164,7 @@ def sharded_run():
         return jax.tree.map(lambda x: P("model") if x.ndim > 1 else P(), params)
 
     task = digits_task(600, 50)._replace(partition=rows)
-    batch = next(read(task.train, 64))
+    batch = next(data.eval_batches(task.train, 64))
 
     def spectrum(params):
         loss, weight = raw_loss(task, {}), raw_weight(task, params, {})

@@ -87,7 +87,7 @@ def test_what_cannot_be_read(flag, parts):
 
 
 def test_help_has_type_choices_and_default(capsys):
-    assert parse(config_flags(Steps, Places), "train", ["--help"])
+    assert parse(config_flags(Steps, Places), "train", ["--help"]) is None
     out = capsys.readouterr().out
     assert "--schedule=step|cosine\n      how the rate goes (default: step)" in out
     assert "--optimizer=sgd|adamw|FILE.py:factory\n" in out

@@ -164,12 +164,12 @@ def test_a_task_of_ones_own_does_everything(kind, devices, tmp_path):
     assert all(row["converged"] for row in rows)
     if not continuous:
         with pytest.raises(ValueError, match="cannot be attacked: its inputs are not continuous"):
-            attack(*network, workdir, AttackOptions("fgsm", "0.1"))
+            attack(*network, workdir, AttackOptions(("fgsm",), (0.1,)))
         with pytest.raises(ValueError, match="predicts no classes"):
             predict(*network, np.zeros((2, 4)))
         return
     assert found["accuracy"] > 0.8
-    rows = attack(*network, workdir, AttackOptions("fgsm", "0.3"))["rows"]
+    rows = attack(*network, workdir, AttackOptions(("fgsm",), (0.3,)))["rows"]
     accuracy = {row["attack"]: row["accuracy"] for row in rows}
     assert accuracy["clean"] == pytest.approx(found["accuracy"])
     assert accuracy["fgsm"] < accuracy["clean"]

@@ -1,36 +1,27 @@
 """The records of the epochs as a CSV file."""
 
-import csv as csv_format
 import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from hessabs.training import files
 from hessabs.training.callbacks.protocol import Callback
 
 
 def csv(workdir: pathlib.Path) -> Callback:
     """Write ``metrics.csv``: a line for each epoch. At the start it becomes that of the epochs so far."""
-    path = workdir / "metrics.csv"
-    rows: list[Mapping[str, Any]] = []
-
-    def write() -> None:
-        partial = path.with_suffix(".csv.partial")
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        with partial.open("w", newline="") as file:
-            writer = csv_format.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-        partial.replace(path)
+    rows: list[dict[str, Any]] = []
 
     def callback(event: str, record: Mapping[str, Any]) -> None:
-        if event == "start":
-            rows[:] = record["records"]
-            write()
-        elif event == "epoch":
-            rows.append(record)
-            write()  # whole, so that a kill leaves no half a line, and a new column has a place
+        if event in ("start", "epoch"):
+            if event == "start":
+                rows.clear()
+            records = record["records"] if event == "start" else [record]
+            rows.extend({name: _cell(value) for name, value in each.items()} for each in records)
+            # Whole, so that a kill leaves no half a line, and a new column has a place.
+            files.write_csv(workdir / "metrics.csv", rows)
 
     return callback
 

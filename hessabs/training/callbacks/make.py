@@ -26,12 +26,7 @@ class CallbackSettings(NamedTuple):
 
 
 def make_callbacks(names: Sequence[str], workdir: pathlib.Path) -> list[Callback]:
-    """Make the callbacks of a run; nothing is written before its start.
-
-    Raises:
-      ValueError: If one is unknown or named twice, or a file's factory does not make one.
-      ImportError: If its package is not installed.
-    """
+    """Make the callbacks of a run; nothing is written before its start."""
     result: list[Any] = []
     for number, name in enumerate(names):
         if name in names[:number]:

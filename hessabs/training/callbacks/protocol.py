@@ -36,25 +36,17 @@ class Named(NamedTuple):
 def call_all(
     callbacks: Sequence[Callback], event: str, record: Mapping[str, Any], save: Callable[[], None]
 ) -> None:
-    """Tell every callback, each with a copy of the record.
-
-    Raises:
-      CallbackError: From what a callback raised, after ``save()``.
-    """
+    """Tell every callback, each with a copy of the record; if one raises, save and raise ``CallbackError``."""
     for callback in callbacks:
         try:
             callback(event, dict(record))
         except Exception as error:
             save()
+            own = getattr(callback, "__qualname__", type(callback).__qualname__)
+            name = callback.name if isinstance(callback, Named) else own
             raise CallbackError(
-                f"The callback {_name(callback)} raised {type(error).__name__} at the event {event!r}: {error}"
+                f"The callback {name} raised {type(error).__name__} at the event {event!r}: {error}"
             ) from error
-
-
-def _name(callback: Callback) -> str:
-    if isinstance(callback, Named):
-        return callback.name
-    return getattr(callback, "__qualname__", type(callback).__qualname__)
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

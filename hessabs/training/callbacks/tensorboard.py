@@ -11,9 +11,6 @@ def tensorboard(workdir: pathlib.Path) -> Callback:
     """Write event files into ``workdir/tensorboard``; a step is an example.
 
     Where a run goes on, TensorBoard is told to forget what came after that: it will be told again.
-
-    Raises:
-      ImportError: If tensorboardX is not installed.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -26,14 +23,9 @@ def tensorboard(workdir: pathlib.Path) -> Callback:
     def callback(event: str, record: Mapping[str, Any]) -> None:
         if event == "start":
             samples = record["samples"]
-            writers[:] = [
-                SummaryWriter(
-                    str(workdir / "tensorboard"),
-                    purge_step=samples + 1 if samples else 0,
-                    flush_secs=1,
-                    filename_suffix=f".{samples}",  # two of one second are two files
-                )
-            ]
+            options = {"purge_step": samples + 1 if samples else 0, "flush_secs": 1}
+            suffix = f".{samples}"  # two of one second are two files
+            writers[:] = [SummaryWriter(str(workdir / "tensorboard"), filename_suffix=suffix, **options)]
         elif event == "end":
             writers.pop().close()
         else:

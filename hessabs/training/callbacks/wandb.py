@@ -13,9 +13,6 @@ def wandb(workdir: pathlib.Path) -> Callback:
 
     Where a run goes on, so does that of Weights & Biases, whose name is in ``workdir/wandb.json``. It cannot
     forget, but what a run tells again is the same: it is left out up to what was logged.
-
-    Raises:
-      ImportError: If it is not installed.
     """
     try:
         import wandb as package
@@ -25,7 +22,8 @@ def wandb(workdir: pathlib.Path) -> Callback:
     runs: list[Any] = []
 
     def start(record: Mapping[str, Any]) -> None:
-        name = _name(path) if record["samples"] else None
+        goes_on = record["samples"] and path.exists()
+        name = str(json.loads(path.read_text())["id"]) if goes_on else None
         run = package.init(
             dir=str(workdir), id=name, resume="allow" if name else None, config=dict(record["settings"])
         )
@@ -39,13 +37,8 @@ def wandb(workdir: pathlib.Path) -> Callback:
         elif event == "end":
             runs[0].summary.update(dict(record))
             runs.pop().finish()
-        else:
-            if record["samples"] > logged[0]:
-                prefix = "decision/" if event == "decision" else ""
-                runs[0].log({**dict(scalars(record, prefix)), "samples": record["samples"]})
+        elif record["samples"] > logged[0]:
+            prefix = "decision/" if event == "decision" else ""
+            runs[0].log({**dict(scalars(record, prefix)), "samples": record["samples"]})
 
     return callback
-
-
-def _name(path: pathlib.Path) -> str | None:
-    return str(json.loads(path.read_text())["id"]) if path.exists() else None

@@ -7,42 +7,77 @@ digest, all other options: other options leave an earlier table alone. It begins
 (``look/cache.py``): an evaluation that was interrupted, or is repeated with more attacks, goes on from there.
 """
 
-import csv
+import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
+from hessabs import attacks, data
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.evaluate import report
 from hessabs.attacks.misleading import Misleading
-from hessabs.attacks.norms import Norm, check_norm
+from hessabs.attacks.norms import Norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs
 from hessabs.training import files
-from hessabs.training.fields import number
+from hessabs.training.fields import check_types
 from hessabs.training.look import cache, pictures
-from hessabs.training.look.batches import read
-from hessabs.training.look.menu import MENU, make
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task, attack_loss
-from hessabs.typing import LossFn, Params
+from hessabs.typing import Attack, LossFn, Params
 
 COLUMNS = tuple(name for name in Evaluation._fields if name not in ("withstood", "non_finite"))
 _STEM_LENGTH = 60  # of the names in a file name
 _SHOWN = 6  # images of each chunk that are kept for the sheet
 
 
+class Entry(NamedTuple):
+    """One attack of the command, and how it is made of the options."""
+
+    factory: Callable[..., Attack]  # of epsilon, unless `minimal`, and of options by name
+    norms: tuple[str, ...]  # the first is that of a factory that has one alone
+    reads: tuple[str, ...] = ()  # of steps, restarts and queries
+    minimal: bool = False  # looks for the smallest perturbation, whatever epsilon is
+    black_box: bool = False  # follows no gradient
+
+
+def _trust_region(*, norm: Norm, **options: Any) -> Attack:
+    radius = {"l2": 0.05, "linf": 0.005}[norm]  # to begin with; it adapts
+    return attacks.trust_region(radius, norm=norm, **options)
+
+
+_BOTH, _ALL = ("linf", "l2"), ("linf", "l2", "l1")
+MENU: dict[str, Entry] = {
+    "fgsm": Entry(attacks.fgsm, _BOTH),
+    "l2grad": Entry(attacks.l2grad, ("l2",)),
+    "bim": Entry(attacks.bim, _ALL, ("steps",)),
+    "pgd": Entry(attacks.pgd, _ALL, ("steps", "restarts")),
+    "mi_fgsm": Entry(attacks.mi_fgsm, _ALL, ("steps",)),
+    "adam_pgd": Entry(attacks.adam_pgd, _ALL, ("steps", "restarts")),
+    "apgd": Entry(attacks.apgd, _ALL, ("steps", "restarts")),
+    "fhsm": Entry(attacks.fhsm, ("linf",)),
+    "l2hess": Entry(attacks.l2hess, ("l2",)),
+    "square": Entry(attacks.square, _ALL, ("queries",), black_box=True),
+    "ensemble": Entry(attacks.ensemble, _ALL, ("steps", "queries")),
+    "trust_region": Entry(_trust_region, _BOTH, ("steps",), minimal=True),
+    "deepfool": Entry(attacks.deepfool, _BOTH, ("steps",), minimal=True),
+    "carlini_wagner": Entry(attacks.carlini_wagner, ("l2",), ("steps",), minimal=True),
+}
+"""From the cheapest to the dearest; those that know no epsilon last."""
+
+
 class Options(NamedTuple):
     """What to compute; one field, one flag of ``hessabs attack``."""
 
-    attack: Annotated[str, f"attacks, comma-separated: {', '.join(MENU)}"] = "pgd"
+    attack: Annotated[tuple[str, ...], f"attacks, comma-separated: {', '.join(MENU)}"] = ("pgd",)
     epsilon: Annotated[
-        str, "radii in the units of the inputs (images: [0, 1]), comma-separated; 8/255 is one, too"
-    ] = "0.01,0.02"
-    norm: Annotated[str, f"of epsilon: {', '.join(get_args(Norm))}; not every attack has all"] = "linf"
+        tuple[float, ...],
+        "radii in the units of the inputs (images: [0, 1]), comma-separated; 8/255 is one, too",
+    ] = (0.01, 0.02)
+    norm: Annotated[Norm, "of epsilon; not every attack has all"] = "linf"
     steps: Annotated[int, "gradient steps of iterated attacks"] = 40
     restarts: Annotated[int, "random starts of pgd, adam_pgd and apgd"] = 1
     queries: Annotated[int, "evaluations of each image by the square attack"] = 1000
@@ -72,9 +107,17 @@ class _Shared(NamedTuple):
 
     task: Task
     options: Options
-    folder: pathlib.Path
+    folder: pathlib.Path  # of what is finished
     network: _Network  # that judges
     source: _Network  # that the examples are made on
+
+    def once(
+        self, name: str, chunk: _Chunk, compute: Callable[[], dict[str, Any]], **depends: Any
+    ) -> dict[str, Any]:
+        """Find what a chunk has given, or compute it."""
+        network, norm = self.network.digest, self.options.norm
+        identity = cache.identify(network=network, norm=norm, examples=chunk.digest, **depends)
+        return cache.Kept(self.folder, identity).once(f"{name}-{chunk.start}", compute)
 
 
 def attack(
@@ -91,18 +134,23 @@ def attack(
     ``source`` is another network to make the examples on; ``options.source`` says where it came from. ``how``
     says what of the run was not taken as it was recorded.
     """
-    names, epsilons = _check(task, options)
-    network = _network(task, params, model_state)
-    maker = network if source is None else _network(*source)
+    _check(task, options)
+    network = maker = _network(task, params, model_state)
     if source is not None:
-        _check_fit(task, network, maker, source[0])
+        maker = _network(*source)
+        here, there = _shapes(task, network), _shapes(source[0], maker)
+        if here != there:
+            raise ValueError(
+                "`source` must be a run on inputs of the same shape and classes, got (height, width, channels, "
+                f"classes) {there}, and {here} in workdir."
+            )
     shared = _Shared(task, options, workdir / files.CACHE, network, maker)
     chunks = list(_chunks(task, options))
     clean, signs = (outcomes.join(parts) for parts in zip(*(_clean(shared, c) for c in chunks), strict=True))
     results: dict[tuple[str, float], Outcome] = {}
     sheet = None
-    with Progress(len(clean.right) * len(names) * len(epsilons)) as bar:
-        for name, epsilon in ((name, epsilon) for epsilon in epsilons for name in names):
+    with Progress(len(clean.right) * len(options.attack) * len(options.epsilon)) as bar:
+        for epsilon, name in itertools.product(options.epsilon, options.attack):
             parts = []
             for chunk in chunks:
                 parts.append(_attacked(shared, name, epsilon, chunk))
@@ -110,8 +158,7 @@ def attack(
                 bar.show(done, attack=name, epsilon=epsilon)
             sheet = _sheet(f"{name}, epsilon {epsilon:g}", task, parts[0], epsilon) or sheet
             results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
-    minimal = {name for name in names if MENU[name].minimal}
-    black_box = {name for name in names if MENU[name].black_box}
+    minimal, black_box = ({n for n in MENU if getattr(MENU[n], kind)} for kind in ("minimal", "black_box"))
     rows, warnings = report(
         clean, signs, results, keep_fallen=options.keep_fallen, minimal=minimal, black_box=black_box
     )
@@ -122,16 +169,13 @@ def attack(
         "rows": [{name: getattr(row, name) for name in COLUMNS} for row in rows],
         "warnings": warnings,
     }
-    path = workdir / stem(options, how)
-    files.write_json(path.with_name(f"{path.name}.json"), record)
-    with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS)
-        writer.writeheader()
-        writer.writerows(record["rows"])
+    name = stem(options, how)
+    files.write_json(workdir / f"{name}.json", record)
+    files.write_csv(workdir / f"{name}.csv", record["rows"])
     title = f"accuracy on {record['images']} test images, {options.norm}"
-    pictures.draw_accuracy(path.with_name(f"{path.name}.png"), rows, title)
+    pictures.draw_accuracy(workdir / f"{name}.png", rows, title)
     if sheet is not None:
-        pictures.draw_sheet(path.with_name(f"{path.name}_sheet.png"), sheet)
+        pictures.draw_sheet(workdir / f"{name}_sheet.png", sheet)
     return record
 
 
@@ -139,43 +183,53 @@ def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
     """Return the name of the files without what follows the point; other options have another one.
 
     Example:
-      >>> stem(Options(attack="fgsm,pgd"))  # doctest: +ELLIPSIS
+      >>> stem(Options(attack=("fgsm", "pgd")))  # doctest: +ELLIPSIS
       'attack-fgsm+pgd-linf-...'
       >>> stem(Options(steps=10)) == stem(Options(steps=40))
       False
     """
-    kind = "attack" if options.source is None else "transfer"
-    names = "+".join(name.strip() for name in options.attack.split(","))
-    epsilons = [number(part) for part in options.epsilon.split(",")]
-    identity = cache.identify(**{**options._asdict(), **how, "attack": names, "epsilon": epsilons})
+    kind, names = "attack" if options.source is None else "transfer", "+".join(options.attack)
+    identity = cache.identify(**{**options._asdict(), **how, "attack": names})
     return f"{kind}-{names[:_STEM_LENGTH]}-{options.norm}-{identity[:6]}"
 
 
-def _check(task: Task, options: Options) -> tuple[list[str], list[float]]:
-    names = [name.strip() for name in options.attack.split(",")]
-    try:
-        epsilons = [number(part) for part in options.epsilon.split(",")]
-    except ValueError:
-        raise ValueError(
-            "`epsilon` must be numbers separated by commas, or fractions such as 8/255, got "
-            f"{options.epsilon!r}."
-        ) from None
-    check_norm(options.norm)
-    for name in names:
-        for epsilon in epsilons:
-            _make(task, name, epsilon, options)
-    if len(set(names)) < len(names) or len(set(epsilons)) < len(epsilons):
-        raise ValueError(f"Name each attack and each epsilon once, got {options.attack} and {options.epsilon}.")
+def readers(option: str) -> tuple[str, ...]:
+    """List the attacks that ``steps``, ``restarts`` or ``queries`` has an influence on.
+
+    Example:
+      >>> readers("queries")
+      ('square', 'ensemble')
+    """
+    return tuple(name for name, entry in MENU.items() if option in entry.reads)
+
+
+def make(name: str, epsilon: float, options: Options, **inputs: Any) -> Attack:
+    """Make an attack of ``MENU`` on ``inputs``: their ``bounds`` and ``inputs_key``."""
+    entry = MENU.get(name)
+    if entry is None:
+        raise ValueError(f"`attack` must name some of {', '.join(MENU)}, got {name!r}.")
+    if options.norm not in entry.norms:
+        raise ValueError(f"`attack` {name} has the norms {', '.join(entry.norms)}, got norm={options.norm!r}.")
+    named = {option: getattr(options, option) for option in entry.reads}
+    if len(entry.norms) > 1:
+        named["norm"] = options.norm
+    return entry.factory(*(() if entry.minimal else (epsilon,)), **named, **inputs)
+
+
+def _check(task: Task, options: Options) -> None:
+    check_types(options)
+    for name, epsilon in itertools.product(options.attack, options.epsilon):
+        make(name, epsilon, options, bounds=task.bounds, inputs_key=task.inputs_key)
+    for names in (options.attack, options.epsilon):
+        if not names or len({*names}) < len(names):
+            raise ValueError(
+                f"Name each attack and each epsilon once, got {options.attack} and {options.epsilon}."
+            )
     if options.num_examples < 0 or options.batch_size < 1:
         raise ValueError(
             "`num_examples` must be at least 0 and `batch_size` at least 1, got "
             f"{options.num_examples} and {options.batch_size}."
         )
-    return names, epsilons
-
-
-def _make(task: Task, name: str, epsilon: float, options: Options) -> Any:
-    return make(name, epsilon, options, bounds=task.bounds, inputs_key=task.inputs_key)
 
 
 def _network(task: Task, params: Params, model_state: Any) -> _Network:
@@ -183,88 +237,67 @@ def _network(task: Task, params: Params, model_state: Any) -> _Network:
     return _Network(attack_loss(task, model_state), params, digest)
 
 
-def _check_fit(task: Task, network: _Network, maker: _Network, other: Task) -> None:
-    def shapes(task: Task, network: _Network) -> tuple[Any, ...]:
-        batch = task.prepare(next(read(task.test, 1)))
-        inputs = get_inputs(batch, task.inputs_key)
-        logits = jax.eval_shape(losses.parts(network.loss_fn)[0], network.params, inputs)
-        return (*inputs.shape[1:], logits.shape[-1])
-
-    here, there = shapes(task, network), shapes(other, maker)
-    if here != there:
-        raise ValueError(
-            "`source` must be a run on inputs of the same shape and classes, got (height, width, channels, "
-            f"classes) {there}, and {here} in workdir."
-        )
+def _shapes(task: Task, network: _Network) -> tuple[int, ...]:
+    # Of one input, and how many classes there are.
+    inputs = get_inputs(task.prepare(next(data.eval_batches(task.test, 1))), task.inputs_key)
+    logits = jax.eval_shape(losses.parts(network.loss_fn)[0], network.params, inputs)
+    return (*inputs.shape[1:], logits.shape[-1])
 
 
 def _chunks(task: Task, options: Options) -> Iterator[_Chunk]:
-    start = 0
-    for batch in read(task.test, options.batch_size, number=options.num_examples):
-        yield _Chunk(start, len(batch["weight"]), cache.digest(batch))
-        start += len(batch["weight"])
+    total = min(options.num_examples or len(task.test), len(task.test))
+    for start in range(0, total, options.batch_size):
+        size = min(options.batch_size, total - start)
+        yield _Chunk(start, size, cache.digest(_read(task, start, size)))
 
 
-def _read(task: Task, chunk: _Chunk) -> Any:
-    batch = task.test.take(np.arange(chunk.start, chunk.start + chunk.size))
-    return jax.jit(task.prepare)({**batch, "weight": np.ones(chunk.size, np.float32)})
+def _read(task: Task, start: int, size: int) -> dict[str, Any]:
+    return {**task.test.take(np.arange(start, start + size)), "weight": np.ones(size, np.float32)}
+
+
+def _prepared(task: Task, chunk: _Chunk) -> Any:
+    return jax.jit(task.prepare)(_read(task, chunk.start, chunk.size))
 
 
 def _clean(shared: _Shared, chunk: _Chunk) -> tuple[Clean, Misleading]:
-    loss_fn, params, network = shared.network
-    name, key, norm = f"{CLEAN}-{chunk.start}", shared.task.inputs_key, shared.options.norm
-    identity = cache.identify(network=network, norm=norm, examples=chunk.digest)
-    found = cache.find(shared.folder, name, identity)
-    if found is None:
-        batch = _read(shared.task, chunk)
-        seen = outcomes.look(loss_fn, params, batch, key, norm)  # type: ignore[arg-type]
-        found = {**seen._asdict(), **misleading.look(loss_fn, params, batch, key)._asdict()}
-        cache.keep(shared.folder, name, identity, found)
+    def compute() -> dict[str, Any]:
+        loss_fn, params, _ = shared.network
+        batch, key = _prepared(shared.task, chunk), shared.task.inputs_key
+        seen = outcomes.look(loss_fn, params, batch, key, shared.options.norm)
+        return {**seen._asdict(), **misleading.look(loss_fn, params, batch, key)._asdict()}
+
+    found = shared.once(CLEAN, chunk, compute)
     return _take(Clean, found), _take(Misleading, found)
 
 
 def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict[str, Any]:
     """The arrays of an ``Outcome``, and of the first images that fell: where they are, and the labels."""
-    (loss_fn, params, network), options, task = shared.network, shared.options, shared.task
+    (loss_fn, params, _), source, options, task = shared.network, shared.source, shared.options, shared.task
+
+    def compute() -> dict[str, Any]:
+        batch = _prepared(task, chunk)
+        outcome, attacked = outcomes.run(
+            make(name, epsilon, options, bounds=task.bounds, inputs_key=task.inputs_key),
+            loss_fn,
+            params,
+            batch,
+            jax.random.fold_in(jax.random.key(options.seed), chunk.start),
+            norm=options.norm,
+            bounds=task.bounds,
+            inputs_key=task.inputs_key,
+            source=(source.loss_fn, source.params),
+        )
+        logits_fn, _ = losses.parts(loss_fn)
+        inputs = [np.asarray(get_inputs(each, task.inputs_key)) for each in (batch, attacked)]
+        before, after = (np.argmax(logits_fn(params, x), axis=-1) for x in inputs)
+        felled = np.flatnonzero((before == np.asarray(batch[task.label_key])) & ~outcome.stands)[:_SHOWN]
+        columns = {"clean": inputs[0], "attacked": inputs[1], "before": before, "after": after}
+        return {**outcome._asdict(), "places": felled, **{n: x[felled] for n, x in columns.items()}}
+
     minimal = MENU[name].minimal  # then one result serves every epsilon
-    identity = cache.identify(
-        epsilon=None if minimal else epsilon,
-        network=network,
-        source=shared.source.digest,
-        examples=chunk.digest,
-        start=chunk.start,
-        **{field: getattr(options, field) for field in ("norm", "seed", *MENU[name].reads)},
-    )
-    label = f"{name}-{chunk.start}" if minimal else f"{name}-{epsilon:g}-{chunk.start}"
-    found = cache.find(shared.folder, label, identity)
-    if found is not None:
-        return found
-    batch = _read(task, chunk)
-    outcome, attacked = outcomes.run(
-        _make(task, name, epsilon, options),
-        loss_fn,
-        params,
-        batch,
-        jax.random.fold_in(jax.random.key(options.seed), chunk.start),
-        norm=options.norm,  # type: ignore[arg-type]
-        bounds=task.bounds,
-        inputs_key=task.inputs_key,
-        source=(shared.source.loss_fn, shared.source.params),
-    )
-    logits_fn, _ = losses.parts(loss_fn)
-    inputs = [np.asarray(get_inputs(each, task.inputs_key)) for each in (batch, attacked)]
-    before, after = (np.argmax(logits_fn(params, x), axis=-1) for x in inputs)
-    felled = np.flatnonzero((before == np.asarray(batch[task.label_key])) & ~outcome.stands)[:_SHOWN]
-    arrays = {
-        **outcome._asdict(),
-        "places": felled,
-        "clean": inputs[0][felled],
-        "attacked": inputs[1][felled],
-        "before": before[felled],
-        "after": after[felled],
-    }
-    cache.keep(shared.folder, label, identity, arrays)
-    return arrays
+    depends = {field: getattr(options, field) for field in ("seed", *MENU[name].reads)}
+    depends |= {"epsilon": None if minimal else epsilon, "source": source.digest, "start": chunk.start}
+    return shared.once(name if minimal else f"{name}-{epsilon:g}", chunk, compute, **depends)
 
 
 def _take(kind: Any, found: Mapping[str, Any]) -> Any:

@@ -11,8 +11,8 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,48 +39,59 @@ def identify(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def find(folder: pathlib.Path, name: str, identity: str) -> dict[str, Any] | None:
-    """Read a result; None if there is none, or it is damaged, which is said."""
-    path = _path(folder, name, identity)
-    try:
-        # Opened here: what NumPy opens stays open when it is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            values = {key: saved[key] for key in saved.files}
-        if str(values.pop(_IDENTITY)) == f"{name} {identity}":
-            return {**json.loads(str(values.pop(_JSON))), **values}
-        reason: Any = "it belongs to something else"
-    except FileNotFoundError:
+class Kept(NamedTuple):
+    """The results in a folder that depend on one and the same."""
+
+    folder: pathlib.Path
+    identity: str  # from `identify`
+
+    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Read a result, or compute and keep it."""
+        found = self.find(name)
+        if found is None:
+            found = compute()
+            self.keep(name, found)
+        return found
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """Read a result; None if there is none, or it is damaged, which is said."""
+        path = self._path(name)
+        try:
+            # Opened here: what NumPy opens stays open when it is no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                values = {key: saved[key] for key in saved.files}
+            if str(values.pop(_IDENTITY)) == f"{name} {self.identity}":
+                return {**json.loads(str(values.pop(_JSON))), **values}
+            reason: Any = "it belongs to something else"
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            reason = f"it cannot be read ({error})"
+        files.say(f"{path} is left aside: {reason}.")
         return None
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = f"it cannot be read ({error})"
-    files.say(f"{path} is left aside: {reason}.")
-    return None
 
+    def keep(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a result: arrays, and what JSON can hold."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(name)
+        partial = path.with_suffix(".partial")
+        arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray | jax.Array)}
+        rest = json.dumps({key: value for key, value in values.items() if key not in arrays})
+        fields = {**arrays, _IDENTITY: np.array(f"{name} {self.identity}"), _JSON: np.array(rest)}
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in fields.items()})
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
-def keep(folder: pathlib.Path, name: str, identity: str, values: Mapping[str, Any]) -> None:
-    """Write a result: arrays, and what JSON can hold."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _path(folder, name, identity)
-    partial = path.with_suffix(".partial")
-    arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray | jax.Array)}
-    rest = json.dumps({key: value for key, value in values.items() if key not in arrays})
-    fields = {**arrays, _IDENTITY: np.array(f"{name} {identity}"), _JSON: np.array(rest)}
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in fields.items()})
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    def drop(self, name: str, *, others: bool = False) -> None:
+        """Remove the results of a name, whatever they depend on; with ``others`` not that of this identity."""
+        for path in self.folder.glob(f"{_plain(name)}-{'?' * 16}.npz"):
+            if not (others and path == self._path(name)):
+                path.unlink()
 
-
-def drop(folder: pathlib.Path, name: str, but: str | None = None) -> None:
-    """Remove the results of a name, but for that of one identity."""
-    for path in folder.glob(f"{_plain(name)}-{'?' * 16}.npz"):
-        if but is None or path != _path(folder, name, but):
-            path.unlink()
-
-
-def _path(folder: pathlib.Path, name: str, identity: str) -> pathlib.Path:
-    return folder / f"{_plain(name)}-{identity[:16]}.npz"
+    def _path(self, name: str) -> pathlib.Path:
+        return self.folder / f"{_plain(name)}-{self.identity[:16]}.npz"
 
 
 def _plain(name: str) -> str:

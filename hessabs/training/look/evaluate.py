@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from hessabs import loops, programs, trees
-from hessabs.data import Source
-from hessabs.training.look.batches import read
+from hessabs.data import Source, eval_batches
 from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, attack_loss
 from hessabs.typing import Attack, LossFn, Params
@@ -47,8 +46,7 @@ def evaluate(
 
     Args:
       task: What was learnt.
-      params: The params.
-      model_state: The other state of the network; {} without any.
+      params, model_state: The network; ``model_state`` is {} without any.
       split: ``"test"``, ``"validation"`` or ``"train"`` (without augmentation).
       attack: An attack of ``hessabs.attacks`` on the inputs first, or None.
       key: Random key of an attack of many steps with random starts: Python drives its steps, and it stops where
@@ -92,13 +90,12 @@ def make_evaluation(
 
     It compiles once, and keeps the batches on the device where they are small.
     """
-
     one = jax.tree.leaves(source.take(np.arange(1)))
     is_small = len(source) * sum(np.asarray(leaf).nbytes for leaf in one) <= _RESIDENT_BYTES
     resident: list[Any] = []
 
     def batches() -> Iterator[Any]:
-        every = read(source, batch_size, fill=True)
+        every = eval_batches(source, min(batch_size, len(source)))
         return (jax.device_put(batch) if mesh is None else split_whole(batch, mesh) for batch in every)
 
     def evaluation(params: Params, model_state: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from hessabs import curvature, paths, programs, trees
-from hessabs.training.look.batches import raw_loss, raw_weight, read
+from hessabs.data import eval_batches
 from hessabs.training.mesh import split_whole
 from hessabs.training.task import Task, evaluation_loss, evaluation_weight
 from hessabs.typing import LossFn, Params
@@ -85,10 +85,25 @@ def gradient_norm(
     """Return the norm of the gradient of the mean loss over the whole training set."""
     loss_fn, weigh = raw_loss(task, model_state), raw_weight(task, params, model_state)
     total, weights = jax.tree.map(jnp.zeros_like, params), 0.0
-    for batch in read(task.train, batch_size, fill=True):
+    for batch in eval_batches(task.train, min(batch_size, len(task.train))):
         total, weight = _add_gradient(loss_fn, weigh, params, split_whole(batch, mesh), total)
         weights += float(weight)
     return float(trees.normalize(total)[1]) / weights
+
+
+def raw_loss(task: Task, model_state: Any) -> LossFn:
+    """Return ``evaluation_loss`` for batches that are not prepared yet."""
+    return Partial(_of_raw, Partial(task.prepare), evaluation_loss(task, model_state))
+
+
+def raw_weight(task: Task, params: Params, model_state: Any) -> Callable[[Any], Any]:
+    """Return ``evaluation_weight`` for batches that are not prepared yet."""
+    return Partial(_of_raw, Partial(task.prepare), evaluation_weight(task, params, model_state))
+
+
+def _of_raw(prepare: Callable[[Any], Any], function: Callable[..., Any], *args: Any) -> Any:
+    *params, batch = args
+    return function(*params, prepare(batch))
 
 
 @programs.jit

@@ -1,7 +1,7 @@
 """The pictures of runs: curves by epoch, what was tracked, accuracy under attack, and images that fell."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ TRACKED_PANELS = (
     ),
     ("norm of the total gradient", {"gradient_norm": "whole training set"}),
 )
+_DPI = 120
 _WIDE = 20  # a wider range than this asks for a logarithmic axis
 
 
@@ -47,19 +48,15 @@ def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, An
     if not any("test_accuracy" in record for records in runs.values() for record in records):
         panels[-1] = _LOSS_PANEL
     for axis, (field, title, scale) in zip(axes.flat, panels, strict=True):
-        for place, (name, records) in enumerate(runs.items()):
-            points = _points(records, field, positive=scale == "log")
-            if points:
-                axis.plot(*zip(*points, strict=True), marker=_marker(points), color=f"C{place}", label=name)
+        _draw_lines(axis, {n: _points(records, field, positive=scale == "log") for n, records in runs.items()})
         if scale == "log" and axis.lines:
             axis.set_yscale("log", base=2 if field == "batch_size" else 10)
         axis.set_title(title)
-        axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
     if len(runs) > 1:
         axes.flat[0].legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: str = "") -> bool:
@@ -67,22 +64,20 @@ def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: st
     panels = []
     for label, fields in TRACKED_PANELS:
         lines = {name: _points(records, field, positive=True) for field, name in fields.items()}
-        panels.append((label, {name: points for name, points in lines.items() if points}))
-    panels = [panel for panel in panels if panel[1]]
+        if any(lines.values()):
+            panels.append((label, lines))
     if not panels:
         return False
     figure = _figure((6, 1 + 2.7 * len(panels)))
     figure.suptitle(title)
     for axis, (label, lines) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        for name, points in lines.items():
-            axis.plot(*zip(*points, strict=True), marker=_marker(points), label=name)
+        _draw_lines(axis, lines)
         values = [value for points in lines.values() for _, value in points]
         wide = max(values) > _WIDE * min(values)
         axis.set(xlabel="epoch", ylabel=label, yscale="log" if wide else "linear")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
     return True
 
 
@@ -91,13 +86,15 @@ def draw_accuracy(path: pathlib.Path, rows: Sequence[Evaluation], title: str) ->
     figure = _figure((7, 4.5))
     axis = figure.subplots()
     clean, *attacked = rows
-    for name in dict.fromkeys(row.attack for row in attacked):
-        points = sorted((row.epsilon, 100 * row.accuracy) for row in attacked if row.attack == name)
-        axis.plot(*zip((0.0, 100 * clean.accuracy), *points, strict=True), marker=".", label=name)
+    lines: dict[str, list[tuple[float, float]]] = {
+        row.attack: [(0.0, 100 * clean.accuracy)] for row in attacked
+    }
+    for row in sorted(attacked, key=lambda row: row.epsilon):
+        lines[row.attack].append((row.epsilon, 100 * row.accuracy))
+    _draw_lines(axis, lines)
     axis.set(xlabel="epsilon", ylabel="accuracy (%)", ylim=(0, 100), title=title)
-    axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def draw_sheet(path: pathlib.Path, sheet: Sheet) -> None:
@@ -120,7 +117,7 @@ def draw_sheet(path: pathlib.Path, sheet: Sheet) -> None:
             axis.set_title(text, fontsize=9)
             axis.set_axis_off()
     figure.suptitle(sheet.title)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -134,5 +131,9 @@ def _points(records: list[dict[str, Any]], field: str, *, positive: bool) -> lis
     return [(x, y) for x, y in known if y > 0] if positive else known
 
 
-def _marker(points: Sequence[Any]) -> str:
-    return "." if len(points) < 40 else ""
+def _draw_lines(axis: Any, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    for place, (name, points) in enumerate(lines.items()):
+        if points:
+            marker = "." if len(points) < 40 else ""
+            axis.plot(*zip(*points, strict=True), marker=marker, color=f"C{place}", label=name)
+    axis.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """The text of ``hessabs plan``, and the times of an update and a measurement on this machine."""
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,15 +33,9 @@ def report(
 ) -> str:
     """Write a plan down: a table by epoch, then the totals.
 
-    Args:
-      bounds: The plans with the fewest and the most updates, as the slides count.
-      whole: The same in whole updates, as ``hessabs train`` makes them.
-      lr: Learning rate at the first batch size.
-      schedule: Its factor besides the rule's, after so many examples.
-      times: What a step takes, if the time of the run is wanted.
-
-    Raises:
-      ValueError: If a time is negative.
+    ``bounds``: the plans with the fewest and the most updates, as the slides count; ``whole``: the same in
+    whole updates, as ``hessabs train`` makes them; ``lr``: at the first batch size; ``schedule``: its factor
+    besides the rule's, after so many examples; ``times``: what a step takes, if the time is wanted.
     """
     single = bounds.fewest.epochs == bounds.most.epochs
     plans = (bounds.most,) if single else (bounds.fewest, bounds.most)
@@ -53,9 +48,11 @@ def report(
             for row in rows
         )
         lines.append(f"{rows[0].epoch:>5}{cells}")
-    lines.append(f"updates: {_both(bounds, lambda plan: plan.updates)}")
-    lines.append(f"updates of `hessabs train`: {_both(whole, lambda plan: plan.updates)}")
-    lines.append(f"measurements: {_both(bounds, lambda plan: plan.measurements)}")
+    lines += [
+        f"updates: {_both(bounds, lambda plan: plan.updates)}",
+        f"updates of `hessabs train`: {_both(whole, lambda plan: plan.updates)}",
+        f"measurements: {_both(bounds, lambda plan: plan.measurements)}",
+    ]
     if times is not None:
 
         def seconds(plan: Plan) -> str:
@@ -71,9 +68,6 @@ def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
 
     An update is one micro-batch and one step of SGD: the time table's assumption is that as many more devices
     share a larger batch. The medians of five, after one that compiles; the time of communication is 0.
-
-    Raises:
-      ValueError: If the micro-batch does not fit the data.
     """
     run = prepare(
         task,
@@ -96,11 +90,10 @@ def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
         train = run.functions.whole(train, batch, None, 1.0)
         return train
 
-    return StepSeconds(
-        _median_seconds(update),
-        0.0,
-        _median_seconds(lambda: run.measure(train.params, train.model_state, eigenvector)),
-    )
+    def measure() -> Any:
+        return run.measure(train.params, train.model_state, eigenvector)
+
+    return StepSeconds(_median_seconds(update), 0.0, _median_seconds(measure))
 
 
 def _median_seconds(function: Callable[[], Any]) -> float:
@@ -110,7 +103,7 @@ def _median_seconds(function: Callable[[], Any]) -> float:
         started = time.perf_counter()
         jax.block_until_ready(function())
         taken.append(time.perf_counter() - started)
-    return sorted(taken)[_REPEATS // 2]
+    return statistics.median(taken)
 
 
 def _both(bounds: Bounds, get: Callable[[Plan], Any]) -> str:

@@ -1,6 +1,5 @@
 """What a trained network makes of new inputs: classes and their probabilities."""
 
-import csv
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -28,8 +27,7 @@ def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_
 
     Args:
       task: What was learnt; it has ``logits`` of classes, and its inputs are continuous (images).
-      params: The params.
-      model_state: The other state of the network; {} without any.
+      params, model_state: The network; ``model_state`` is {} without any.
       inputs: As the data of the task has them: images uint8, or float32 scaled already, shape (n, ...).
       batch_size: Inputs in one pass of the network.
 
@@ -81,11 +79,10 @@ def predict_files(
     rows = []
     for file, row in zip(files, predict(task, params, model_state, images), strict=True):
         label = int(row.argmax())
-        name = str(label) if task.class_names is None else task.class_names[label]
         rows.append(
             {
                 "image": file,
-                "class": name,
+                "class": str(label) if task.class_names is None else task.class_names[label],
                 "label": label,
                 "probability": float(row[label]),
                 "probabilities": row.tolist(),
@@ -112,11 +109,8 @@ def write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write predictions: all of them as JSON, or a line for each image as CSV, by the suffix."""
     if path.suffix == ".json":
         files.write_json(path, {"predictions": rows})
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("image", "class", "label", "probability"), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    else:
+        files.write_csv(path, rows, ("image", "class", "label", "probability"))
 
 
 @programs.jit

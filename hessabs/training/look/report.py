@@ -40,6 +40,8 @@ class Section(NamedTuple):
     """A folder whose runs are one table."""
 
     folder: pathlib.Path
+    title: str
+    text: str | None  # of its README.md
     runs: list[Finished]
     pictures: list[pathlib.Path]
 
@@ -63,17 +65,18 @@ def gather(root: pathlib.Path) -> list[Section]:
             pictures.setdefault(owner.get(path.parent, path.parent), []).append(path)
     texts = {path.parent for path in root.rglob("README.md")}
     folders = sorted({*runs, *pictures, *texts})
-    return [Section(folder, runs.get(folder, []), pictures.get(folder, [])) for folder in folders]
+    return [
+        Section(folder, *_title_and_text(folder, root), runs.get(folder, []), pictures.get(folder, []))
+        for folder in folders
+    ]
 
 
 def render(root: pathlib.Path) -> str:
     """Write the page of a folder: a whole HTML document whose pictures are data URIs, without a script."""
     sections = gather(root)
     title = html.escape(f"hessabs: {root.absolute().name}")
-    contents = "".join(
-        f'<li><a href="#s{i}">{html.escape(_title(section, root))}</a></li>'
-        for i, section in enumerate(sections)
-    )
+    titles = enumerate(html.escape(section.title) for section in sections)
+    contents = "".join(f'<li><a href="#s{i}">{text}</a></li>' for i, text in titles)
     body = "\n".join(_section(i, section, root) for i, section in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -97,11 +100,9 @@ def to_html(text: str) -> str:
 
 
 def _section(number: int, section: Section, root: pathlib.Path) -> str:
-    parts = [f'<section id="s{number}"><h2>{html.escape(_title(section, root))}</h2>']
-    readme = section.folder / "README.md"
-    if readme.exists():
-        first, _, rest = readme.read_text().lstrip().partition("\n")
-        parts.append(to_html(rest if first.startswith("# ") else f"{first}\n{rest}"))
+    parts = [f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>']
+    if section.text is not None:
+        parts.append(to_html(section.text))
     elif section.runs:
         rows = table(group(section.runs), _SHOWN)
         parts.append("<p>Mean ± standard deviation over seeds.</p>")
@@ -113,22 +114,19 @@ def _section(number: int, section: Section, root: pathlib.Path) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _title(section: Section, root: pathlib.Path) -> str:
-    readme = section.folder / "README.md"
-    if readme.exists():
-        first = readme.read_text().lstrip().splitlines()[:1]
-        if first and first[0].startswith("# "):
-            return first[0][2:].strip()
-    name = str(section.folder.relative_to(root))
-    return root.absolute().name if name == "." else name
+def _title_and_text(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, str | None]:
+    name, readme = str(folder.relative_to(root)), folder / "README.md"
+    name = root.absolute().name if name == "." else name
+    if not readme.exists():
+        return name, None
+    first, _, rest = readme.read_text().lstrip().partition("\n")
+    return (first[2:].strip(), rest) if first.startswith("# ") else (name, f"{first}\n{rest}")
 
 
 def _origins(runs: Sequence[Finished]) -> str:
-    lines = []
-    for field in ("command", "commit", "hardware", "device"):
-        found = sorted({str(run.summary[field]) for run in runs if run.summary.get(field)})
-        if found:
-            lines.append(f"{field}: {', '.join(found)}")
+    fields = ("command", "commit", "hardware", "device")
+    found = {f: sorted({str(run.summary[f]) for run in runs if run.summary.get(f)}) for f in fields}
+    lines = [f"{field}: {', '.join(texts)}" for field, texts in found.items() if texts]
     versions = runs[0].summary.get("versions")
     if isinstance(versions, dict):
         lines.append("versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()))

@@ -5,7 +5,7 @@ import math
 import pathlib
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hessabs.training import files
@@ -73,20 +73,15 @@ class Group(NamedTuple):
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of the runs."""
         return [run.summary.get("seed", 0) for run in self.runs]
 
     @property
     def diverged(self) -> int:
-        """How many of the runs diverged."""
         return sum("diverged" in run.summary for run in self.runs)
 
 
 def find(root: pathlib.Path) -> list[Finished]:
-    """Find every finished run in a folder and below it, by path.
-
-    A run whose summary cannot be read is left out, and named on standard error.
-    """
+    """Find every finished run in a folder and below it, by path; what cannot be read is left out and named."""
     runs = []
     for path in sorted(root.rglob(files.SUMMARY)):
         try:
@@ -96,10 +91,9 @@ def find(root: pathlib.Path) -> list[Finished]:
         except (OSError, ValueError) as error:
             files.say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
             continue
-        parts = path.parent.relative_to(root).parts
-        if parts and _SEED.fullmatch(parts[-1]):
-            parts = parts[:-1]
-        label = "/".join(parts) or root.absolute().name
+        folder = path.parent.relative_to(root)
+        folder = folder.parent if _SEED.fullmatch(folder.name) else folder
+        label = "/".join(folder.parts) or root.absolute().name
         runs.append(Finished(label, str(summary.get("commit", "")), summary, path.parent))
     if not runs:
         raise FileNotFoundError(f"{root} holds no finished run ({files.SUMMARY}): train one there first.")
@@ -167,13 +161,13 @@ def summary_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """
     groups = [Group(name, [Finished(name, "", each, pathlib.Path())]) for name, each in summaries.items()]
     (_, _, *titles), *rows = table(groups, _SUMMARY)
-    columns = list(zip(["method", *titles], *([name, *cells] for name, _, *cells in rows), strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    aligned = [
-        [title.ljust(width), *(text.rjust(width) if number else text.ljust(width) for text in cells)]
-        for number, ((title, *cells), width) in enumerate(zip(columns, widths, strict=True))
-    ]
-    head, _, *lines = markdown(list(zip(*aligned, strict=True)))
+    rows = [["method", *titles], *([name, *cells] for name, _, *cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: list[str], justify: Callable[[str, int], str]) -> list[str]:
+        return [row[0].ljust(widths[0]), *map(justify, row[1:], widths[1:])]
+
+    head, _, *lines = markdown([line(rows[0], str.ljust), *(line(row, str.rjust) for row in rows[1:])])
     return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines])
 
 

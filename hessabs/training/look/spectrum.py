@@ -7,11 +7,10 @@ other options leave an earlier table alone. What was interrupted goes on where i
 eigenvalues from a saved Krylov state, a density at its next probe, a landscape at its next point.
 """
 
-import csv
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -21,11 +20,11 @@ from hessabs import curvature, paths, trees
 from hessabs.data import Source
 from hessabs.training import files
 from hessabs.training.look import cache
-from hessabs.training.look.batches import raw_loss, raw_weight, read
+from hessabs.training.look.measure import raw_loss, raw_weight
 from hessabs.training.look.pictures import draw_tracked
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task
-from hessabs.typing import MatVec, Params
+from hessabs.typing import LossFn, MatVec, Params
 
 _SINGLE = "training example"
 _KRYLOV, _DIRECTIONS = "krylov", "directions"
@@ -50,6 +49,7 @@ class Options(NamedTuple):
     seed: Annotated[int, "seed of start vectors, probes and the choice of single examples"] = 0
 
 
+_LEAST = {"top": 1, "batch_size": 1, "max_matvecs": 1, "per_example": 0, "num_examples": 0, "save_seconds": 0}
 # What the eigenvalues of a matrix depend on; the other options say which matrices there are.
 _NUMBERS = ("top", "num_examples", "batch_size", "rtol", "max_matvecs", "seed")
 
@@ -57,21 +57,13 @@ _NUMBERS = ("top", "num_examples", "batch_size", "rtol", "max_matvecs", "seed")
 class _Shared(NamedTuple):
     """What all matrices share."""
 
-    task: Task
-    params: Params
-    model_state: Any
     sets: dict[str, Source]  # "training" and "test"
+    params: Params
+    loss_fn: LossFn  # of batches as they are read
+    weight: Callable[[Any], Any]  # the same
     options: Options
     start: Params
-    folder: pathlib.Path  # of what is finished
-    identity: str
-
-    def batches(self, name: str) -> Any:
-        options = self.options
-        return read(self.sets[name], options.batch_size, number=options.num_examples)
-
-    def num_examples(self, name: str) -> int:
-        return min(self.options.num_examples or len(self.sets[name]), len(self.sets[name]))
+    kept: cache.Kept
 
 
 def spectrum(
@@ -88,10 +80,23 @@ def spectrum(
     """
     _check(options)
     start_key, example_key, density_key = jax.random.split(jax.random.key(options.seed), 3)
-    start = trees.normal_like(start_key, params)
     sets = {"training": task.train, "test": task.test}
-    shared = _Shared(task, params, model_state, sets, options, start, workdir / files.CACHE, "")
-    shared = shared._replace(identity=_identify(shared))
+    identity = cache.identify(
+        task=task.name,
+        settings=task.settings,
+        network=cache.digest((params, model_state)),
+        data={n: [cache.digest(batch) for batch in _batches(source, options)] for n, source in sets.items()},
+        options={name: getattr(options, name) for name in _NUMBERS},
+    )
+    shared = _Shared(
+        sets,
+        params,
+        raw_loss(task, model_state),
+        raw_weight(task, params, model_state),
+        options,
+        trees.normal_like(start_key, params),
+        cache.Kept(workdir / files.CACHE, identity),
+    )
     block = curvature.last_layer_path(params, task.num_classes) if options.block == "last" else options.block
     if block:
         paths.partition(params, block)  # so that a path that leads nowhere is found out first
@@ -106,12 +111,14 @@ def spectrum(
     path = workdir / stem(options, how)
     if options.density:
         density = _density(shared, density_key)
-        curvature.draw_density(density, _picture(path, "_density"), title="training set")
+        curvature.draw_density(density, f"{path}_density.png", title="training set")
         record["density"] = {name: np.asarray(value).tolist() for name, value in density._asdict().items()}
-    _write(path, record, rows)
+    files.write_json(path.with_suffix(".json"), record)
+    files.write_csv(path.with_suffix(".csv"), rows)
+    _draw(path, rows)
     if options.landscape:
         record["landscape"] = _landscapes(shared, path)
-        files.write_json(path.with_name(f"{path.name}.json"), record)
+        files.write_json(path.with_suffix(".json"), record)
     return record
 
 
@@ -126,123 +133,107 @@ def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
 
 
 def _check(options: Options) -> None:
-    for name in ("top", "batch_size", "max_matvecs"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
-    for name in ("per_example", "num_examples", "save_seconds"):
-        if not getattr(options, name) >= 0:
-            raise ValueError(f"`{name}` must not be negative, got {getattr(options, name)}.")
+    for name, least in _LEAST.items():
+        if not getattr(options, name) >= least:
+            raise ValueError(f"`{name}` must be at least {least}, got {getattr(options, name)}.")
     if options.max_matvecs < options.top:
         raise ValueError(f"`max_matvecs` must be at least `top`={options.top}, got {options.max_matvecs}.")
     if not options.rtol > 0:
         raise ValueError(f"`rtol` must be positive, got {options.rtol}.")
 
 
-def _identify(shared: _Shared) -> str:
-    task, numbers = shared.task, {name: getattr(shared.options, name) for name in _NUMBERS}
-    return cache.identify(
-        task=task.name,
-        settings=task.settings,
-        network=cache.digest((shared.params, shared.model_state)),
-        data={name: [cache.digest(batch) for batch in shared.batches(name)] for name in shared.sets},
-        options=numbers,
-    )
+def _number(source: Source, options: Options) -> int:
+    return min(options.num_examples or len(source), len(source))
 
 
-def _once(shared: _Shared, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    found = cache.find(shared.folder, name, shared.identity)
-    if found is None:
-        found = compute()
-        cache.keep(shared.folder, name, shared.identity, found)
-    return found
+def _batches(source: Source, options: Options) -> Iterator[dict[str, Any]]:
+    total = _number(source, options)
+    for start in range(0, total, options.batch_size):
+        yield _take(source, np.arange(start, min(start + options.batch_size, total)))
+
+
+def _take(source: Source, places: np.ndarray) -> dict[str, Any]:
+    return {**source.take(places), "weight": np.ones(len(places), np.float32)}
 
 
 def _of_set(shared: _Shared, name: str, label: str, block: str = "") -> list[dict[str, Any]]:
-    options, with_directions = shared.options, shared.options.landscape and label == "training"
+    options, kept = shared.options, shared.kept
+    with_directions = options.landscape and label == "training"
 
     def compute() -> dict[str, Any]:
-        with Progress(shared.num_examples(name) * options.max_matvecs) as bar:
+        with Progress(_number(shared.sets[name], options) * options.max_matvecs) as bar:
             operator, start = _operator(shared, name, bar), shared.start
             if block:
                 operator = curvature.restrict(operator, shared.params, block)
                 start, _ = paths.partition(start, block)
-            k = min(options.top, sum(x.size for x in jax.tree.leaves(start)))
-            result = solve(shared.folder, label, shared.identity, operator, start, k, options)
+            result = solve(kept, label, operator, start, min(options.top, _size(start)), options)
         if with_directions:
-            first = {str(i): x[:2] for i, x in enumerate(jax.tree.leaves(result.eigenvectors))}
-            cache.keep(shared.folder, _DIRECTIONS, shared.identity, first)
+            leaves = jax.tree.leaves(result.eigenvectors)
+            kept.keep(_DIRECTIONS, {str(i): x[:2] for i, x in enumerate(leaves)})
         return {"rows": _rows(label, result)}
 
-    if with_directions and _directions(shared) is None:
-        cache.drop(shared.folder, name)
-    return list(_once(shared, label, compute)["rows"])
+    if with_directions and kept.find(_DIRECTIONS) is None:
+        kept.drop(name)
+    return list(kept.once(label, compute)["rows"])
 
 
 def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
-    options, rows = shared.options, []
+    options, training, rows = shared.options, shared.sets["training"], []
     if not options.per_example:
         return []
-    loss_fn = raw_loss(shared.task, shared.model_state)
-    order = np.asarray(jax.random.permutation(key, shared.num_examples("training")))
-    for index in order[: options.per_example]:
+    for index in np.asarray(jax.random.permutation(key, _number(training, options)))[: options.per_example]:
         label = f"{_SINGLE} {index}"
 
         def compute(index: int = index, label: str = label) -> dict[str, Any]:
-            one = {**shared.sets["training"].take(np.array([index])), "weight": np.ones(1, np.float32)}
-            operator = curvature.hessian(loss_fn, shared.params, one, linearize=True)
-            k = min(options.top, sum(x.size for x in jax.tree.leaves(shared.params)))
-            solver = functools.partial(curvature.eigsh, rtol=options.rtol, max_matvecs=options.max_matvecs)
-            return {"rows": _rows(label, solver(operator, shared.start, k))}
+            one = _take(training, np.array([index]))
+            operator = curvature.hessian(shared.loss_fn, shared.params, one, linearize=True)
+            k = min(options.top, _size(shared.params))
+            return {"rows": _rows(label, _eigsh(options)(operator, shared.start, k))}
 
-        rows += _once(shared, label, compute)["rows"]
+        rows += shared.kept.once(label, compute)["rows"]
     return rows
 
 
 def _density(shared: _Shared, key: jax.Array) -> curvature.SpectralDensity:
     operator = _operator(shared, "training")
-    num_iters = min(_DENSITY_ITERS, sum(x.size for x in jax.tree.leaves(shared.params)))
+    num_iters = min(_DENSITY_ITERS, _size(shared.params))
     probes = []
     for number, one in enumerate(jax.random.split(key, _PROBES)):
 
         def compute(one: jax.Array = one) -> dict[str, Any]:
-            options = {"num_probes": 1, "num_iters": num_iters}
-            return curvature.spectral_density(operator, shared.params, one, **options)._asdict()
+            probe = curvature.spectral_density(operator, shared.params, one, num_probes=1, num_iters=num_iters)
+            return probe._asdict()
 
-        probes.append(curvature.SpectralDensity(**_once(shared, f"density-{number}", compute)))
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(probe, name) for probe in probes])
-
-    arrays = {name: joined(name) for name in ("nodes", "weights", "diagonal", "off_diagonal")}
-    return curvature.SpectralDensity(**arrays, num_matvecs=sum(probe.num_matvecs for probe in probes))
+        probes.append(shared.kept.once(f"density-{number}", compute))
+    num_matvecs = sum(probe.pop("num_matvecs") for probe in probes)
+    arrays = {name: np.concatenate([probe[name] for probe in probes]) for name in probes[0]}
+    return curvature.SpectralDensity(**arrays, num_matvecs=num_matvecs)
 
 
 def _landscapes(shared: _Shared, path: pathlib.Path) -> dict[str, list[Any]]:
-    vectors = _directions(shared)
-    count = len(jax.tree.leaves(vectors)[0])
-    directions = [jax.tree.map(lambda x, i=i: x[i], vectors) for i in range(count)]
+    kept, (leaves, treedef) = shared.kept, jax.tree.flatten(shared.params)
+    saved = kept.find(_DIRECTIONS) or {}
+    first = [saved[str(i)] for i in range(len(leaves))]
+    directions = [jax.tree.unflatten(treedef, [x[i] for x in first]) for i in range(len(first[0]))]
     losses = {}
-    for name, number, points in (("line", 1, 21), ("plane", 2, 11)):
-        if len(directions) < number:
-            continue
-        known = cache.find(shared.folder, name, shared.identity) or {"values": None}
+    for name, number, points in (("line", 1, 21), ("plane", 2, 11))[: len(directions)]:
 
         def keep(landscape: curvature.Landscape, name: str = name) -> None:
-            cache.keep(shared.folder, name, shared.identity, {"values": landscape.values})
+            kept.keep(name, {"values": landscape.values})
 
         result = curvature.landscape(
-            raw_loss(shared.task, shared.model_state),
+            shared.loss_fn,
             shared.params,
-            lambda: shared.batches("training"),
+            lambda: _batches(shared.sets["training"], shared.options),
             directions[:number],
             [np.linspace(-0.5, 0.5, points)] * number,
-            weight=raw_weight(shared.task, shared.params, shared.model_state),
-            values=known["values"],
+            weight=shared.weight,
+            values=(kept.find(name) or {}).get("values"),
             on_point=keep,
         )
-        curvature.draw_landscape(result, _picture(path, f"_{name}"), title="training loss along eigenvectors")
+        curvature.draw_landscape(result, f"{path}_{name}.png", title="training loss along eigenvectors")
         losses[name] = result.values.tolist()
-    cache.drop(shared.folder, _DIRECTIONS)  # as large as two networks
+    kept.drop(_DIRECTIONS)  # as large as two networks
     return losses
 
 
@@ -255,23 +246,22 @@ def _operator(shared: _Shared, name: str, bar: Progress | None = None) -> MatVec
         if bar is not None:
             bar.show(seen, matrix=name)
 
+    def batches() -> Iterator[dict[str, Any]]:
+        return _batches(shared.sets[name], shared.options)
+
     return curvature.dataset_hessian(
-        raw_loss(shared.task, shared.model_state),
-        shared.params,
-        lambda: shared.batches(name),
-        weight=raw_weight(shared.task, shared.params, shared.model_state),
-        progress=advance,
+        shared.loss_fn, shared.params, batches, weight=shared.weight, progress=advance
     )
 
 
 def solve(
-    folder: pathlib.Path, name: str, identity: str, matvec: MatVec, v0: Params, k: int, options: Any
+    kept: cache.Kept, name: str, matvec: MatVec, v0: Params, k: int, options: Any
 ) -> curvature.EigshResult:
     """Call ``eigsh``, saving its state every ``options.save_seconds`` and going on from what was saved.
 
     The result has the same bits whether it was interrupted or not.
     """
-    identity = cache.identify(of=identity, matrix=name, k=k)
+    kept = kept._replace(identity=cache.identify(of=kept.identity, matrix=name, k=k))
     saved_at = time.perf_counter()
 
     def save(state: curvature.KrylovState) -> None:
@@ -280,29 +270,30 @@ def solve(
             return
         fields = {field: np.asarray(value) for field, value in state._asdict().items()}
         fields["basis"] = fields["basis"][: int(state.built)]
-        cache.keep(folder, _KRYLOV, identity, fields)
-        cache.drop(folder, _KRYLOV, but=identity)
+        kept.keep(_KRYLOV, fields)
+        kept.drop(_KRYLOV, others=True)
         saved_at = time.perf_counter()
 
-    state, fields = None, cache.find(folder, _KRYLOV, identity)
+    state, fields = None, kept.find(_KRYLOV)
     if fields is not None:
         shape, rows = fields["basis"].shape, len(fields["projected"])
-        if shape != (fields["built"], sum(x.size for x in jax.tree.leaves(v0))) or shape[0] > rows:
+        if shape != (fields["built"], _size(v0)) or shape[0] > rows:
             files.say(f"The saved state of {name} is left aside: its basis has the shape {shape}.")
         else:
             files.say(f"{name}: going on after {fields['num_matvecs']} products.")
             fields["basis"] = np.pad(fields["basis"], ((0, rows - shape[0]), (0, 0)))
             state = curvature.KrylovState(**fields)
-    limits = {"rtol": options.rtol, "max_matvecs": options.max_matvecs}
-    result: curvature.EigshResult = curvature.eigsh(matvec, v0, k, state=state, save=save, **limits)
-    cache.drop(folder, _KRYLOV)
+    result = _eigsh(options)(matvec, v0, k, state=state, save=save)
+    kept.drop(_KRYLOV)
     return result
 
 
-def _directions(shared: _Shared) -> Any:
-    leaves, treedef = jax.tree.flatten(shared.params)
-    found = cache.find(shared.folder, _DIRECTIONS, shared.identity)
-    return None if found is None else jax.tree.unflatten(treedef, [found[str(i)] for i in range(len(leaves))])
+def _eigsh(options: Any) -> Callable[..., curvature.EigshResult]:
+    return functools.partial(curvature.eigsh, rtol=options.rtol, max_matvecs=options.max_matvecs)
+
+
+def _size(tree: Any) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _rows(name: str, result: curvature.EigshResult) -> list[dict[str, Any]]:
@@ -313,24 +304,15 @@ def _rows(name: str, result: curvature.EigshResult) -> list[dict[str, Any]]:
     ]
 
 
-def _write(path: pathlib.Path, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    files.write_json(path.with_name(f"{path.name}.json"), record)
-    with path.with_name(f"{path.name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    names = dict.fromkeys(row["matrix"] for row in rows)
-    spectra = {n: np.array([row["eigenvalue"] for row in rows if row["matrix"] == n]) for n in names}
-    single = {name: values for name, values in spectra.items() if name.startswith(_SINGLE)}
-    whole = {name: values for name, values in spectra.items() if name not in single}
-    curvature.draw_spectra(whole, _picture(path, ""), title="largest Hessian eigenvalues")
+def _draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    spectra: dict[str, Any] = {}
+    for row in rows:
+        spectra.setdefault(row["matrix"], []).append(row["eigenvalue"])
+    single = {name: spectra.pop(name) for name in list(spectra) if name.startswith(_SINGLE)}
+    curvature.draw_spectra(spectra, f"{path}.png", title="largest Hessian eigenvalues")
     if single:
         title = "largest Hessian eigenvalues of single examples"
-        curvature.draw_spectra(single, _picture(path, "_examples"), title=title)
+        curvature.draw_spectra(single, f"{path}_examples.png", title=title)
     epochs = path.with_name(files.METRICS)
     if epochs.exists():
         draw_tracked(path.with_name("tracked.png"), files.read_lines(epochs), title="by epoch")
-
-
-def _picture(path: pathlib.Path, kind: str) -> pathlib.Path:
-    return path.with_name(f"{path.name}{kind}.png")

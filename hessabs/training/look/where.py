@@ -1,8 +1,11 @@
-"""Which run a command looks at."""
+"""Which run a command looks at, and where its results go."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
+from hessabs.training import files
 from hessabs.training.trained import Trained, load_trained
 
 
@@ -29,3 +32,12 @@ def open_run(where: Where) -> Trained:
 def changed(where: Where) -> dict[str, str | bool]:
     """List what is not taken as the run recorded it: results of that have other names."""
     return {n: v for n, v in where._asdict().items() if v and n not in ("workdir", "data_dir")}
+
+
+@contextlib.contextmanager
+def writing(where: Where) -> Iterator[pathlib.Path]:
+    """Give the folder to write into; what the system refuses there is said with the flag."""
+    workdir = pathlib.Path(str(where.workdir))
+    with files.usable("workdir", workdir):
+        files.refuse_links(workdir)
+        yield workdir

@@ -9,7 +9,7 @@ from tests.training.look import kinds
 SPECTRUM = spectrum.Options(
     top=3, num_examples=60, batch_size=5, rtol=1e-6, max_matvecs=60, block="last", save_seconds=0.0
 )
-ATTACK = attack.Options(attack="fgsm,pgd", epsilon="0.1", steps=5, restarts=2, num_examples=80, batch_size=8)
+ATTACK = attack.Options(("fgsm", "pgd"), (0.1,), steps=5, restarts=2, num_examples=80, batch_size=8)
 
 
 def look(command, folder):

@@ -78,7 +78,7 @@ def whole(source, task):
 
 
 def descend(task, seed, *, steps, lr):
-    params, model_state = task.init(jax.random.key(seed))
+    params, model_state = jax.jit(task.init)(jax.random.key(seed))
     batch = whole(task.train, task)
 
     @jax.jit

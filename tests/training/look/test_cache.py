@@ -11,8 +11,10 @@ VALUES = {"stands": np.array([True, False]), "rows": [{"matrix": "a", "eigenvalu
 
 def test_arrays_and_json_come_back(tmp_path):
     identity = cache.identify(what="pgd", epsilon=0.1)
-    cache.keep(tmp_path / "new", "training, last layer", identity, {**VALUES, "x": jnp.ones(2)})
-    found = cache.find(tmp_path / "new", "training, last layer", identity)
+    kept = cache.Kept(tmp_path / "new", identity)
+    made = kept.once("training, last layer", lambda: {**VALUES, "x": jnp.ones(2)})
+    found = kept.once("training, last layer", lambda: 1 / 0)
+    assert found.keys() == made.keys()
     np.testing.assert_array_equal(found.pop("stands"), VALUES["stands"])
     np.testing.assert_array_equal(found.pop("x"), np.ones(2))
     assert found == {"rows": VALUES["rows"], "count": 3}
@@ -22,11 +24,14 @@ def test_arrays_and_json_come_back(tmp_path):
 
 def test_something_else_is_not_found(tmp_path, capsys):
     identity = cache.identify(what="pgd", epsilon=0.1)
-    cache.keep(tmp_path, "pgd", identity, VALUES)
-    assert cache.find(tmp_path, "pgd", cache.identify(what="pgd", epsilon=0.2)) is None
-    assert cache.find(tmp_path, "bim", identity) is None
+    kept = cache.Kept(tmp_path, identity)
+    kept.keep("pgd", VALUES)
+    assert kept._replace(identity=cache.identify(what="pgd", epsilon=0.2)).find("pgd") is None
+    assert kept.find("bim") is None
     assert capsys.readouterr().err == ""
-    assert cache.find(tmp_path, "pgd", identity[:16] + "0" * 48) is None  # the name of the file is but a part
+    assert (
+        kept._replace(identity=identity[:16] + "0" * 48).find("pgd") is None
+    )  # the name of the file is but a part
     assert "is left aside: it belongs to something else" in capsys.readouterr().err
 
 
@@ -43,11 +48,11 @@ def test_something_else_is_not_found(tmp_path, capsys):
     ids=["end", "half", "empty", "pickle", "pickled array", "other archive"],
 )
 def test_damaged_files_count_for_nothing_and_are_named(tmp_path, capsys, damage):
-    identity = cache.identify(what="pgd")
-    cache.keep(tmp_path, "pgd", identity, VALUES)
+    kept = cache.Kept(tmp_path, cache.identify(what="pgd"))
+    kept.keep("pgd", VALUES)
     (path,) = tmp_path.iterdir()
     damage(path)
-    assert cache.find(tmp_path, "pgd", identity) is None
+    assert kept.find("pgd") is None
     assert f"{path} is left aside: it cannot be read" in capsys.readouterr().err
 
 
@@ -60,9 +65,11 @@ def test_digests_tell_shapes_dtypes_values_and_versions_apart(monkeypatch):
 
 
 def test_drop_removes_a_name_and_no_other(tmp_path):
-    for name, number in (("krylov", 1), ("krylov", 2), ("krylov-2", 1)):
-        cache.keep(tmp_path, name, cache.identify(number=number), VALUES)
-    cache.drop(tmp_path, "krylov", but=cache.identify(number=2))
+    first, second = (cache.Kept(tmp_path, cache.identify(number=number)) for number in (1, 2))
+    for kept, name in ((first, "krylov"), (second, "krylov"), (first, "krylov-2")):
+        kept.keep(name, VALUES)
+    second.drop("krylov", others=True)
+    assert second.find("krylov") is not None
     assert len(list(tmp_path.iterdir())) == 2
-    cache.drop(tmp_path, "krylov")
+    first.drop("krylov")
     assert [path.name[:9] for path in tmp_path.iterdir()] == ["krylov-2-"]

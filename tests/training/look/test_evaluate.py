@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from hessabs import attacks
-from hessabs.cli import evaluate as command
+from hessabs import attacks, cli
 from hessabs.training import tasks
 from hessabs.training.look.evaluate import evaluate, make_evaluation
 from tests.training.look import kinds
@@ -123,8 +122,8 @@ def test_what_cannot_be_evaluated_is_said():
 def test_the_command(monkeypatch, capsys):
     run = kinds.images()
     monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: run)
-    assert command.main(["--workdir=w"]) == 0
+    assert cli.main(["evaluate", "--workdir=w"]) == 0
     accuracy = evaluate(*run[:3])["accuracy"]
     assert f"accuracy             {100 * accuracy:.2f}%" in capsys.readouterr().out
-    assert command.main(["--workdir=w", "--split=dev"]) == 2
+    assert cli.main(["evaluate", "--workdir=w", "--split=dev"]) == 2
     assert "`split` must be one of test, train" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_the_top_eigenvalue_is_that_of_the_dense_hessian(kind):
     task, params, model_state, _ = run
     batch = raw(task.train, 48)
     flat, loss = mean_loss(run, batch)
-    values = np.linalg.eigvalsh(jax.hessian(loss)(flat))
+    values = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))
     want = values[np.abs(values).argmax()]
     v0 = trees.normal_like(jax.random.key(0), params)
     got = make_measure(task, batch, max_iters=200, rtol=1e-3)(params, model_state, v0)
@@ -57,7 +57,7 @@ def test_a_block_is_that_of_the_dense_hessian_and_leaves_the_rest_of_the_vector(
     head = last_layer_path(params, task.num_classes)
     assert head == "Dense_0"
     rows = kinds.places(params, head)
-    want = np.linalg.eigvalsh(jax.hessian(loss)(flat)[np.ix_(rows, rows)])[-1]
+    want = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat)[np.ix_(rows, rows)])[-1]
     v0 = trees.normal_like(jax.random.key(0), params)
     measure = make_measure(task, batch, max_iters=300, rtol=1e-3)
     got = measure(params, model_state, v0, head)
@@ -74,7 +74,7 @@ def test_the_gradient_norm_is_over_the_whole_training_set_by_the_weight_of_the_l
     run = kind()
     task, params, model_state, _ = run
     flat, loss = mean_loss(run, raw(task.train, len(task.train)))
-    want = np.linalg.norm(jax.grad(loss)(flat))
+    want = np.linalg.norm(jax.jit(jax.grad(loss))(flat))
     assert gradient_norm(task, params, model_state, batch_size=23) == pytest.approx(want, rel=1e-4)
     (norm,) = make_track(("gradient_norm",), task, None, None)(params, model_state, params).values()
     assert norm == pytest.approx(want, rel=1e-4)

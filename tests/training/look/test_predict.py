@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hessabs.cli import predict as command
+from hessabs import cli
 from hessabs.training.look.predict import predict, predict_files
 from tests.training.look import kinds
 
@@ -47,7 +47,7 @@ def test_the_command_prints_and_writes(run, tmp_path, capsys):
     files = [f"{place}.png" for place in PLACES]
     want = softmax(run, run.task.test.take(np.array(PLACES))["image"])
     output = tmp_path / "out.json"
-    assert command.main(["--workdir=w", *files, f"--output={output}"]) == 0
+    assert cli.main(["predict", "--workdir=w", *files, f"--output={output}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = json.loads(output.read_text())["predictions"]
     for file, line, row, each in zip(files, lines[1:], rows, want, strict=False):
@@ -55,14 +55,14 @@ def test_the_command_prints_and_writes(run, tmp_path, capsys):
         assert (row["image"], row["label"], row["class"]) == (file, each.argmax(), f"digit {each.argmax()}")
         np.testing.assert_allclose(row["probabilities"], each, atol=1e-6)
     assert lines[-1] == f"predictions: {output}"
-    assert command.main(["--workdir=w", *files, f"--output={tmp_path / 'out.csv'}"]) == 0
+    assert cli.main(["predict", "--workdir=w", *files, f"--output={tmp_path / 'out.csv'}"]) == 0
     with (tmp_path / "out.csv").open() as file:
         (first, *_) = csv.DictReader(file)
     assert float(first.pop("probability")) == pytest.approx(want[0].max(), abs=1e-6)
     assert first == {"image": "0.png", "class": f"digit {want[0].argmax()}", "label": str(want[0].argmax())}
     unnamed = run.task._replace(class_names=None)
     assert predict_files(unnamed, *run[1:3], ["0.png"])[0]["class"] == str(want[0].argmax())
-    assert command.main(["--workdir=w", "large.png", "--resize=8"]) == 0
+    assert cli.main(["predict", "--workdir=w", "large.png", "--resize=8"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_command_prints_and_writes(run, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_used_ends_in_one_line(run, capsys, arguments, message):
-    assert command.main(arguments) == 2
+    assert cli.main(["predict", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -1,7 +1,7 @@
 """`hessabs report`: one page that holds everything and asks for nothing."""
 
+import base64
 import html.parser
-import io
 import json
 import re
 
@@ -9,7 +9,6 @@ import pytest
 
 from hessabs import cli
 from hessabs.training.look import report
-from hessabs.training.look.pictures import draw_curves
 
 RECORD = {"epoch": 1, "batch_size": 32, "lr": 0.1, "eigenvalue": 3.0, "test_accuracy": 50.0}
 
@@ -41,15 +40,13 @@ def write(folder, **summary):
     (folder / "metrics.jsonl").write_text(json.dumps(RECORD) + "\n")
 
 
-@pytest.fixture(scope="module")
-def png():
-    buffer = io.BytesIO()
-    draw_curves(buffer, {})
-    return buffer.getvalue()
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def root(tmp_path, png):
+def root(tmp_path, monkeypatch):
+    """Runs of two grids, pictures and texts; curves are drawn in test_pictures.py."""
+    monkeypatch.setattr(report, "draw_curves", lambda file, curves: file.write(PNG + str(curves).encode()))
     for seed, accuracy in enumerate((90.0, 92.0)):
         write(tmp_path / f"grid/bl <1>/seed{seed}", seed=seed, test_accuracy=accuracy, commit="a" * 40)
     write(tmp_path / "grid/absa/seed0", test_accuracy=93.0, commit="b" * 40)
@@ -62,7 +59,7 @@ def root(tmp_path, png):
     (tmp_path / "plan/README.md").write_text("A plan.\n")
     for name in ("grid/curves.png", "mine/run/spectrum.png", "mine/run/curves.png", "figures/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(png)
+        (tmp_path / name).write_bytes(PNG)
     return tmp_path
 
 
@@ -71,6 +68,8 @@ def test_the_page_is_whole_and_needs_no_network(root):
     assert checker.open == []
     assert not {"script", "link", "iframe"} & set(checker.tags)
     pictures = [r for r in checker.references if not r.startswith("#")]
+    drawn = [base64.b64decode(r.partition(",")[2])[len(PNG) :].decode() for r in pictures]
+    assert str({"run": [RECORD]}) in drawn
     # grid/curves.png, figures/a.png, mine/run/spectrum.png, and the curves of `mine`, drawn anew
     assert len(pictures) == 4
     assert all(re.match(r"data:image/png;base64,iVBOR", reference) for reference in pictures)

@@ -25,7 +25,7 @@ def dense(run, source, number):
     batch = jax.tree.map(lambda x: x[:number], kinds.whole(source, run.task))
     key = jax.random.key(0)
     loss = lambda x: run.task.loss(unravel(x), run.model_state, batch, key, False).mean  # noqa: E731
-    return flat, loss, jax.hessian(loss)(flat)
+    return flat, loss, jax.jit(jax.hessian(loss))(flat)  # one program, and no eager ones
 
 
 def table(record, matrix):
@@ -104,7 +104,7 @@ def solve(folder, name="matrix", identity="a", k=2, interrupt=None, save_seconds
         return VALUES * vector
 
     options = SimpleNamespace(rtol=1e-6, max_matvecs=80, save_seconds=save_seconds)
-    return spectrum.solve(folder, name, identity, matvec, jnp.ones(300), k, options)
+    return spectrum.solve(cache.Kept(folder, identity), name, matvec, jnp.ones(300), k, options)
 
 
 @pytest.fixture
@@ -152,19 +152,19 @@ def test_a_landscape_and_a_density_go_on_at_the_next_point(tmp_path, monkeypatch
     options = Options(top=2, batch_size=50, density=True, landscape=True)
     (tmp_path / "whole").mkdir()
     want = spectrum.spectrum(*run[:3], tmp_path / "whole", options)
-    keep, kept = cache.keep, []
+    keep, kept = cache.Kept.keep, []
 
-    def dying(folder, name, identity, values):
-        keep(folder, name, identity, values)
+    def dying(self, name, values):
+        keep(self, name, values)
         kept.append(name)
         if kept.count("line") == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "keep", dying)
+    monkeypatch.setattr(cache.Kept, "keep", dying)
     with pytest.raises(KeyboardInterrupt):
         spectrum.spectrum(*run[:3], tmp_path, options)
     del kept[:]
-    monkeypatch.setattr(cache, "keep", lambda *args: (kept.append(args[1]), keep(*args)))
+    monkeypatch.setattr(cache.Kept, "keep", lambda *args: (kept.append(args[1]), keep(*args)))
     got = spectrum.spectrum(*run[:3], tmp_path, options)
     assert got == want
     assert kept == ["line"] * 16 + ["plane"] * 121
@@ -192,12 +192,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--save_seconds=-1"], "`save_seconds` must not be negative, got -1.0"),
+        (["--save_seconds=-1"], "`save_seconds` must be at least 0, got -1.0"),
         (["--top=0"], "`top` must be at least 1, got 0"),
         (["--block=last"], "its number of outputs is not there. Its layers are root"),
         (["--block=first"], "`where` chooses none of the leaves: got 'first', there are b, w"),
         (["--max_matvecs=5"], "`max_matvecs` must be at least `top`=20, got 5"),
-        (["--per_example=-1"], "`per_example` must not be negative"),
+        (["--per_example=-1"], "`per_example` must be at least 0, got -1"),
     ],
 )
 def test_bad_options_end_in_one_line(tmp_path, monkeypatch, capsys, flags, message):
