@@ -1,7 +1,6 @@
 """What the frontier is drawn on: the tasks, their optimisers, batches, rates and budgets, and the rules."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
@@ -15,6 +14,8 @@ class Problem(NamedTuple):
     batches: tuple[int, ...]
     budgets: tuple[int, ...]  # epochs, the first ones done first
     rule_budgets: tuple[int, ...]  # epochs of the runs with a rule
+    first: int = 128  # batch of a rule at the start
+    largest: int = 16384  # batch up to which a rule may grow
     metric: str = "validation_accuracy"  # of a summary; chooses the rate
     target: float = 90.0  # of the metric: Shallue et al. (2019) count the updates to 10 % validation error
     seeds: tuple[int, ...] = (0, 1, 2)  # the first chooses, the others report its choice
@@ -62,20 +63,40 @@ PROBLEMS = {
         (256, 2048, 8192),
         (10,),
         (10,),
+        first=256,
         target=91.0,
+    ),
+    "text": Problem(
+        "Character transformer on the source of Python's standard library, nats a character",
+        {
+            "dataset": "stdlib",
+            "model": "char_transformer_small",
+            "validation_examples": 2_000,
+            "micro_batch_size": 16,
+            "clip": 1.0,
+            "weight_decay": 0.1,
+            "hessian_batch_size": 32,
+        },
+        {"adamw": 0.006, "muon": 0.01},
+        64,
+        (16, 64, 256),
+        (1, 3),
+        (1,),
+        first=16,
+        largest=1024,
+        metric="validation_loss",
+        target=1.6,
     ),
 }
 
-FIRST, LARGEST = 128, 16384  # of a rule
-GROWS_TO = {"max_batch_size": LARGEST}
 RULES: dict[str, dict[str, Any]] = {
     "fb": {"method": "fb"},
     "gg": {"method": "gg"},
     "abs": {"method": "abs"},
     "stability": {"method": "stability", "lr_coupling": "linear"},
     "stability_sqrt": {"method": "stability", "lr_coupling": "sqrt"},
-    "noise_scale": {"method": "gns", "micro_batch": "fixed", "micro_batch_size": 64},
-    "norm_test": {"method": "norm_test", "micro_batch": "fixed", "micro_batch_size": 64},
+    "noise_scale": {"method": "gns"},
+    "norm_test": {"method": "norm_test"},
     "timer": {"method": "timer"},
 }
 """Rules with their defaults, at the rate of the first batch. With adversarial examples ``abs`` is ABSA."""
@@ -98,9 +119,8 @@ def points(problem: Problem) -> list[Point]:
         for optimizer in problem.lr
         for batch in reversed(problem.batches)
     ]
-    first = max(FIRST, problem.batches[0])
     ruled = [
-        Point(optimizer, first, epochs, rule)
+        Point(optimizer, problem.first, epochs, rule)
         for epochs in problem.rule_budgets
         for optimizer in problem.lr
         for rule in RULES
@@ -127,10 +147,12 @@ def settings(problem: Problem, point: Point, lr: float, seed: int) -> dict[str, 
     }
     if run.get("adversarial_fraction"):
         run["adversarial_epochs"] = point.epochs
-    rule: Mapping[str, Any] = {}
+    rule: dict[str, Any] = {}
     if point.rule != "constant":
         kept = {"fraction_decrease": 1.0} if run.get("adversarial_fraction") else {}
-        rule = {**GROWS_TO, **kept, **RULES[point.rule]}
+        rule = {"max_batch_size": problem.largest, **kept, **RULES[point.rule]}
+        if rule["method"] in ("gns", "norm_test"):  # they compare the micro-batches of an update
+            rule |= {"micro_batch": "fixed", "micro_batch_size": point.batch_size // 2}
     if rule.get("method") == "gg":  # grows where the rate would fall
         ends = sorted({max(1, round(point.epochs * part)) for part in (1 / 3, 2 / 3, 8 / 9)})
         return {**run, **rule, "lr_decay_epochs": tuple(ends)}
