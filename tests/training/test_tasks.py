@@ -178,7 +178,7 @@ def test_a_task_of_ones_own_does_everything(kind, devices, tmp_path):
     assert (probabilities.argmax(1) == task.test["label"]).mean() == pytest.approx(found["accuracy"])
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [slow(1), 4])
 def test_an_update_is_that_of_all_unmasked_tokens(devices):
     """Micro-batches and devices have different numbers of them; in float64 by hand each token counts once."""
     examples = tokens(4 * MICRO, seed=3)
