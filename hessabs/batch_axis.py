@@ -1,8 +1,8 @@
 """Which leaves of a batch carry its examples, how many there are, and how to cut them.
 
-A batch is a pytree whose leaves share a leading example axis. Two kinds of leaves have none and belong to the
-whole batch, whatever part of it is taken: scalars, and random keys. Everything that counts, cuts or maps over
-examples asks here, so that no leaf is taken for the examples because it happens to come first.
+Two kinds of leaves have no example axis and belong to the whole batch, whatever part of it is taken: scalars,
+and random keys. Everything that counts, cuts or maps over examples asks here, so that no leaf is taken for the
+examples because it happens to come first.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ def num_examples(batch: Any) -> int:
         raise ValueError(
             "The batch has no leaf with a leading example axis: it holds nothing but scalars and random keys."
         )
-    first, *others = lengths
-    for other in others:
+    first = lengths[0]
+    for other in lengths:
         if other[1] != first[1]:
             raise ValueError(
                 "The leaves of a batch must share their leading example axis, but "
@@ -37,12 +37,6 @@ def map_examples(function: Callable[..., Any], batch: Any, *rest: Any) -> Any:
     """Apply a function to the leaves that carry examples; scalars and random keys stay as they are."""
     size = num_examples(batch)
     return jax.tree.map(lambda x, *y: function(x, *y) if _carries(x, size) else x, batch, *rest)
-
-
-def in_axes(batch: Any) -> Any:
-    """Say which leaves ``jax.vmap`` is to map over, to reach one example after another."""
-    size = num_examples(batch)
-    return jax.tree.map(lambda x: 0 if _carries(x, size) else None, batch)
 
 
 def carries_examples(batch: Any) -> list[bool]:
@@ -65,10 +59,8 @@ def each_example(function: Callable[[Any], Any], batch: Any) -> Any:
 
 
 def total_weight(weight: Callable[[Any], Any] | None, batch: Any) -> jax.Array:
-    """Say how much a batch counts in a mean over several, in at least float32.
-
-    ``weight(batch)`` is what the loss divides by, or an array whose sum that is; without it, the number of
-    examples counts.
+    """Say how much a batch counts in a mean over several, in at least float32: by ``weight(batch)``, which is
+    what the loss divides by or an array whose sum that is, or else by the number of examples.
     """
     total = num_examples(batch) if weight is None else jnp.sum(jnp.asarray(weight(batch)))
     return jnp.asarray(total, jnp.promote_types(jnp.result_type(total), jnp.float32))

@@ -10,9 +10,7 @@ T = TypeVar("T")
 
 def pmean(tree: T, axis_name: str | None) -> T:
     """Average a pytree over a mapped axis; without an axis, return it as it is."""
-    if axis_name is None:
-        return tree
-    return jax.lax.pmean(tree, axis_name)
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def own(tree: T, axis_name: str | None) -> T:
@@ -24,11 +22,7 @@ def own(tree: T, axis_name: str | None) -> T:
     if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
         return tree
 
-    def mark(x: jax.Array) -> jax.Array:
-        varies = axis_name in jax.typeof(x).manual_axis_type.varying
-        return x if varies else jax.lax.pcast(x, axis_name, to="varying")
-
-    return jax.tree.map(mark, tree)
+    return _cast(tree, frozenset({axis_name}))
 
 
 def weighted_mean(tree: T, weight: jax.Array | None, axis_name: str | None) -> T:
@@ -48,11 +42,6 @@ def psum(tree: T, axis_name: str) -> T:
     return jax.lax.psum(tree, axis_name)
 
 
-def size(axis_name: str) -> int:
-    """Return how many devices a mapped axis has."""
-    return int(jax.lax.axis_size(axis_name))
-
-
 def index(axis_name: str) -> jax.Array:
     """Return the number of this device on a mapped axis, a scalar int32."""
     return jax.lax.axis_index(axis_name)
@@ -65,10 +54,16 @@ def varying(tree: T) -> T:
     an array varies are part of its type: zeros that wait for a sum over this device's examples are not yet
     varying, their sum is.
     """
-    axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)))
+    return _cast(tree, frozenset().union(*(_axes(x) for x in jax.tree.leaves(tree))))
 
-    def mark(x: jax.Array) -> jax.Array:
-        missing = tuple(axes - jax.typeof(x).manual_axis_type.varying)
+
+def _axes(x: jax.Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _cast(tree: T, axes: frozenset[str | None]) -> T:
+    def cast(x: jax.Array) -> jax.Array:
+        missing = tuple(axes - _axes(x))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return jax.tree.map(mark, tree)
+    return jax.tree.map(cast, tree)

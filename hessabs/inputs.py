@@ -12,10 +12,8 @@ def get_inputs(batch: Any, key: str | int) -> jax.Array:
     try:
         inputs = batch[key] if isinstance(batch, Mapping) or isinstance(key, int) else getattr(batch, key)
     except (KeyError, IndexError, AttributeError, TypeError):
-        raise ValueError(
-            f"The attack changes the inputs at key {key!r}, but the batch has {_keys(batch)}; "
-            "pass `inputs_key`."
-        ) from None
+        has = f"the batch has {_keys(batch)}; pass `inputs_key`."
+        raise ValueError(f"The attack changes the inputs at key {key!r}, but {has}") from None
     dtype = jnp.result_type(inputs)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(

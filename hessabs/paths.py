@@ -10,11 +10,7 @@ Where: TypeAlias = str | Callable[[str], bool]
 
 
 def paths(tree: Any) -> list[str]:
-    """Name the leaves of a pytree: the keys of each, joined with "/".
-
-    Boxes that hold one array and its metadata (flax's ``Partitioned``, the variables of NNX) are no key: the
-    names are those of the same model without them.
-    """
+    """Name the leaves of a pytree: the keys of each, joined with "/"; a box around an array has none."""
     named = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -47,16 +47,16 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bo
     for path in [*want_leaves, *got_leaves]:
         left, right = got_leaves.get(path), want_leaves.get(path)
         if left is None or right is None or jnp.shape(left) != jnp.shape(right):
-            raise ValueError(
-                f"`{got_name}` must have the structure of `{want_name}`, but at {path or 'the root'} "
-                f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}."
-            )
-        if dtypes and jnp.result_type(left) != jnp.result_type(right):
-            raise ValueError(
-                f"`{got_name}` must have the dtypes of `{want_name}`, but at {path or 'the root'} "
-                f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}; cast it, "
-                f"`jax.tree.map(lambda v, p: v.astype(p.dtype), {got_name}, {want_name})`."
-            )
+            what, advice = "structure", ""
+        elif dtypes and jnp.result_type(left) != jnp.result_type(right):
+            cast = f"jax.tree.map(lambda v, p: v.astype(p.dtype), {got_name}, {want_name})"
+            what, advice = "dtypes", f"; cast it, `{cast}`"
+        else:
+            continue
+        raise ValueError(
+            f"`{got_name}` must have the {what} of `{want_name}`, but at {path or 'the root'} "
+            f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}{advice}."
+        )
 
 
 def check_floating(tree: Any, name: str) -> None:
@@ -68,10 +68,8 @@ def check_floating(tree: Any, name: str) -> None:
         raise ValueError(f"`{name}` {reason}.")
     for path, leaf in leaves:
         if wrong := explanations.no_param(leaf):
-            what, advice = wrong
-            raise ValueError(
-                f"`{name}` must hold floating-point arrays, got {what} at {path or 'the root'}; {advice}."
-            )
+            got = f"{wrong[0]} at {path or 'the root'}; {wrong[1]}"
+            raise ValueError(f"`{name}` must hold floating-point arrays, got {got}.")
     if not any(leaf.size for _, leaf in leaves):
         raise ValueError(f"`{name}` must hold at least one number, got arrays of size zero only.")
 
@@ -92,11 +90,8 @@ def upcast(x: jax.Array) -> jax.Array:
 
 
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
-    """Scale a pytree to norm 1; the zero tree stays zero.
-
-    Returns the norm too, in at least float32. The tree is scaled by its largest entry first, so that neither
-    tiny nor huge trees lose their norm to underflow or overflow.
-    """
+    """Scale a pytree to norm 1, the zero tree to zero; return it and its norm, in at least float32."""
+    # Scaled by the largest entry first, neither tiny nor huge trees lose their norm to under- or overflow.
     largest = optax.tree.norm(tree, ord=jnp.inf).astype(_norm_dtype(tree))
     scaled = jax.tree.map(lambda x: x * safe_inverse(largest), tree)
     norm = jnp.sqrt(vdot(scaled, scaled))
@@ -120,10 +115,8 @@ def random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) ->
 
 
 def ravel(tree: Any) -> tuple[jax.Array, Static]:
-    """Concatenate the leaves of a pytree into one vector, in at least float32.
-
-    Unlike ``jax.flatten_util.ravel_pytree`` it gives the way back as a static value, not as a new function, so
-    that a jitted function which takes it is compiled once.
+    """Concatenate the leaves of a pytree into one vector, in at least float32, and say how to ``unravel`` it:
+    by a static value, not by a new function, so that a jitted function which takes it is compiled once.
     """
     leaves, treedef = jax.tree.flatten(tree)
     dtype = _norm_dtype(tree)

@@ -14,7 +14,6 @@ KEYS = [jax.random.key(0), jax.random.PRNGKey(0), jax.random.PRNGKey(0, impl="rb
 def test_keys_and_scalars_belong_to_the_whole_batch(constant):
     batch = {"a": constant, "x": jnp.arange(6.0).reshape(3, 2)}
     assert batch_axis.num_examples(batch) == 3
-    assert batch_axis.in_axes(batch) == {"a": None, "x": 0}
     part = batch_axis.map_examples(lambda x: x[1:], batch)
     assert part["a"] is constant
     np.testing.assert_array_equal(part["x"], [[2, 3], [4, 5]])
@@ -39,7 +38,7 @@ def test_keys_of_every_example_are_cut_with_them():
 
 def test_two_unsigned_labels_are_no_key():
     batch = {"label": np.array([1, 0], np.uint32), "x": np.ones((2, 5))}
-    assert batch_axis.in_axes(batch) == {"label": 0, "x": 0}
+    assert batch_axis.carries_examples(batch) == [True, True]
 
 
 def test_counts_under_jit():

@@ -134,6 +134,7 @@ def test_workdir_under_a_file(capsys, tmp_path):
     assert_refused(*result, "`workdir` must be a folder", f"{tmp_path / 'file'} is a file")
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_workdir_that_cannot_be_written(capsys, tmp_path, monkeypatch):
     if os.access("/proc/self", os.W_OK):  # who may write everything may not write there
         monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -192,7 +193,7 @@ def records(workdir):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, quick_compilation):
     workdir = tmp_path_factory.mktemp("cli") / "a" / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")

@@ -1,14 +1,13 @@
 """Data: where the examples come from, and in which order a training run sees them."""
 
 from hessabs.data.augment import AUGMENTATIONS, crop_flip
+from hessabs.data.catalog import DatasetNotFoundError
 from hessabs.data.datasets import Dataset, check_examples, check_images, load
 from hessabs.data.images import read_image
 from hessabs.data.order import Position, Reader, epoch_order, micro_batches_per_epoch
-from hessabs.data.source import Arrays, Source, as_source, fingerprint, in_memory, subset
-from hessabs.data.split import hold_out
+from hessabs.data.source import Arrays, Source, as_source, fingerprint, hold_out, in_memory, subset
 from hessabs.data.stream import Gather, eval_batches, micro_batches, reader
 from hessabs.data.tokens import token_source
-from hessabs.data.versions import DatasetNotFoundError
 
 __all__ = [
     "AUGMENTATIONS",

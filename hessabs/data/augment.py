@@ -15,9 +15,7 @@ _PADDING = 4
 
 
 def example_bits(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """Draw 64 random bits for each example of an epoch, uint64: the raw output of Philox, which NumPy
-    guarantees to stay the same in later versions.
-    """
+    """Draw 64 random bits for each example of an epoch, uint64, the same in every version of NumPy."""
     # A third entry keeps the draws apart from those of the order, which are seeded with two.
     return np.random.Philox(np.random.SeedSequence([int(seed), int(epoch), 1])).random_raw(num_examples)
 

@@ -12,30 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hessabs.data import prepared
+from hessabs.data.catalog import default_dir, find_set
 from hessabs.data.image_folder import load_folder
 from hessabs.data.source import Arrays, Examples, Source, View, as_source, subset
 from hessabs.data.text import LENGTH, is_text, load_text
-from hessabs.data.versions import default_dir, find_set
 
 _FOLDER = "folder:"
 
 
 class Dataset(NamedTuple):
-    """An image classification set, or text.
+    """An image classification set, or text; ``train`` and ``test`` are what ``as_source`` takes."""
 
-    Attributes:
-        name: What it was loaded as.
-        train: Examples ``{"image": uint8 (H, W, C) in 0..255, "label": int32 in 0..num_classes-1}``, or
-            ``{"tokens": int32 (length + 1,)}``; in place of a source, whatever ``as_source`` takes.
-        test: The held-out examples.
-        num_classes: The number of classes, or of tokens.
-        class_names: Their names, or None.
-        facts: What else a record is to say of it, for JSON: of a text its SHA-256 and its vocabulary.
-    """
-
-    name: str
-    train: Any
-    test: Any
+    name: str  # what it was loaded as
+    train: Any  # {"image": uint8 (H, W, C), "label": int32 below num_classes}, {"tokens": int32 (length + 1,)}
+    test: Any  # the held-out examples
     num_classes: int
     class_names: tuple[str, ...] | None = None
     facts: Mapping[str, Any] = {}
@@ -54,22 +44,15 @@ def load(
 ) -> Dataset:
     """Load a data set into memory, or open one that is decoded when it is used.
 
-    ``"digits"`` is scikit-learn's embedded set: 1,797 images of 8x8x1, scaled to 0..255 by
-    ``round(x * 255 / 16)``. Sorted by class (stably), every fifth example is a test example: 1,437
-    to train on and 360 to test on, stratified to within one example a class; both keep the order
-    of the file.
-
-    ``"folder:PATH"`` is a folder with a folder of PNG or JPEG images for each class, or with two such folders,
-    ``train`` and ``test`` (or ``val`` or ``validation``). Without these, every fifth image of each class,
-    sorted by name, is a test example.
-
-    ``"text:PATH"`` is a text file in UTF-8 and ``"stdlib"`` the source of Python's standard library, as
-    sequences of characters; the last tenth is test. A token that is not among the most common 95 is unknown.
-
-    Any other name is a set that TFDS has prepared in array_record format, read without TensorFlow:
-    ``"cifar10"``, ``"fashion_mnist"``, ``"name/config"`` or ``"name:1.2.3"`` (the newest version
-    when none is given). Its splits ``train`` and ``test`` are read; ``validation`` stands in for
-    ``test`` where there is no such split.
+    * ``"digits"``: scikit-learn's 1,797 images of 8x8x1, scaled to 0..255 by ``round(x * 255 / 16)``. Sorted by
+      class (stably), every fifth is a test example: 1,437 to train on and 360 to test on, in the file's order.
+    * ``"folder:PATH"``: a folder of PNG or JPEG images for each class, of which every fifth by name is a test
+      example; or two folders of such folders, ``train`` and ``test`` (or ``val`` or ``validation``).
+    * ``"text:PATH"``, a text file in UTF-8, or ``"stdlib"``, the source of Python's standard library: sequences
+      of characters, of which the last tenth is test. One that is not among the most common 95 is unknown.
+    * Any other name: a set that TFDS has prepared in array_record format, read without TensorFlow:
+      ``"cifar10"``, ``"name/config"`` or ``"name:1.2.3"`` (without it the newest version). Where there is no
+      split ``test``, ``validation`` stands in for it.
 
     All images must be of one size and number of channels, unless ``resize`` or ``image_size`` says to which
     size they are to be brought. With ``image_size`` they stay encoded on disk and are decoded when they are
@@ -78,36 +61,28 @@ def load(
 
     Args:
         name: The name of the set.
-        data_dir: The folder that holds prepared sets. By default the environment variable
-            ``TFDS_DATA_DIR``, or else ``~/tensorflow_datasets``, as in TFDS itself.
-        num_test: Keep ``num_test`` test examples alone, the first ones, or of a folder some from all over it;
-            all of them by default.
-        train_split: The split to train on, or several joined by ``+``: ``"extra"`` or
-            ``"train+extra"`` of ``"svhn_cropped"``.
+        data_dir: The folder of prepared sets; by default that of TFDS: the environment variable
+            ``TFDS_DATA_DIR``, or else ``~/tensorflow_datasets``.
+        num_test: Keep so many test examples, the first ones, or of a folder some from all over it.
+        train_split: The split to train on, or several joined by ``+``: ``"train+extra"`` of ``"svhn_cropped"``.
         image_size: The side of the images in use, decoded when used.
         resize: The side to which images are resized as they are loaded: the middle of the whole short side.
         sequence_length: Characters that an example of a text predicts; 64 by default.
         vocabulary: The characters of a text that are known, where they are not to be its own: those of another.
 
     Returns:
-        A ``Dataset`` whose ``train`` and ``test`` are sources of uint8 images (H, W, C) in 0..255 and int32
-        labels, or of int32 tokens.
+        A ``Dataset`` of sources.
 
     Raises:
-        DatasetNotFoundError: The name is not ``"digits"`` and nothing of that name is prepared, or there is no
-            such folder or file.
+        DatasetNotFoundError: Nothing of that name is built in or prepared, or there is no such folder or file.
         ImportError: A package that reads the set is missing.
-        ValueError: The set is in another format, is no image classification set, has images of
-            differing shapes or labels out of range, or a shard of it is missing or damaged; a folder has fewer
-            than two classes, one without images, or images that cannot be read; or ``num_test`` is out of
-            range.
+        ValueError: The set is in another format, damaged or no set of images in two or more classes; images
+            differ in shape or cannot be read; labels or ``num_test`` are out of range.
 
     Example:
         >>> digits = load("digits", num_test=100)
         >>> digits.train["image"].shape, digits.test["image"].shape, digits.num_classes
         ((1437, 8, 8, 1), (100, 8, 8, 1), 10)
-        >>> digits.train["image"].dtype, digits.train["label"].dtype
-        (dtype('uint8'), dtype('int32'))
     """
     for option, value in (("image_size", image_size), ("resize", resize)):
         if value is not None and value < 1:
@@ -220,12 +195,11 @@ def check_images(dataset: Dataset) -> Dataset:
         dataset: A data set of the caller's own.
 
     Returns:
-        The data set, with sources for what it held; labels that are not in memory are looked at as they are
-        read.
+        The data set, with sources for what it held; labels that lie on disk are looked at as they are read.
 
     Raises:
-        ValueError: Images are not (N, height, width, channels), training and test images differ in
-            shape, or a label is no integer or out of range.
+        ValueError: Images are not (N, height, width, channels), training and test images differ in shape, or a
+            label is no integer or out of range.
 
     Example:
         >>> image = np.zeros((2, 3, 8, 8), np.uint8)

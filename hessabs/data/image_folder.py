@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from hessabs.data.catalog import DatasetNotFoundError, folders
 from hessabs.data.images import decode, num_channels, open_image
 from hessabs.data.source import Arrays, Examples, Source
-from hessabs.data.versions import DatasetNotFoundError, folders
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _TESTS = ("test", "val", "validation")
@@ -62,9 +62,8 @@ def load_folder(
 ) -> tuple[Source, Source, tuple[str, ...]]:
     """Read an image folder: (training examples, test examples, names of the classes, sorted).
 
-    ``train/`` and ``test/``, ``val/`` or ``validation/`` hold folders of the same classes; without ``train/``
-    every fifth image of each class, sorted by name, is a test example. Images that are not decoded when used
-    (``image_size``) are all read here, so that what cannot be used is counted before a run begins.
+    Images that are not decoded when used (``image_size``) are all read here, so that what cannot be used is
+    counted before a run begins.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -161,18 +160,15 @@ def _read(paths: list[Path], root: Path, resize: int | None) -> np.ndarray:
 
 
 def _refuse_others(
-    paths: list[Path], root: Path, values: list[tuple[int, ...]], what: str, advice: str
+    paths: list[Path], root: Path, shapes: list[tuple[int, ...]], what: str, advice: str
 ) -> None:
-    (usual, _), *others = collections.Counter(values).most_common()
-    if others:
-        wrong = [
-            f"{p.relative_to(root)} {'x'.join(map(str, v))}"
-            for p, v in zip(paths, values, strict=True)
-            if v != usual
-        ]
+    found = ["x".join(map(str, shape)) for shape in shapes]
+    usual = collections.Counter(found).most_common(1)[0][0]
+    wrong = [f"{p.relative_to(root)} {v}" for p, v in zip(paths, found, strict=True) if v != usual]
+    if wrong:
         raise ValueError(
-            f"All images must have one {what}: {len(wrong)} of {len(paths)} images in {root} have not "
-            f"{'x'.join(map(str, usual))}: {_few(wrong)}. {advice}"
+            f"All images must have one {what}: {len(wrong)} of {len(paths)} images in {root} have not {usual}: "
+            f"{_few(wrong)}. {advice}"
         )
 
 

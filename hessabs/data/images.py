@@ -29,8 +29,8 @@ def read_image(
     Args:
         path: The file.
         shape: (height, width, channels) of the images of the set; colours are converted.
-        image_size: The ``image_size`` with which the set was loaded.
-        resize: The ``resize`` with which it was loaded, or the side of its images to have this one resized.
+        image_size: That with which the set was loaded.
+        resize: That with which it was loaded, or the side of its images to have this one resized.
 
     Returns:
         uint8, of ``shape``.

@@ -13,15 +13,11 @@ from hessabs.data.augment import example_bits
 
 
 class Position(NamedTuple):
-    """Where a stream stands. An epoch has just ended where ``index`` is back at 0.
+    """Where a stream stands. An epoch has just ended where ``index`` is back at 0."""
 
-    Attributes:
-        epoch: The epoch of the next micro-batch, from 0.
-        index: The number of micro-batches already taken from this epoch.
-    """
-
-    epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which a position has no use for
+    epoch: int  # of the next micro-batch, from 0
+    # Micro-batches already taken from this epoch; hides tuple.index, which a position has no use for.
+    index: int  # type: ignore[assignment]
 
 
 Reader: TypeAlias = Callable[[int], tuple[dict[str, np.ndarray], Position]]
@@ -31,25 +27,21 @@ Reader: TypeAlias = Callable[[int], tuple[dict[str, np.ndarray], Position]]
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """Return the order in which an epoch visits the examples.
 
-    It sorts the raw output of Philox seeded with ``(seed, epoch)``. NumPy guarantees that output,
-    unlike that of ``Generator.permutation``, to stay the same in later versions.
+    It sorts the raw output of Philox seeded with ``(seed, epoch)``. NumPy guarantees that output, unlike that
+    of ``Generator.permutation``, to stay the same in later versions.
 
     Args:
-        seed: The seed of the run, at least 0.
-        epoch: The epoch, at least 0.
-        num_examples: The number of examples.
+        seed, epoch, num_examples: Each at least 0.
 
     Returns:
         A permutation of ``0..num_examples-1``, int64 (num_examples,).
 
     Raises:
-        ValueError: ``seed``, ``epoch`` or ``num_examples`` is negative.
+        ValueError: One of them is negative.
 
     Example:
-        >>> epoch_order(seed=0, epoch=0, num_examples=6)
-        array([0, 3, 5, 1, 2, 4])
-        >>> epoch_order(seed=0, epoch=1, num_examples=6)
-        array([3, 4, 2, 1, 5, 0])
+        >>> epoch_order(seed=0, epoch=0, num_examples=6), epoch_order(seed=0, epoch=1, num_examples=6)
+        (array([0, 3, 5, 1, 2, 4]), array([3, 4, 2, 1, 5, 0]))
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("num_examples", num_examples)):
         if value < 0:
@@ -63,15 +55,12 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def micro_batches_per_epoch(num_examples: int, size: int, keep_remainder: bool = False) -> int:
-    """Return the number of micro-batches in an epoch: ``floor(N / size)``, or ``ceil`` if kept.
+    """Return the number of micro-batches in an epoch: ``floor(num_examples / size)``, or ``ceil`` if kept.
 
     Args:
         num_examples: The number of examples.
         size: The number of examples in a micro-batch.
         keep_remainder: Whether an incomplete last micro-batch counts.
-
-    Returns:
-        The number of micro-batches, at least 1.
 
     Raises:
         ValueError: ``size`` is below 1 or above ``num_examples``.

@@ -74,10 +74,7 @@ def read_split(opened: Prepared, split: str, resize: int | None) -> dict[str, np
     images = np.empty((0,), np.uint8)
     labels = np.empty((len(source),), np.int32)
     for i, record in enumerate(_records(source, opened.splits[split], where)):
-        try:
-            image = decode(record["image"], opened.channels, size=resize, share=1)
-        except ValueError as e:
-            raise ValueError(f"Image {i} of {where} cannot be decoded: {e}") from e
+        image = _decode(record["image"], opened.channels, i, where, size=resize, share=1)
         if i == 0:
             images = np.empty((len(source), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
@@ -122,10 +119,7 @@ class Records:
             self._source = _open_split(open_set(self.name, self.folder), self.split)
         record = self._source[index]
         label = _check_label(record.get("label"), self.num_classes, index, where)
-        try:
-            image = decode(record["image"], self.channels, size=self.size, bits=bits)
-        except ValueError as e:
-            raise ValueError(f"Image {index} of {where} cannot be decoded: {e}") from e
+        image = _decode(record["image"], self.channels, index, where, size=self.size, bits=bits)
         return {"image": image, "label": np.int32(label)}
 
 
@@ -145,9 +139,8 @@ def open_records(opened: Prepared, split: str, size: int) -> Records:
 def _open_split(opened: Prepared, split: str) -> Any:
     from tensorflow_datasets import decode as decoders
 
-    return opened.builder.as_data_source(
-        split, decoders={"image": decoders.SkipDecoding()}, file_format="array_record"
-    )
+    encoded = {"image": decoders.SkipDecoding()}
+    return opened.builder.as_data_source(split, decoders=encoded, file_format="array_record")
 
 
 def _records(source: Any, shards: list[tuple[Path, int]], where: str) -> Iterator[dict[str, Any]]:
@@ -160,13 +153,17 @@ def _records(source: Any, shards: list[tuple[Path, int]], where: str) -> Iterato
                 records = source.__getitems__(indices)
             except (IndexError, OSError, RuntimeError, ValueError) as e:
                 what = "is damaged" if path.exists() else "is missing"
-                reason = " ".join(str(e).split())
-                raise ValueError(
-                    f"A shard of {where} {what}: {path} ({length} examples expected; "
-                    f"the reader says: {reason}). Prepare the set again."
-                ) from e
+                said = f"{length} examples expected; the reader says: {' '.join(str(e).split())}"
+                raise ValueError(f"A shard of {where} {what}: {path} ({said}). Prepare the set again.") from e
             yield from records
             start = indices.stop
+
+
+def _decode(data: bytes, channels: int | None, number: int, where: str, **how: Any) -> np.ndarray:
+    try:
+        return decode(data, channels, **how)
+    except ValueError as e:
+        raise ValueError(f"Image {number} of {where} cannot be decoded: {e}") from e
 
 
 def _check_label(label: Any, num_classes: int | None, number: int, where: str) -> int:

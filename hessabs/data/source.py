@@ -9,17 +9,17 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from hessabs.data.order import epoch_order
+
 _THREADS = 4
 _MOST = 2**40
 _SAMPLED = 64  # examples of a source that are read to tell it from another
+_HELD_OUT = 2**31 - 2  # the "epoch" whose order draws the examples that are held out
 
 
 class Source(Protocol):
-    """Examples with random access.
+    """Examples with random access, so many as ``len(source)``; the same index gives the same bits every time.
 
-    ``len(source)`` is their number; ``source.take(indices)`` returns those at ``indices``, int64 (n,), in that
-    order: a dict of NumPy arrays, or of pytrees of them, of shape (n, ...). The same index gives the same bits
-    every time. ``take`` is called by several threads at once, and by worker processes on a copy of the source.
     A source whose ``take`` costs no more than a copy sets ``in_memory = True``: it is read in larger blocks. A
     class that has ``__getitem__`` beside ``take`` inherits from ``Source`` to be known as one.
     """
@@ -27,7 +27,9 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: np.ndarray) -> dict[str, Any]:
-        """Stack the examples at ``indices``."""
+        """Stack the examples at ``indices``, int64 (n,): a dict of NumPy arrays, or of pytrees of them, of
+        shape (n, ...). Several threads call it at once, and worker processes on a copy of the source.
+        """
         ...
 
 
@@ -64,11 +66,11 @@ class Examples(Source):
         """Read by threads, and stack; with 64 random bits of each example, images are cropped as these say."""
         arguments = [indices.tolist()] if bits is None else [indices.tolist(), bits.tolist()]
         if len(indices) == 1:
-            examples = [self.items.__getitem__(*(argument[0] for argument in arguments))]
+            read = list(map(self.items.__getitem__, *arguments))
         else:
             with ThreadPoolExecutor(_THREADS) as pool:
-                examples = list(pool.map(self.items.__getitem__, *arguments))
-        examples = [_named(example) for example in examples]
+                read = list(pool.map(self.items.__getitem__, *arguments))
+        examples = [_named(example) for example in read]
         for index, example in zip(arguments[0], examples, strict=True):
             if self.spec is not None and (spec := _spec(example)) != self.spec:
                 raise ValueError(
@@ -120,10 +122,7 @@ def as_source(data: Any) -> Source:
         data: A dict of arrays (or of pytrees of arrays) of one leading size; a tuple, list or other pytree of
             arrays, which is then held under the key ``"example"``; a grain ``MapDataset``, or anything else
             whose ``__len__`` and ``__getitem__`` give one example by its index, a pytree (read ahead by threads
-            or worker processes in a training run); or a ``Source``.
-
-    Returns:
-        The source; a ``Source`` comes back.
+            or worker processes in a training run); or a ``Source``, which comes back.
 
     Raises:
         ValueError: Leading sizes or examples differ, there are none, one has the key ``"weight"``, or there is
@@ -133,16 +132,12 @@ def as_source(data: Any) -> Source:
         >>> source = as_source({"x": np.arange(6).reshape(3, 2), "label": np.array([4, 5, 6])})
         >>> len(source), source.take(np.array([2, 0]))["label"]
         (3, array([6, 4]))
-        >>> squares = as_source([np.arange(3) ** 2])
-        >>> squares.take(np.array([2]))
-        {'example': [array([4])]}
     """
     if Source in type(data).__mro__:
         return data
     leaves = jax.tree.leaves(data, is_leaf=lambda node: isinstance(node, Iterator))
-    if isinstance(data, (Mapping, tuple, list)) or all(
-        isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves
-    ):
+    are_arrays = all(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves)
+    if isinstance(data, (Mapping, tuple, list)) or are_arrays:
         return _arrays(_named(data))
     if hasattr(data, "take") and hasattr(data, "__len__") and not hasattr(data, "__getitem__"):
         return data
@@ -169,6 +164,35 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     if isinstance(source, Arrays):
         return Arrays(jax.tree.map(lambda array: array[indices], source.arrays))
     return View(source, indices)
+
+
+def hold_out(source: Any, number: int) -> tuple[Source, Source]:
+    """Hold training examples out for choosing, the same ones whatever the seed of a run.
+
+    Args:
+        source: What ``as_source`` takes.
+        number: How many to hold out; 0 leaves the source as it is.
+
+    Returns:
+        (the source without them, they); both keep the order of the source.
+
+    Raises:
+        ValueError: ``number`` is negative or leaves no example to train on.
+
+    Example:
+        >>> rest, held_out = hold_out({"label": np.arange(5)}, 2)
+        >>> sorted([*rest["label"].tolist(), *held_out["label"].tolist()]), len(held_out)
+        ([0, 1, 2, 3, 4], 2)
+    """
+    source = as_source(source)
+    available = len(source)
+    if not 0 <= number < available:
+        reason = f"for there are {available} training examples"
+        raise ValueError(f"`validation_examples` must lie in [0, {available - 1}], {reason}, got {number}.")
+    held = np.zeros(available, bool)
+    held[epoch_order(0, _HELD_OUT, available)[:number]] = True
+    rest = subset(source, np.flatnonzero(~held)) if number else source
+    return rest, subset(source, np.flatnonzero(held))
 
 
 def fingerprint(source: Source) -> str:

@@ -36,30 +36,12 @@ def micro_batches(
 ) -> Iterator[tuple[dict[str, Any], Position]]:
     """Stream shuffled micro-batches without end, each with the position after it.
 
-    Args:
-        source: As for ``reader``, and so are the others.
-        size: As for ``reader``.
-        seed: As for ``reader``.
-        position: As for ``reader``.
-        keep_remainder: As for ``reader``.
-        replays: As for ``reader``.
-
-    Returns:
-        An endless iterator over ``(batch, position after it)``.
-
-    Raises:
-        ValueError: As ``reader``, at the call, not at the first batch.
+    Arguments and errors are those of ``reader``; what it returns is an iterator over ``(batch, position)``.
 
     Example:
-        >>> arrays = {"label": np.arange(5)}
-        >>> stream = micro_batches(arrays, 2, seed=0)
-        >>> batch, position = next(stream)
+        >>> batch, position = next(micro_batches({"label": np.arange(5)}, 2, seed=0))
         >>> batch["label"].shape, batch["weight"], position
         ((2,), array([1., 1.], dtype=float32), Position(epoch=0, index=1))
-        >>> second, _ = next(stream)
-        >>> again, _ = next(micro_batches(arrays, 2, seed=0, position=position))
-        >>> bool((second["label"] == again["label"]).all())
-        True
     """
     read = reader(source, size, seed=seed, position=position, keep_remainder=keep_remainder, replays=replays)
     return iter(lambda: read(1), None)  # read(1) is never None: without end
@@ -82,36 +64,32 @@ def reader(
 
     Starting from a saved position gives exactly the rest of the sequence. The order of the examples and the
     unit of the position, a micro-batch of ``size``, do not depend on how many are read at once, nor on who
-    reads
-    them: arrays are gathered in blocks by a thread, other examples are read ahead one at a time. An incomplete
-    last micro-batch of an epoch is dropped, as in the authors' code. With ``keep_remainder`` it is filled up
-    with the first examples of the same epoch, at weight 0; batch normalisation does not know of weights.
+    reads them: arrays are gathered in blocks by a thread, other examples are read ahead one at a time.
 
     Args:
         source: N examples: what ``as_source`` takes.
         size: The number of examples in a micro-batch, over all processes, at most N.
         seed: The seed of the run, at least 0.
         position: Where to start.
-        keep_remainder: Keep an incomplete last micro-batch.
+        keep_remainder: Fill an incomplete last micro-batch up with the first examples of the same epoch, at
+            weight 0, of which batch norm knows nothing; else it is dropped, as in the authors' code.
         replays: How many times in a row each micro-batch comes; above 1, one micro-batch is read at once. An
-            epoch of the position keeps its number of micro-batches, so the order of the examples moves on
-            ``replays`` times slower.
+            epoch of the position keeps its number of micro-batches: the order moves on so much slower.
         augmentation: ``"crop_flip"`` adds ``"shift"``, int32 (size, 3), to a batch: what
             ``hessabs.data.crop_flip`` applies to its ``"image"``. ``"resized_crop"`` crops images that are
             decoded as they are read (``load(..., image_size=...)``). ``"none"`` does nothing.
         own_rows: ``own_rows(n) -> places``: which examples of a batch of n this process reads, and in which
             order; None for all of them as they come.
-        gather: How the examples are taken from the source, where these lie elsewhere too, such as in the
-            memory of an accelerator; None takes them here.
+        gather: Takes the examples, where they lie elsewhere too, such as on an accelerator; None: here.
         num_workers: Processes that read a source that is not in memory; 0 for threads of this one.
 
     Returns:
-        ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples. It raises
-        ``ValueError`` if ``count`` is below 1 or above the number of micro-batches left in the epoch.
+        ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples; ``count`` lies in
+        1..the number of micro-batches left in the epoch.
 
     Raises:
-        ValueError: ``size``, ``position``, ``seed`` or ``replays`` is out of range, the source is none that
-            ``as_source`` takes, or its examples cannot be augmented so. Raised at the call.
+        ValueError: A number is out of range, the source is none that ``as_source`` takes, or its examples
+            cannot be augmented so. Raised at the call.
 
     Example:
         >>> read = reader({"label": np.arange(7)}, 2, seed=0)
@@ -167,14 +145,13 @@ def eval_batches(source: Any, size: int) -> Iterator[dict[str, Any]]:
 
     Args:
         source: N examples: what ``as_source`` takes.
-        size: The number of examples in a batch; it may exceed N.
+        size: The number of examples in a batch, at least 1; it may exceed N.
 
     Returns:
         An iterator over ``ceil(N / size)`` batches as those of ``micro_batches``.
 
     Raises:
-        ValueError: ``size`` is below 1, or the source is none that ``as_source`` takes. Raised at the call, not
-            at the first batch.
+        ValueError: As ``as_source``, or ``size`` is below 1. Raised at the call.
 
     Example:
         >>> [b["weight"].tolist() for b in eval_batches({"label": np.arange(3)}, 2)]

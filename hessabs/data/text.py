@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hessabs.data.source import Arrays
-from hessabs.data.versions import DatasetNotFoundError
+from hessabs.data.catalog import DatasetNotFoundError
 
 STDLIB = "stdlib"
 LENGTH = 64

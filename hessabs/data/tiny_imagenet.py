@@ -30,7 +30,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Tiny ImageNet: 200 classes of ImageNet at 64x64.",
-            homepage="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+            homepage=URL,
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),

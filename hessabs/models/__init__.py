@@ -69,8 +69,8 @@ def num_params(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         The number of parameters, statistics of batch norm not among them.
 
     Example:
-        >>> num_params(mlp(), (28, 28, 1))
-        269322
+        >>> num_params(mlp(), (28, 28, 1)), num_params(resnet20(), (32, 32, 3))
+        (269322, 272474)
     """
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
+
 TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a kernel: uniform in plus or minus 1 / sqrt(fan_in)."""
 
@@ -56,11 +58,7 @@ def conv(
 
 
 def dense(
-    x: jax.Array,
-    width: int,
-    *,
-    dtype: Dtype | None,
-    bias_init: Callable[..., jax.Array] | None = None,
+    x: jax.Array, width: int, *, dtype: Dtype | None, bias_init: Callable[..., jax.Array] | None = None
 ) -> jax.Array:
     """Apply a fully connected layer inside a compact module; it starts as PyTorch's."""
     bias_init = bias_init or torch_bias(x.shape[-1])
@@ -70,21 +68,20 @@ def dense(
 def batch_norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
     """Normalise by the batch inside a compact module: momentum 0.9 (PyTorch's 0.1), epsilon 1e-5.
 
-    Statistics and normalisation are float32 at least; only the result is rounded to ``dtype``. The
-    running variance is the biased one, as flax has it; PyTorch's is unbiased.
+    Statistics and normalisation are float32 at least; only the result is rounded to ``dtype``. The running
+    variance is the biased one, as flax has it; PyTorch's is unbiased.
     """
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)(
-        x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    )
+    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    return norm(trees.upcast(x))
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """Take the maximum of each window, as ``nn.max_pool`` does, with a gradient that is fast on the CPU.
 
     The gradient of XLA's windowed maximum is a scatter that is slow on the CPU backend (measured by
-    ``experiments/benchmarks/convolution.py``). There the maximum is folded over shifted slices, across
-    and then down, which gives the same value, and the same gradient to the last bit: of equal entries
-    the first in row-major order gets it.
+    ``experiments/benchmarks/convolution.py``). There the maximum is folded over shifted slices, across and then
+    down, which gives the same value, and the same gradient to the last bit: of equal entries the first in
+    row-major order gets it.
     """
     if jax.default_backend() != "cpu":
         sides = [(padding, padding)] * 2

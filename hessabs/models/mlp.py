@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
+from hessabs import trees
+
 
 class MLP(nn.Module):
     """Fully connected layers with ReLU between them; see ``mlp``."""
@@ -25,33 +27,32 @@ class MLP(nn.Module):
         for width in self.hidden:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
         x = nn.Dense(self.num_classes, dtype=self.dtype)(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return trees.upcast(x)
 
 
 def mlp(num_classes: int = 10, hidden: Sequence[int] = (256, 256), *, dtype: Dtype | None = None) -> MLP:
     """Create a multilayer perceptron with ReLU.
 
-    Images are flattened. With the defaults and 28x28x1 images it is 784-256-256-10 with 269,322
-    parameters. Weights start as flax's defaults (LeCun normal, zero bias), not as PyTorch's
-    uniform.
+    Images are flattened. With the defaults and 28x28x1 images it is 784-256-256-10 with 269,322 parameters.
+    Weights start as flax's defaults (LeCun normal, zero bias), not as PyTorch's uniform.
 
     Args:
         num_classes: The number of classes, at least 1.
         hidden: The widths of the hidden layers, each at least 1; none makes a linear classifier.
-        dtype: The dtype of the computation (``jnp.bfloat16``, say); that of the input and the
-            parameters by default. Parameters are float32 and logits at least float32.
+        dtype: The dtype of the computation (``jnp.bfloat16``, say); by default that of the input and the
+            parameters. Parameters are float32 and logits at least float32.
 
     Returns:
-        A module called as ``module.apply(variables, x, train=False)``, with ``x`` floating point
-        (N, H, W, C) in [0, 1]; the result is (N, num_classes).
+        A module called as ``module.apply(variables, x, train=False)``, with ``x`` floating point (N, H, W, C)
+        in [0, 1]; the result is (N, num_classes).
 
     Raises:
         ValueError: A width or ``num_classes`` is below 1.
 
     Example:
-        >>> variables = jax.eval_shape(mlp().init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-        >>> sum(p.size for p in jax.tree.leaves(variables["params"]))
-        269322
+        >>> logits, _ = mlp(3).init_with_output(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+        >>> logits.shape
+        (2, 3)
     """
     if num_classes < 1 or any(width < 1 for width in hidden):
         raise ValueError(

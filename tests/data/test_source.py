@@ -14,6 +14,7 @@ from hessabs.data import (
     epoch_order,
     eval_batches,
     fingerprint,
+    hold_out,
     in_memory,
     micro_batches,
     reader,
@@ -154,6 +155,45 @@ def test_fingerprints_tell_examples_apart():
     items = as_source(Squares())
     assert fingerprint(items) == fingerprint(pickle.loads(pickle.dumps(items)))
     assert fingerprint(subset(items, np.arange(6))) != fingerprint(subset(items, np.arange(1, 7)))
+
+
+LABELLED = Arrays(
+    {
+        "image": np.arange(1000, dtype=np.uint8).reshape(1000, 1, 1, 1),
+        "label": np.arange(1000, dtype=np.int32),
+    }
+)
+
+
+def test_parts_are_disjoint_whole_and_stay_the_same():
+    rest, held = hold_out(LABELLED, 300)
+    both = np.concatenate([rest["label"], held["label"]])
+    assert (len(rest), len(held)) == (700, 300)
+    assert set(both.tolist()) == set(range(1000))
+    for part in (rest, held):
+        assert (np.diff(part["label"]) > 0).all()
+        np.testing.assert_array_equal(part["image"].ravel(), part["label"].astype(np.uint8))
+    again, held_again = hold_out(LABELLED, 300)
+    np.testing.assert_array_equal(held_again["label"], held["label"])
+    assert fingerprint(again) == fingerprint(rest) != fingerprint(held)
+    assert 450 < held["label"].mean() < 550  # from everywhere
+
+
+def test_a_larger_split_contains_a_smaller_one():
+    small, large = (set(hold_out(LABELLED, n)[1]["label"].tolist()) for n in (100, 200))
+    assert small < large
+
+
+def test_none_leaves_the_data_set_alone():
+    rest, held = hold_out(LABELLED, 0)
+    assert rest is LABELLED
+    assert len(held) == 0
+
+
+@pytest.mark.parametrize("number", [-1, 1000])
+def test_a_split_out_of_range(number):
+    with pytest.raises(ValueError, match=rf"must lie in \[0, 999\], for there are 1000 .* got {number}"):
+        hold_out(LABELLED, number)
 
 
 @pytest.mark.slow

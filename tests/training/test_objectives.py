@@ -1,5 +1,7 @@
 """Robust objectives against closed forms of a linear network, worked out in NumPy and float64."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,6 +108,12 @@ class Step:
     def accumulate(self, state, parts, fraction=1.0):
         """An update of several."""
         return self.functions.finish(state, self.totals(state, parts, fraction), 1.0)
+
+
+@functools.cache
+def step_of(make, *arguments, model=None):
+    """The functions of an objective, compiled once for all tests of it."""
+    return Step(make(*arguments), model and model())
 
 
 def weights(state):
@@ -251,9 +259,9 @@ def test_free_steps_params_and_perturbation_together(passes, step_size):
     np.testing.assert_allclose(weights(state)[1], bias, rtol=RTOL, atol=ATOL)
 
 
-@pytest.mark.parametrize("rho", [slow(0.0), 0.05, slow(1.0)])
+@pytest.mark.parametrize("rho", [slow(0.0), 0.3, slow(1.0)])
 def test_sam_descends_from_the_worst_params(rho):
-    step = Step(sam(rho))
+    step = step_of(sam, rho)
     parts = batches(2)
     total, loss = np.zeros_like(KERNEL), 0.0
     for batch in parts:
@@ -271,33 +279,32 @@ def test_sam_is_that_of_optax_where_the_gradient_is_not_zero():
     from optax.contrib import sam as optax_sam
 
     [batch] = batches(1)
-    step = Step(sam(0.3))
+    step = step_of(sam, 0.3)
     state = step.init()
-    params = jax.tree.map(jnp.copy, state.params)
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
+    tx = optax_sam(optax.sgd(LR), ascent, sync_period=2, opaque_mode=True)
 
     def loss(p):
         logits = Linear().apply({"params": p}, batch["image"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(0.3))
-    tx = optax_sam(optax.sgd(LR), ascent, sync_period=2, opaque_mode=True)
-    updates, _ = tx.update(
-        jax.grad(loss)(params), tx.init(params), params, grad_fn=lambda p, _: jax.grad(loss)(p)
-    )
-    want = optax.apply_updates(params, updates)
+    @jax.jit
+    def updated(p):
+        gradient_fn = jax.grad(loss)
+        updates, _ = tx.update(gradient_fn(p), tx.init(p), p, grad_fn=lambda p, _: gradient_fn(p))
+        return optax.apply_updates(p, updates)
+
+    want = updated(state.params)
     got = step.update(state, batch).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RTOL, atol=ATOL), got, want)
 
 
 def test_sam_of_a_zero_gradient_is_a_step_of_zero():
-    step = Step(sam(0.3))
+    step = step_of(sam, 0.3)
     state = step.init()
-    state = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
-    batch = {
-        "image": np.zeros((2, 2, 2, 1), np.float32),
-        "label": np.arange(2),
-        "weight": np.ones(2, np.float32),
-    }
+    state = state._replace(params=jax.tree.map(lambda x: jnp.array(np.zeros_like(x)), state.params))
+    [batch] = batches(1)
+    batch |= {"image": np.zeros_like(batch["image"]), "label": np.arange(N, dtype=np.int32) % 2}
     state = step.update(state, batch)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(state.params))
 
@@ -305,8 +312,8 @@ def test_sam_of_a_zero_gradient_is_a_step_of_zero():
 def test_sam_leaves_the_statistics_of_the_first_pass():
     [batch] = batches(1)
     states = []
-    for objective in (sam(0.5), Objective()):
-        step = Step(objective, Normed())
+    for make in ((sam, 0.5), (Objective,)):
+        step = step_of(*make, model=Normed)
         states.append(step.update(step.init(), batch).model_state)
     jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -315,13 +322,12 @@ def test_sam_leaves_the_statistics_of_the_first_pass():
     "objective",
     [
         mixing(make_inner("fgsm", 0.0), 1.0),
-        free(0.0),
-        *map(slow, (attacked(make_inner("pgd", 0.0)), sam(0.0), Objective())),
+        *map(slow, (free(0.0), attacked(make_inner("pgd", 0.0)), sam(0.0), Objective())),
     ],
     ids=["absa", "free", "pgd", "sam", "none"],
 )
 def test_no_perturbation_is_plain_training(objective):
-    step, plain = Step(objective), Step(Objective())
+    step, plain = Step(objective), step_of(Objective)
     state, want = step.init(), plain.init()
     for batch in batches(3):
         state, want = step.update(state, batch), plain.update(want, batch, None)
@@ -343,8 +349,7 @@ def test_random_starts_differ_by_update_micro_batch_and_seed():
     objective = attacked(make_inner("pgd", EPSILON, steps=1, step_size=1e-6))
     [batch] = batches(1)
     images = []
-    for seed in (0, 0, 1):
-        step = Step(objective, seed=seed)
+    for step in (Step(objective), Step(objective), Step(objective, seed=1)):
         state = step.init()
         for changed, number in ((state, 0), (state._replace(updates=jnp.int32(1)), 0), (state, 1)):
             images.append(np.asarray(step.perturb(changed, batch, number=number)["image"]).tobytes())
@@ -453,10 +458,6 @@ def test_a_resumed_run_has_the_same_bits(small, robust, tmp_path):
     ("given", "match"),
     [
         ({"robust": "free", "remainder": "keep"}, "`remainder` must be drop with robust=free"),
-        (
-            {"robust": "free", "micro_batch": "auto"},
-            "`micro_batch` must be fixed where micro-batches are compared",
-        ),
         (
             {"robust": "sam", "micro_batch": "auto"},
             "`micro_batch` must be fixed where micro-batches are compared",

@@ -13,19 +13,16 @@ from hessabs.typing import Params
 def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Objective:
     """Make the objective of free adversarial training, in L-infinity.
 
-    Each micro-batch comes several times in a row , each time under
-    the perturbation that the gradients so far have made; it lives on to the next micro-batch. Each pass counts
-    as examples trained on, so a run makes as many passes and updates as any other and sees fewer images more
-    often, as in the paper. Where an update takes several passes, they share one set of params: with as many
-    as replays that is FreeLB.
+    Each micro-batch comes several times in a row, each time under the perturbation that the gradients so far
+    have made; it lives on to the next micro-batch, as the memory of the objective. Each pass counts as examples
+    trained on, so a run makes as many passes and updates as any other and sees fewer images more often, as in
+    the paper. Where an update takes several passes, they share one set of params: with as many as replays that
+    is FreeLB.
 
     Args:
       epsilon: Bound of the perturbation, in pixel values of [0, 1], at least 0.
       step_size: Step of the perturbation; epsilon by default, as published.
       replays: How often in a row each micro-batch comes, at least 1.
-
-    Returns:
-      An ``Objective``; its memory is the perturbation, float32, of the shape of the images.
 
     References:
       Shafahi et al. (2019), arXiv:1904.12843, Algorithm 1; Zhu et al. (2019), arXiv:1909.11764, for FreeLB.

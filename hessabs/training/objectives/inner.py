@@ -18,13 +18,7 @@ class InnerAttack(NamedTuple):
     iterated: bool  # whether it is a loop
 
 
-def make_inner(
-    name: str,
-    epsilon: float,
-    *,
-    steps: int = 10,
-    step_size: float | None = None,
-) -> InnerAttack:
+def make_inner(name: str, epsilon: float, *, steps: int = 10, step_size: float | None = None) -> InnerAttack:
     """Make an attack by its name, to go to the highest loss and not just to the first error.
 
     Args:
@@ -33,9 +27,6 @@ def make_inner(
         and l2hess, L-infinity for the others.
       steps: Gradient steps, or products with the input Hessian (fhsm, l2hess).
       step_size: Length of a step, None for the attack's own choice; only for ``STEP_SIZED``.
-
-    Returns:
-      An ``InnerAttack``.
 
     Raises:
       ValueError: If the name is unknown, or a number is out of range.

@@ -1,4 +1,4 @@
-"""ABSA: a fraction of each micro-batch is replaced by adversarial examples; the rule says how large."""
+"""Training on attacked images: all of each micro-batch (Madry), or a fraction that the rule says (ABSA)."""
 
 from typing import Any
 
@@ -12,17 +12,37 @@ from hessabs.training.task import Task, attack_loss
 from hessabs.typing import Params
 
 
+def attacked(inner: InnerAttack) -> Objective:
+    """Make the objective that trains on attacked images alone, ``min_theta mean max_x' J(theta, x', y)``.
+
+    With projected gradient descent inside it is Madry's training; with FGSM, L2GRAD, FHSM or L2HESS it gives
+    the robust models of Yao et al. (2018), arXiv:1802.08241.
+
+    Args:
+      inner: The inner maximisation, with the network in evaluation mode.
+
+    References:
+      Madry et al. (2017), arXiv:1706.06083, equation 2.1. Differs from the published code: the network is in
+      evaluation mode inside, as everywhere here, and the best point on the way is taken, not the last one.
+    """
+
+    def perturb(
+        task: Task, params: Params, model_state: Any, batch: Any, fraction: Any, key: jax.Array, share: Share
+    ) -> Any:
+        del fraction, share
+        return inner.attack(attack_loss(task, model_state), params, batch, key)
+
+    return Objective(perturb=perturb, iterated=inner.iterated, fraction=1.0)
+
+
 def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
-    """Make the objective of ABSA.
+    """Make the objective of ABSA, which follows the adversarial fraction of the rule.
 
     The first examples of each micro-batch are attacked, whether one is handled at once or several.
 
     Args:
       inner: The attack on them, with the network in evaluation mode.
       max_fraction: The largest fraction there will be.
-
-    Returns:
-      An ``Objective`` that follows the adversarial fraction of the rule.
 
     References:
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1.
@@ -39,15 +59,9 @@ def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
             most = -(-attacked // share.devices) / here
             replaced = num_replaced(fraction, size) - share.index
             fraction = jnp.maximum(0, -(-replaced // share.devices)) * (1 / here)
+        loss_fn = attack_loss(task, model_state)
         return replace_fraction(
-            inner.attack,
-            attack_loss(task, model_state),
-            params,
-            batch,
-            fraction,
-            key,
-            max_fraction=most,
-            part_size=here,
+            inner.attack, loss_fn, params, batch, fraction, key, max_fraction=most, part_size=here
         )
 
     return Objective(perturb=perturb, iterated=inner.iterated, max_fraction=max_fraction)

@@ -5,10 +5,9 @@ from collections.abc import Collection
 from typing import Annotated, Any, Literal, NamedTuple
 
 from hessabs.training.fields import check_types
-from hessabs.training.objectives.attacked import attacked
 from hessabs.training.objectives.free import free
 from hessabs.training.objectives.inner import ITERATED, STEP_SIZED, make_inner
-from hessabs.training.objectives.mixing import mixing
+from hessabs.training.objectives.mixing import attacked, mixing
 from hessabs.training.objectives.objective import Objective
 from hessabs.training.objectives.sam import sam
 from hessabs.training.objectives.trades import trades
@@ -54,11 +53,7 @@ class ObjectiveSettings(NamedTuple):
 
 
 def resolve_objective(settings: ObjectiveSettings, method: str, fraction: float | None) -> ObjectiveSettings:
-    """Check the settings and fill in what depends on the method and its adversarial fraction (None: its own).
-
-    Raises:
-      ValueError: In one line, what was got and what to do.
-    """
+    """Check the settings, and fill in what depends on the method and its fraction (None: the method's own)."""
     check_types(settings)
     robust = settings.robust
     if robust not in (None, "absa") and fraction:
@@ -119,9 +114,8 @@ def make_objective(settings: ObjectiveSettings, fraction: float) -> Objective:
         return free(settings.epsilon, settings.attack_step_size, settings.free_replays)
     if settings.attack is None:
         return Objective()
-    inner = make_inner(
-        settings.attack, settings.epsilon, steps=settings.attack_steps, step_size=settings.attack_step_size
-    )
+    steps, step_size = settings.attack_steps, settings.attack_step_size
+    inner = make_inner(settings.attack, settings.epsilon, steps=steps, step_size=step_size)
     if settings.robust == "trades":
         return trades(inner, settings.trades_beta)
     return attacked(inner) if settings.robust == "pgd" else mixing(inner, fraction)

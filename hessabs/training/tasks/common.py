@@ -40,18 +40,7 @@ def scale_images(batch: Any) -> dict[str, Any]:
 
 
 def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: OutputLoss | None) -> Fields:
-    """Find out what the examples are, and what a network is to make of them.
-
-    Args:
-      data: Images or text, or (train, test).
-      inputs: The key of a batch that the network is applied to, or a function of the batch; None for "image",
-        or all but the last of "tokens".
-      loss: Of outputs and batch; None for that of classes, or of next tokens.
-
-    Raises:
-      ValueError: If neither follows from the data, or a ``Dataset`` holds neither tokens nor images with labels
-        of its classes.
-    """
+    """Find out what the examples are, and what a network is to make of them; the arguments are ``linen``'s."""
     if isinstance(data, Dataset):
         data = check_examples(data)
     train, test = map(as_source, (data.train, data.test) if isinstance(data, Dataset) else data)
@@ -82,13 +71,9 @@ def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: Outpu
     return Fields(train, test, get, loss, rest, get(prepare(weighted)))
 
 
-def make_task(
-    name: str, fields: Fields, init: Any, apply: Apply, example_inputs: Any = None, **rest: Any
-) -> Task:
-    """Put a task together, of which ``apply`` is the network.
-
-    Raises:
-      ValueError: If outputs, labels and loss do not fit, before anything is computed.
+def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -> Task:
+    """Put a task together, of which ``apply`` is the network; nothing is computed before outputs, labels and
+    loss are found to fit.
     """
     inputs, output_loss = fields.inputs, fields.loss
 

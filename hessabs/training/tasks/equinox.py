@@ -27,18 +27,8 @@ def equinox(
     called as ``module(x, state)`` and returns the outputs and the state; batch norm sees the axis ``"batch"``.
 
     Args:
-      factory: ``factory(key) -> module``, or ``-> (module, state)``.
-      data: A ``hessabs.data.Dataset``, or (train, test): arrays or any source with random access.
-      name: For messages and records; the name of the module's class by default.
-      inputs: As of ``linen``.
-      loss: As of ``linen``.
-      **fields: Further fields of the ``Task``.
-
-    Returns:
-      A ``Task``.
-
-    Raises:
-      ValueError: If outputs and labels do not fit.
+      factory: ``factory(key) -> module``, or ``-> (module, state)``; the other arguments and what is refused
+        are as for ``linen``.
 
     Example:
       >>> import equinox as eqx
@@ -81,9 +71,8 @@ def equinox(
             return module(x, state, **options) if has_state else (module(x, **options), None)
 
         state = jax.tree.unflatten(state_structure, [model_state[k] for k in sorted(model_state)])
-        outputs, new = jax.vmap(one, in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch")(
-            x, keys, state
-        )
+        batched = jax.vmap(one, in_axes=(0, 0, None), out_axes=(0, None), axis_name="batch")
+        outputs, new = batched(x, keys, state)
         return outputs, dict(_numbered(new)) if has_state else {}
 
     return make_task(name or type(module).__name__, found, init, apply, **fields)

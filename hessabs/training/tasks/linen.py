@@ -11,6 +11,9 @@ from hessabs.training.task import Task
 from hessabs.training.tasks.common import Data, make_task, read_data
 from hessabs.training.tasks.losses import OutputLoss
 
+# Parameters by which a module is told its mode, and what says that it is trained.
+_MODES = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
+
 
 def linen(
     module: nn.Module,
@@ -25,8 +28,7 @@ def linen(
 
     The module is called as ``module(inputs)``, with ``train=`` (or ``deterministic=``,
     ``use_running_average=``) where it has such a parameter; its random streams are those that it asks for by
-    the names ``dropout``, ``params`` and ``noise``. Its collections beside the params are the state of the
-    model.
+    the names ``dropout``, ``params`` and ``noise``. Its collections beside the params are the model's state.
 
     Args:
       module: The network.
@@ -37,9 +39,6 @@ def linen(
       loss: ``loss(outputs, batch) -> Mean(mean, weight, metrics)``; None for ``classification``, or
         ``next_token``.
       **fields: Further fields of the ``Task``.
-
-    Returns:
-      A ``Task``.
 
     Raises:
       ValueError: If the module does not take such inputs, or outputs and labels do not fit.
@@ -54,12 +53,10 @@ def linen(
     found = read_data(data, inputs, loss)
     name = name or type(module).__name__
     parameters = inspect.signature(type(module).__call__).parameters
-    mode = next(
-        (m for m in ("train", "training", "deterministic", "use_running_average") if m in parameters), None
-    )
+    mode = next((mode for mode in _MODES if mode in parameters), None)
 
     def modes(train: bool) -> dict[str, Any]:
-        return {} if mode is None else {mode: train == (mode in ("train", "training"))}
+        return {} if mode is None else {mode: train == _MODES[mode]}
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         streams = {"params": key, "dropout": jax.random.fold_in(key, 1), "noise": jax.random.fold_in(key, 2)}
@@ -67,9 +64,10 @@ def linen(
             model_state = dict(module.init(streams, found.example, **modes(False)))
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
+            shapes = ", ".join(str(tuple(x.shape)) for x in jax.tree.leaves(found.example))
+            network = f"The network {type(module).__name__}"
             raise ValueError(
-                f"The network {type(module).__name__} does not take the inputs of {name}, shape "
-                f"{_shapes(found.example)}: {reason}"
+                f"{network} does not take the inputs of {name}, shape {shapes}: {reason}"
             ) from error
         return model_state.pop("params"), model_state
 
@@ -82,7 +80,3 @@ def linen(
         return outputs, dict(changed)
 
     return make_task(name, found, init, apply, **fields)
-
-
-def _shapes(example: Any) -> str:
-    return ", ".join(str(tuple(x.shape)) for x in jax.tree.leaves(example))

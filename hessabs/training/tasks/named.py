@@ -9,7 +9,7 @@ from flax import linen as linen_modules
 from flax import nnx as nnx_modules
 
 from hessabs import models
-from hessabs.data import AUGMENTATIONS, Dataset, check_examples, hold_out, load
+from hessabs.data import Dataset, hold_out, load
 from hessabs.data.text import LENGTH, describe, is_text
 from hessabs.training import factories
 from hessabs.training.factories import FACTORIES, Factory, call_factory, load_factory
@@ -62,14 +62,8 @@ class TaskSettings(NamedTuple):
 
 
 def check_named(settings: TaskSettings) -> None:
-    """Check the fields that need no data to be checked.
-
-    Raises:
-      ValueError: In one line, what was got and what to do.
-    """
+    """Check the fields that need no data to be checked; a ``ValueError`` says what was got and what to do."""
     check_types(settings)
-    if settings.augment not in AUGMENTATIONS:
-        raise ValueError(f"`augment` must be one of {', '.join(AUGMENTATIONS)}, got {settings.augment!r}.")
     if settings.augment == "resized_crop" and settings.image_size is None:
         raise ValueError("`augment` resized_crop needs `image_size`, the side of the crops; got none.")
     for name in ("data_workers", "validation_examples"):
@@ -104,18 +98,10 @@ def _check_kind(settings: TaskSettings) -> None:
 def make_named(
     settings: TaskSettings, loaded: Mapping[str, Factory] | None = None, vocabulary: str | None = None
 ) -> Task:
-    """Make the task of some settings.
+    """Make the task of some settings; its own ``settings`` are these, and where its factories lie.
 
-    Args:
-      settings: What is learnt.
-      loaded: Factories by the name of their setting, ``model`` or ``task``, that are loaded already.
-      vocabulary: The known characters of a text; None for its own.
-
-    Returns:
-      A ``Task`` whose ``settings`` are these, and where its factories lie.
-
-    Raises:
-      ValueError: If a factory is missing, raises or returns something else, or data and network do not fit.
+    ``loaded`` holds factories that are loaded already, by the name of their setting, ``model`` or ``task``;
+    ``vocabulary`` the known characters of a text, where they are not its own.
     """
     check_named(settings)
     found = dict(loaded or {})
@@ -142,7 +128,6 @@ def make_named(
     )
     if dataset.facts:
         record |= {"text": dataset.facts, "sequence_length": settings.sequence_length or LENGTH}
-    dataset = check_examples(dataset)
     train, held_out = hold_out(dataset.train, settings.validation_examples)
     dataset = dataset._replace(train=train)
     options: dict[str, Any] = {
@@ -200,10 +185,6 @@ def recorded_task(
 
     Returns:
       The task, and lines that say which named factories differ from the recorded ones.
-
-    Raises:
-      ValueError: If a recorded factory is not to be trusted, with the flag to give; or the run was made of a
-        task in Python, which has to be named.
     """
     config = record.get("config", {})
     fields = {name: config[name] for name in TaskSettings._fields if name in config}

@@ -11,8 +11,6 @@ from hessabs.training.task import Task
 from hessabs.training.tasks.common import Data, make_task, read_data
 from hessabs.training.tasks.losses import OutputLoss
 
-_KINDS: tuple[Any, ...] = (flax_nnx.Param, flax_nnx.RngState, ...)  # the last: all else
-
 
 def nnx(
     factory: Callable[[flax_nnx.Rngs], flax_nnx.Module],
@@ -30,18 +28,7 @@ def nnx(
     ``eval()`` of the module switch its mode.
 
     Args:
-      factory: ``factory(rngs) -> module``, as in ``lambda rngs: Net(10, rngs=rngs)``.
-      data: A ``hessabs.data.Dataset``, or (train, test): arrays or any source with random access.
-      name: For messages and records; the name of the module's class by default.
-      inputs: As of ``linen``.
-      loss: As of ``linen``.
-      **fields: Further fields of the ``Task``.
-
-    Returns:
-      A ``Task``.
-
-    Raises:
-      ValueError: If outputs and labels do not fit.
+      factory: ``factory(rngs) -> module``; the other arguments and what is refused are as for ``linen``.
 
     Example:
       >>> from hessabs import data
@@ -60,15 +47,12 @@ def nnx(
     # The structure is that of any key; the streams of random numbers are templates.
     shapes = flax_nnx.eval_shape(lambda: factory(flax_nnx.Rngs(0)))
     shapes.eval()
-    parts: Any = flax_nnx.split(shapes, *_KINDS)
-    evaluating, params_like, streams_like, state_like = parts
+    evaluating, params_like, streams_like, state_like = _split(shapes)
     shapes.train()
     training = flax_nnx.graphdef(shapes)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
-        module = factory(flax_nnx.Rngs(key))
-        drawn: Any = flax_nnx.split(module, *_KINDS)
-        _, params, _, model_state = drawn
+        _, params, _, model_state = _split(factory(flax_nnx.Rngs(key)))
         return flax_nnx.to_pure_dict(params), flax_nnx.to_pure_dict(model_state)
 
     def apply(params: Any, model_state: Any, x: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
@@ -79,16 +63,14 @@ def nnx(
             _filled(state_like, model_state),
         )
         outputs = module(x)
-        if not train:
-            return outputs, model_state
-        return outputs, flax_nnx.to_pure_dict(flax_nnx.state(module, _is_other))
+        return outputs, flax_nnx.to_pure_dict(_split(module)[3]) if train else model_state
 
     return make_task(name or type(shapes).__name__, found, init, apply, **fields)
 
 
-def _is_other(path: Any, value: Any) -> bool:
-    kind = getattr(value, "type", type(value))
-    return not issubclass(kind, (flax_nnx.Param, flax_nnx.RngState))
+def _split(module: flax_nnx.Module) -> Any:
+    """Take a module apart: its structure, params, random streams, and all else."""
+    return flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
 
 
 def _filled(like: Any, values: Any) -> Any:
