@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hessabs.data.source import Arrays
 from hessabs.data.catalog import DatasetNotFoundError
+from hessabs.data.source import Arrays
 
 STDLIB = "stdlib"
 LENGTH = 64
