@@ -8,6 +8,7 @@ from hessabs.batch_size.controller import (
     GradientStatistics,
     Measurement,
     Observation,
+    restore,
 )
 from hessabs.batch_size.counting import NEVER, Count
 from hessabs.batch_size.cyclical import cyclical
@@ -16,7 +17,6 @@ from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import absa, hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Plan, PlannedEpoch, plan
-from hessabs.batch_size.resume import restore
 from hessabs.batch_size.rule import (
     Coupling,
     Decision,

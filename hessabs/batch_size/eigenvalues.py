@@ -1,10 +1,12 @@
 """What a rule may believe of a measured eigenvalue."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from hessabs.batch_size.controller import ControllerState, Observation
-from hessabs.batch_size.counting import Count
+from hessabs.batch_size.counting import Count, next_multiple, where
 
 
 def mean_and_error(eigenvalues: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -30,30 +32,28 @@ def mean_and_error(eigenvalues: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.mean(eigenvalues), jnp.std(eigenvalues, ddof=1) / eigenvalues.shape[0] ** 0.5
 
 
-def need_eigenvalue(observation: Observation, rule: str) -> jax.Array:
-    """Return the eigenvalue of an observation, float32 (NaN where none was due), or raise ``ValueError``."""
+def hear(
+    observation: Observation, state: ControllerState, every: int, rule: str
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+    """Read the eigenvalue that a rule is told; its memory has the fields ``measure_at`` and ``owed``.
+
+    NaN says that none was measured. One that was due and was not told may still be told at a later update, with
+    a ``state.measure`` that says it is fresh.
+
+    Returns the eigenvalue, float32; whether one is due now, and whether it is one that the rule asked for, bool
+    scalars; and the two fields of the memory.
+    """
     if observation.eigenvalue is None:
         raise ValueError(
             f"The observation has no `eigenvalue`, which {rule} needs; "
             "where none is due (state.measure is False) pass float('nan')."
         )
-    return jnp.asarray(observation.eigenvalue, jnp.float32)
-
-
-def hear(
-    state: ControllerState, samples: Count, eigenvalue: jax.Array, measure_at: Count, owed: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tell what an eigenvalue is to a rule that asked for one: NaN says that none was measured.
-
-    One that was due and was not told may still be told at a later update, with a ``state.measure`` that says it
-    is fresh.
-
-    Returns bool scalars: whether one is due now; whether the rule is told one that it asked for; whether one is
-    owed.
-    """
-    due = state.measure & (samples >= measure_at)
-    told = (due | (state.measure & owed)) & ~jnp.isnan(eigenvalue)
-    return due, told, (due | owed) & ~told
+    samples, memory = Count.of(observation.samples), state.rule
+    eigenvalue = jnp.asarray(observation.eigenvalue, jnp.float32)
+    due = state.measure & (samples >= memory.measure_at)
+    told = (due | (state.measure & memory.owed)) & ~jnp.isnan(eigenvalue)
+    measure_at = where(due, next_multiple(samples, every), memory.measure_at)
+    return eigenvalue, due, told, {"measure_at": measure_at, "owed": (due | memory.owed) & ~told}
 
 
 def is_valid(eigenvalue: jax.Array) -> jax.Array:

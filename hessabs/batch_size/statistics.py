@@ -18,8 +18,8 @@ def gradient_statistics(
     """Compare the gradients of equal parts of a batch.
 
     Args:
-      gradients: The mean gradient of each part, a pytree whose leaves have a leading axis of parts; on each
-        device of ``axis_name`` the parts of that device (one: ``jax.tree.map(lambda g: g[None], gradient)``).
+      gradients: The mean gradient of each part, a pytree whose leaves have a leading axis of parts (those of
+        this device, with ``axis_name``).
       part_size: Examples in each part.
       axis_name: A mapped axis whose devices hold further parts, as many each.
 

@@ -14,19 +14,22 @@ import hessabs
 from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
 
-def run(tx, gradients, numbers, **extra):
-    state, out = tx.init(jnp.zeros(())), []
+def run(tx, gradients, numbers):
+    state, out, update = tx.init(jnp.zeros(())), [], jax.jit(tx.update)
     for g, k in zip(gradients, numbers, strict=True):
-        updates, state = tx.update(jnp.float32(g), state, jnp.zeros(()), num_micro_batches=k, **extra)
+        updates, state = update(np.float32(g), state, np.float32(0), num_micro_batches=k)
         out.append(float(updates))
     return out, state
+
+
+SUMMED = hessabs.accumulate(optax.identity())  # compiled once
 
 
 @settings(max_examples=25, deadline=None)
 @given(calls=st.lists(st.tuples(st.integers(-8, 8), st.integers(1, 5)), min_size=1, max_size=20))
 def test_no_gradient_is_lost_however_the_number_changes(calls):
     gradients, numbers = zip(*calls, strict=True)
-    out, state = run(hessabs.accumulate(optax.identity()), gradients, numbers)
+    out, state = run(SUMMED, gradients, numbers)
     pending, want = [], []
     for g, k in calls:
         pending.append(g)
@@ -51,11 +54,11 @@ def test_weights_are_exact_for_micro_batches_of_unequal_size():
 def test_the_mean_of_bfloat16_gradients_is_taken_in_float32():
     # 1 + 1/256 is no bfloat16: a sum of 256 ones and a small one in bfloat16 would lose it.
     tx = hessabs.accumulate(optax.identity(), num_micro_batches=512)
-    state = tx.init(jnp.zeros((), jnp.bfloat16))
+    state, one = tx.init(jnp.zeros((), jnp.bfloat16)), jnp.ones((), jnp.bfloat16)
     assert state.total.dtype == jnp.float32
     update = jax.jit(tx.update)
     for _ in range(512):
-        updates, state = update(jnp.ones((), jnp.bfloat16), state)
+        updates, state = update(one, state)
     assert (float(updates), updates.dtype) == (1.0, jnp.bfloat16)
 
 
@@ -95,9 +98,10 @@ def test_the_inner_update_runs_at_the_boundary_alone_where_multi_steps_always_ru
     tx = hessabs.accumulate(counting(ours), num_micro_batches=3)
     multi = optax.MultiSteps(counting(theirs), every_k_schedule=3)
     state, multi_state = tx.init(jnp.zeros(())), multi.init(jnp.zeros(()))
+    update, multi_update = jax.jit(tx.update), jax.jit(multi.update)
     for _ in range(6):
-        _, state = tx.update(jnp.ones(()), state)
-        _, multi_state = multi.update(jnp.ones(()), multi_state)
+        _, state = update(jnp.ones(()), state)
+        _, multi_state = multi_update(jnp.ones(()), multi_state)
     jax.effects_barrier()
     assert (len(ours), len(theirs)) == (2, 6)
 
@@ -117,7 +121,7 @@ def test_extra_arguments_reach_the_inner_update_where_multi_steps_drops_them():
 
 def test_a_number_that_shrinks_half_way_loses_nothing_where_multi_steps_loses_the_gradient():
     gradients, numbers = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [4, 4, 4, 2, 2, 2]
-    ours, _ = run(hessabs.accumulate(optax.identity()), gradients, numbers)
+    ours, _ = run(SUMMED, gradients, numbers)
     assert ours == [0.0, 0.0, 0.0, 2.5, 0.0, 5.5]
     current = [4]
     multi = optax.MultiSteps(optax.identity(), every_k_schedule=lambda step: current[0])

@@ -25,7 +25,7 @@ def padded_params():
     return {"w": jnp.pad(make_params()["w"], ((0, 0), (0, 1))), "b": jnp.arange(4.0) - 1}
 
 
-def follow(params, jitted, steps=6):
+def follow(params, jitted, steps=4):
     tx = make_tx()
     state = tx.init(params)
     update = jax.jit(tx.update) if jitted else tx.update
