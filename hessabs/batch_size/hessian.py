@@ -1,5 +1,6 @@
 """ABS and ABSA: the batch grows where the top Hessian eigenvalue falls."""
 
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 from hessabs.batch_size.checks import require, require_one_of, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.eigenvalues import hear, is_valid
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller, with_adversarial
 from hessabs.batch_size.sizes import grow_by, whole_batches
+from hessabs.batch_size.statistics import hear, is_valid
 
 Signal = Literal["eigenvalue", "eigenvalue_times_lr"]
 Block = Literal["all", "last_layer"]
@@ -104,9 +105,8 @@ def hessian_adaptive(
         return Decision(batch_size, rate.of(batch_size), memory, measure_at=measure_at, grew=grew)
 
     def init(rate: Rate) -> Decision:
-        # An array each, so that the state may be donated.
-        zeros = [jnp.zeros((), dtype) for dtype in (jnp.float32, jnp.float32, bool, jnp.int32, bool)]
-        memory = _Memory(*zeros[:4], measure_at=Count.of(measure_every), owed=zeros[4])
+        zero, when = functools.partial(jnp.zeros, ()), Count.of(measure_every)
+        memory = _Memory(zero(jnp.float32), zero(jnp.float32), zero(bool), zero(jnp.int32), when, zero(bool))
         return decide(jnp.int32(initial), memory, rate, False)
 
     def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:

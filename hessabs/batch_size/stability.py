@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from hessabs.batch_size.checks import require, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.eigenvalues import hear, is_valid
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
 from hessabs.batch_size.sizes import ladder
+from hessabs.batch_size.statistics import hear, is_valid
 
 
 class _Memory(NamedTuple):

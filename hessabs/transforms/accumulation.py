@@ -1,5 +1,6 @@
 """Gradient accumulation whose number of micro-batches may change at any time."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -89,10 +90,12 @@ def accumulate(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> AccumulateState:
-        # An array each, so that the state may be donated.
-        dtypes = (jnp.int32, jnp.int32, jnp.int32, bool, jnp.float32, jnp.float32)
+        zero = functools.partial(jnp.zeros, ())  # an array each, so that the state may be donated
+        counts = zero(jnp.int32), zero(jnp.int32), zero(jnp.int32)
         total = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params)
-        return AccumulateState(*(jnp.zeros((), dtype) for dtype in dtypes), total, inner.init(params))
+        return AccumulateState(
+            *counts, zero(bool), zero(jnp.float32), zero(jnp.float32), total, inner.init(params)
+        )
 
     def update(
         updates: optax.Updates,

@@ -72,10 +72,6 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
       (4, 2.0, 8)
     """
 
-    def init(params: Params) -> AdaptiveBatchSizeState:
-        del params
-        return _start(controller, ())
-
     def update(
         updates: optax.Updates,
         state: AdaptiveBatchSizeState,
@@ -102,7 +98,7 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
             _check_parts(controller, observation.gradient)
         return scaled(updates, state.controller.lr_scale), _advance(controller, observation, state, ())
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: _start(controller, ()), update)
 
 
 def self_measuring_batch_size(

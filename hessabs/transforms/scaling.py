@@ -40,10 +40,6 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
       Goyal et al. (2017), arXiv:1706.02677, the linear scaling rule.
     """
 
-    def init(params: Params) -> ScaleByBatchSizeState:
-        del params
-        return ScaleByBatchSizeState(jnp.ones((), jnp.float32))
-
     def update(
         updates: optax.Updates,
         state: ScaleByBatchSizeState,
@@ -61,7 +57,7 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
         scale = jnp.asarray(lr_scale, jnp.float32)
         return scaled(updates, scale), ScaleByBatchSizeState(scale)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: ScaleByBatchSizeState(jnp.float32(1)), update)
 
 
 class BySamplesState(NamedTuple):
@@ -102,10 +98,6 @@ def by_samples(
     """
     require("be at least 1", examples_per_step=examples_per_step)
 
-    def init(params: Params) -> BySamplesState:
-        del params
-        return BySamplesState(Count.of(0))
-
     def update(
         updates: optax.Updates,
         state: BySamplesState,
@@ -128,7 +120,7 @@ def by_samples(
         rate = jnp.asarray(schedule(step), jnp.float32) * (-1 if flip_sign else 1)
         return scaled(updates, rate), BySamplesState(state.samples + examples)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: BySamplesState(Count.of(0)), update)
 
 
 def scaled(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
