@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller, Observation
-from hessabs.batch_size.planner import Observe, Plan, Remainder, plan, steady, told_eigenvalue, told_gradient
+from hessabs.batch_size.planner import Observe, Plan, plan, steady, told_eigenvalue, told_gradient
 
 
 class Bounds(NamedTuple):
@@ -15,14 +15,7 @@ class Bounds(NamedTuple):
 
 
 def growth_bounds(
-    controller: Controller,
-    *,
-    num_examples: int,
-    epochs: int,
-    micro_batch_size: int | None = None,
-    remainder: Remainder = "drop",
-    whole_updates: bool = False,
-    decrease: float = 2.0,
+    controller: Controller, *, num_examples: int, epochs: int, decrease: float = 2.0, **options: Any
 ) -> Bounds:
     """Find the earliest and the latest growth that measurements could bring, and so bounds on the updates.
 
@@ -30,9 +23,10 @@ def growth_bounds(
     that are tiny and that are huge; gradients that are noise alone and that have none.
 
     Args:
-      controller, num_examples, epochs, micro_batch_size, remainder, whole_updates: As in ``plan``.
+      controller, num_examples, epochs: As in ``plan``.
       decrease: The fall of the eigenvalue from each measurement to the next, above 1, at least that which the
         rule asks for (twice that where its signal is multiplied by a learning rate that doubles).
+      **options: As in ``plan``: ``micro_batch_size``, ``remainder``, ``whole_updates``.
 
     Returns:
       The two plans; the same twice for a rule that measures nothing.
@@ -58,8 +52,7 @@ def growth_bounds(
             lambda samples, count: told_eigenvalue(samples, 2.0**-120),
             lambda samples, count: told_eigenvalue(samples, 2.0**120),
         )
-    run: dict[str, Any] = {"num_examples": num_examples, "epochs": epochs, "micro_batch_size": micro_batch_size}
-    run |= {"remainder": remainder, "whole_updates": whole_updates}
+    run = {"num_examples": num_examples, "epochs": epochs, **options}
     plans = [plan(controller, observe=observe, **run) for observe in observers]
     return Bounds(min(plans, key=lambda p: p.updates), max(plans, key=lambda p: p.updates))
 

@@ -97,8 +97,9 @@ def draw(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_python_loop_and_a_scan_give_the_same_bits(name):
-    states = drive.host(CONTROLLERS[name], draw(name))
-    drive.assert_same_bits(drive.stack(states), SCANS[name](draw(name)))
+    values, few = draw(name), 16
+    states = drive.stack(drive.host(CONTROLLERS[name], values[:few]))
+    drive.assert_same_bits(states, jax.tree.map(lambda leaf: leaf[:few], SCANS[name](values)))
 
 
 @pytest.mark.parametrize("name", ["linear_scaling", "absa_sqrt", "adascale"])

@@ -46,7 +46,7 @@ def test_division_is_exact(divisor):
         assert (int(quotient), int(rest)) == divmod(number, divisor)
 
     check()
-    if divisor in (50_000, 10**12 + 39):  # one of each way, not compiled as a whole
+    if divisor == 50_000:  # and not compiled as a whole
         assert [int(part) for part in divide(Count.of(10**13), divisor)] == list(divmod(10**13, divisor))
 
 

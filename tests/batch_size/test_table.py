@@ -35,7 +35,7 @@ def megatron(start, increment, ramp, maximum, consumed):
     return maximum if consumed > ramp else min(start + consumed * growths // ramp * increment, maximum)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     start=st.integers(1, 300),
     increment=st.integers(1, 60),
