@@ -8,15 +8,14 @@ from hessabs.batch_size.controller import (
     GradientStatistics,
     Measurement,
     Observation,
+    restore,
 )
 from hessabs.batch_size.counting import NEVER, Count
 from hessabs.batch_size.cyclical import cyclical
-from hessabs.batch_size.eigenvalues import mean_and_error
 from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
 from hessabs.batch_size.hessian import absa, hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Plan, PlannedEpoch, plan
-from hessabs.batch_size.resume import restore
 from hessabs.batch_size.rule import (
     Coupling,
     Decision,
@@ -28,7 +27,7 @@ from hessabs.batch_size.rule import (
     with_decay,
 )
 from hessabs.batch_size.stability import stability_limited
-from hessabs.batch_size.statistics import gradient_statistics, noise_and_signal
+from hessabs.batch_size.statistics import gradient_statistics, mean_and_error, noise_and_signal
 from hessabs.batch_size.table import constant, linear_ramp, linear_scaling, schedule
 
 __all__ = [

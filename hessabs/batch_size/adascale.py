@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
-from hessabs.batch_size.counting import Count, where
-from hessabs.batch_size.events import check_every, next_multiple
-from hessabs.batch_size.noise import NoiseMemory, check_average
+from hessabs.batch_size.counting import Count, next_multiple, where
+from hessabs.batch_size.noise import NoiseMemory
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
-from hessabs.batch_size.sizes import check_batch_sizes, rounded
+from hessabs.batch_size.sizes import rounded
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal
 
 
@@ -25,11 +25,10 @@ class _Memory(NamedTuple):
 def adascale(batch_size: int, *, base_batch_size: int, measure_every: int, average_over: int = 8) -> Controller:
     """Keep one large batch and scale the learning rate by the gain that its gradient's noise allows.
 
-    With ``S = batch_size / base_batch_size``, the variance ``sigma^2`` of the gradient of a base batch and
-    the square ``mu^2`` of the true gradient, the gain is ``r = (sigma^2 + mu^2) / (sigma^2 / S + mu^2)``, from
-    1 (no noise: a larger batch is worth nothing) to S (all noise). One update counts for r updates of the base
-    batch: the points of ``with_decay`` are counted in these, so the training takes as long as the noise makes
-    it.
+    With ``S = batch_size / base_batch_size``, the variance ``sigma^2`` of the gradient of a base batch and the
+    square ``mu^2`` of the true gradient, the gain is ``r = (sigma^2 + mu^2) / (sigma^2 / S + mu^2)``, from 1
+    (no noise: a larger batch is worth nothing) to S (all noise). One update counts for r updates of the base
+    batch; the points of ``with_decay`` are counted in these, so training takes as long as the noise makes it.
 
     Args:
       batch_size: Examples per update, at least two parts, a multiple of ``base_batch_size``.
@@ -55,27 +54,21 @@ def adascale(batch_size: int, *, base_batch_size: int, measure_every: int, avera
     References:
       Johnson et al. (2020), AdaScale SGD, arXiv:2007.05105.
     """
-    check_batch_sizes(batch_size, batch_size)
+    require_sizes(batch_size, batch_size)
     if not 1 <= base_batch_size <= batch_size or batch_size % base_batch_size:
         raise ValueError(f"`base_batch_size` must divide batch_size={batch_size}, got {base_batch_size}.")
-    check_every("measure_every", measure_every)
-    check_average(average_over)
+    require("be at least 1 example", measure_every=measure_every)
+    require("be a power of two observations", average_over=average_over)
     scale = batch_size // base_batch_size
 
     def decide(memory: _Memory) -> Decision:
-        size, progress = jnp.int32(batch_size), memory.progress
-        return Decision(size, memory.gain, memory, measure_at=memory.measure_at, progress=progress)
+        size, when = jnp.int32(batch_size), memory.measure_at
+        return Decision(size, memory.gain, memory, measure_at=when, progress=memory.progress)
 
     def init(rate: Rate) -> Decision:
         del rate
-        memory = _Memory(
-            average=NoiseMemory.empty(),
-            gain=jnp.ones((), jnp.float32),
-            progress=Count.of(0),
-            samples=Count.of(0),
-            measure_at=Count.of(measure_every),
-        )
-        return decide(memory)
+        gain, first = jnp.ones((), jnp.float32), Count.of(measure_every)
+        return decide(_Memory(NoiseMemory.empty(), gain, Count.of(0), Count.of(0), first))
 
     def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
         del rate

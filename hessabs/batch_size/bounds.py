@@ -1,9 +1,10 @@
 """Between which plans a rule that measures must lie, and what they take."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller, Observation
-from hessabs.batch_size.planner import Observe, Plan, Remainder, plan, steady, told_eigenvalue, told_gradient
+from hessabs.batch_size.planner import Observe, Plan, plan, steady, told_eigenvalue, told_gradient
 
 
 class Bounds(NamedTuple):
@@ -14,14 +15,7 @@ class Bounds(NamedTuple):
 
 
 def growth_bounds(
-    controller: Controller,
-    *,
-    num_examples: int,
-    epochs: int,
-    micro_batch_size: int | None = None,
-    remainder: Remainder = "drop",
-    whole_updates: bool = False,
-    decrease: float = 2.0,
+    controller: Controller, *, num_examples: int, epochs: int, decrease: float = 2.0, **options: Any
 ) -> Bounds:
     """Find the earliest and the latest growth that measurements could bring, and so bounds on the updates.
 
@@ -29,14 +23,10 @@ def growth_bounds(
     that are tiny and that are huge; gradients that are noise alone and that have none.
 
     Args:
-      controller: The rule.
-      num_examples: Examples in the training set.
-      epochs: Passes over it.
-      micro_batch_size: As in ``plan``.
-      remainder: As in ``plan``.
-      whole_updates: As in ``plan``.
-      decrease: The fall of the eigenvalue from each measurement to the next, at least that which the rule asks
-        for (twice that where its signal is multiplied by a learning rate that doubles).
+      controller, num_examples, epochs: As in ``plan``.
+      decrease: The fall of the eigenvalue from each measurement to the next, above 1, at least that which the
+        rule asks for (twice that where its signal is multiplied by a learning rate that doubles).
+      **options: As in ``plan``: ``micro_batch_size``, ``remainder``, ``whole_updates``.
 
     Returns:
       The two plans; the same twice for a rule that measures nothing.
@@ -51,8 +41,7 @@ def growth_bounds(
       >>> bounds.fewest.updates, bounds.most.updates
       (7780, 11505)
     """
-    if not 1 < decrease < float("inf"):
-        raise ValueError(f"`decrease` must be above 1, got {decrease}.")
+    require("be above 1", decrease=decrease)
     if controller.measures == "nothing":
         observers: tuple[Observe, ...] = (steady(controller),)
     elif controller.measures == "gradient":
@@ -63,18 +52,8 @@ def growth_bounds(
             lambda samples, count: told_eigenvalue(samples, 2.0**-120),
             lambda samples, count: told_eigenvalue(samples, 2.0**120),
         )
-    plans = [
-        plan(
-            controller,
-            num_examples=num_examples,
-            epochs=epochs,
-            micro_batch_size=micro_batch_size,
-            remainder=remainder,
-            whole_updates=whole_updates,
-            observe=observe,
-        )
-        for observe in observers
-    ]
+    run = {"num_examples": num_examples, "epochs": epochs, **options}
+    plans = [plan(controller, observe=observe, **run) for observe in observers]
     return Bounds(min(plans, key=lambda p: p.updates), max(plans, key=lambda p: p.updates))
 
 
@@ -84,15 +63,11 @@ def training_seconds(
     """Estimate the time of a run: ``updates * (compute + communicate) + measurements * hessian``.
 
     It assumes that an update takes the same time whatever its batch: as many more devices as the batch is
-    larger. The time table of the slides (ResNet-18 on ImageNet) follows: BL 16,666 s, GG 6,150 s, and ABSA
-    3,467 s from 66k updates and 90 measurements. Its ABS does not: as many make 2,545.5 s, and the table has
-    2,666 s, which 195 measurements would make.
+    larger. The time table of the slides (ResNet-18 on ImageNet) follows, except for its ABS.
 
     Args:
-      updates: Updates of the run.
-      measurements: Eigenvalue measurements of the run.
-      compute: Seconds of forward and backward computation per update (T_comp).
-      communicate: Seconds of communication per update (T_comm).
+      updates, measurements: Of the run.
+      compute, communicate: Seconds of computation (T_comp) and of communication (T_comm) per update.
       hessian: Seconds per measurement (T_Hess).
 
     Returns:
@@ -105,9 +80,7 @@ def training_seconds(
       >>> round(training_seconds(450_450, compute=2.2e-2, communicate=1.5e-2), 2)
       16666.65
     """
-    for name, value in (("compute", compute), ("communicate", communicate), ("hessian", hessian)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"`{name}` must be at least 0 seconds, got {value}.")
+    require("be at least 0 seconds", compute=compute, communicate=communicate, hessian=hessian)
     return updates * (compute + communicate) + measurements * hessian
 
 

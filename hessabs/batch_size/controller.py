@@ -14,18 +14,15 @@ says when it wants to be told and whether it wants a measurement then::
 Counts of examples go up to 2**60: ``samples`` may be any Python int. In jitted code it is a ``Count``, or an
 int32 where that suffices, for JAX cuts larger integers down without a word.
 
-``controller.measures`` says what a measurement is: a top eigenvalue of the Hessian, of the whole network or of
-its last layer, or the gradient statistics of the update just made. A decision holds for whole updates: no
-update mixes two batch sizes.
-
-A rule of your own is a ``Controller`` of two functions, or a ``Rule`` for ``make_controller``, which puts the
-decays of the learning rate, its coupling to the batch and the adversarial examples around it.
+``controller.measures`` says what a measurement is. A decision holds for whole updates: no update mixes two
+batch sizes. A rule of your own is a ``Controller`` of two functions, or a ``Rule`` for ``make_controller``.
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from hessabs.batch_size.counting import Count
@@ -35,11 +32,7 @@ Measurement = Literal["nothing", "eigenvalue", "last_layer_eigenvalue", "gradien
 
 
 class GradientStatistics(NamedTuple):
-    """What the gradients of equal parts of one batch (micro-batches, devices) say about their noise.
-
-    With part gradients g_1 .. g_k of ``part_size`` examples each and g their mean. A rule that reads them can
-    do nothing where k is 1.
-    """
+    """The noise in the gradients g_1 .. g_k, of mean g, of equal parts of a batch (micro-batches, devices)."""
 
     part_size: ArrayLike  # shape (), int32: examples in each part
     num_parts: ArrayLike  # shape (), int32: k
@@ -77,3 +70,52 @@ class Controller(NamedTuple):
     measures: Measurement = "eigenvalue"  # what `state.measure` asks for; static
     batch_sizes: tuple[int, int] | None = None  # the smallest and the largest that it decides for; static
     options: Any = None  # of `make_controller`: what `with_decay` and its kin change; static
+
+
+def restore(controller: Controller, state: Any) -> ControllerState:
+    """Check that a saved state belongs to a rule, and make it one of its states.
+
+    Compared are the structure, the dtypes and the range of the batch size. Two rules that remember the same
+    (``timer``, ``fixed_growth``) are not told apart within it: whoever saves a state saves the settings of its
+    rule too, and compares them.
+
+    Args:
+      controller: The rule that is to go on.
+      state: A pytree like its states, with arrays of any kind for leaves.
+
+    Returns:
+      The state, of JAX arrays.
+
+    Raises:
+      ValueError: If the state is that of another rule: showing the first field that differs.
+
+    Example:
+      >>> from hessabs.batch_size import constant, hessian_adaptive
+      >>> restore(constant(8), hessian_adaptive(8, 16, measure_every=9).init())  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ...
+      ValueError: ... not one of this rule: at .rule.reference it has float32[] and the rule has nothing.
+    """
+    want = controller.init()
+    saved, known = _by_path(state), _by_path(want)
+    for path in [*known, *saved]:
+        left, right = _describe(saved.get(path)), _describe(known.get(path))
+        if left != right:
+            raise ValueError(
+                f"The saved state is not one of this rule: at {path} it has {left} and the rule has {right}."
+            )
+    size, range_ = int(saved[".batch_size"]), controller.batch_sizes
+    if range_ is not None and not range_[0] <= size <= range_[1]:
+        raise ValueError(
+            f"The saved state is not one of this rule: its batch size is {size} and the rule's go from "
+            f"{range_[0]} to {range_[1]}."
+        )
+    return jax.tree.unflatten(jax.tree.structure(want), [jnp.asarray(saved[path]) for path in known])
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _describe(leaf: Any) -> str:
+    return "nothing" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

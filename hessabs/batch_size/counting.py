@@ -1,7 +1,7 @@
-"""Counts of examples (or tokens) far beyond int32: exact, under jit and without x64.
+"""Counts of examples (or tokens) far beyond int32, exact, under jit and without x64; and events among them.
 
-A run of language models sees 1e13 tokens, an int32 holds 2e9 and stays where it is. A ``Count`` is two of them.
-It adds, subtracts and compares like a number, with Python ints and int32 arrays too::
+A run of language models sees 1e13 tokens, an int32 holds 2e9. A ``Count`` is two of them. It adds, subtracts
+and compares like a number, with Python ints and int32 arrays too::
 
     samples = Count.of(0)
     samples = samples + state.batch_size  # in a jitted loop
@@ -41,9 +41,6 @@ class Count(_Pair):
 
         Args:
           value: A Python or NumPy integer from 0 to 2**60, an integer array of JAX, or a count.
-
-        Returns:
-          The count.
 
         Raises:
           TypeError: If it is no integer.
@@ -115,20 +112,10 @@ class Count(_Pair):
 
 
 def counts(values: Sequence[int]) -> Count:
-    """Make the counts of several Python ints: what can be looked up by ``at``, and compared at once.
+    """Make the counts of several Python ints from 0 to 2**60: to be looked up by ``at``, or compared at once.
 
-    Args:
-      values: Whole numbers from 0 to 2**60.
-
-    Returns:
-      A count of NumPy arrays of shape (n,).
-
-    Raises:
-      ValueError: If a number lies outside its range.
-
-    Example:
-      >>> int(at(counts([0, 10**12]), 1))
-      1000000000000
+    >>> int(at(counts([0, 10**12]), 1))
+    1000000000000
     """
     for value in values:
         if not 0 <= value <= NEVER:
@@ -138,59 +125,60 @@ def counts(values: Sequence[int]) -> Count:
 
 
 def at(several: Count, index: Any) -> Count:
-    """Look one of several counts up.
-
-    Args:
-      several: A count of arrays of shape (n,).
-      index: Which of them, a scalar that may be traced.
-
-    Returns:
-      A count of scalars.
-    """
+    """Look one of several counts up, by an index that may be traced."""
     return jax.tree.map(lambda part: jnp.asarray(part)[index], several)
 
 
 def where(condition: Any, yes: Any, no: Any) -> Count:
-    """Choose between two counts.
-
-    Args:
-      condition: A bool scalar.
-      yes: What is returned where it holds, a count or a whole number.
-      no: What is returned elsewhere.
-
-    Returns:
-      A count.
-    """
+    """Choose between two counts or whole numbers."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), Count.of(yes), Count.of(no))
 
 
 def minimum(a: Any, b: Any) -> Count:
-    """Return the smaller of two counts.
-
-    Args:
-      a: A count or a whole number.
-      b: Another.
-
-    Returns:
-      A count.
-    """
+    """Return the smaller of two counts or whole numbers."""
     a = Count.of(a)
     return where(a <= b, a, b)
 
 
+def num_passed(samples: Count, events: Sequence[int]) -> jax.Array:
+    """Count the events at or below a number of examples, a scalar int32.
+
+    >>> int(num_passed(Count.of(300), (100, 300, 400)))
+    2
+    """
+    return jnp.sum(samples >= counts(events), dtype=jnp.int32)
+
+
+def next_event(samples: Count, events: Sequence[int | Count]) -> Count:
+    """Find the first event after a count of examples, in whatever order they are; NEVER for none.
+
+    >>> int(next_event(Count.of(300), (100, 300, 400)))
+    400
+    """
+    # However many are known beforehand, they are one look-up.
+    known = sorted(event for event in events if isinstance(event, int))
+    first = at(counts([*known, NEVER]), num_passed(samples, known))
+    for event in events:
+        if not isinstance(event, int):
+            first = minimum(first, where(event > samples, event, NEVER))
+    return first
+
+
+def next_multiple(samples: Count, every: int) -> Count:
+    """Return the first multiple of ``every`` above a count of examples, or NEVER.
+
+    >>> int(next_multiple(Count.of(1200), 1000))
+    2000
+    """
+    _, beyond = divide(samples, every)
+    return minimum(samples + (Count.of(every) - beyond), NEVER)
+
+
 def divide(count: Count, divisor: int) -> tuple[Count, Count]:
-    """Divide a count by a whole number.
+    """Divide a count below 2**60 by a whole number from 1 to below 2**60: quotient and remainder, exact.
 
-    Args:
-      count: From 0 to below 2**60.
-      divisor: From 1 to below 2**60.
-
-    Returns:
-      (quotient, remainder), exact.
-
-    Example:
-      >>> [int(part) for part in divide(Count.of(10**13 + 7), 10**6)]
-      [10000000, 7]
+    >>> [int(part) for part in divide(Count.of(10**13 + 7), 10**6)]
+    [10000000, 7]
     """
     if divisor <= _MASK:
         return _divide_short(count, divisor)

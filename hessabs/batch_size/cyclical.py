@@ -4,11 +4,11 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_one_of, require_sizes
 from hessabs.batch_size.controller import Controller
-from hessabs.batch_size.counting import Count, at, counts, divide
-from hessabs.batch_size.events import check_every, num_passed
+from hessabs.batch_size.counting import Count, at, counts, divide, num_passed
 from hessabs.batch_size.rule import Decision, Rate
-from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, ladder
+from hessabs.batch_size.sizes import ladder
 from hessabs.batch_size.table import by_examples
 
 Shape = Literal["sawtooth", "triangular"]
@@ -20,15 +20,11 @@ def cyclical(
     """Let the batch grow within each cycle and fall back at its end.
 
     A cycle has equal parts, one for each batch size ``initial * growth_factor ** j`` up to the maximum, in this
-    order; then it begins anew. ``"triangular"`` goes down the same steps again before the cycle ends.
-
-    The exact rule of the paper (first batch, factor, cap) is not known to us: this is a reading of its idea,
-    with the cycle counted in examples and the learning rate as it is, whatever the batch (see
-    ``with_coupling``).
+    order; then it begins anew. ``"triangular"`` goes down the same steps again before the cycle ends. The
+    learning rate does not follow the batch, see ``with_coupling``.
 
     Args:
-      initial: Examples per update at the start of a cycle.
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
+      initial, maximum: As in ``timer``; a cycle begins at ``initial``.
       cycle: Examples in a cycle, at least one for each part.
       growth_factor: From one batch to the next, above 1.
       shape: ``"sawtooth"`` or ``"triangular"``.
@@ -43,21 +39,17 @@ def cyclical(
       >>> from hessabs.batch_size import Observation
       >>> controller = cyclical(32, 128, cycle=3000)
       >>> state = controller.init()
-      >>> for samples in (1000, 2000, 3000):
-      ...     state = controller.update(Observation(samples), state)
-      ...     print(int(state.batch_size))
-      64
-      128
-      32
+      >>> [int(controller.update(Observation(samples), state).batch_size) for samples in (1000, 2000, 3000)]
+      [64, 128, 32]
 
     References:
-      Mu et al. (2018), arXiv:1812.01216. Differs from the paper: see above.
+      Mu et al. (2018), arXiv:1812.01216. Differs from the paper: its exact rule (first batch, factor, cap) is
+      not known to us; this is a reading of its idea, with the cycle counted in examples.
     """
-    check_batch_sizes(initial, maximum)
-    check_every("cycle", cycle)
-    check_above_one("growth_factor", growth_factor)
-    if shape not in get_args(Shape):
-        raise ValueError(f"`shape` must be one of {list(get_args(Shape))}, got {shape!r}.")
+    require_sizes(initial, maximum)
+    require("be at least 1 example", cycle=cycle)
+    require("be above 1", growth_factor=growth_factor)
+    require_one_of(get_args(Shape), shape=shape)
     sizes = ladder(initial, maximum, growth_factor)
     if shape == "triangular":
         sizes += sizes[-2:0:-1]

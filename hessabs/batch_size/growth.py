@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from hessabs.batch_size.checks import require, require_events, require_one_of, require_sizes
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.counting import NEVER
-from hessabs.batch_size.events import check_events, check_every
-from hessabs.batch_size.rule import check_factor, with_coupling
-from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, ladder
+from hessabs.batch_size.rule import with_coupling
+from hessabs.batch_size.sizes import ladder
 from hessabs.batch_size.table import schedule
 
 Leftover = Literal["decay", "hold"]
@@ -24,21 +24,17 @@ def batch_growth(
 ) -> Controller:
     """Grow the batch where the learning rate would have decayed (GG).
 
-    At each decay point the batch is multiplied by ``1 / lr_decay``, up to the maximum, and the learning rate
-    stays. What the maximum keeps the batch from taking is taken by the learning rate, so that at any time
-    ``lr * growth_factor ** points * batch / initial`` is what it was at the start. The learning rate does not
-    follow the batch besides (as in the paper), see ``with_coupling``.
+    At each decay point the batch is multiplied by ``growth_factor``, up to the maximum, and the learning rate
+    stays; it takes what the maximum keeps the batch from taking. It does not follow the batch besides (as in
+    the paper), see ``with_coupling``.
 
     Args:
-      initial: Examples per update at the start.
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
+      initial, maximum: As in ``timer``.
       lr_decay_at: Examples after which the learning rate would decay, ascending.
       lr_decay: The factor that it would decay by, in (0, 1].
-      growth_factor: Growth of the batch at each point, above 1; None for ``1 / lr_decay``. The batch is rounded
-        down to a multiple of ``initial``. (The slides raise it to ``ceil(sqrt(maximum / initial))`` where two
-        decays would not reach the maximum.)
-      leftover: ``"decay"`` as above (Smith et al.), or ``"hold"``: the learning rate never changes. Which of
-        them the slides used, their counts of updates cannot tell.
+      growth_factor: Growth of the batch at each point, above 1; None for ``1 / lr_decay``. (The slides raise it
+        to ``ceil(sqrt(maximum / initial))`` where two decays would not reach the maximum.)
+      leftover: ``"decay"`` as above (Smith et al.), or ``"hold"``: the learning rate never changes.
 
     Returns:
       A ``Controller`` that measures nothing.
@@ -49,23 +45,19 @@ def batch_growth(
     Example:
       >>> from hessabs.batch_size import Observation
       >>> controller = batch_growth(128, 640, lr_decay_at=(1000, 2000), lr_decay=0.2)
-      >>> state = controller.update(Observation(1000), controller.init())
-      >>> int(state.batch_size), float(state.lr_scale)
-      (640, 1.0)
-      >>> state = controller.update(Observation(2000), state)
-      >>> int(state.batch_size), round(float(state.lr_scale), 6)
-      (640, 0.2)
+      >>> states = [controller.update(Observation(samples), None) for samples in (1000, 2000)]
+      >>> [(int(state.batch_size), round(float(state.lr_scale), 6)) for state in states]
+      [(640, 1.0), (640, 0.2)]
 
     References:
       Smith et al. (2017), arXiv:1711.00489.
     """
-    check_batch_sizes(initial, maximum)
-    check_events("lr_decay_at", lr_decay_at)
-    check_factor("lr_decay", lr_decay)
+    require_sizes(initial, maximum)
+    require_events(lr_decay_at=lr_decay_at)
+    require("lie in (0, 1]", lr_decay=lr_decay)
     factor = inverse(lr_decay) if growth_factor is None else growth_factor
-    check_above_one("growth_factor", factor)
-    if leftover not in get_args(Leftover):
-        raise ValueError(f"`leftover` must be one of {list(get_args(Leftover))}, got {leftover!r}.")
+    require("be above 1", growth_factor=factor)
+    require_one_of(get_args(Leftover), leftover=leftover)
 
     sizes, multiple = [initial], 1
     for _ in lr_decay_at:
@@ -87,10 +79,8 @@ def fixed_growth(
     """Grow batch and learning rate at given times: ABS with its measurements taken away.
 
     Args:
-      initial: Examples per update at the start.
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
+      initial, maximum, growth_factor: As in ``timer``.
       grow_at: Examples after which the batch grows, positive and ascending.
-      growth_factor: Growth of the batch, above 1.
 
     Returns:
       A ``Controller`` that measures nothing.
@@ -108,9 +98,9 @@ def fixed_growth(
     References:
       An ablation of Yao et al. (2018), arXiv:1810.01021.
     """
-    check_batch_sizes(initial, maximum)
-    points = check_events("grow_at", grow_at)
-    check_above_one("growth_factor", growth_factor)
+    require_sizes(initial, maximum)
+    points = require_events(grow_at=grow_at)
+    require("be above 1", growth_factor=growth_factor)
     return schedule(ladder(initial, maximum, growth_factor, growths=len(points)), points)
 
 
@@ -118,7 +108,7 @@ def timer(initial: int, maximum: int, *, every: int, growth_factor: float = 2.0)
     """Grow batch and learning rate every so often: the patience of ABS, without an eigenvalue.
 
     Args:
-      initial: Examples per update at the start.
+      initial: Examples per update at the start, at least 1.
       maximum: The most examples per update. A batch below it is a multiple of ``initial``.
       every: Examples between growths (kappa * n of ABS), at least 1.
       growth_factor: Growth of the batch, above 1.
@@ -139,9 +129,9 @@ def timer(initial: int, maximum: int, *, every: int, growth_factor: float = 2.0)
     References:
       An ablation of Yao et al. (2018), arXiv:1810.01021.
     """
-    check_every("every", every)
-    check_above_one("growth_factor", growth_factor)
-    check_batch_sizes(initial, maximum)
+    require("be at least 1 example", every=every)
+    require("be above 1", growth_factor=growth_factor)
+    require_sizes(initial, maximum)
     growths = len(ladder(initial, maximum, growth_factor)) - 1
     times = [every * count for count in range(1, growths + 1) if every * count < NEVER]
     return fixed_growth(initial, maximum, grow_at=times, growth_factor=growth_factor)

@@ -1,16 +1,17 @@
 """ABS and ABSA: the batch grows where the top Hessian eigenvalue falls."""
 
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_one_of, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.eigenvalues import hear, is_valid, need_eigenvalue
-from hessabs.batch_size.events import check_every, next_multiple
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller, with_adversarial
-from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, grow_by, whole_batches
+from hessabs.batch_size.sizes import grow_by, whole_batches
+from hessabs.batch_size.statistics import hear, is_valid
 
 Signal = Literal["eigenvalue", "eigenvalue_times_lr"]
 Block = Literal["all", "last_layer"]
@@ -41,28 +42,24 @@ def hessian_adaptive(
     """Grow the batch when the top Hessian eigenvalue falls (ABS).
 
     At each measurement: if ``signal <= reference / eigenvalue_decrease``, or the batch has not grown for
-    ``patience`` measurements, then the batch grows by ``growth_factor``, and the learning rate with it (see
-    ``with_coupling``). The reference is the signal that last fell far enough, at first the first one measured.
-    At the maximum, measurements end.
+    ``patience`` measurements, the batch grows by ``growth_factor``, and the learning rate with it. The
+    reference is the signal that last fell far enough, at first the first one measured. At the maximum,
+    measurements end.
 
     A negative, zero, subnormal or non-finite eigenvalue never grows the batch, is never the reference, and does
-    not let the patience end; the measurement after it may. NaN stands for "not measured" (and for a measurement
-    that diverged): it counts towards the patience, and a measurement may be told at any update until the next
-    is due, with a state whose ``measure`` is True.
+    not let the patience end; the measurement after it may. NaN stands for "not measured": it counts towards the
+    patience, and the measurement may be told until the next is due, with a state whose ``measure`` is True.
 
     Args:
-      initial: Examples per update at the start (B0).
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
-      measure_every: Examples between measurements (n). The published code measures once an epoch.
+      initial, maximum: As in ``timer`` (B0 and the largest batch).
+      measure_every: Examples between measurements (n), at least 1. The published code measures once an epoch.
       eigenvalue_decrease: The fall that counts (alpha), above 1.
       growth_factor: Growth of the batch (beta), above 1.
       patience: Measurements without growth after which the batch grows anyway (kappa), or None for never.
-      signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: the eigenvalue times the learning-rate scale at
-        the time (with ``Observation.lr_scale``), which a growth raises and a decay lowers.
-      block: The Hessian to measure, ``"all"`` parameters or those of the ``"last_layer"``; it is passed on as
-        ``controller.measures``.
-      noise_factor: Where ``Observation.standard_error`` comes with the eigenvalue (see ``mean_and_error``), a
-        fall also counts only if it is larger than this many standard errors of the difference, at least 0.
+      signal: ``"eigenvalue"``, or ``"eigenvalue_times_lr"``: times the learning-rate scale at the time.
+      block: The Hessian that ``controller.measures`` names, ``"all"`` parameters or the ``"last_layer"``.
+      noise_factor: With ``Observation.standard_error`` (see ``mean_and_error``) a fall only counts if it is
+        larger than this many standard errors of the difference, at least 0.
       compatibility: ``"hessianflow"`` reproduces the rule of the published code for comparison, quirks
         included: any eigenvalue is believed (a negative one counts as a fall, a first NaN is the reference for
         ever), the patience ends on any, and a growth that rounds to nothing still counts as one.
@@ -85,21 +82,15 @@ def hessian_adaptive(
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1. Differs from the published code: measurements are
       counted in examples, and invalid eigenvalues (above) are guarded against.
     """
-    check_batch_sizes(initial, maximum)
-    check_every("measure_every", measure_every)
-    check_above_one("eigenvalue_decrease", eigenvalue_decrease)
-    check_above_one("growth_factor", growth_factor)
+    require_sizes(initial, maximum)
+    require("be at least 1 example", measure_every=measure_every)
+    require("be above 1", eigenvalue_decrease=eigenvalue_decrease, growth_factor=growth_factor)
     if patience is not None and patience < 1:
         raise ValueError(f"`patience` must be at least 1 measurement, or None, got {patience}.")
-    if not 0 <= noise_factor < float("inf"):
-        raise ValueError(f"`noise_factor` must be at least 0, got {noise_factor}.")
-    for name, value, known in (
-        ("signal", signal, get_args(Signal)),
-        ("block", block, get_args(Block)),
-        ("compatibility", compatibility, ("hessianflow", None)),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` must be one of {list(known)}, got {value!r}.")
+    require("be at least 0", noise_factor=noise_factor)
+    require_one_of(get_args(Signal), signal=signal)
+    require_one_of(get_args(Block), block=block)
+    require_one_of(("hessianflow", None), compatibility=compatibility)
     published = compatibility == "hessianflow"
     ratios = {eigenvalue_decrease, growth_factor}
     if published and (len(ratios) > 1 or signal != "eigenvalue"):
@@ -114,24 +105,15 @@ def hessian_adaptive(
         return Decision(batch_size, rate.of(batch_size), memory, measure_at=measure_at, grew=grew)
 
     def init(rate: Rate) -> Decision:
-        memory = _Memory(
-            reference=jnp.zeros((), jnp.float32),
-            reference_error=jnp.zeros((), jnp.float32),
-            has_reference=jnp.zeros((), bool),
-            since_growth=jnp.zeros((), jnp.int32),
-            measure_at=Count.of(measure_every),
-            owed=jnp.zeros((), bool),
-        )
+        zero, when = functools.partial(jnp.zeros, ()), Count.of(measure_every)
+        memory = _Memory(zero(jnp.float32), zero(jnp.float32), zero(bool), zero(jnp.int32), when, zero(bool))
         return decide(jnp.int32(initial), memory, rate, False)
 
     def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
         memory: _Memory = state.rule
-        samples = Count.of(observation.samples)
-        eigenvalue = need_eigenvalue(observation, "hessian_adaptive")
-        error = jnp.asarray(
-            0.0 if observation.standard_error is None else observation.standard_error, jnp.float32
-        )
-        due, told, owed = hear(state, samples, eigenvalue, memory.measure_at, memory.owed)
+        eigenvalue, due, told, later = hear(observation, state, measure_every, "hessian_adaptive")
+        error = jnp.float32(0) if observation.standard_error is None else observation.standard_error
+        error = jnp.asarray(error, jnp.float32)
         valid = due if published else told & is_valid(eigenvalue) & (error >= 0)
         if signal == "eigenvalue_times_lr":
             lr_scale = state.lr_scale * observation.lr_scale
@@ -154,8 +136,7 @@ def hessian_adaptive(
             reference_error=jnp.where(fell | first, error, memory.reference_error),
             has_reference=memory.has_reference | first,
             since_growth=jnp.where(grow, 0, since_growth),
-            measure_at=where(due, next_multiple(samples, measure_every), memory.measure_at),
-            owed=owed,
+            **later,
         )
         return decide(batch_size, memory, rate, grow)
 
@@ -175,20 +156,17 @@ def absa(
     """Grow the batch as ABS does, and train with adversarial examples that get fewer at each growth (ABSA).
 
     Args:
-      initial: Examples per update at the start (B0).
-      maximum: The most examples per update.
-      adversarial_fraction: Fraction of each batch to replace by adversarial examples (gamma), in [0, 1]. (The
-        size epsilon of the perturbation belongs to the attack.)
+      initial, maximum: As in ``hessian_adaptive``.
+      adversarial_fraction: Fraction of each batch to replace by adversarial examples (gamma), in [0, 1].
       fraction_decrease: Divides the fraction at each growth (omega), see ``with_adversarial``.
-      adversarial_until: Examples after which the fraction is 0 (tau); None for never. In the paper, half of
-        the training.
+      adversarial_until: Examples after which it is 0 (tau); None for never. In the paper, half of the training.
       **options: As ``hessian_adaptive``; ``measure_every`` is required.
 
     Returns:
       A ``Controller`` that measures the top eigenvalue.
 
     Raises:
-      ValueError: If a parameter is out of its range.
+      ValueError: As ``hessian_adaptive``.
 
     Example:
       >>> controller = absa(128, 512, measure_every=1000)

@@ -1,10 +1,10 @@
 """The rules by the names that the slides and the command line give them, with epochs for their unit of time."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from hessabs.batch_size.bounds import Bounds, growth_bounds
+from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
 from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, timer
@@ -12,49 +12,26 @@ from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Remainder, epoch_examples
 from hessabs.batch_size.rule import with_adversarial, with_coupling, with_decay
-from hessabs.batch_size.settings import (
-    METHODS,
-    Abs,
-    Absa,
-    Bl,
-    Cyclical,
-    Fb,
-    Fixed,
-    Gg,
-    Gns,
-    Method,
-    NormTest,
-    PlanSettings,
-    Timer,
-)
+from hessabs.batch_size.settings import METHODS, Method, PlanSettings
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.table import constant, linear_scaling
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 _NAMES = {kind: name for name, kind in METHODS.items()}
-_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {  # what a setting must: test, settings
+_RANGES = {  # what settings must
     "be at least 1": (
-        lambda value: 1 <= value < math.inf,
-        (
-            *("epochs", "batch_size", "max_batch_size", "micro_batch_size", "measure_every"),
-            *("cycle_epochs", "fraction_decrease"),
-        ),
+        *("epochs", "batch_size", "max_batch_size", "micro_batch_size", "measure_every"),
+        *("cycle_epochs", "fraction_decrease"),
     ),
-    "be at least 0": (lambda value: value >= 0, ("patience", "adversarial_epochs")),
-    "be above 1": (lambda value: 1 < value < math.inf, ("eigenvalue_decrease", "growth_factor")),
-    "be positive and finite": (
-        lambda value: 0 < value < math.inf,
-        ("threshold", "noise_scale", "tolerance"),
-    ),
-    "lie in (0, 1]": (lambda value: 0 < value <= 1, ("lr_decay",)),
-    "lie in [0, 1]": (lambda value: 0 <= value <= 1, ("adversarial_fraction",)),
-    "be positive epochs in ascending order": (
-        lambda epochs: all(epoch > 0 for epoch in epochs) and list(epochs) == sorted(set(epochs)),
-        ("lr_decay_epochs", "grow_epochs"),
-    ),
-    "be linear, sqrt or none": (lambda value: value in ("linear", "sqrt", "none"), ("lr_coupling",)),
-    "be drop, keep or fill": (lambda value: value in ("drop", "keep", "fill"), ("remainder",)),
+    "be at least 0": ("patience", "adversarial_epochs"),
+    "be above 1": ("eigenvalue_decrease", "growth_factor"),
+    "be positive and finite": ("threshold", "noise_scale", "tolerance"),
+    "lie in (0, 1]": ("lr_decay",),
+    "lie in [0, 1]": ("adversarial_fraction",),
+    "be positive epochs in ascending order": ("lr_decay_epochs", "grow_epochs"),
+    "be linear, sqrt or none": ("lr_coupling",),
+    "be drop, keep or fill": ("remainder",),
 }
 
 
@@ -66,24 +43,14 @@ def name_of(method: Method) -> str:
 def choose(name: str, given: Mapping[str, Any]) -> Method:
     """Choose a method by its name, with the settings that were given, and refuse those that it does not read.
 
-    Args:
-      name: As ``METHODS`` lists it.
-      given: What the user said, defaults said explicitly too, by the name of the setting. Settings that are
-        those of no method may be among them.
+    ``given`` is what the user said, defaults said explicitly too; settings of no method may be among them.
 
-    Returns:
-      The method's settings.
-
-    Raises:
-      ValueError: If the name is unknown, or the method does not read a setting, naming those that do.
-
-    Example:
-      >>> choose("timer", {"patience": 3, "seed": 1}).patience
-      3
-      >>> choose("absa", {"threshold": 9.0})
-      Traceback (most recent call last):
-      ...
-      ValueError: `threshold` is read with method=stability, and not with method=absa; leave it out.
+    >>> choose("timer", {"patience": 3, "seed": 1}).patience
+    3
+    >>> choose("absa", {"threshold": 9.0})
+    Traceback (most recent call last):
+    ...
+    ValueError: `threshold` is read with method=stability, and not with method=absa; leave it out.
     """
     if name not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
@@ -101,27 +68,10 @@ def choose(name: str, given: Mapping[str, Any]) -> Method:
 
 
 def check(run: PlanSettings, method: Method) -> None:
-    """Check the settings that need no data to be checked.
-
-    Args:
-      run: Of the run.
-      method: Of the method.
-
-    Raises:
-      ValueError: In one line, what was got and what to do.
-
-    Example:
-      >>> check(PlanSettings(lr_decay=-1.0), Bl())
-      Traceback (most recent call last):
-      ...
-      ValueError: `lr_decay` must lie in (0, 1], got -1.0.
-    """
+    """Raise ``ValueError``, in one line, where settings are wrong, whatever the data."""
     values = {**run._asdict(), **method._asdict()}
-    for what, (holds, names) in _RANGES.items():
-        for name in names:
-            value = values.get(name)
-            if value is not None and not holds(value):
-                raise ValueError(f"`{name}` must {what}, got {value}.")
+    for what, names in _RANGES.items():
+        require(what, **{name: values[name] for name in names if values.get(name) is not None})
     initial, largest, micro = run.batch_size, values.get("max_batch_size"), run.micro_batch_size
     if largest is not None:
         if largest < initial:
@@ -138,15 +88,15 @@ def check(run: PlanSettings, method: Method) -> None:
             f"`micro_batch_size` must be below batch_size={initial} for {name_of(method)}, which compares "
             f"micro-batches, got {micro or 1}."
         )
-    if isinstance(method, Timer) and method.patience == 0:
+    if name_of(method) == "timer" and values["patience"] == 0:
         raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
-    if isinstance(method, Fixed) and not method.grow_epochs:
+    if name_of(method) == "fixed" and not values["grow_epochs"]:
         raise ValueError("`grow_epochs` must name the epochs after which a fixed schedule grows, got none.")
 
 
 def compares_parts(method: Method) -> bool:
     """Tell whether a method compares the micro-batches of an update: it needs two at least, equally large."""
-    return isinstance(method, (Gns, NormTest))
+    return name_of(method) in ("gns", "norm_test")
 
 
 def resolve(
@@ -154,25 +104,12 @@ def resolve(
 ) -> tuple[PlanSettings, AnyMethod]:
     """Check the settings of a run and decide those that are None: every default rule is written here.
 
-    Args:
-      run: Of the run.
-      method: Of the method.
-      num_examples: Examples in the training set.
-      dataset: Its name, for the messages.
-
-    Returns:
-      Both, with nothing left to decide.
-
-    Raises:
-      ValueError: As ``check``, and if a batch is larger than the training set.
-
-    Example:
-      >>> run, method = resolve(PlanSettings(batch_size=32), Absa(), num_examples=1000)
-      >>> method.max_batch_size, run.micro_batch_size, run.adversarial_fraction, run.adversarial_epochs
-      (992, 32, 0.2, 45)
+    >>> run, method = resolve(PlanSettings(batch_size=32), choose("absa", {}), 1000)
+    >>> method.max_batch_size, run.micro_batch_size, run.adversarial_fraction, run.adversarial_epochs
+    (992, 32, 0.2, 45)
     """
     check(run, method)
-    initial, micro = run.batch_size, run.micro_batch_size
+    name, initial, micro = name_of(method), run.batch_size, run.micro_batch_size
     examples = f"the {num_examples} training examples" + (f" of {dataset}" if dataset else "")
     if initial > num_examples:
         raise ValueError(f"`batch_size` must be at most {examples}, got {initial}.")
@@ -184,14 +121,14 @@ def resolve(
     run = run._replace(
         micro_batch_size=micro,
         remainder=run.remainder or "drop",
-        adversarial_fraction=(0.2 if isinstance(method, Absa) else 0.0) if fraction is None else fraction,
+        adversarial_fraction=(0.2 if name == "absa" else 0.0) if fraction is None else fraction,
         adversarial_epochs=run.epochs // 2 if until is None else until,
     )
     fits = num_examples // initial * initial
     defaults: dict[str, Any] = {
         "max_batch_size": min(128 * initial, fits),
-        "lr_coupling": "none" if isinstance(method, (Gg, Cyclical)) else "linear",
-        "growth_factor": inverse(run.lr_decay) if isinstance(method, Gg) else 2.0,
+        "lr_coupling": "none" if name in ("gg", "cyclical") else "linear",
+        "growth_factor": inverse(run.lr_decay) if name == "gg" else 2.0,
         "measure_every": per_epoch(run, num_examples),
     }
     unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
@@ -213,31 +150,18 @@ def per_epoch(run: PlanSettings, num_examples: int) -> int:
 def make_rule(
     run: PlanSettings, method: Method, num_examples: int, *, lr: float = 0.1, warmup_epochs: float = 5
 ) -> Controller:
-    """Make the rule of a method, its epochs turned into examples.
+    """Make the rule of a method from settings, resolved or not; its epochs are turned into examples.
 
-    Args:
-      run: Of the run, resolved or not.
-      method: Of the method.
-      num_examples: Examples in the training set.
-      lr: Learning rate at the first batch size (stability).
-      warmup_epochs: Epochs of warm-up (fb).
+    ``lr`` is the learning rate at the first batch size (read by stability), ``warmup_epochs`` are those of fb.
 
-    Returns:
-      A ``Controller``.
-
-    Raises:
-      ValueError: As ``resolve``.
-
-    Example:
-      >>> rule = make_rule(PlanSettings(), Fb(max_batch_size=640), 50_000)
-      >>> int(rule.init().batch_size)
-      640
+    >>> int(make_rule(PlanSettings(), choose("fb", {"max_batch_size": 640}), 50_000).init().batch_size)
+    640
     """
     run, method = resolve(run, method, num_examples)
     epoch, fraction = per_epoch(run, num_examples), run.adversarial_fraction or 0.0
     decays = [point * epoch for point in run.lr_decay_epochs]
     rule = _plain_rule(run, method, epoch, decays, lr, round(warmup_epochs * epoch))
-    if not isinstance(method, Gg):
+    if name_of(method) != "gg":
         rule = with_decay(rule, decays, run.lr_decay)
     coupling, decrease = getattr(method, "lr_coupling", None), getattr(method, "fraction_decrease", 1.0)
     if coupling is not None:
@@ -260,11 +184,8 @@ def _plain_rule(
         case "norm_test":
             every = own.measure_every
             return norm_test(first, own.max_batch_size, measure_every=every, tolerance=own.tolerance)
-    growing: dict[str, Any] = {
-        "initial": first,
-        "maximum": own.max_batch_size,
-        "growth_factor": own.growth_factor,
-    }
+    growing = {"initial": first, "maximum": own.max_batch_size, "growth_factor": own.growth_factor}
+    measuring = {**growing, "measure_every": getattr(own, "measure_every", None)}
     match name_of(method):
         case "gg":
             return batch_growth(**growing, lr_decay_at=decays, lr_decay=run.lr_decay)
@@ -275,16 +196,11 @@ def _plain_rule(
         case "fixed":
             return fixed_growth(**growing, grow_at=[point * epoch for point in own.grow_epochs])
         case "gns":
-            return gradient_noise_scale(**growing, measure_every=own.measure_every, scale=own.noise_scale)
+            return gradient_noise_scale(**measuring, scale=own.noise_scale)
         case "stability":
-            bound = {"lr": lr, "threshold": own.threshold}
-            return stability_limited(**growing, measure_every=own.measure_every, **bound)
-    return hessian_adaptive(
-        **growing,
-        measure_every=own.measure_every,
-        eigenvalue_decrease=own.eigenvalue_decrease,
-        patience=own.patience or None,
-    )
+            return stability_limited(**measuring, lr=lr, threshold=own.threshold)
+    fall, patience = own.eigenvalue_decrease, own.patience or None
+    return hessian_adaptive(**measuring, eigenvalue_decrease=fall, patience=patience)
 
 
 def make_plans(
@@ -298,27 +214,14 @@ def make_plans(
 ) -> Bounds:
     """Plan the run of a method: between which bounds it lies, both the same for a rule that measures nothing.
 
-    Args:
-      run: Of the run.
-      method: Of the method.
-      num_examples: Examples in the training set.
-      whole_updates: Count the updates of a training run, see ``plan``. Otherwise they are counted as in the
-        slides: by default in micro-batches of ``batch_size``, and for bl and fb with the remainder of an epoch.
-      lr: As of ``make_rule``.
-      warmup_epochs: As of ``make_rule``.
+    ``whole_updates`` are those of a training run, see ``plan``. Otherwise they are counted as in the slides: by
+    default in micro-batches of ``batch_size``, and for bl and fb with the remainder of an epoch.
 
-    Returns:
-      The plans with the fewest and the most updates.
-
-    Raises:
-      ValueError: As ``resolve``.
-
-    Example:
-      >>> make_plans(PlanSettings(), Gg(max_batch_size=640), 50_000).fewest.updates
-      16380
+    >>> make_plans(PlanSettings(), choose("gg", {"max_batch_size": 640}), 50_000).fewest.updates
+    16380
     """
     if not whole_updates:
-        slides: Remainder = "keep" if isinstance(method, (Bl, Fb)) else "drop"
+        slides: Remainder = "keep" if name_of(method) in ("bl", "fb") else "drop"
         micro = None if compares_parts(method) else run.batch_size
         run = run._replace(micro_batch_size=run.micro_batch_size or micro, remainder=run.remainder or slides)
     run, method = resolve(run, method, num_examples)
@@ -329,23 +232,15 @@ def make_plans(
         micro_batch_size=run.micro_batch_size,
         remainder=run.remainder or "drop",
         whole_updates=whole_updates,
-        decrease=method.eigenvalue_decrease if isinstance(method, (Abs, Absa)) else 2.0,
+        decrease=getattr(method, "eigenvalue_decrease", 2.0),
     )
 
 
 def never_reached(run: PlanSettings, method: Method) -> list[str]:
     """Say which epochs of the schedules lie beyond the end of a run, a sentence for each schedule.
 
-    Args:
-      run: Of the run.
-      method: Of the method.
-
-    Returns:
-      The sentences.
-
-    Example:
-      >>> never_reached(PlanSettings(epochs=70), Bl())
-      ['`lr_decay_epochs` 80: the run ends before, after epochs=70.']
+    >>> never_reached(PlanSettings(epochs=70), choose("bl", {}))
+    ['`lr_decay_epochs` 80: the run ends before, after epochs=70.']
     """
     lines = []
     for name in ("lr_decay_epochs", "grow_epochs"):

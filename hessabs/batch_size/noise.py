@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_one_of, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
-from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.events import check_every, next_multiple
+from hessabs.batch_size.counting import NEVER, Count, next_multiple, where
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
-from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, whole_batches
+from hessabs.batch_size.sizes import whole_batches
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
 
 Test = Literal["norm", "inner_product"]
@@ -31,11 +31,8 @@ class NoiseMemory(NamedTuple):
         """Average one more pair of estimates in, where it is valid, over a power of two of them."""
         # The weight is a power of two, so its product is exact: a compiler that fuses it with the sum
         # gives the same bits as one that does not.
-        return jax.tree.map(
-            lambda old, new: jnp.where(valid, old + (new - old) * (1 / over), old),
-            self,
-            NoiseMemory(noise, signal),
-        )
+        pairs = zip(self, (noise, signal), strict=True)
+        return NoiseMemory(*(jnp.where(valid, old + (new - old) * (1 / over), old) for old, new in pairs))
 
 
 class _Memory(NamedTuple):
@@ -56,21 +53,18 @@ def gradient_noise_scale(
 
     The two estimates come from the gradients of the parts (micro-batches, devices) of an update, without a
     further pass, and are averaged over observations before they are divided. The batch is ``scale`` times their
-    ratio, rounded down to a multiple of ``initial``, at most ``growth_factor`` times what it was; it never
-    falls. Where the averaged ``|G|^2`` is not positive (noise drowns it), or an update had one part, nothing
-    is decided.
+    ratio, rounded down to a multiple of ``initial``; it never falls. Where the averaged ``|G|^2`` is not
+    positive (noise drowns it), or an update had one part, nothing is decided.
 
     Args:
-      initial: Examples per update at the start, at least two parts of an update.
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
+      initial, maximum: As in ``timer``; ``initial`` at least two parts of an update.
       measure_every: Examples between observations, at least 1.
       scale: Batch size in noise scales, above 0.
       average_over: Observations that the running means cover (their weight is its inverse), a power of two.
       growth_factor: The most that the batch grows by at once, above 1.
 
     Returns:
-      A ``Controller`` that measures ``"gradient"``: where ``state.measure``, ``Observation.gradient`` must be
-      of the last update.
+      A ``Controller`` that measures ``"gradient"``: ``Observation.gradient`` must then be of the last update.
 
     Raises:
       ValueError: If a parameter is out of its range; from ``update``, if the observation has no gradient.
@@ -87,11 +81,10 @@ def gradient_noise_scale(
       McCandlish et al. (2018), arXiv:1812.06162. Differs from the paper: there the noise scale is a
       prediction; here it sets the batch, and only upwards.
     """
-    check_batch_sizes(initial, maximum)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"`scale` must be above 0, got {scale}.")
-    check_average(average_over)
-    check_above_one("growth_factor", growth_factor)
+    require_sizes(initial, maximum)
+    require("be above 0", scale=scale)
+    require("be a power of two observations", average_over=average_over)
+    require("be above 1", growth_factor=growth_factor)
 
     def wanted(observation: Observation, state: ControllerState, measured: jax.Array) -> tuple[jax.Array, Any]:
         noise, signal = noise_and_signal(need_gradient(observation, "gradient_noise_scale"))
@@ -106,12 +99,7 @@ def gradient_noise_scale(
 
 
 def norm_test(
-    initial: int,
-    maximum: int,
-    *,
-    measure_every: int,
-    test: Test = "norm",
-    tolerance: float = 1.0,
+    initial: int, maximum: int, *, measure_every: int, test: Test = "norm", tolerance: float = 1.0
 ) -> Controller:
     """Grow the batch when the noise of its gradient is too large for a test.
 
@@ -121,8 +109,7 @@ def norm_test(
     variances are those of the parts (micro-batches, devices) of an update, times their size.
 
     Args:
-      initial: Examples per update at the start, at least two parts of an update.
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
+      initial, maximum: As in ``gradient_noise_scale``.
       measure_every: Examples between tests, at least 1. The paper tests every update.
       test: ``"norm"`` or ``"inner_product"``; the latter needs ``GradientStatistics.inner_square``.
       tolerance: eta of the norm test, theta of the inner-product test, above 0.
@@ -146,11 +133,9 @@ def norm_test(
       Lau et al. (2024), arXiv:2402.11215 (norm test) and arXiv:2412.21124 (its variance across devices);
       Bollapragada et al. (2018), arXiv:1710.11258 (inner-product test).
     """
-    check_batch_sizes(initial, maximum)
-    if test not in get_args(Test):
-        raise ValueError(f"`test` must be one of {list(get_args(Test))}, got {test!r}.")
-    if not 0 < tolerance < float("inf"):
-        raise ValueError(f"`tolerance` must be above 0, got {tolerance}.")
+    require_sizes(initial, maximum)
+    require_one_of(get_args(Test), test=test)
+    require("be above 0", tolerance=tolerance)
 
     def wanted(observation: Observation, state: ControllerState, measured: jax.Array) -> tuple[jax.Array, Any]:
         statistics = need_gradient(observation, "norm_test")
@@ -182,7 +167,7 @@ def _grown_to(
     average: Any,
 ) -> Controller:
     # `wanted` gives the batch in initial ones, 0 where it decides nothing.
-    check_every("measure_every", measure_every)
+    require("be at least 1 example", measure_every=measure_every)
 
     def decide(batch_size: jax.Array, memory: _Memory, rate: Rate) -> Decision:
         measure_at = where(batch_size < maximum, memory.measure_at, NEVER)
@@ -201,9 +186,3 @@ def _grown_to(
         return decide(batch_size, _Memory(averaged, measure_at), rate)
 
     return make_controller(Rule(init, update, (initial, maximum), "gradient"))
-
-
-def check_average(average_over: int) -> None:
-    """Raise ``ValueError`` unless a number of observations is a power of two."""
-    if average_over < 1 or average_over & (average_over - 1):
-        raise ValueError(f"`average_over` must be a power of two observations, got {average_over}.")

@@ -6,16 +6,7 @@ from hessabs.batch_size.bounds import Bounds
 
 
 def draw_plans(bounds: Bounds, lr: float, title: str) -> Any:
-    """Draw batch size and learning rate by epoch.
-
-    Args:
-      bounds: The plans with the fewest and the most updates; one line where they are the same.
-      lr: The learning rate that the plans' factors multiply.
-      title: Title of the picture.
-
-    Returns:
-      A ``matplotlib.figure.Figure``; save it with its ``savefig``.
-    """
+    """Draw two plans, one line if they are the same, as a ``matplotlib.figure.Figure``; ``lr`` is the first."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

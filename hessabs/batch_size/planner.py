@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
+from hessabs.batch_size.checks import require, require_one_of
 from hessabs.batch_size.controller import Controller, GradientStatistics, Observation
 from hessabs.batch_size.counting import NEVER, Count
 
@@ -18,10 +19,7 @@ Observe = Callable[[int, int], Observation]
 
 
 class PlannedEpoch(NamedTuple):
-    """An epoch of a plan, as things stand when its last example has been trained on.
-
-    In a plan of whole updates this is the end of an update, or of the run.
-    """
+    """An epoch of a plan, as things stand at its last example, or at the end of the whole update with it."""
 
     epoch: int  # from 1
     samples: int  # examples trained on since the start
@@ -53,21 +51,19 @@ def plan(
     """Plan a training run.
 
     In a plan of whole updates the rule is called at the end of the first update that reaches what it asked for,
-    what it decides holds from the next update on, and what is left at the end of the run makes no update: this
-    is what ``hessabs train`` does, to the update. Otherwise the rule is called at the first micro-batch that
-    reaches what it asked for, decisions hold at once and an update may be counted in parts: this is the
-    arithmetic of the slides' tables, ``int(sum over phases of examples / batch size)``.
+    what it decides holds from the next one on, and what is left at the end makes no update: this is what
+    ``hessabs train`` does, to the update. Otherwise the rule is called at the first micro-batch that reaches
+    what it asked for, decisions hold at once and an update may be counted in parts: the arithmetic of the
+    slides.
 
     Args:
       controller: The rule.
-      num_examples: Examples in the training set.
-      epochs: Passes over it.
+      num_examples, epochs: Examples in the training set, and passes over it; at least 1.
       micro_batch_size: Examples that are handled at once; None for the first batch size.
       remainder: What becomes of the ``num_examples % micro_batch_size`` examples at the end of an epoch:
         ``"drop"`` leaves them out, ``"keep"`` trains on them, ``"fill"`` counts them as a full micro-batch.
       whole_updates: See above.
-      observe: What is measured. None assumes that it never changes: an eigenvalue of 1, a gradient without
-        noise.
+      observe: What is measured. None: an eigenvalue that stays 1, a gradient without noise.
 
     Returns:
       A ``Plan``.
@@ -86,9 +82,7 @@ def plan(
     References:
       The tables are those of Yao et al. (2018), arXiv:1810.01021.
     """
-    for name, value in (("num_examples", num_examples), ("epochs", epochs)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    require("be at least 1", num_examples=num_examples, epochs=epochs)
     state = jax.device_get(controller.init())
     size = int(state.batch_size) if micro_batch_size is None else micro_batch_size
     if not 1 <= size <= num_examples:
@@ -121,18 +115,9 @@ def plan(
         done, samples = stop, _samples(stop, batches, per_epoch, size)
         called = done >= call
         while len(rows) < done // batches:
+            decided = int(state.batch_size), float(state.lr_scale), float(state.adversarial_fraction)
             counted = measurements + (called and bool(state.measure))
-            rows.append(
-                PlannedEpoch(
-                    epoch=len(rows) + 1,
-                    samples=samples,
-                    batch_size=int(state.batch_size),
-                    lr_scale=float(state.lr_scale),
-                    adversarial_fraction=float(state.adversarial_fraction),
-                    updates=float(updates),
-                    measurements=counted,
-                )
-            )
+            rows.append(PlannedEpoch(len(rows) + 1, samples, *decided, float(updates), counted))
         if called:
             measuring = bool(state.measure)
             state = jax.device_get(update(observe(samples, measurements), state))
@@ -156,8 +141,7 @@ def epoch_examples(num_examples: int, micro_batch_size: int, remainder: Remainde
     >>> [epoch_examples(50_000, 128, remainder) for remainder in ("drop", "keep", "fill")]
     [49920, 50000, 50048]
     """
-    if remainder not in get_args(Remainder):
-        raise ValueError(f"`remainder` must be one of {list(get_args(Remainder))}, got {remainder!r}.")
+    require_one_of(get_args(Remainder), remainder=remainder)
     if remainder == "keep":
         return num_examples
     full = num_examples // micro_batch_size
@@ -177,12 +161,7 @@ def told_eigenvalue(samples: int, eigenvalue: float) -> Observation:
 
 
 def told_gradient(samples: int, mean_square: float, inner_square: float) -> Observation:
-    """Return the observation of two parts of 2^20 examples whose mean gradient has norm 1.
-
-    What is given are the means, over the two parts, of the squared norm of their gradient and of its squared
-    inner product with the mean gradient.
-    """
-    statistics = GradientStatistics(
-        np.int32(1 << 20), np.int32(2), np.float32(mean_square), np.float32(1), np.float32(inner_square)
-    )
+    """Return the observation of two parts of 2^20 examples whose mean gradient has norm 1."""
+    squares = np.float32(mean_square), np.float32(1), np.float32(inner_square)
+    statistics = GradientStatistics(np.int32(1 << 20), np.int32(2), *squares)
     return Observation(Count.of(samples), gradient=statistics)

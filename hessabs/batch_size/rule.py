@@ -8,10 +8,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_events, require_one_of, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Measurement, Observation
-from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.events import check_events, next_event, num_passed
-from hessabs.batch_size.sizes import check_batch_sizes
+from hessabs.batch_size.counting import NEVER, Count, next_event, num_passed, where
 
 Coupling = Literal["linear", "sqrt", "none"]
 """How the learning rate follows the batch: with it (SGD), with its square root (Adam and its kin), or not."""
@@ -56,8 +55,8 @@ class Decision(NamedTuple):
 class Rule(NamedTuple):
     """What a rule is about: the batch, and when it wants to be asked again.
 
-    ``update(observation, state, rate)`` may be called sooner than it asked, for the sake of a decay say: a
-    measurement is there where ``state.measure`` and its time has come.
+    ``update`` may be called sooner than it asked, for the sake of a decay say: a measurement is there where
+    ``state.measure`` and its time has come.
     """
 
     init: Callable[[Rate], Decision]
@@ -131,7 +130,7 @@ def make_controller(rule: Rule, lr_coupling: Coupling = "linear") -> Controller:
       >>> int(state.batch_size), round(float(state.lr_scale), 6)  # half of the square root of 2
       (16, 0.707107)
     """
-    check_batch_sizes(*rule.batch_sizes)
+    require_sizes(*rule.batch_sizes)
     return _compose(_Options(rule, lr_coupling))
 
 
@@ -148,7 +147,7 @@ def with_decay(rule: Controller, at: Sequence[int], factor: float = 0.2) -> Cont
       A ``Controller``. Decays put around each other multiply.
 
     Raises:
-      ValueError: If a point is not positive, the points do not ascend, or the factor lies outside (0, 1].
+      ValueError: If a parameter is out of its range.
 
     Example:
       >>> from hessabs.batch_size import constant
@@ -156,8 +155,8 @@ def with_decay(rule: Controller, at: Sequence[int], factor: float = 0.2) -> Cont
       >>> float(controller.update(Observation(1000), controller.init()).lr_scale)
       0.5
     """
-    decay = Decay(check_events("at", at), factor)
-    check_factor("factor", factor)
+    decay = Decay(require_events(at=at), factor)
+    require("lie in (0, 1]", factor=factor)
     options = _options(rule, "with_decay")
     return _compose(options._replace(decays=(*options.decays, decay))) if decay.at else rule
 
@@ -166,7 +165,7 @@ def with_coupling(rule: Controller, lr_coupling: Coupling) -> Controller:
     """Say how the learning rate follows the batch of a rule, in place of the rule's default.
 
     Args:
-      rule: One of this package, or of ``make_controller``.
+      rule: As in ``with_decay``.
       lr_coupling: ``"linear"``, ``"sqrt"`` or ``"none"``.
 
     Returns:
@@ -190,7 +189,7 @@ def with_adversarial(
     """Let a rule say which fraction of each batch is to be replaced by adversarial examples.
 
     Args:
-      rule: One of this package, or of ``make_controller``.
+      rule: As in ``with_decay``.
       fraction: Fraction at the start, in [0, 1] (gamma of ABSA).
       decrease: Divides the fraction when the batch grows, at least 1 (omega); it is 0 at the maximum, except
         with 1, which leaves it as it is. A batch that comes back (``cyclical``) does not change it.
@@ -208,21 +207,12 @@ def with_adversarial(
       >>> float(controller.update(Observation(10), controller.init()).adversarial_fraction)
       0.25
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"`fraction` must lie in [0, 1], got {fraction}.")
-    if not 1 <= decrease < float("inf"):
-        raise ValueError(f"`decrease` must be at least 1, got {decrease}.")
+    require("lie in [0, 1]", fraction=fraction)
+    require("be at least 1", decrease=decrease)
     until = NEVER if until is None else operator.index(until)
-    if not 0 <= until <= NEVER:
-        raise ValueError(f"`until` must be at least 0 examples, got {until}.")
+    require("be at least 0 examples", until=until)
     adversarial = Adversarial(fraction, decrease, until)
     return _compose(_options(rule, "with_adversarial")._replace(adversarial=adversarial))
-
-
-def check_factor(name: str, factor: float) -> None:
-    """Raise ``ValueError`` unless the factor of a decay lies in (0, 1]."""
-    if not 0 < factor <= 1:
-        raise ValueError(f"`{name}` must lie in (0, 1], got {factor}.")
 
 
 def _options(rule: Controller, caller: str) -> _Options:
@@ -237,8 +227,7 @@ def _options(rule: Controller, caller: str) -> _Options:
 def _compose(options: _Options) -> Controller:
     rule, coupling, decays, adversarial = options
     initial, maximum = rule.batch_sizes
-    if coupling not in get_args(Coupling):
-        raise ValueError(f"`lr_coupling` must be one of {list(get_args(Coupling))}, got {coupling!r}.")
+    require_one_of(get_args(Coupling), lr_coupling=coupling)
     only = rule.only_decrease
     if only is not None and (coupling != "linear" or (adversarial.fraction and adversarial.decrease != only)):
         raise ValueError(

@@ -4,7 +4,7 @@ A method's own settings are the fields of its NamedTuple, and no other method re
 those that a rule needs of any run. Flags of the command line are made of these declarations.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from hessabs.batch_size.planner import Remainder
 from hessabs.batch_size.rule import Coupling
@@ -97,16 +97,10 @@ class Abs(NamedTuple):
     patience: Patience = 10
 
 
-class Absa(NamedTuple):
+class Absa(Abs):
     """ABS with adversarial examples."""
 
-    max_batch_size: MaxBatchSize = None
-    lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
-    growth_factor: GrowthFactor = None
-    measure_every: MeasureEvery = None
-    eigenvalue_decrease: EigenvalueDecrease = 2.0
-    patience: Patience = 10
+    __slots__ = ()
 
 
 class Cyclical(NamedTuple):
@@ -172,16 +166,5 @@ class Fixed(NamedTuple):
 
 Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed
 
-METHODS: dict[str, type[Method]] = {
-    "bl": Bl,
-    "fb": Fb,
-    "gg": Gg,
-    "abs": Abs,
-    "absa": Absa,
-    "cyclical": Cyclical,
-    "gns": Gns,
-    "norm_test": NormTest,
-    "stability": Stability,
-    "timer": Timer,
-    "fixed": Fixed,
-}
+_NAMES = get_args(get_args(MethodName)[0])
+METHODS: dict[str, type[Method]] = dict(zip(_NAMES, get_args(Method), strict=True))

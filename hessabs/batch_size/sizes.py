@@ -6,20 +6,6 @@ import jax
 import jax.numpy as jnp
 
 
-def check_batch_sizes(initial: int, maximum: int) -> None:
-    """Raise ``ValueError`` unless ``initial`` lies in [1, maximum], and ``maximum`` within int32."""
-    if not 1 <= initial <= maximum:
-        raise ValueError(f"`initial` must lie in [1, maximum={maximum}], got {initial}.")
-    if maximum >= 2**31:
-        raise ValueError(f"`maximum` must be below 2**31 examples per update, got {maximum}.")
-
-
-def check_above_one(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless a factor lies above 1 and is finite."""
-    if not 1 < value < float("inf"):
-        raise ValueError(f"`{name}` must be above 1, got {value}.")
-
-
 def grow_by(factor: jax.Array, growth: float) -> jax.Array:
     """Multiply a whole number of initial batches, at least by one more: ``max(f + 1, floor(f * growth))``."""
     return jnp.maximum(factor + 1, jnp.floor(factor * growth).astype(jnp.int32))

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
-from hessabs.batch_size.eigenvalues import hear, is_valid, need_eigenvalue
-from hessabs.batch_size.events import check_every, next_multiple
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
-from hessabs.batch_size.sizes import check_above_one, check_batch_sizes, ladder
+from hessabs.batch_size.sizes import ladder
+from hessabs.batch_size.statistics import hear, is_valid
 
 
 class _Memory(NamedTuple):
@@ -37,17 +37,14 @@ def stability_limited(
     around this rule, ``Observation.lr_scale``, and the coupling (``with_coupling(rule, "none")`` goes to the
     maximum as soon as the rate is stable).
 
-    A negative, zero, subnormal or non-finite eigenvalue changes nothing. NaN stands for "not measured": a
-    measurement may then be told at any update until the next is due, with a state whose ``measure`` is True.
+    A negative, zero, subnormal or non-finite eigenvalue changes nothing; NaN is as in ``hessian_adaptive``.
 
     Args:
-      initial: Examples per update at the start.
-      maximum: The most examples per update. A batch below it is a multiple of ``initial``.
+      initial, maximum: As in ``timer``.
       lr: The learning rate at the start, which ``state.lr_scale`` multiplies, above 0.
       measure_every: Examples between measurements, at least 1.
       threshold: Bound on eigenvalue times learning rate, above 0. The default was chosen on held-out images
-        (``experiments/results/go_beyond``); 2, which leaves momentum 0.9 a margin of 1.9, makes fewer updates
-        and less accurate networks.
+        (``experiments/results/go_beyond``); 2 makes fewer updates and less accurate networks.
       growth_factor: One step of growth, above 1.
       limit_lr: Whether the learning rate also shrinks, to ``threshold / eigenvalue``, where the eigenvalue has
         risen above that; it recovers with the eigenvalue. Measurements then go on at the maximum.
@@ -67,12 +64,10 @@ def stability_limited(
     References:
       The bound: Cohen et al. (2021), arXiv:2103.00065. The rule is this library's own.
     """
-    check_batch_sizes(initial, maximum)
-    for name, value in (("lr", lr), ("threshold", threshold)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be above 0, got {value}.")
-    check_every("measure_every", measure_every)
-    check_above_one("growth_factor", growth_factor)
+    require_sizes(initial, maximum)
+    require("be above 0", lr=lr, threshold=threshold)
+    require("be at least 1 example", measure_every=measure_every)
+    require("be above 1", growth_factor=growth_factor)
     sizes = ladder(initial, maximum, growth_factor)
 
     def decide(batch_size: jax.Array, memory: _Memory, rate: Rate) -> Decision:
@@ -86,9 +81,7 @@ def stability_limited(
 
     def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
         memory: _Memory = state.rule
-        samples = Count.of(observation.samples)
-        eigenvalue = need_eigenvalue(observation, "stability_limited")
-        due, told, owed = hear(state, samples, eigenvalue, memory.measure_at, memory.owed)
+        eigenvalue, _, told, later = hear(observation, state, measure_every, "stability_limited")
         valid = told & is_valid(eigenvalue)
 
         steps = jnp.asarray(sizes, jnp.int32)
@@ -101,7 +94,6 @@ def stability_limited(
         if limit_lr:
             sharpness = decayed * rate.of(batch_size)
             limit = jnp.where(valid, jnp.minimum(threshold / jnp.where(valid, sharpness, 1.0), 1.0), limit)
-        measure_at = where(due, next_multiple(samples, measure_every), memory.measure_at)
-        return decide(batch_size, _Memory(limit, measure_at, owed), rate)
+        return decide(batch_size, _Memory(limit, **later), rate)
 
     return make_controller(Rule(init, update, (initial, maximum), "eigenvalue"))

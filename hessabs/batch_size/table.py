@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require, require_events, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
-from hessabs.batch_size.counting import NEVER, Count, minimum, where
-from hessabs.batch_size.events import check_events, num_passed
+from hessabs.batch_size.counting import NEVER, Count, minimum, num_passed, where
 from hessabs.batch_size.rule import Coupling, Decision, Rate, Rule, make_controller, with_coupling
-from hessabs.batch_size.sizes import check_batch_sizes, rounded
+from hessabs.batch_size.sizes import rounded
 
 
 def schedule(
@@ -24,14 +24,12 @@ def schedule(
 ) -> Controller:
     """Take batch sizes from a table: any sizes, at any times, growing or falling.
 
-    The learning rate follows the batch linearly, see ``with_coupling``.
-
     Args:
       sizes: Examples per update, each at least 1, in the order of time.
       at: Examples after which the next of them begins, positive and ascending, one less than ``sizes``.
-      lr_scales: Factor on the learning rate with each size, beside the coupling; None for 1.
-      lr_cooldown: Examples at which the learning rate begins to fall in a straight line, and at which it has
-        fallen; the rule then wants to be called at every update. None for no cool-down.
+      lr_scales: Factor on the learning rate with each size, beside the coupling (linear); None for 1.
+      lr_cooldown: Examples from which and to which the learning rate falls in a straight line; the rule then
+        wants to be called at every update. None for no cool-down.
       lr_final: What is left of the learning rate after the cool-down, in [0, 1].
 
     Returns:
@@ -47,7 +45,7 @@ def schedule(
       >>> int(state.batch_size), round(float(state.lr_scale) ** 2, 6), int(state.observe_at)
       (130, 1.3, 3000000000000)
     """
-    points = check_events("at", at)
+    points = require_events(at=at)
     if len(sizes) != len(points) + 1 or min(sizes) < 1:
         raise ValueError(
             "`sizes` must be batch sizes of at least 1, one more of them than `at` has times, got "
@@ -59,8 +57,7 @@ def schedule(
     start, end = (NEVER, NEVER) if lr_cooldown is None else lr_cooldown
     if lr_cooldown is not None and not 0 <= start < end < NEVER:
         raise ValueError(f"`lr_cooldown` must be two ascending counts of examples, got {lr_cooldown}.")
-    if not 0 <= lr_final <= 1:
-        raise ValueError(f"`lr_final` must lie in [0, 1], got {lr_final}.")
+    require("lie in [0, 1]", lr_final=lr_final)
 
     growths = [0.0]
     for before, after in itertools.pairwise(sizes):
@@ -89,29 +86,27 @@ def constant(batch_size: int) -> Controller:
       batch_size: Examples per update, at least 1.
 
     Returns:
-      A ``Controller`` that measures nothing and never changes anything; see ``with_decay``.
+      A ``Controller`` that measures nothing.
 
     Raises:
-      ValueError: If the batch size is out of its range.
+      ValueError: If the batch size is below 1.
 
     Example:
       >>> int(constant(128).init().batch_size)
       128
 
     References:
-      Yao et al. (2018), arXiv:1810.01021, baseline of section 4.
+      Yao et al. (2018), arXiv:1810.01021, section 4.
     """
-    check_batch_sizes(batch_size, batch_size)
+    require_sizes(batch_size, batch_size)
     return schedule((batch_size,), ())
 
 
 def linear_scaling(batch_size: int, *, base_batch_size: int, warmup: int) -> Controller:
     """Keep one large batch and scale the learning rate with it, after a gradual warm-up (FB).
 
-    From the learning rate of the base batch the rate rises by the same amount at each update, to
-    ``batch_size / base_batch_size`` times that rate after ``warmup`` examples: the factor is
-    ``1 + (batch_size / base_batch_size - 1) * min(samples / warmup, 1)``. ``with_coupling`` makes it rise to
-    the square root of the ratio, or not at all.
+    The factor on the learning rate is ``1 + (batch_size / base_batch_size - 1) * min(samples / warmup, 1)``;
+    ``with_coupling`` makes it rise to the square root of the ratio, or not at all.
 
     Args:
       batch_size: Examples per update, at least 1.
@@ -126,20 +121,15 @@ def linear_scaling(batch_size: int, *, base_batch_size: int, warmup: int) -> Con
 
     Example:
       >>> controller = linear_scaling(512, base_batch_size=128, warmup=1024)
-      >>> state, scales = controller.init(), []
-      >>> for samples in (512, 1024, 1536):
-      ...     scales.append(float(state.lr_scale))
-      ...     state = controller.update(Observation(samples), state)
-      >>> scales
+      >>> state = controller.init()
+      >>> [float(controller.update(Observation(samples), state).lr_scale) for samples in (0, 512, 1024)]
       [1.0, 2.5, 4.0]
 
     References:
       Goyal et al. (2017), arXiv:1706.02677, sections 2.1 and 2.2.
     """
-    if base_batch_size < 1:
-        raise ValueError(f"`base_batch_size` must be at least 1, got {base_batch_size}.")
-    if not 0 <= warmup < NEVER:
-        raise ValueError(f"`warmup` must be at least 0 examples, got {warmup}.")
+    require("be at least 1", base_batch_size=base_batch_size)
+    require("be at least 0 examples", warmup=warmup)
 
     def decide(samples: Count, rate: Rate) -> Decision:
         scale = straight(samples, 0, warmup, rate.of_ratio(batch_size / base_batch_size))
@@ -162,12 +152,10 @@ def linear_ramp(
     The learning rate does not follow the batch (as in Megatron-LM), see ``with_coupling``.
 
     Args:
-      initial: Examples per update at the start.
-      maximum: Examples per update at the end of the ramp.
+      initial, maximum: Examples per update at the start, and at the end of the ramp.
       increment: By how much the batch grows each time, at least 1; the last time by what is left.
       over: Examples over which it grows, at least one for each growth.
-      lr_cooldown: As in ``schedule``.
-      lr_final: As in ``schedule``.
+      lr_cooldown, lr_final: As in ``schedule``.
 
     Returns:
       A ``Controller`` that measures nothing.
@@ -183,9 +171,8 @@ def linear_ramp(
     References:
       ``--rampup-batch-size`` of Megatron-LM: Narayanan et al. (2021), arXiv:2104.04473.
     """
-    if increment < 1:
-        raise ValueError(f"`increment` must be at least 1 example, got {increment}.")
-    check_batch_sizes(initial, maximum)
+    require("be at least 1 example", increment=increment)
+    require_sizes(initial, maximum)
     growths = -(-(maximum - initial) // increment)
     if not growths <= over < NEVER:
         raise ValueError(f"`over` must have an example for each of the {growths} growths, got {over}.")

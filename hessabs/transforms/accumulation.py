@@ -1,5 +1,6 @@
 """Gradient accumulation whose number of micro-batches may change at any time."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -34,24 +35,22 @@ def accumulate(
 ) -> optax.GradientTransformationExtraArgs:
     """Accumulate the gradients of micro-batches and update once for all of them.
 
-    The update of ``inner`` gets the weighted mean of the gradients since the last one and runs at the boundary
-    alone (under ``lax.cond``); in between the updates are zero and its state stays. The boundary is the call
-    by which as many micro-batches have been accumulated as are asked for in that very call: if the number
-    shrinks half-way, the update comes at once, with all that was accumulated.
+    ``inner`` gets the weighted mean of the gradients since the last update and runs at the boundary alone
+    (under ``lax.cond``); in between the updates are zero and its state stays. The boundary is the call by which
+    as many micro-batches have been accumulated as are asked for in that very call: if the number shrinks
+    half-way, the update comes at once, with all that was accumulated.
 
     ``update`` takes the extra arguments
 
-    * ``num_micro_batches``: an int32 that may be traced and change from call to call; a traced number below 1
-      acts as 1;
+    * ``num_micro_batches``: an int32 that may be traced and change; a traced number below 1 acts as 1;
     * ``weight`` of this micro-batch's mean gradient: 1 if not given, its number of examples (or of tokens that
       count) where micro-batches differ in size. A micro-batch of weight 0 is absent, whatever its gradient is,
-      NaN too: it counts to the boundary alone. Where all of them are absent there is no update: zero updates,
-      ``inner`` does not run and its state stays;
+      NaN too: it counts to the boundary alone. Where all are absent ``inner`` does not run and its state stays;
     * ``num_examples`` in this micro-batch, at every call or at none: ``micro_batch_size`` if not given.
 
     All others are passed to ``inner``: those of the last micro-batch, so ``adversarial_gradient`` stands before
-    ``accumulate`` and not in it. ``inner`` also gets ``num_examples``, all those in its update (none of absent
-    micro-batches); ``adaptive_batch_size``, ``by_samples`` and ``by_examples`` go by it.
+    ``accumulate``. ``inner`` also gets ``num_examples``, all those in its update (none of absent
+    micro-batches).
 
     Args:
       inner: The transformation to update, usually a whole optimizer.
@@ -59,8 +58,7 @@ def accumulate(
       micro_batch_size: Examples in a micro-batch. The number to accumulate, where nothing else says it, is then
         the batch size of the ``adaptive_batch_size`` in ``inner``, divided by this and rounded up.
       statistics: Whether to pass ``gradient_statistics`` to ``inner``, for a rule that reads the noise of the
-        gradient. Costs one norm for each micro-batch, needs ``micro_batch_size``, and takes all micro-batches
-        that are present for equally large.
+        gradient. Costs one norm for each micro-batch, and takes those that are present for equally large.
 
     Returns:
       A ``GradientTransformationExtraArgs``. ``state.updated`` tells whether the last call made an update.
@@ -92,15 +90,11 @@ def accumulate(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> AccumulateState:
+        zero = functools.partial(jnp.zeros, ())  # an array each, so that the state may be donated
+        counts = zero(jnp.int32), zero(jnp.int32), zero(jnp.int32)
+        total = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params)
         return AccumulateState(
-            num_accumulated=jnp.zeros((), jnp.int32),
-            num_present=jnp.zeros((), jnp.int32),
-            num_examples=jnp.zeros((), jnp.int32),
-            updated=jnp.zeros((), bool),
-            weight=jnp.zeros((), jnp.float32),
-            square=jnp.zeros((), jnp.float32),
-            total=jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params),
-            inner_state=inner.init(params),
+            *counts, zero(bool), zero(jnp.float32), zero(jnp.float32), total, inner.init(params)
         )
 
     def update(
@@ -120,33 +114,32 @@ def accumulate(
         weight = jnp.asarray(weight, jnp.float32)
         # Not "above 0": a weight of NaN is a mistake and has to show.
         present = weight != 0
-        count = state.num_accumulated + 1
-        num_present = state.num_present + present
-        examples = state.num_examples
-        if num_examples is not None:
-            examples = examples + jnp.where(present, jnp.asarray(num_examples, jnp.int32), 0)
-        total_weight = state.weight + weight
-        total = jax.tree.map(
-            lambda t, g: t + jnp.where(present, weight * g.astype(t.dtype), 0), state.total, updates
-        )
-        square = state.square
+        added = 0 if num_examples is None else jnp.where(present, jnp.asarray(num_examples, jnp.int32), 0)
+        squared = jnp.zeros((), jnp.float32)
         if statistics:
-            norm = trees.vdot(updates, updates).astype(jnp.float32)
-            square = square + jnp.where(present, weight * norm, 0)
+            squared = jnp.where(present, weight * trees.vdot(updates, updates).astype(jnp.float32), 0)
+        sums = AccumulateState(
+            num_accumulated=state.num_accumulated + 1,
+            num_present=state.num_present + present,
+            num_examples=state.num_examples + added,
+            updated=state.updated,
+            weight=state.weight + weight,
+            square=state.square + squared,
+            total=jax.tree.map(
+                lambda t, g: t + jnp.where(present, weight * g.astype(t.dtype), 0), state.total, updates
+            ),
+            inner_state=(),
+        )
 
         def complete(inner_state: optax.OptState) -> tuple[optax.Updates, optax.OptState]:
-            scale = trees.safe_inverse(total_weight)
-            mean = jax.tree.map(lambda t, g: (t * scale).astype(g.dtype), total, updates)
+            scale = trees.safe_inverse(sums.weight)
+            mean = jax.tree.map(lambda t, g: (t * scale).astype(g.dtype), sums.total, updates)
             extra = dict(extra_args)
             if num_examples is not None:
-                extra["num_examples"] = examples
+                extra["num_examples"] = sums.num_examples
             if statistics and micro_batch_size is not None:
-                extra["gradient_statistics"] = GradientStatistics(
-                    micro_batch_size,
-                    num_present,
-                    square * scale,
-                    trees.vdot(mean, mean).astype(jnp.float32),
-                )
+                squares = sums.square * scale, trees.vdot(mean, mean).astype(jnp.float32)
+                extra["gradient_statistics"] = GradientStatistics(micro_batch_size, sums.num_present, *squares)
             new_updates, new_state = inner.update(mean, inner_state, params, **extra)
             return new_updates, jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), new_state, inner_state)
 
@@ -156,19 +149,11 @@ def accumulate(
             # Like the shapes, which know how they are sharded: both branches must agree.
             return jax.tree.map(jnp.zeros_like, shapes), inner_state
 
-        boundary = count >= wanted
-        updated = boundary & (num_present > 0)
+        boundary = sums.num_accumulated >= wanted
+        updated = boundary & (sums.num_present > 0)
         new_updates, inner_state = jax.lax.cond(updated, complete, wait, state.inner_state)
-        return new_updates, AccumulateState(
-            num_accumulated=jnp.where(boundary, 0, count),
-            num_present=jnp.where(boundary, 0, num_present),
-            num_examples=jnp.where(boundary, 0, examples),
-            updated=updated,
-            weight=jnp.where(boundary, 0, total_weight),
-            square=jnp.where(boundary, 0, square),
-            total=jax.tree.map(lambda t: jnp.where(boundary, 0, t), total),
-            inner_state=inner_state,
-        )
+        left = jax.tree.map(lambda x: jnp.where(boundary, 0, x), sums)
+        return new_updates, left._replace(updated=updated, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

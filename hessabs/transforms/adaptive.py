@@ -6,15 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs.batch_size import (
-    Controller,
-    ControllerState,
-    Count,
-    GradientStatistics,
-    Observation,
-    noise_and_signal,
-)
+from hessabs.batch_size import Controller, ControllerState, Count, GradientStatistics, Observation
+from hessabs.batch_size.checks import require
+from hessabs.batch_size.statistics import noise_and_signal
 from hessabs.curvature import hessian, power_iteration
+from hessabs.transforms.scaling import scaled
 from hessabs.typing import LossFn, Params
 
 _ABSENT = object()
@@ -38,20 +34,18 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
     The incoming updates are those of a batch of ``hessabs.read(state).batch_size`` examples. They are scaled by
     the factor that the rule had decided for it; the count of examples goes up; then the rule is called if it is
     time, and what it decides holds from the next update on. Place it after momentum, where a learning rate
-    stands. ``hessabs.read`` reads what the rule decided, ``hessabs.measurement_due`` whether the next update is
-    to bring a measurement.
+    stands. ``hessabs.measurement_due`` tells whether the next update is to bring a measurement.
 
     ``update`` takes these extra arguments, and ignores others:
 
     * ``num_examples`` of this update, which ``hessabs.accumulate`` passes: what the count goes up by; the batch
       size if not given;
-    * what the rule measures: ``eigenvalue``, with ``standard_error`` if it has one, or ``gradient_statistics``,
-      as ``hessabs.accumulate(..., statistics=True)`` passes them. It must be given, for a rule that is told
-      nothing never grows the batch: an eigenvalue of None or NaN says that none was measured;
+    * what the rule measures, which must be given: ``eigenvalue`` (None or NaN where none was measured), with
+      ``standard_error`` if it has one, or ``gradient_statistics``, as ``hessabs.accumulate(...,
+      statistics=True)`` passes them;
     * ``observation``: an ``Observation`` instead; its count of examples then replaces the state's own.
 
-    Where an eigenvalue is due and none is told, it stays due: the next update that brings one is heard. Each
-    that brings none is counted in ``state.missed``.
+    Where an eigenvalue is due and none is told, it stays due, and ``state.missed`` counts the update.
 
     Args:
       controller: The rule.
@@ -78,10 +72,6 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
       (4, 2.0, 8)
     """
 
-    def init(params: Params) -> AdaptiveBatchSizeState:
-        del params
-        return _start(controller, ())
-
     def update(
         updates: optax.Updates,
         state: AdaptiveBatchSizeState,
@@ -106,9 +96,9 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
             observation = Observation(_count(state, num_examples), told, standard_error, gradient_statistics)
         if controller.measures == "gradient":
             _check_parts(controller, observation.gradient)
-        return _scale(updates, state), _advance(controller, observation, state, ())
+        return scaled(updates, state.controller.lr_scale), _advance(controller, observation, state, ())
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: _start(controller, ()), update)
 
 
 def self_measuring_batch_size(
@@ -121,15 +111,13 @@ def self_measuring_batch_size(
 ) -> optax.GradientTransformationExtraArgs:
     """Hold a batch-size rule that measures its own eigenvalue, where the rule asks for one.
 
-    As ``adaptive_batch_size``, but with no measurement to pass: under ``lax.cond``, so at the updates that need
-    it alone, the top eigenvalue of the Hessian of ``loss_fn(params, batch)`` is measured, from the
-    eigenvector of the last measurement. For GPU and TPU: on the CPU, convolutions inside ``lax.cond`` run 20 to
-    50 times slower than outside; there measure outside and use ``adaptive_batch_size``.
+    As ``adaptive_batch_size``, but under ``lax.cond``, so at the updates that need it alone, the top eigenvalue
+    of the Hessian of ``loss_fn(params, batch)`` is measured, from the eigenvector of the last measurement. For
+    GPU and TPU: on the CPU, convolutions inside ``lax.cond`` run 20 to 50 times slower than outside.
 
     ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required; batch norm in evaluation mode) and
-    ``num_examples``, as ``adaptive_batch_size`` does, and ignores others. ``batch`` may be another one than the
-    gradient's: a fixed one makes eigenvalues comparable. Place it outside ``optax.masked``, ``optax.partition``
-    and ``shard_map``'s split params.
+    ``num_examples``. A fixed ``batch``, another one than the gradient's, makes eigenvalues comparable. Place it
+    outside ``optax.masked``, ``optax.partition`` and ``shard_map``'s split params.
 
     Args:
       controller: The rule, one that measures an eigenvalue of the whole Hessian.
@@ -159,12 +147,10 @@ def self_measuring_batch_size(
             "self_measuring_batch_size measures an eigenvalue of the whole Hessian, got a rule that measures "
             f"{controller.measures!r}; use adaptive_batch_size."
         )
-    if max_iters < 1:
-        raise ValueError(f"`max_iters` must be at least 1, got {max_iters}.")
+    require("be at least 1", max_iters=max_iters)
 
     def init(params: Params) -> AdaptiveBatchSizeState:
-        start = optax.tree.random_like(key, params, jax.random.normal)
-        return _start(controller, start)
+        return _start(controller, optax.tree.random_like(key, params, jax.random.normal))
 
     def update(
         updates: optax.Updates,
@@ -196,8 +182,9 @@ def self_measuring_batch_size(
         eigenvalue, eigenvector = jax.lax.cond(
             due, measure, lambda start: (jnp.float32(jnp.nan), start), state.eigenvector
         )
-        observation = Observation(samples, eigenvalue)
-        return _scale(updates, state), _advance(controller, observation, state, eigenvector)
+        lr_scale = state.controller.lr_scale
+        state = _advance(controller, Observation(samples, eigenvalue), state, eigenvector)
+        return scaled(updates, lr_scale), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -263,8 +250,3 @@ def _check_parts(controller: Controller, statistics: GradientStatistics | None) 
             "A rule that reads the noise of the gradient compares the micro-batches of an update: "
             f"`micro_batch_size` must be at most half of its first batch of {first} examples, got {size}."
         )
-
-
-def _scale(updates: optax.Updates, state: AdaptiveBatchSizeState) -> optax.Updates:
-    scale = state.controller.lr_scale
-    return jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates)

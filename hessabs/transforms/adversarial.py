@@ -9,6 +9,7 @@ import optax
 
 from hessabs import batch_axis, collectives
 from hessabs.attacks.mixing import attacked_head, beyond_maximum, made_visible, num_replaced
+from hessabs.batch_size.checks import require
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -23,11 +24,8 @@ def adversarial_gradient(
 
     With m of n examples replaced, the mean loss over the mixed batch has the gradient
     ``g + (1 / n) sum_{i < m} (grad l(adversarial_i) - grad l(x_i))``: it is computed from the incoming clean
-    gradient ``g`` and the head of the batch alone.
-
-    **Not for batch norm in training mode.** The formula holds where examples do not influence each other.
-    Whoever trains batch norm has a gradient ``g`` in training mode, and the sum over the head alone would be
-    that of another loss: replace the examples before the gradient is taken, with
+    gradient ``g`` and the head of the batch alone. **Not for batch norm in training mode**, where examples
+    influence each other: there replace the examples before the gradient is taken, with
     ``hessabs.attacks.replace_fraction`` (``examples/batch_norm.py`` does).
 
     ``update`` takes the extra arguments ``loss_fn`` and ``batch`` (required: those of the incoming gradient,
@@ -36,10 +34,9 @@ def adversarial_gradient(
 
     Args:
       attack: ``attack(loss_fn, params, batch, key) -> batch``, as ``hessabs.attacks.fgsm`` makes it.
-      max_fraction: The largest fraction of the batch that will ever be replaced, in [0, 1]. It is static: the
-        first ``floor(max_fraction * n)`` examples are attacked at every update, so the work grows with it. With
-        a rule it is the rule's own: ``float(rule.init().adversarial_fraction)``, from where rules only lower
-        it. A larger fraction is refused; where it is traced, the updates are NaN.
+      max_fraction: The largest fraction of the batch that will ever be replaced, in [0, 1], static: the first
+        ``floor(max_fraction * n)`` examples are attacked at every update. With a rule it is the rule's own,
+        ``float(rule.init().adversarial_fraction)``. A larger one is refused; if traced, the updates are NaN.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
         what counts; None for the number of examples.
       axis_name: The mapped axis over which the batch is split, or None. The incoming gradient is then the mean
@@ -66,8 +63,7 @@ def adversarial_gradient(
     References:
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1.
     """
-    if not 0 <= max_fraction <= 1:
-        raise ValueError(f"`max_fraction` must lie in [0, 1], got {max_fraction}.")
+    require("lie in [0, 1]", max_fraction=max_fraction)
 
     def update(
         updates: optax.Updates,
@@ -81,11 +77,8 @@ def adversarial_gradient(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        missing = [
-            name
-            for name, value in (("params", params), ("loss_fn", loss_fn), ("batch", batch))
-            if value is None
-        ]
+        needed = {"params": params, "loss_fn": loss_fn, "batch": batch}
+        missing = [name for name, value in needed.items() if value is None]
         if loss_fn is None or missing:
             raise ValueError(
                 f"adversarial_gradient needs {', '.join(missing)}: call "

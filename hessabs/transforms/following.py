@@ -10,7 +10,9 @@ import numpy as np
 import optax
 
 from hessabs.batch_size import Coupling
+from hessabs.batch_size.checks import require
 from hessabs.transforms.laws import Form, Law, is_decay, laws_of
+from hessabs.transforms.scaling import scaled
 from hessabs.typing import Params
 
 # Optax sums gradients here, with the gain 1 / (1 - decay); elsewhere its moving averages are means.
@@ -35,9 +37,9 @@ def by_examples(
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Make the hyperparameters of an optimiser follow the batch, so that its time goes by examples.
 
-    Momentum, the betas of Adam, the decay of an average and weight decay have time constants in updates. Where
-    the batch grows by k, each update stands for k times the examples, and they last k times too long. Here each
-    update has the values that ``follow_batch`` gives for its batch; none compiles anything again. Further:
+    Momentum, the betas of Adam, the decay of an average and weight decay have time constants in updates, which
+    last k times too long where the batch grows by k. Here each update has the values that ``follow_batch``
+    gives for its batch; none compiles anything again. Further:
 
     * a bias correction (a field ``count`` in the state inside) counts updates of the present size, not calls:
       else a change of beta would change the size of the step until the count is large;
@@ -47,10 +49,9 @@ def by_examples(
     * a schedule among the hyperparameters is read at the batches of the size ``batch_size`` that the examples
       so far would have filled.
 
-    ``update`` takes the extra argument ``num_examples``, or ``batch_size``: the examples of this update, which
-    may be traced (below 1 they act as 1). ``hessabs.accumulate(..., micro_batch_size=...)`` passes them. The
-    learning rate is to follow the batch in one place: ``with_coupling(rule, "none")`` for a rule that stands in
-    the same chain as a factory with a ``learning_rate``.
+    ``update`` takes the extra argument ``num_examples``, which ``hessabs.accumulate`` passes, or
+    ``batch_size``: the examples of this update, which may be traced (below 1 they act as 1). The learning rate
+    is to follow the batch in one place: ``with_coupling(rule, "none")`` for a rule in the same chain.
 
     Args:
       factory: Makes the transformation, ``optax.adamw`` say. Hyperparameters are known by their names in optax.
@@ -81,8 +82,7 @@ def by_examples(
     References:
       See ``follow_batch``, and Smith et al. (2018), arXiv:1711.00489, for the gain of momentum.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    require("be at least 1", batch_size=batch_size)
     reference = batch_size
     plain = getattr(factory, "func", factory)  # of a functools.partial
     summed = _SUMS.get(plain)
@@ -132,7 +132,7 @@ def by_examples(
             given = updates
             if summed in values:
                 gain = (1 - grown[summed]) / (1 - now[summed])
-                given = jax.tree.map(lambda u: (u * gain).astype(u.dtype), updates)
+                given = scaled(updates, gain)
             inner_state = _with_counts(state.inner_state._replace(hyperparams=grown), seen / growth, seen)
             extra = {"num_examples": num_examples, "batch_size": batch_size, **extra_args}
             extra = {name: value for name, value in extra.items() if value is not None}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from hessabs import trees
 from hessabs.batch_size import Coupling
+from hessabs.batch_size.checks import require_one_of
 
 Form = Literal["half_life", "sde"]
 """How a moving average follows: by its half-life in examples, or to first order, with epsilon."""
@@ -24,22 +25,16 @@ _POWERS: dict[Coupling, float] = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 def follow_batch(
-    hyperparameters: Mapping[str, Any],
-    growth: Any,
-    *,
-    lr_coupling: Coupling = "sqrt",
-    form: Form = "half_life",
+    hyperparameters: Mapping[str, Any], growth: Any, *, lr_coupling: Coupling = "sqrt", form: Form = "half_life"
 ) -> dict[str, Any]:
     """Give hyperparameters the values that fit a batch of ``growth`` times the size they were chosen for.
 
     Hyperparameters count time in updates, and an update of a larger batch stands for more examples. With a
     growth of k:
 
-    * a decay beta of a moving average (``b1``, ``b2``, ``decay``, ...) becomes ``beta**k``: its
-      half-life in examples stays. The SDE form ``1 - k (1 - beta)`` is the same to first order and 0 where it
-      would be negative (k above ``1 / (1 - beta)``);
-    * ``learning_rate`` is multiplied by k**p: p is 1 for the linear coupling, 1/2 for the square root, 0 for
-      none;
+    * a decay beta of a moving average (``b1``, ``b2``, ``decay``, ...) becomes ``beta**k``: its half-life in
+      examples stays. The SDE form ``1 - k (1 - beta)``, at least 0, is the same to first order;
+    * ``learning_rate`` is multiplied by k**p: p is 1 for the linear coupling, 1/2 for the root, 0 for none;
     * ``weight_decay``, which optax multiplies by the rate, is multiplied by k**(1 - p): what the params forget
       by example stays (to first order);
     * ``eps`` and ``epsilon`` are divided by the root of k, ``eps_root`` by k, in the SDE form alone: where
@@ -82,24 +77,9 @@ def follow_batch(
 
 
 def laws_of(lr_coupling: Coupling, form: Form) -> dict[str, Law]:
-    """Return the law of each hyperparameter that ``follow_batch`` knows, by its name.
-
-    Args:
-      lr_coupling: ``"linear"``, ``"sqrt"`` or ``"none"``.
-      form: ``"half_life"`` or ``"sde"``.
-
-    Returns:
-      The laws.
-
-    Raises:
-      ValueError: If one is unknown.
-    """
-    for name, value, known in (
-        ("lr_coupling", lr_coupling, get_args(Coupling)),
-        ("form", form, get_args(Form)),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` must be one of {list(known)}, got {value!r}.")
+    """Return the law of each hyperparameter that ``follow_batch`` knows, by its name."""
+    require_one_of(get_args(Coupling), lr_coupling=lr_coupling)
+    require_one_of(get_args(Form), form=form)
     power = _POWERS[lr_coupling]
     laws = {
         **dict.fromkeys(_DECAYS, _half_life if form == "half_life" else _first_order),
@@ -113,14 +93,7 @@ def laws_of(lr_coupling: Coupling, form: Form) -> dict[str, Law]:
 
 
 def is_decay(name: str) -> bool:
-    """Tell whether a hyperparameter is the decay of a moving average.
-
-    Args:
-      name: As optax calls it.
-
-    Returns:
-      True or False.
-    """
+    """Tell whether a hyperparameter, by its name in optax, is the decay of a moving average."""
     return name in _DECAYS
 
 

@@ -47,16 +47,14 @@ class Reading(NamedTuple):
 def read(opt_state: optax.OptState) -> Reading:
     """Read what the batch-size rule in an optimizer has decided, and what it was told.
 
-    It takes the time of a look-up and copies nothing: the fields are arrays of the state. It may be called in
-    jitted code.
+    It takes the time of a look-up and copies nothing. It may be called in jitted code.
 
     Args:
       opt_state: The state of an optimizer with one ``adaptive_batch_size`` or ``self_measuring_batch_size`` in
-        it, in chains, ``hessabs.accumulate``, ``optax.inject_hyperparams``, ``optax.partition`` and the like;
-        else with a ``scale_by_batch_size``, a ``by_samples`` or both.
+        it, however deep; else with a ``scale_by_batch_size``, a ``by_samples`` or both.
 
     Returns:
-      A ``Reading``.
+      A ``Reading``, whose fields are arrays of the state.
 
     Raises:
       ValueError: If there is none of them, or two that say the same.
@@ -72,18 +70,9 @@ def read(opt_state: optax.OptState) -> Reading:
     found = list(_ours(opt_state))
     rule = _only(found, AdaptiveBatchSizeState)
     if rule is not None:
-        controller = rule.controller
-        return Reading(
-            rule.samples,
-            controller.lr_scale,
-            controller.batch_size,
-            controller.adversarial_fraction,
-            rule.eigenvalue,
-            rule.measurement_due,
-            rule.missed,
-            controller.observe_at,
-            controller,
-        )
+        made, told = rule.controller, (rule.eigenvalue, rule.measurement_due, rule.missed)
+        decided = made.lr_scale, made.batch_size, made.adversarial_fraction
+        return Reading(rule.samples, *decided, *told, made.observe_at, made)
     if not found:
         raise ValueError(
             f"The optimizer state has no {', '.join(_MAKERS.values())} in it; it is {_names(opt_state)}."
@@ -95,8 +84,7 @@ def read(opt_state: optax.OptState) -> Reading:
 def measurement_due(opt_state: optax.OptState) -> jax.Array:
     """Tell whether the next update is to bring a measurement: an eigenvalue, or gradient statistics.
 
-    It is, where an update of ``batch_size`` examples reaches the count at which the rule wants one. (With
-    ``hessabs.accumulate`` it is the last micro-batch of an update that brings it.)
+    With ``hessabs.accumulate`` it is the last micro-batch of an update that brings it.
 
     Args:
       opt_state: As ``read``, with a rule in it.
@@ -112,11 +100,9 @@ def measurement_due(opt_state: optax.OptState) -> jax.Array:
       >>> rule = hessabs.batch_size.hessian_adaptive(2, 8, measure_every=4)
       >>> tx = hessabs.adaptive_batch_size(rule)
       >>> state = tx.init(None)
-      >>> bool(measurement_due(state))
-      False
-      >>> _, state = tx.update(jnp.ones(()), state, eigenvalue=None)
-      >>> bool(measurement_due(state))
-      True
+      >>> _, later = tx.update(jnp.ones(()), state, eigenvalue=None)
+      >>> bool(measurement_due(state)), bool(measurement_due(later))
+      (False, True)
     """
     due = read(opt_state).measurement_due
     if due is None:

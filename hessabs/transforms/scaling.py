@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hessabs.batch_size.checks import require
 from hessabs.batch_size.counting import Count, divide
 from hessabs.typing import Params
 
@@ -19,9 +20,8 @@ class ScaleByBatchSizeState(NamedTuple):
 def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
     """Scale updates by the factor that a batch-size controller decided.
 
-    ``update`` takes the extra argument ``lr_scale``, the controller's ``state.lr_scale``: growth of the batch
-    and decay of the learning rate in one number. Place it after momentum, where a learning rate stands, so that
-    a change acts at once on the whole step.
+    ``update`` takes the extra argument ``lr_scale``, the controller's ``state.lr_scale``. Place it after
+    momentum, where a learning rate stands, so that a change acts at once on the whole step.
 
     Returns:
       A ``GradientTransformationExtraArgs``; its state keeps the last factor, which ``hessabs.read`` reads.
@@ -40,10 +40,6 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
       Goyal et al. (2017), arXiv:1706.02677, the linear scaling rule.
     """
 
-    def init(params: Params) -> ScaleByBatchSizeState:
-        del params
-        return ScaleByBatchSizeState(jnp.ones((), jnp.float32))
-
     def update(
         updates: optax.Updates,
         state: ScaleByBatchSizeState,
@@ -59,10 +55,9 @@ def scale_by_batch_size() -> optax.GradientTransformationExtraArgs:
                 "lr_scale=controller_state.lr_scale)."
             )
         scale = jnp.asarray(lr_scale, jnp.float32)
-        updates = jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates)
-        return updates, ScaleByBatchSizeState(scale)
+        return scaled(updates, scale), ScaleByBatchSizeState(scale)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: ScaleByBatchSizeState(jnp.float32(1)), update)
 
 
 class BySamplesState(NamedTuple):
@@ -76,12 +71,10 @@ def by_samples(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by a learning-rate schedule that counts examples and not updates.
 
-    A schedule written for updates of ``examples_per_step`` examples is read at
-    ``samples / examples_per_step``: where the batch grows, the schedule goes on at the pace of the data, and a
-    run of as many epochs ends where it was meant to.
-
-    ``update`` takes the extra argument ``num_examples``, which ``hessabs.accumulate`` passes, or ``batch_size``
-    where that is not given: the examples of this update, which may be traced.
+    A schedule written for updates of ``examples_per_step`` examples is read at ``samples / examples_per_step``:
+    where the batch grows, it goes on at the pace of the data. ``update`` takes the extra argument
+    ``num_examples``, which ``hessabs.accumulate`` passes, or ``batch_size`` where that is not given: the
+    examples of this update, which may be traced.
 
     Args:
       schedule: From a count of steps (a float32 scalar, not always whole) to a learning rate.
@@ -98,19 +91,12 @@ def by_samples(
       >>> tx = by_samples(optax.piecewise_constant_schedule(1.0, {10: 0.1}), 128)
       >>> w = jnp.ones(())
       >>> state = tx.init(w)
-      >>> for batch_size in (640, 640, 640):  # steps 0, 5 and 10 of the schedule
-      ...     updates, state = tx.update(w, state, batch_size=batch_size)
-      ...     print(round(float(updates), 3))
-      -1.0
-      -1.0
+      >>> for step in (0, 5, 10):  # of the schedule
+      ...     updates, state = tx.update(w, state, batch_size=640)
+      >>> round(float(updates), 3)
       -0.1
     """
-    if examples_per_step < 1:
-        raise ValueError(f"`examples_per_step` must be at least 1, got {examples_per_step}.")
-
-    def init(params: Params) -> BySamplesState:
-        del params
-        return BySamplesState(Count.of(0))
+    require("be at least 1", examples_per_step=examples_per_step)
 
     def update(
         updates: optax.Updates,
@@ -132,7 +118,11 @@ def by_samples(
         whole, rest = divide(state.samples, examples_per_step)
         step = whole.to_float() + rest.to_float() / examples_per_step
         rate = jnp.asarray(schedule(step), jnp.float32) * (-1 if flip_sign else 1)
-        updates = jax.tree.map(lambda u: (u * rate).astype(u.dtype), updates)
-        return updates, BySamplesState(state.samples + examples)
+        return scaled(updates, rate), BySamplesState(state.samples + examples)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: BySamplesState(Count.of(0)), update)
+
+
+def scaled(updates: optax.Updates, factor: jax.Array) -> optax.Updates:
+    """Multiply updates, which keep their dtypes."""
+    return jax.tree.map(lambda u: (u * factor).astype(u.dtype), updates)

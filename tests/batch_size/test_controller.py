@@ -32,7 +32,7 @@ from hessabs.batch_size import (
     with_coupling,
     with_decay,
 )
-from hessabs.batch_size.events import next_event
+from hessabs.batch_size.counting import next_event
 from hessabs.batch_size.rule import Decay
 from tests.batch_size import drive
 
@@ -80,30 +80,31 @@ UPDATES = 40
 SLOW = ("constant", "fixed_growth", "triangular", "absa_none", "stability", "inner_product", "hessianflow")
 ALL = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONTROLLERS]
 
+ODD = [0.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e-38, 3e38]
 eigenvalues = st.lists(
-    st.one_of(
-        st.floats(0.0078125, 128.0, width=32),
-        st.sampled_from([0.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e-38, 3e38]),
-    ),
+    st.one_of(st.floats(0.0078125, 128.0, width=32), st.sampled_from(ODD)),
     min_size=UPDATES,
     max_size=UPDATES,
 )
 few = settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-fewer = settings(max_examples=2, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+
+
+def draw(name):
+    """Measurements as hypothesis draws them, for what takes too long for several examples."""
+    rng = np.random.default_rng(len(name))
+    return np.where(rng.random(UPDATES) < 0.2, rng.choice(ODD, UPDATES), 2 ** rng.uniform(-7, 7, UPDATES))
 
 
 @pytest.mark.parametrize("name", ALL)
-@fewer
-@given(values=eigenvalues)
-def test_a_python_loop_and_a_scan_give_the_same_bits(name, values):
-    drive.assert_same_bits(drive.stack(drive.host(CONTROLLERS[name], values)), SCANS[name](values))
+def test_a_python_loop_and_a_scan_give_the_same_bits(name):
+    values, few = draw(name), 16
+    states = drive.stack(drive.host(CONTROLLERS[name], values[:few]))
+    drive.assert_same_bits(states, jax.tree.map(lambda leaf: leaf[:few], SCANS[name](values)))
 
 
 @pytest.mark.parametrize("name", ["linear_scaling", "absa_sqrt", "adascale"])
-@fewer
-@given(values=eigenvalues)
-def test_one_call_at_a_time_is_traced_once_and_gives_the_same_bits_too(name, values):
-    traces = []
+def test_one_call_at_a_time_is_traced_once_and_gives_the_same_bits_too(name):
+    traces, values = [], draw(name)
 
     def update(observation, state):
         traces.append(None)

@@ -4,9 +4,11 @@ The reference is written out here from the description of the published code's b
 copy), one epoch a call.
 """
 
+import functools
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,12 +20,14 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 EPOCH, EPOCHS = 1280, 24
 
 
+@functools.cache
 def made(compatibility, **options):
     """The rule of either code, with the decays and the end of adversarial examples that `described` has."""
     rule = absa(
         128, 128 * 16, measure_every=EPOCH, adversarial_until=12 * EPOCH, compatibility=compatibility, **options
     )
-    return with_decay(rule, (8 * EPOCH, 16 * EPOCH), 0.2)
+    rule = with_decay(rule, (8 * EPOCH, 16 * EPOCH), 0.2)
+    return rule._replace(update=jax.jit(rule.update))
 
 
 def described(eigenvalues, most=16, ratio=2.0, patience=10):
@@ -54,7 +58,7 @@ def followed(controller, eigenvalues):
     state = controller.init()
     for epoch, eigenvalue in enumerate(eigenvalues, start=1):
         if epoch * EPOCH >= int(state.observe_at):
-            state = controller.update(Observation(epoch * EPOCH, eigenvalue), state)
+            state = controller.update(Observation(np.int32(epoch * EPOCH), np.float32(eigenvalue)), state)
         yield int(state.batch_size) // 128, float(state.lr_scale), float(state.adversarial_fraction)
 
 

@@ -68,9 +68,10 @@ def test_a_cycle_and_a_ramp_keep_their_phase():
     parts = [(count % cycle) * 3 // cycle for count in samples]
     np.testing.assert_array_equal(states.batch_size, BATCH * 2 ** np.asarray(parts))
     rule = linear_ramp(BATCH, 10 * BATCH, increment=BATCH, over=9 * 10**12)
+    state, update = rule.init(), jax.jit(rule.update)
     for growth in range(1, 10):
         for samples, size in ((growth * 10**12 - 1, growth), (growth * 10**12, growth + 1)):
-            assert int(rule.update(Observation(samples), rule.init()).batch_size) == size * BATCH
+            assert int(update(Observation(Count.of(samples)), state).batch_size) == size * BATCH
 
 
 def test_the_progress_of_adascale_goes_on():

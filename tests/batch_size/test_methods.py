@@ -1,8 +1,6 @@
 """The rules by name: their settings, what is refused, the defaults, and the plans."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -217,16 +215,6 @@ def test_what_does_not_go_together_is_refused(run, method, message):
 )
 def test_what_is_in_its_range_is_taken(run, method):
     check(run, method)
-
-
-def test_checking_starts_no_backend():
-    code = """
-from hessabs.batch_size.methods import Absa, PlanSettings, check, choose, resolve
-resolve(PlanSettings(), choose("absa", {"patience": 3}), 60_000)
-from jax._src import xla_bridge
-assert not xla_bridge.backends_are_initialized()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from hessabs.batch_size import (
 def gradients(parts, part_size, seed=0, dimension=30, sigma=0.5):
     """Mean gradients of parts whose examples have mean (1, .., 1) / 5 and independent noise of size sigma."""
     noise = np.random.default_rng(seed).normal(size=(parts, part_size, dimension)) * sigma
-    return jnp.asarray((0.2 + noise).mean(axis=1), jnp.float32)
+    return np.asarray((0.2 + noise).mean(axis=1), np.float32)
 
 
 def test_statistics_are_the_moments():
     stacked = gradients(6, 4)
-    got = gradient_statistics({"a": stacked[:, :10], "b": stacked[:, 10:]}, 4)
+    got = gradient_statistics({"a": jnp.asarray(stacked[:, :10]), "b": jnp.asarray(stacked[:, 10:])}, 4)
     mean = stacked.mean(axis=0)
     np.testing.assert_allclose(got.mean_square, (stacked**2).sum(axis=1).mean(), rtol=1e-5)
     np.testing.assert_allclose(got.square_mean, (mean**2).sum(), rtol=1e-5)
@@ -44,7 +44,7 @@ def test_devices_are_parts_too():
 
 def test_estimates_are_unbiased():
     # tr(Sigma) = 30 * 0.25 = 7.5 and |G|^2 = 30 * 0.04 = 1.2; standard errors over 400 draws are below 0.1.
-    stacked = jnp.stack([gradients(4, 8, seed) for seed in range(400)])
+    stacked = np.stack([gradients(4, 8, seed) for seed in range(400)])
     draws = jax.jit(jax.vmap(lambda g: gradient_statistics({"w": g}, 8)))(stacked)
     noise, signal = (float(jnp.mean(estimate)) for estimate in jax.vmap(noise_and_signal)(draws))
     assert abs(noise - 7.5) < 0.3

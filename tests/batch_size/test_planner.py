@@ -286,9 +286,9 @@ def test_remainders():
 
 
 def test_bounds_of_every_kind_of_rule():
-    for name, controller in RULES.items():
-        bounds = growth_bounds(controller, num_examples=1280, epochs=8, micro_batch_size=64)
-        if name in ("abs", "stability", "gradient_noise_scale", "norm_test"):
+    for name in ("abs", "stability", "gradient_noise_scale", "norm_test", "timer", "adascale"):
+        bounds = growth_bounds(RULES[name], num_examples=1280, epochs=8, micro_batch_size=64)
+        if name not in ("timer", "adascale"):
             assert bounds.fewest.updates < bounds.most.updates, name
         else:
             assert bounds.fewest.updates == bounds.most.updates, name

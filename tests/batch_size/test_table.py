@@ -26,7 +26,7 @@ from tests.batch_size.test_growth import course
 
 
 def sizes_at(controller, points):
-    return [int(controller.update(Observation(point), controller.init()).batch_size) for point in points]
+    return [int(controller.update(Observation(point), None).batch_size) for point in points]
 
 
 def megatron(start, increment, ramp, maximum, consumed):
@@ -35,11 +35,11 @@ def megatron(start, increment, ramp, maximum, consumed):
     return maximum if consumed > ramp else min(start + consumed * growths // ramp * increment, maximum)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     start=st.integers(1, 300),
     increment=st.integers(1, 60),
-    growths=st.integers(1, 12),
+    growths=st.sampled_from([1, 4, 12]),  # a table of each length is compiled
     ramp=st.integers(100, 10**13),
     part=st.fractions(0, 2),
 )

@@ -14,19 +14,22 @@ import hessabs
 from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
 
-def run(tx, gradients, numbers, **extra):
-    state, out = tx.init(jnp.zeros(())), []
+def run(tx, gradients, numbers):
+    state, out, update = tx.init(jnp.zeros(())), [], jax.jit(tx.update)
     for g, k in zip(gradients, numbers, strict=True):
-        updates, state = tx.update(jnp.float32(g), state, jnp.zeros(()), num_micro_batches=k, **extra)
+        updates, state = update(np.float32(g), state, np.float32(0), num_micro_batches=k)
         out.append(float(updates))
     return out, state
+
+
+SUMMED = hessabs.accumulate(optax.identity())  # compiled once
 
 
 @settings(max_examples=25, deadline=None)
 @given(calls=st.lists(st.tuples(st.integers(-8, 8), st.integers(1, 5)), min_size=1, max_size=20))
 def test_no_gradient_is_lost_however_the_number_changes(calls):
     gradients, numbers = zip(*calls, strict=True)
-    out, state = run(hessabs.accumulate(optax.identity()), gradients, numbers)
+    out, state = run(SUMMED, gradients, numbers)
     pending, want = [], []
     for g, k in calls:
         pending.append(g)
@@ -37,25 +40,22 @@ def test_no_gradient_is_lost_however_the_number_changes(calls):
 
 
 def test_weights_are_exact_for_micro_batches_of_unequal_size():
-    params, batch = make_params(), make_batch(16)
-    parts = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 8), slice(8, 14), slice(14, 16))]
+    gradients = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)  # of each example
     tx = hessabs.accumulate(optax.identity(), num_micro_batches=3)
-    state = tx.init(params)
-    for part in parts:
-        size = part["label"].shape[0]
-        updates, state = tx.update(gradient(params, part), state, params, weight=size)
-    want = gradient(params, batch)
-    np.testing.assert_allclose(updates["w"], want["w"], rtol=1e-5, atol=1e-7)
+    state, update = tx.init(jnp.zeros(3)), jax.jit(tx.update)
+    for part in (gradients[:8], gradients[8:14], gradients[14:]):
+        updates, state = update(part.mean(axis=0), state, weight=len(part))
+    np.testing.assert_allclose(updates, gradients.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_the_mean_of_bfloat16_gradients_is_taken_in_float32():
     # 1 + 1/256 is no bfloat16: a sum of 256 ones and a small one in bfloat16 would lose it.
     tx = hessabs.accumulate(optax.identity(), num_micro_batches=512)
-    state = tx.init(jnp.zeros((), jnp.bfloat16))
+    state, one = tx.init(jnp.zeros((), jnp.bfloat16)), jnp.ones((), jnp.bfloat16)
     assert state.total.dtype == jnp.float32
     update = jax.jit(tx.update)
     for _ in range(512):
-        updates, state = update(jnp.ones((), jnp.bfloat16), state)
+        updates, state = update(one, state)
     assert (float(updates), updates.dtype) == (1.0, jnp.bfloat16)
 
 
@@ -95,9 +95,10 @@ def test_the_inner_update_runs_at_the_boundary_alone_where_multi_steps_always_ru
     tx = hessabs.accumulate(counting(ours), num_micro_batches=3)
     multi = optax.MultiSteps(counting(theirs), every_k_schedule=3)
     state, multi_state = tx.init(jnp.zeros(())), multi.init(jnp.zeros(()))
+    update, multi_update = jax.jit(tx.update), jax.jit(multi.update)
     for _ in range(6):
-        _, state = tx.update(jnp.ones(()), state)
-        _, multi_state = multi.update(jnp.ones(()), multi_state)
+        _, state = update(jnp.ones(()), state)
+        _, multi_state = multi_update(jnp.ones(()), multi_state)
     jax.effects_barrier()
     assert (len(ours), len(theirs)) == (2, 6)
 
@@ -117,7 +118,7 @@ def test_extra_arguments_reach_the_inner_update_where_multi_steps_drops_them():
 
 def test_a_number_that_shrinks_half_way_loses_nothing_where_multi_steps_loses_the_gradient():
     gradients, numbers = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [4, 4, 4, 2, 2, 2]
-    ours, _ = run(hessabs.accumulate(optax.identity()), gradients, numbers)
+    ours, _ = run(SUMMED, gradients, numbers)
     assert ours == [0.0, 0.0, 0.0, 2.5, 0.0, 5.5]
     current = [4]
     multi = optax.MultiSteps(optax.identity(), every_k_schedule=lambda step: current[0])
@@ -151,9 +152,16 @@ def test_adversarial_examples_before_accumulation_are_of_every_micro_batch():
         hessabs.accumulate(optax.identity(), num_micro_batches=2),
     )
     state, want = tx.init(params), []
-    for batch in batches:
+
+    @jax.jit
+    def both(state, batch):
         updates, state = tx.update(gradient(params, batch), state, params, loss_fn=loss_fn, batch=batch)
-        want.append(gradient(params, hessabs.attacks.replace_fraction(attack, loss_fn, params, batch, 0.5)))
+        mixed = hessabs.attacks.replace_fraction(attack, loss_fn, params, batch, 0.5)
+        return updates, state, gradient(params, mixed)
+
+    for batch in batches:
+        updates, state, expected = both(state, batch)
+        want.append(expected)
     np.testing.assert_allclose(updates["w"], (want[0]["w"] + want[1]["w"]) / 2, rtol=1e-5, atol=1e-7)
 
 

@@ -47,7 +47,7 @@ def train(case, loss_fn, params, steps=4):
 @pytest.mark.parametrize("name", CASES)
 def test_linen(name):
     model = Linen()
-    params = model.init(jax.random.key(0), jnp.ones((1, 4)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 4)))
 
     def loss_fn(params, batch):
         return jnp.mean((model.apply(params, batch["image"]) - batch["label"]) ** 2)

@@ -111,10 +111,15 @@ def test_at_the_reference_batch_it_is_what_optax_does(name):
     outs = []
     for transformation, extra in ((plain(), {}), (tx, {"num_examples": B0})):
         state, p = transformation.init(params), params
-        for step in range(3):
-            gradient = jax.tree.map(lambda x, step=step: jnp.sin(3 * x + step), p)
+
+        @jax.jit
+        def step(p, state, number, transformation=transformation, extra=extra):
+            gradient = jax.tree.map(lambda x: jnp.sin(3 * x + number), p)
             updates, state = transformation.update(gradient, state, p, **extra)
-            p = optax.apply_updates(p, updates)
+            return optax.apply_updates(p, updates), state
+
+        for number in range(3):
+            p, state = step(p, state, number)
         outs.append(p)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *outs)
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import hessabs
 from tests.transforms.cases import make_params
 
-RULE = hessabs.batch_size.timer(16, 64, every=32)
+RULE = hessabs.batch_size.timer(16, 64, every=16)
 SPECS = {"w": P("model", "data"), "b": P("data")}
 
 
@@ -25,7 +25,7 @@ def padded_params():
     return {"w": jnp.pad(make_params()["w"], ((0, 0), (0, 1))), "b": jnp.arange(4.0) - 1}
 
 
-def follow(params, jitted, steps=6):
+def follow(params, jitted, steps=3):
     tx = make_tx()
     state = tx.init(params)
     update = jax.jit(tx.update) if jitted else tx.update
@@ -36,10 +36,15 @@ def follow(params, jitted, steps=6):
     return params, state
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    return follow(padded_params(), jitted=True)
+
+
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_accumulation_of_sharded_params_is_that_of_one_device(kind, jitted):
-    want, want_state = follow(padded_params(), jitted)
+def test_accumulation_of_sharded_params_is_that_of_one_device(one_device, kind, jitted):
+    want, want_state = one_device
     mesh = jax.make_mesh((2, 2), ("model", "data"), axis_types=(kind, kind))
     with jax.set_mesh(mesh):
         shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
