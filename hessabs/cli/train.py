@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
       The exit status: 0, 2 for input that cannot be used, or 128 + N after signal N (130 for Ctrl-C, 143 for
       SIGTERM) when the run is saved.
     """
-    from hessabs.training import durability, files, joining, lost, processes
+    from hessabs.training import durability, files, joining, processes
     from hessabs.training.assemble import SETTINGS, assemble
     from hessabs.training.callbacks import CallbackError, CallbackSettings, make_callbacks
     from hessabs.training.interruption import Interrupted
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         if values.devices or values.mesh:
             joining.take_turns()
         joining.join(values.coordinator, values.num_processes, values.process_id)
-        with lost.noticed():
+        with joining.noticed():
             processes.on_first(
                 lambda: files.check_workdir(folder, overwrite=values.overwrite or options.resume)
             )
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     except (flags.Error, ValueError, OSError, ImportError) as error:
         return refuse(error)
     try:
-        with lost.noticed():
+        with joining.noticed():
             result = fit(
                 parts.task,
                 parts.optimizer,

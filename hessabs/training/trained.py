@@ -38,9 +38,6 @@ def load_trained(
       flags: Settings of the task that were named now, by the fields of ``TaskSettings``.
       average: Whether the moving average of the params is wanted.
 
-    Returns:
-      A ``Trained``.
-
     Raises:
       FileNotFoundError: If the folder holds no finished run.
       ValueError: If it is damaged, holds another network, or its task has to be named.
@@ -62,12 +59,7 @@ def load_trained(
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """Read what a run recorded of itself.
-
-    Raises:
-      FileNotFoundError: If the folder holds no run, or one of an older version.
-      ValueError: If the file is damaged.
-    """
+    """Read what a run recorded of itself."""
     path = workdir / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train the run with this version of hessabs.")

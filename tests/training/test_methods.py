@@ -77,7 +77,7 @@ def test_rules_that_measure_train(method, task):
 
 def test_statistics_are_those_of_the_micro_batches(task):
     optimizer = as_optimizer(optax.sgd(0.1))
-    functions, _ = make_functions(task, optimizer, Objective(), micro_batch_size=8, gradient_statistics=True)
+    functions, _ = make_functions(task, optimizer, Objective(), gradient_statistics=True)
     functions = jit_functions(functions, 8, one_by_one=True)
     key = jax.random.key(0)
     state = init_state(task, optimizer, key, (), average=False)

@@ -78,9 +78,7 @@ def make(model, max_fraction=FRACTION, params_dtype=None, **settings):
         OptimizerSettings(**{"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, **settings}),
         batch_size=MICRO,
     )
-    functions, _ = make_functions(
-        task, optimizer, mixing(make_inner("fgsm", EPSILON), max_fraction), micro_batch_size=MICRO
-    )
+    functions, _ = make_functions(task, optimizer, mixing(make_inner("fgsm", EPSILON), max_fraction))
 
     def init():
         drawn = task
@@ -389,8 +387,7 @@ def test_params_in_bfloat16_keep_their_dtype_and_compile_once():
 def test_the_average_of_the_params_goes_by_examples():
     task = tasks.linen(mlp(CLASSES, (7,)), (images(4), images(4)))
     optimizer = make_optimizer(OptimizerSettings(lr=LR), batch_size=MICRO)
-    options = {"micro_batch_size": MICRO, "half_life": 20.0}
-    functions, _ = make_functions(task, optimizer, mixing(make_inner("fgsm", EPSILON), 0.25), **options)
+    functions, _ = make_functions(task, optimizer, mixing(make_inner("fgsm", EPSILON), 0.25), half_life=20.0)
     step = Step(jit_functions(functions, MICRO, one_by_one=True))
     state = init_state(task, optimizer, jax.random.key(0), (), average=True)
     want = jax.tree.map(np.array, state.params)

@@ -9,8 +9,7 @@ import pytest
 from hessabs.training.checkpoints import Checkpoints
 from hessabs.training.durability import Durability
 from hessabs.training.loop import train
-from hessabs.training.loop_state import start
-from hessabs.training.snapshot import templates
+from hessabs.training.loop_state import start, templates
 from tests.training.runs import MICRO, digits_task, lines, make_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
