@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,7 +106,9 @@ class Store:
         scores = {line["samples"]: _score(line) for line in record["records"]}
         self.checkpoints.save(int(record["samples"]), arrays, whole, scores)
 
-    def finish(self, network: dict[str, Any], records: Sequence[Any], summary: Mapping[str, Any]) -> None:
+    def finish(
+        self, network: dict[str, Any], records: list[dict[str, Any]], summary: Mapping[str, Any]
+    ) -> None:
         """Write what a run leaves: its network, a picture, and the summary, which says that it has finished."""
         # A run that went on had finished before, with another network.
         (self.folder / files.SUMMARY).unlink(missing_ok=True)

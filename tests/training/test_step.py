@@ -329,9 +329,9 @@ def test_one_compilation_each_whatever_changes(model):
     assert step.functions.compilations() == {"begin": 1, "add": 2, "finish": 1, "whole": 2}
 
 
-@pytest.mark.parametrize("model", [mlp(CLASSES, (7,)), Normed()], ids=["mlp", "batch_norm"])
-def test_an_update_of_one_micro_batch_is_that_of_one_part(model):
-    step, init = make(model)
+@pytest.mark.parametrize("model", ["plain", "batch_norm"])
+def test_an_update_of_one_micro_batch_is_that_of_one_part(model, request):
+    step, init = request.getfixturevalue(model)
     [batch] = batches(MICRO)
     for fraction in (None, 0.25):
         one = step.functions.whole(init(), batch, fraction, 1.5)
@@ -344,8 +344,8 @@ def test_an_update_of_one_micro_batch_is_that_of_one_part(model):
 
 
 @pytest.mark.parametrize("fraction", [None, 0.25])
-def test_nonfinite_update_names_the_first(fraction):
-    step, init = make(mlp(CLASSES, (7,)))
+def test_nonfinite_update_names_the_first(plain, fraction):
+    step, init = plain
     good = batches(MICRO, dtype=np.float32)[0]
     bad = {**good, "image": np.where(np.arange(MICRO)[:, None, None, None] == 7, np.nan, good["image"])}
     state, found = init(), []
