@@ -30,7 +30,7 @@ def load_trained(
     flags: Mapping[str, Any] | None = None,
     average: bool = False,
 ) -> Trained:
-    """Read the network of a finished run.
+    """Read the network of a finished run, as a ``Trained``.
 
     Args:
       workdir: The folder of the run.
