@@ -33,7 +33,8 @@ from hessabs import attacks, curvature, models, trees
 from hessabs.data import Position, as_source
 from hessabs.training import Task, assemble, fit, tasks
 from hessabs.training.loop_state import start
-from hessabs.training.run import make_sizes, prepare
+from hessabs.training.run import prepare
+from hessabs.training.sizes import make_sizes
 
 TESTS = (
     "tests/curvature/test_power.py",

@@ -21,7 +21,8 @@ from hessabs import models
 from hessabs.data import Position, as_source
 from hessabs.training import Task, assemble, fit, tasks
 from hessabs.training.loop_state import start
-from hessabs.training.run import Run, make_sizes, prepare
+from hessabs.training.run import Run, prepare
+from hessabs.training.sizes import make_sizes
 from hessabs.training.step import TrainState
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "folder of the prepared Fashion-MNIST", required=True)

@@ -6,7 +6,7 @@ import pathlib
 from absl import flags
 
 from hessabs.cli.flags import given, read_config, refuse
-from hessabs.training import durability, files, joining, lost, processes
+from hessabs.training import durability, files, joining, processes
 from hessabs.training.assemble import SETTINGS as RUN
 from hessabs.training.assemble import assemble
 from hessabs.training.callbacks import CallbackError, CallbackSettings, make_callbacks
@@ -30,7 +30,7 @@ def main(values: flags.FlagValues) -> int:
     if values.devices or values.mesh:
         joining.take_turns()
     joining.join(values.coordinator, values.num_processes, values.process_id)
-    with lost.noticed():
+    with joining.noticed():
         processes.on_first(lambda: files.check_workdir(folder, overwrite=values.overwrite or options.resume))
         named = set().union(*(given(kind, values) for kind in RUN))
         parts = assemble({name: values[name].value for name in named})
@@ -38,7 +38,7 @@ def main(values: flags.FlagValues) -> int:
     for line in parts.notes if processes.is_first() else ():
         files.say(line)
     try:
-        with lost.noticed():
+        with joining.noticed():
             result = fit(
                 parts.task,
                 parts.optimizer,

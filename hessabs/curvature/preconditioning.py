@@ -38,10 +38,9 @@ def preconditioned(operator: MatVec, scale: Params) -> MatVec:
         if not (np.asarray(x) > 0).all() or not np.isfinite(np.asarray(x)).all():
             raise ValueError("`scale` must be above 0 and finite everywhere; it has other entries.")
     inverse_root, inner = jax.tree.map(jax.lax.rsqrt, scale), trees.as_partial(operator)
-    runs = getattr(operator, "runs", "compiled")
-    if runs == "compiled":
-        return Partial(_product, inverse_root, inner)
-    return Operator(inverse_root, (inner,), _product, runs)
+    if isinstance(operator, Operator) and operator.runs != "compiled":
+        return Operator(inverse_root, (inner,), _product, operator.runs)
+    return Partial(_product, inverse_root, inner)
 
 
 def _product(inverse_root: Params, operator: MatVec, vector: Params) -> Params:

@@ -34,11 +34,7 @@ _TRAVELS = ("gradient", "weight", "examples", "loss", "square", "parts", "bad", 
 
 
 def check_model_state(model_state: Any, name: str) -> None:
-    """Refuse a network whose state beside the params is no mean over devices.
-
-    Raises:
-      ValueError: If it holds anything but floating-point arrays.
-    """
+    """Refuse a network whose state beside the params is no mean over devices, for it is not floating-point."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(model_state):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size > 1:
             where = jax.tree_util.keystr(path)
@@ -54,15 +50,11 @@ def on_mesh(
     micro_batch_size: int,
     one_by_one: bool,
 ) -> Functions:
-    """Compile the functions of an update for several devices.
+    """Compile the functions of ``make_functions`` for several devices.
 
-    Args:
-      functions: Those of ``make_functions``.
-      mesh: The devices.
-      places: Where the arrays of the state lie, a tree of ``NamedSharding``.
-      dealt: Whether the examples of a batch are dealt out, see ``hessabs.training.mesh.own_rows``.
-      micro_batch_size: Examples of a micro-batch, all devices together.
-      one_by_one: Whether a device handles its micro-batches one after the other; else as one.
+    ``places`` says where the arrays of the state lie, ``dealt`` whether the examples of a batch are dealt out,
+    see ``mesh.own_rows``. The size of a micro-batch is that of all devices together; ``one_by_one``, a device
+    handles its micro-batches one after the other, and else as one.
     """
     size = data_size(mesh)
     in_one = mesh.size == size  # params are whole on every device

@@ -117,11 +117,7 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
 
 
 def read_rule(given: Mapping[str, Any], num_examples: int) -> RuleParts:
-    """Make rule, optimiser and schedule from settings by name, without data, for a plan.
-
-    Raises:
-      ValueError: As ``assemble``.
-    """
+    """Make rule, optimiser and schedule from settings by name, without data, for a plan."""
     return _make(_choose(given), given, num_examples)
 
 

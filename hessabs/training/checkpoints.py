@@ -7,6 +7,8 @@ and no name of a class; names, shapes and dtypes of the arrays must be those tha
 """
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +18,49 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hessabs.training.files import say
-from hessabs.training.manifest import DamagedError, verify_manifest, write_manifest
 from hessabs.training.network import one_process, reason
 
+MANIFEST = "manifest.json"
 _ITEMS = ("arrays", "record")
 T = TypeVar("T")
+
+
+class DamagedError(ValueError):
+    """A folder that does not hold what was once written there."""
+
+
+def write_manifest(folder: pathlib.Path) -> None:
+    """Note the size and the SHA-256 of every file of a folder that will not change any more."""
+    files = {
+        str(path.relative_to(folder)): _describe(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+
+
+def verify_manifest(folder: pathlib.Path) -> None:
+    """Raise DamagedError if a file that the manifest of a folder names is missing or differs."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        wanted = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except FileNotFoundError:
+        raise DamagedError(f"{folder.name}/{MANIFEST} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{folder.name}/{MANIFEST} cannot be read") from None
+    for name, (size, digest) in wanted.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            raise DamagedError(f"{folder.name}/{name} is missing")
+        got = _describe(path)
+        if got["bytes"] != size:
+            raise DamagedError(f"{folder.name}/{name} has {got['bytes']} bytes and had {size}")
+        if got["sha256"] != digest:
+            raise DamagedError(f"{folder.name}/{name} has changed: its SHA-256 is another")
+
+
+def _describe(path: pathlib.Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 class Saved(NamedTuple):
@@ -32,12 +72,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run: the one handle on orbax's manager.
-
-    Args:
-      folder: Where they are; made if it is missing.
-      keep: How many of the latest to keep; the best of those at the end of an epoch is kept too.
-    """
+    """The checkpoints of a run, of which the ``keep`` latest stay: the one handle on orbax's manager."""
 
     def __init__(self, folder: pathlib.Path, keep: int) -> None:
         self._folder = folder.absolute()
@@ -51,16 +86,10 @@ class Checkpoints:
         record: Mapping[str, Any],
         accuracy: Mapping[int, float],
     ) -> None:
-        """Begin to write a checkpoint; an earlier one is on disk when the call returns.
+        """Begin to write a checkpoint; an earlier one is on disk when this returns.
 
-        Args:
-          samples: Examples trained on, the name of the checkpoint.
-          arrays: Its arrays, on the host; they must not change any more.
-          record: What JSON can hold.
-          accuracy: Test accuracy at the end of each epoch so far, by examples.
-
-        Raises:
-          OSError: If an earlier one could not be written.
+        It is named by the examples trained on. The arrays lie on the host and must not change any more, the
+        record is what JSON can hold; of the ``accuracy`` at the ends of epochs, by examples, the best is kept.
         """
         self._keep.accuracy = dict(accuracy)
         self._guard(
@@ -87,18 +116,10 @@ class Checkpoints:
             self._guard(manager.close)
 
     def latest(self, use: Callable[[Saved], T]) -> T | None:
-        """Use the latest checkpoint that is whole.
+        """Return what ``use`` makes of the latest checkpoint that is whole; None if there is no checkpoint.
 
-        Damaged ones after it are named on standard error and removed.
-
-        Args:
-          use: Reads a checkpoint; may raise DamagedError, and the one before it is tried.
-
-        Returns:
-          What ``use`` returned, or None if there is no checkpoint.
-
-        Raises:
-          DamagedError: If there are checkpoints and all are damaged; none is removed then.
+        It may raise DamagedError, and the one before is tried. Damaged ones are named on standard error and
+        removed; where all are damaged, DamagedError is raised and none is removed.
         """
         self.close()
         damaged = []

@@ -8,10 +8,7 @@ from hessabs import compiling
 
 
 class Clock:
-    """Seconds by name, each epoch anew.
-
-    Args:
-      seconds: What ``save`` returned in another process, to go on from there.
+    """Seconds by name, each epoch anew; from ``seconds`` on, what ``save`` returned in another process.
 
     Example:
       >>> clock = Clock()

@@ -53,15 +53,6 @@ class Period(NamedTuple):
 def parse_period(text: str) -> Period:
     """Read a period such as ``100updates``, ``50000samples``, ``10min`` or ``1epochs``.
 
-    Args:
-      text: A positive number and a unit.
-
-    Returns:
-      The period.
-
-    Raises:
-      ValueError: If the text is no such period.
-
     Example:
       >>> parse_period("50000samples")
       Period(number=50000.0, unit='samples')
@@ -76,14 +67,7 @@ def parse_period(text: str) -> Period:
 
 
 def check(durability: Durability) -> None:
-    """Check the fields.
-
-    Args:
-      durability: The settings.
-
-    Raises:
-      ValueError: In one line, what was got and what to do.
-    """
+    """Check the fields: a ValueError in one line, what was got and what to do."""
     parse_period(durability.checkpoint_every)
     if durability.keep_checkpoints < 1:
         raise ValueError(f"`keep_checkpoints` must be at least 1, got {durability.keep_checkpoints}.")

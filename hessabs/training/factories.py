@@ -40,17 +40,11 @@ class Factory(NamedTuple):
 
 
 def load_factory(spec: str) -> Factory:
-    """Run a file and return one of its functions.
+    """Run a file, of ``FILE.py:name``, and return one of its functions; ``~`` is the home folder.
 
     While the file runs, it can import its neighbours, as a script can: its folder is the first place of
     ``sys.path``. Afterwards the path is what it was and the neighbours are forgotten, so that a file of another
     folder gets its own; an import inside a function, which runs later, does not find them.
-
-    Args:
-      spec: ``FILE.py:name``; a file that begins with ``~`` is in the home folder.
-
-    Raises:
-      ValueError: If the file is missing or does not run (with the line), or has no such function.
     """
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
@@ -69,16 +63,9 @@ def describe(spec: str) -> str:
 def call_factory(
     factory: Factory, expect: type | tuple[type, ...] | Callable[[Any], bool], what: str, **kwargs: Any
 ) -> Any:
-    """Call a factory and check what it returns.
+    """Call a factory; what it returns must be of a type, or pass a function that tells whether it will do.
 
-    Args:
-      factory: The factory.
-      expect: The type of what it must return, or a function that tells whether it will do.
-      what: That in words: "a flax module" say.
-      **kwargs: What it is called with.
-
-    Raises:
-      ValueError: If it raises or returns something else, naming file and line and what was expected.
+    What it raises or returns else is named with file and line; ``what`` was expected: "a flax module" say.
     """
     call = f"{factory.origin.name}({', '.join(f'{name}={value!r}' for name, value in kwargs.items())})"
     try:
@@ -119,10 +106,7 @@ def record(origin: Origin) -> dict[str, str]:
 
 
 def changed(origin: Origin, recorded: Mapping[str, Any], flag: str = "--model") -> str | None:
-    """Return a line that says how a factory that was named differs from the recorded one, or None.
-
-    A file that has only moved does not differ.
-    """
+    """Say how a factory that was named differs from the recorded one, if it does in more than its place."""
     if (origin.name, origin.sha256) == (recorded.get("name"), recorded.get("sha256")):
         return None
     if origin.path == recorded.get("path") and origin.name == recorded.get("name"):
@@ -133,11 +117,8 @@ def changed(origin: Origin, recorded: Mapping[str, Any], flag: str = "--model") 
 def trusted(recorded: Mapping[str, Any], workdir: str | os.PathLike[str], flag: str = "--model") -> Factory:
     """Load a recorded factory that nobody has named, if a workdir from somebody else could not abuse that.
 
-    The file itself is compared; what it imports may have changed, but does not come from the workdir either.
-
-    Raises:
-      ValueError: If the record is none, or the file lies in the workdir, is gone or has changed: with the flag
-        that names a factory to use all the same.
+    The file itself is compared; what it imports may have changed, but does not come from the workdir either. A
+    ValueError has the flag that names a factory to use all the same.
     """
     fields = recorded if isinstance(recorded, Mapping) else {}
     origin = Origin(*(value if isinstance(value := fields.get(name), str) else "" for name in Origin._fields))

@@ -5,10 +5,11 @@ A field holds a ``str``, ``int``, ``float``, ``bool``, a ``Literal`` of strings,
 """
 
 import difflib
+import math
 import numbers
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 _WANTED: dict[type, tuple[str, str]] = {
@@ -17,6 +18,14 @@ _WANTED: dict[type, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
     str: ("text", "texts"),
 }
+
+
+Range = tuple[str, Callable[[Any], bool]]  # what a number must, in words, and whether one does
+POSITIVE: Range = ("be positive and finite", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE: Range = ("be at least 0 and finite", lambda x: 0 <= x < math.inf)
+BELOW_ONE: Range = ("lie in [0, 1)", lambda x: 0 <= x < 1)
+AT_LEAST_ZERO: Range = ("be at least 0", lambda x: x >= 0)
+AT_LEAST_ONE: Range = ("be at least 1", lambda x: x >= 1)
 
 
 class Field(NamedTuple):
@@ -76,12 +85,7 @@ def from_text(field: Field, text: str) -> Any:
 
 
 def number(text: str) -> float:
-    """Read a number, or a fraction of two.
-
-    Example:
-      >>> number("8/255") == 8 / 255, number("1e-3")
-      (True, 0.001)
-    """
+    """Read a number, or a fraction of two such as 8/255."""
     try:
         return float(_item(float, text))
     except (ValueError, ZeroDivisionError):
@@ -89,11 +93,7 @@ def number(text: str) -> float:
 
 
 def check_types(settings: Any) -> None:
-    """Check that each field of settings made in Python holds what was declared, or one of its choices.
-
-    Raises:
-      ValueError: Naming the field, what it must be, what was got, and the nearest choice.
-    """
+    """Check that each field of settings made in Python holds what was declared, or one of its choices."""
     for name, field in declared(type(settings)).items():
         value = getattr(settings, name)
         if value is None and field.optional:
@@ -108,6 +108,22 @@ def check_types(settings: Any) -> None:
         if not fits:
             wanted = f"a tuple of {_WANTED[field.item][1]}" if field.kind is tuple else field.wanted
             raise ValueError(f"`{name}` must be {wanted}{' or None' * field.optional}, got {value!r}.")
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+    """Check that each of these fields is None or in its range."""
+    for name, (wanted, fits) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not fits(value):
+            raise ValueError(f"`{name}` must {wanted}, got {value}.")
+
+
+def check_read(settings: Any, chosen: str, read_with: Mapping[str, Sequence[str]]) -> None:
+    """Check that no field is given which is read with other values of the field ``chosen`` only."""
+    choice = getattr(settings, chosen)
+    for name, readers in read_with.items():
+        if getattr(settings, name) != settings._field_defaults[name] and choice not in readers:
+            raise ValueError(f"`{name}` is not read with {chosen}={choice}, but with {', '.join(readers)}.")
 
 
 def is_factory(text: str) -> bool:

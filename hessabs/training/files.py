@@ -1,14 +1,16 @@
-"""What a run writes: a line of JSON per epoch, a summary at the end, a picture."""
+"""The folder of a run: what it writes there, lines of JSON and whole files, and what keeps others away."""
 
 import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import math
 import os
 import pathlib
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -30,6 +32,7 @@ CURVES = "curves.png"
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
+LOCK = ".lock"
 CACHE = "cache"  # folder of what the commands that look at a run have finished
 DERIVED = (  # what they make of a run, as patterns
     *(f"{name}*.{kind}" for name in ("attack", "transfer", "spectrum") for kind in ("json", "csv", "png")),
@@ -38,17 +41,7 @@ DERIVED = (  # what they make of a run, as patterns
 
 
 def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuse a folder that already holds a run.
-
-    Args:
-      workdir: The folder of a run; need not exist.
-      overwrite: Whether a run in it may be lost.
-
-    Raises:
-      FileExistsError: If it holds a run and ``overwrite`` is False.
-      NotADirectoryError: If it is a file, or lies under one.
-      PermissionError: If nothing can be written there.
-    """
+    """Refuse a folder that holds a run, unless that may be lost, and one where nothing can be written."""
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir():
         raise NotADirectoryError(f"`workdir` must be a folder, but {there} is a file.")
@@ -65,16 +58,7 @@ def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def usable(flag: str, path: pathlib.Path | None, then: str = "") -> Iterator[None]:
-    """Say which flag names the place where the block cannot write, and what to do.
-
-    Args:
-      flag: The flag.
-      path: What it names; None leaves the error as it is.
-      then: What to do after that, behind "make room".
-
-    Raises:
-      OSError: In a sentence, where the system refused something.
-    """
+    """Say which flag names the place where the block cannot write, and what to do: make room, and ``then``."""
     try:
         yield
     except OSError as error:
@@ -87,11 +71,7 @@ def usable(flag: str, path: pathlib.Path | None, then: str = "") -> Iterator[Non
 
 
 def start_workdir(workdir: pathlib.Path) -> None:
-    """Make the folder of a run and remove what an earlier run wrote there, and what was made of it.
-
-    Args:
-      workdir: The folder; parents are made too.
-    """
+    """Make the folder of a run and remove what an earlier run wrote there, and what was made of it."""
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, METRICS, SUMMARY, CURVES, EVENTS, "metrics.csv", "wandb.json"):
         (workdir / name).unlink(missing_ok=True)
@@ -102,11 +82,7 @@ def start_workdir(workdir: pathlib.Path) -> None:
 
 
 def remove_derived(workdir: pathlib.Path) -> None:
-    """Remove what was made of the network of a run, which is about to be another one.
-
-    Args:
-      workdir: The folder of the run.
-    """
+    """Remove what was made of the network of a run, which is about to be another one."""
     for pattern in DERIVED:
         for path in workdir.glob(pattern):
             path.unlink()
@@ -115,35 +91,66 @@ def remove_derived(workdir: pathlib.Path) -> None:
 
 
 def refuse_links(workdir: pathlib.Path) -> None:
-    """Refuse a folder with links in it: what is written through one lands outside.
-
-    Args:
-      workdir: The folder of a run that is to go on; it may come from somebody else.
-
-    Raises:
-      ValueError: If a file or folder in it is a symbolic link, naming it.
-    """
+    """Refuse a folder with symbolic links, of somebody else say: what is written through one lands outside."""
     for path in workdir.rglob("*"):
         if path.is_symlink():
             raise ValueError(f"`workdir` {workdir} must hold no links to go on with, got {path}; remove it.")
 
 
-def say(text: str) -> None:
-    """Tell the user something that ends nothing.
+@contextlib.contextmanager
+def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
+    """Keep other processes from running in a folder while the block runs; BlockingIOError names who does.
 
-    Args:
-      text: One sentence; it goes to standard error.
+    The kernel holds the lock (``fcntl``): it goes when the process is killed, and a process that this one
+    forks does not inherit it. The file is removed when the block ends; one that a kill left locks nothing.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / LOCK
+    file = _open_locked(path)
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _open_locked(path: pathlib.Path) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                return file
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # ENOLCK, say: of a file system without locks
+                os.close(file)
+                raise
+            owner = os.read(file, 200).decode(errors="replace").strip() or "another process"
+            os.close(file)
+            raise BlockingIOError(
+                f"`workdir` {path.parent} is in use by {owner}: two runs cannot share it; name another folder, "
+                "or wait for that run to end."
+            ) from None
+        # The run that held it has removed the file: a newcomer would lock another one.
+        os.close(file)
+
+
+def _is_at(file: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def say(text: str) -> None:
+    """Tell the user, on standard error, something that ends nothing."""
     print("hessabs: " + " ".join(text.split()), file=sys.stderr)
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Append a record to a file of JSON lines, on disk when the call returns.
-
-    Args:
-      path: The file.
-      record: Its fields; numbers that are not finite become null.
-    """
+    """Append a record to a file of JSON lines, on disk when the call returns."""
     with path.open("a") as file:
         file.write(_line(record))
         file.flush()
@@ -151,22 +158,12 @@ def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def write_lines(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write a file of JSON lines, whole or not at all.
-
-    Args:
-      path: The file; the bytes are those of appending the records one by one.
-      records: Their fields; numbers that are not finite become null.
-    """
+    """Write a file of JSON lines, whole or not at all; the bytes are those of appending the records."""
     _write(path, "".join(map(_line, records)))
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all.
-
-    Args:
-      path: The file.
-      record: Its fields; numbers that are not finite become null.
-    """
+    """Write a JSON file, whole or not at all."""
     _write(path, json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
 
 
@@ -183,14 +180,7 @@ def write_csv(
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines.
-
-    Args:
-      path: The file.
-
-    Returns:
-      Its records.
-    """
+    """Read the records of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -212,6 +202,7 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """Make numbers that are not finite null, for JSON has none."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,18 +1,24 @@
-"""A loss or params that are not finite: which update was it?"""
+"""A loss or params that are not finite: which update was it, and which batches does a run drop that is rewound?
+
+The batch of the update that failed is dropped. If the update that takes its number fails as well, the fault
+may be older than the batch that showed it, and the drop grows by the batch before it. It all follows from the
+lines of ``events.jsonl``, so a run that is killed after a rewind makes the same way again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hessabs.training.loop_state import Decision, LoopState
+from hessabs.training.loop_state import Drop, LoopState, learning_rate
 from hessabs.training.run import Run
+
+MOST_REWINDS = 5
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or params that are not finite.
-
-    Attributes:
-        update: The update whose batch is to blame, as far as one can tell, from 1.
-    """
+    """A loss or params that are not finite; the batch of ``update``, from 1, is to blame, it seems."""
 
     def __init__(self, message: str, update: int) -> None:
         super().__init__(message)
@@ -23,12 +29,12 @@ def check_loss(run: Run, state: LoopState, epoch: int | None = None) -> None:
     """Raise ``NonFiniteError`` unless every training loss was finite; ``epoch`` is one that has ended."""
     update = int(state.train.nonfinite_update)
     if update:
-        rate = learning_rate(run, state.decision, state.samples)
         # At the end of an epoch the position is already that of the next one.
         epoch = epoch or state.position.epoch + (state.position.index > 0)
         raise NonFiniteError(
             f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
-            f"{state.decision.batch_size}, learning rate {rate:g}); lower --lr, or the largest batch size.",
+            f"{state.decision.batch_size}, learning rate {learning_rate(run, state):g}); lower --lr, or the "
+            "largest batch size.",
             update,
         )
 
@@ -46,6 +52,30 @@ def _all_finite(params: object) -> jax.Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def learning_rate(run: Run, decision: Decision, samples: int) -> float:
-    """Return the learning rate after so many examples, in as many digits as a float32 has."""
-    return float(f"{run.optimizer.lr * decision.lr_scale * run.schedule(samples):.7g}")
+def next_event(events: Sequence[dict[str, Any]], update: int) -> dict[str, Any]:
+    """Make the line of a rewind after an update, from 1, that failed: the first that is dropped, and how many.
+
+    Example:
+      >>> first = next_event([], 7)
+      >>> second = next_event([first], 7)
+      >>> [(event["first_dropped"], event["batches"]) for event in (first, second)]
+      [(7, 1), (6, 2)]
+    """
+    last = events[-1] if events else None
+    again = last is not None and last["first_dropped"] <= update <= last["update"]
+    first, batches = (last["first_dropped"] - 1, last["batches"] + 1) if last and again else (update, 1)
+    return {"event": "rewind", "update": update, "first_dropped": max(first, 1), "batches": batches}
+
+
+def dropped(pending: Sequence[Drop], events: Sequence[dict[str, Any]], updates: int) -> tuple[Drop, ...]:
+    """List the batches to drop after a checkpoint, made after ``updates``, in the order of their updates.
+
+    It knows of those that are ``pending``; each of the events written after it replaces those from its first
+    update on.
+    """
+    drops = list(pending)
+    for event in events:
+        # A drop can begin with the next update at the earliest.
+        drop = Drop(max(int(event["first_dropped"]), updates + 1), int(event["batches"]))
+        drops = [*(other for other in drops if other.update < drop.update), drop]
+    return tuple(drops)

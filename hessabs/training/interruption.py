@@ -12,8 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupted(BaseException):
     """A run that ended early, as it was asked to. No ``Exception``, for it may come anywhere, as Ctrl-C does.
 
-    Attributes:
-        signum: The signal that asked; a shell expects the exit status 128 + signum.
+    ``signum`` is the signal that asked; a shell expects the exit status 128 + signum.
     """
 
     def __init__(self, message: str, signum: int) -> None:
@@ -22,16 +21,12 @@ class Interrupted(BaseException):
 
 
 class Request:
-    """The signal that asked the run to end, if one did.
-
-    Attributes:
-        signum: The signal, or None.
-        saved: Where the run is saved in a sentence, when nothing but its evaluation is left; a signal then ends
-            it at once.
-    """
+    """The signal that asked the run to end, if one did."""
 
     signum: int | None = None
-    saved: str | None = None
+    saved: str | None = (
+        None  # where, in a sentence, when only evaluation is left: a signal then ends it at once
+    )
 
 
 @contextlib.contextmanager
@@ -39,9 +34,6 @@ def catch_signals() -> Iterator[Request]:
     """Note the first SIGTERM or Ctrl-C inside the block; the second one ends the process at once.
 
     Outside the main thread, where Python allows no handlers, signals keep what they do.
-
-    Yields:
-      A ``Request`` whose ``signum`` is None until a signal comes.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():

@@ -17,18 +17,16 @@ from hessabs.training import processes
 from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
-from hessabs.training.finite import NonFiniteError, check_loss, check_params, learning_rate
-from hessabs.training.loop_state import Decision, LoopState
+from hessabs.training.finite import NonFiniteError, check_params
+from hessabs.training.loop_state import Decision, LoopState, Snapshot
 from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
-from hessabs.training.run import Remainder, Run, Schedule, make_sizes, prepare
+from hessabs.training.records import end_epoch, evaluate_all, evaluated, said, show, summarize
+from hessabs.training.run import Remainder, Run, Schedule, prepare
 from hessabs.training.session import Session
 from hessabs.training.settings import RunSettings
-from hessabs.training.sizes import Sizes
-from hessabs.training.snapshot import Snapshot
-from hessabs.training.step import TrainState, mean_loss, read_loss
-from hessabs.training.summary import summarize
+from hessabs.training.sizes import Sizes, make_sizes
 from hessabs.training.task import Task
 from hessabs.typing import Params
 
@@ -69,15 +67,14 @@ def fit(
     rule is taken between two updates and holds for a whole one; the rule sees its measurements there. Updates
     run on across the ends of epochs; what fills no update at the end of the training is not trained on (so the
     counts of updates are the paper's). The order of the data is a function of seed and position, so a run that
-    was killed goes on to the same bits, on the same devices. Several processes all call this with the same
-    arguments.
+    was killed goes on to the same bits, on the same devices. Several processes all call this alike.
 
     Args:
       task: What is learnt, see ``hessabs.training.tasks``.
       optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
         unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
-        ``hessabs.training.make_optimizer`` returns. (The ``lr`` of records is that of the latter, and for
-        a chain of your own the factor on its rate.)
+        ``make_optimizer`` returns. (The ``lr`` of records is that of the latter, and for a chain of your own
+        the factor on its rate.)
       rule: How large the next batch is, of ``hessabs.batch_size``.
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
@@ -85,7 +82,7 @@ def fit(
       remainder: Whether an epoch's incomplete last micro-batch is left out (``"drop"``, as in the paper) or
         trained on too, with exact weights (``"keep"``).
       objective: Robust training, of ``hessabs.training.objectives``.
-      schedule: ``schedule(examples so far) -> factor`` on the learning rate, of ``hessabs.training.schedules``;
+      schedule: ``schedule(examples so far) -> factor`` of the learning rate, as ``make_schedule`` makes it, or
         None for 1.
       settings: How the run is made besides.
       workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params, locked
@@ -110,8 +107,7 @@ def fit(
       >>> import optax
       >>> from hessabs import batch_size, data, models, training
       >>> task = training.tasks.linen(models.mlp(10, (16,)), data.load("digits"))
-      >>> rule = batch_size.constant(64)
-      >>> result = training.fit(task, optax.adam(1e-3), rule, epochs=1)
+      >>> result = training.fit(task, optax.adam(1e-3), batch_size.constant(64), epochs=1)
       >>> result.summary["updates"], result.records[0]["batch_size"]
       (22, 64)
     """
@@ -159,17 +155,13 @@ def train(
     return Result(last.params, last.model_state, average, summary, records)
 
 
-def evaluated(run: Run, state: TrainState) -> TrainState:
-    """Return a state with the params that are evaluated: those that schedule-free methods make of theirs."""
-    return state._replace(params=run.optimizer.evaluation_params(state.opt_state, state.params))
-
-
 def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:
     state, records = snapshot.state, list(snapshot.records)
     read = run.read_from(state.position)
     update_rule = jax.jit(run.rule.update)
     clock, checked = Clock(snapshot.clock), time.perf_counter()
-    total = run.epochs * run.epoch_examples
+    # Several processes have clocks of their own, and what is shown all of them compute together.
+    is_single, total = jax.process_count() == 1, run.epochs * run.epoch_examples
     session.tell("start", {"records": records, "samples": state.samples})
     with (
         Progress(total, state.samples, logs=processes.is_first()) as progress,
@@ -179,22 +171,23 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
         state = _end_epochs(run, state, session, records, clock, progress)
         measured = (records[-1]["eigenvalue"], records[-1]["residual"]) if records else state.measured
         state = _decide(run, state, session, measured)
-        while _fills_an_update(run, state):
+        while _micro_batches_left(run, state) >= _micro_batches(run, state):
             if state.drops and state.updates + 1 >= state.drops[0].update:
                 state = _drop(run, state, read)
             else:
                 state = _update(run, state, read, sizes, clock)
-            if state.samples >= int(state.controller.observe_at):
+            observes = state.samples >= int(state.controller.observe_at)
+            if observes:
                 state = _observe(run, state, update_rule, clock)
             measured = state.measured  # the end of an epoch forgets it
-            # Several processes have clocks of their own, and what is shown all of them compute together.
-            if jax.process_count() == 1 and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
-                _show(run, state, progress)
+            if is_single and time.perf_counter() - checked > _SECONDS_BETWEEN_CHECKS:
+                show(run, state, progress)
                 session.check()
                 checked = time.perf_counter()
             state = _end_epochs(run, state, session, records, clock, progress)
-            state = _decide(run, state, session, measured)
-            session.between_updates(Snapshot(state, records, clock.save()))
+            if observes:
+                state = _decide(run, state, session, measured)
+            session.between_updates(state, records, clock)
         # What is left fills no update; a run of more epochs goes on with it.
         saved = Snapshot(state, list(records), clock.save())
         state = state._replace(position=Position(run.epochs, 0), samples=total)
@@ -210,24 +203,23 @@ def _decide(run: Run, state: LoopState, session: Session, measured: tuple[float,
     decision = Decision.of(run.objective, state.controller)
     if decision != state.decision:
         state = state._replace(decision=decision)
-        session.tell("decision", {**_said(run, state), "eigenvalue": measured[0], "residual": measured[1]})
+        session.tell("decision", {**said(run, state), "eigenvalue": measured[0], "residual": measured[1]})
     return state
 
 
-def _micro_batches(run: Run, decision: Decision) -> int:
-    return -(-decision.batch_size // run.micro_batch_size)
+def _micro_batches(run: Run, state: LoopState) -> int:
+    return -(-state.decision.batch_size // run.micro_batch_size)
 
 
-def _fills_an_update(run: Run, state: LoopState) -> bool:
-    left = (run.epochs - state.position.epoch) * run.epoch_micro_batches - state.position.index
-    return left >= _micro_batches(run, state.decision)
+def _micro_batches_left(run: Run, state: LoopState) -> int:
+    return (run.epochs - state.position.epoch) * run.epoch_micro_batches - state.position.index
 
 
 def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock) -> LoopState:
     """Make one update: read its micro-batches, add their gradients up, descend."""
     functions, train, position, samples = run.functions, state.train, state.position, state.samples
     fraction = state.decision.adversarial_fraction or None
-    wanted, done = _micro_batches(run, state.decision), 0
+    wanted, done = _micro_batches(run, state), 0
     lr_scale = _on_device(state.decision.lr_scale * run.schedule(samples))
     totals = None
     if wanted > 1:
@@ -258,8 +250,8 @@ def _drop(run: Run, state: LoopState, read: Reader) -> LoopState:
     """Pass over batches that are to be dropped; their examples count, for rules and epochs go by them."""
     drop, *later = state.drops
     position, samples = state.position, state.samples
-    left = (run.epochs - position.epoch) * run.epoch_micro_batches - position.index
-    for _ in range(min(left, drop.batches * _micro_batches(run, state.decision))):
+    wanted = drop.batches * _micro_batches(run, state)
+    for _ in range(min(_micro_batches_left(run, state), wanted)):
         samples += run.examples(position, 1)
         _, position = read(1)
     return state._replace(drops=tuple(later), samples=samples, position=position)
@@ -280,9 +272,9 @@ def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> Loop
     factor = np.float32(run.schedule(state.samples))
     observation = Observation(Count.of(state.samples), lr_scale=factor)
     if run.rule.measures in ("eigenvalue", "last_layer_eigenvalue"):
-        eigenvalue = float("nan")
         if state.controller.measure:
-            state, eigenvalue = _measure(run, state, clock)
+            state = _measure(run, state, clock)
+        eigenvalue = state.measured[0] if state.controller.measure else float("nan")
         observation = observation._replace(eigenvalue=eigenvalue)
     elif run.rule.measures == "gradient":
         observation = observation._replace(gradient=jax.device_get(state.train.statistics))
@@ -291,23 +283,17 @@ def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> Loop
     return state._replace(controller=controller)
 
 
-def _measure(run: Run, state: LoopState, clock: Clock) -> tuple[LoopState, float]:
+def _measure(run: Run, state: LoopState, clock: Clock) -> LoopState:
     jax.block_until_ready(state.train)
-    seen = evaluated(run, state.train)
+    seen, block = evaluated(run, state.train), None
+    if run.rule.measures == "last_layer_eigenvalue":
+        block = curvature.last_layer_path(seen.params, run.task.num_classes)
     with clock.measure("hessian"):
-        result = run.measure(
-            seen.params,
-            seen.model_state,
-            state.eigenvector,
-            curvature.last_layer_path(seen.params, run.task.num_classes)
-            if run.rule.measures == "last_layer_eigenvalue"
-            else None,
-        )
+        result = run.measure(seen.params, seen.model_state, state.eigenvector, block)
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.
     eigenvector = result.eigenvector if np.isfinite(residual) else state.eigenvector
-    measured = (eigenvalue, residual)
-    return state._replace(eigenvector=eigenvector, measured=measured, last_eigenvalue=eigenvalue), eigenvalue
+    return state._replace(eigenvector=eigenvector, measured=(eigenvalue, residual), last_eigenvalue=eigenvalue)
 
 
 def _end_epochs(
@@ -320,77 +306,9 @@ def _end_epochs(
     saved: Snapshot | None = None,  # where a run goes on that a callback breaks off; None: here
 ) -> LoopState:
     while len(records) < state.position.epoch:
-        record, state = _end_epoch(run, state, len(records) + 1, clock)
+        record, state = end_epoch(run, state, len(records) + 1, clock)
         records.append(record)
         session.append(record)
-        _show(run, state, progress, record)
+        show(run, state, progress, record)
         session.tell("epoch", record, saved or Snapshot(state, records, clock.save()))
     return state
-
-
-def _end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:
-    check_loss(run, state, epoch)
-    loss, train_state = read_loss(state.train)
-    jax.block_until_ready(train_state)
-    seen = evaluated(run, train_state)
-    with clock.measure("eval"):
-        results = evaluate_all(run.evaluate, seen.params, seen.model_state)
-        if run.settings.ema is not None:
-            averaged = evaluate_all(run.evaluate, train_state.average, seen.model_state)
-            results |= {f"ema_{name}": value for name, value in averaged.items()}
-    tracked: dict[str, float] = {}
-    if run.settings.tracked:
-        with clock.measure("hessian"):
-            tracked = run.track(seen.params, seen.model_state, state.eigenvector)
-    record = {
-        "epoch": epoch,
-        **_said(run, state),
-        "train_loss": loss,
-        **results,
-        "eigenvalue": state.measured[0],
-        "residual": state.measured[1],
-        **tracked,
-        **{f"seconds_{name}": value for name, value in clock.end_epoch().items()},
-    }
-    return record, state._replace(train=train_state, measured=(float("nan"), float("nan")))
-
-
-def evaluate_all(evaluations: Mapping[str, Any], params: Params, model_state: Any) -> dict[str, float]:
-    """Evaluate, and name each number by its prefix; accuracies are in percent."""
-    return {
-        f"{prefix}{name}": 100 * value if name.endswith("accuracy") else value
-        for prefix, evaluation in evaluations.items()
-        for name, value in evaluation(params, model_state).items()
-    }
-
-
-def _said(run: Run, state: LoopState) -> dict[str, Any]:
-    decision = state.decision
-    return {
-        "updates": state.updates,
-        "samples": state.samples,
-        "batch_size": decision.batch_size,
-        "lr": learning_rate(run, decision, state.samples),
-        "adversarial_fraction": decision.adversarial_fraction,
-    }
-
-
-def _show(run: Run, state: LoopState, progress: Progress, ended: dict[str, Any] | None = None) -> None:
-    check_loss(run, state)
-    loss = mean_loss(state.train) if ended is None else ended["train_loss"]
-    shown: dict[str, Any] = {}
-    if ended is not None and "test_accuracy" in ended:
-        shown = {"test": f"{ended['test_accuracy']:.2f}%"}
-    elif ended is not None:
-        shown = {"test_loss": ended["test_loss"]}
-    progress.show(
-        state.samples,
-        milestone=ended is not None,
-        epoch=f"{state.position.epoch}/{run.epochs}",
-        loss=loss if loss == loss else None,
-        **shown,
-        batch=state.decision.batch_size,
-        lr=learning_rate(run, state.decision, state.samples),
-        eigenvalue=state.last_eigenvalue,
-        updates=state.updates,
-    )

@@ -1,17 +1,27 @@
-"""All that the rest of a run depends on, between two updates."""
+"""All that the rest of a run depends on, between two updates: in memory, and as arrays and a record on disk.
 
+The names of the arrays are paths, the record is what JSON can hold: what is read back are arrays and numbers,
+and their structure comes from the run that reads them, never from the file.
+"""
+
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from hessabs.batch_size import ControllerState
 from hessabs.data import Position
 from hessabs.training.mesh import place
 from hessabs.training.objectives import Objective
+from hessabs.training.processes import to_host
 from hessabs.training.run import Run
 from hessabs.training.step import TrainState
 from hessabs.typing import Params
+
+NOT_MEASURED = (float("nan"), float("nan"))
+_ARRAYS = ("train", "controller", "eigenvector")
 
 
 class Decision(NamedTuple):
@@ -52,6 +62,15 @@ class LoopState(NamedTuple):
     drops: tuple[Drop, ...]  # still to come, by update
 
 
+class Snapshot(NamedTuple):
+    """A run between two updates."""
+
+    state: LoopState
+    records: list[dict[str, Any]]  # the lines of metrics.jsonl so far
+    clock: dict[str, float]  # seconds of this epoch by name
+    seconds: float = 0.0  # that the run took so far, in all its processes
+
+
 def start(run: Run) -> LoopState:
     """Make the state of a run before its first update."""
     key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
@@ -61,16 +80,86 @@ def start(run: Run) -> LoopState:
     eigenvector = optax.tree.random_like(key, shapes, jax.random.normal)
     if run.mesh is not None:
         eigenvector = jax.tree.map(lambda v, p: place(jax.device_get(v), p.sharding), eigenvector, params)
-    nan = float("nan")
+    decision = Decision.of(run.objective, controller)
     return LoopState(
-        train=run.state,
-        controller=controller,
-        decision=Decision.of(run.objective, controller),
-        updates=0,
-        samples=0,
-        position=Position(0, 0),
-        eigenvector=eigenvector,
-        measured=(nan, nan),
-        last_eigenvalue=None,
-        drops=(),
+        run.state, controller, decision, 0, 0, Position(0, 0), eigenvector, NOT_MEASURED, None, drops=()
     )
+
+
+def learning_rate(run: Run, state: LoopState) -> float:
+    """Return the learning rate of the next update, in as many digits as a float32 has."""
+    return float(f"{run.optimizer.lr * state.decision.lr_scale * run.schedule(state.samples):.7g}")
+
+
+def arrays_of(state: LoopState) -> dict[str, np.ndarray]:
+    """Copy the arrays of a state to the host, complete when the call returns; all processes must call."""
+    leaves = _leaves(state)
+    return dict(zip(leaves, to_host(list(leaves.values())), strict=True))
+
+
+def templates(state: LoopState) -> dict[str, np.ndarray]:
+    """Make empty arrays of the names, shapes and dtypes that a saved state must have."""
+    return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _leaves(state).items()}
+
+
+def record_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Gather what is no array, as JSON can hold it; numbers that are not finite stay."""
+    state = snapshot.state
+    return {
+        "decision": state.decision._asdict(),
+        "updates": state.updates,
+        "samples": state.samples,
+        "position": list(state.position),
+        "measured": list(state.measured),
+        "last_eigenvalue": state.last_eigenvalue,
+        "drops": [list(drop) for drop in state.drops],
+        "records": [dict(record) for record in snapshot.records],
+        "seconds": snapshot.seconds,
+        "clock": dict(snapshot.clock),
+    }
+
+
+def restore(like: LoopState, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> Snapshot:
+    """Put a run together again; it shares no buffer with anything, so that its state may be donated.
+
+    KeyError, TypeError or ValueError: the record is not one of ``record_of``.
+    """
+
+    def read(name: str, path: Any, leaf: Any) -> Any:
+        array = arrays[_path(name, path)]
+        return place(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
+
+    trees = {
+        name: jax.tree.map_with_path(lambda path, leaf, name=name: read(name, path, leaf), getattr(like, name))
+        for name in _ARRAYS
+    }
+    decision, (epoch, index), (eigenvalue, residual) = (
+        record[name] for name in ("decision", "position", "measured")
+    )
+    state = like._replace(
+        **trees,
+        decision=Decision(
+            int(decision["batch_size"]), float(decision["lr_scale"]), float(decision["adversarial_fraction"])
+        ),
+        updates=int(record["updates"]),
+        samples=int(record["samples"]),
+        position=Position(int(epoch), int(index)),
+        measured=(float(eigenvalue), float(residual)),
+        last_eigenvalue=None if record["last_eigenvalue"] is None else float(record["last_eigenvalue"]),
+        drops=tuple(Drop(int(update), int(batches)) for update, batches in record["drops"]),
+    )
+    records = [dict(line) for line in record["records"]]
+    clock = {str(name): float(value) for name, value in record["clock"].items()}
+    return Snapshot(state, records, clock, float(record["seconds"]))
+
+
+def _leaves(state: LoopState) -> dict[str, Any]:
+    return {
+        _path(name, path): leaf
+        for name in _ARRAYS
+        for path, leaf in jax.tree.leaves_with_path(getattr(state, name))
+    }
+
+
+def _path(name: str, path: Any) -> str:
+    return ".".join((name, jax.tree_util.keystr(path, simple=True, separator=".")))

@@ -14,17 +14,7 @@ DATA = "data"
 
 
 def read_mesh(mesh: str | None, devices: int | None) -> dict[str, int]:
-    """Read the axes of a mesh, without looking for its devices.
-
-    Args:
-      mesh: ``"data=N"``, or with further axes, ``"data=N,model=M"``; None.
-      devices: Their number; None.
-
-    Returns:
-      Sizes by axis, ``data`` first; without either, nothing.
-
-    Raises:
-      ValueError: If that is no mesh, or the two contradict each other.
+    """Read the sizes of the axes by name, ``data`` first; nothing where neither is given.
 
     Example:
       >>> read_mesh("data=4,model=2", None), read_mesh(None, 2), read_mesh(None, None)
@@ -48,11 +38,7 @@ def read_mesh(mesh: str | None, devices: int | None) -> dict[str, int]:
 def make_mesh(axes: dict[str, int]) -> Mesh | None:
     """Make the mesh of a run; None for one device, for which JAX needs none.
 
-    Args:
-      axes: As of ``read_mesh``; without any, all devices of several processes, and one of a single process.
-
-    Raises:
-      ValueError: If so many devices are not there.
+    Without any axes it is all devices of several processes, and one of a single process.
     """
     there = jax.device_count()
     axes = axes or {DATA: there if jax.process_count() > 1 else 1}
@@ -76,11 +62,7 @@ def data_size(mesh: Mesh | None) -> int:
 
 
 def default_partition(mesh: Mesh, params: Any) -> Any:
-    """Split every matrix along its last axis that a further axis of the mesh divides; the rest is everywhere.
-
-    Returns:
-      A tree of ``PartitionSpec``.
-    """
+    """Split every matrix along its last axis that a further axis of the mesh divides, and nothing else."""
     others = {name: size for name, size in mesh.shape.items() if name != DATA}
 
     def spec(x: Any) -> P:
@@ -95,59 +77,28 @@ def default_partition(mesh: Mesh, params: Any) -> Any:
 
 
 def shardings(tree: Any, params: Any, specs: Any, mesh: Mesh) -> Any:
-    """Say where the arrays of a tree lie: those of a param where it lies, the rest everywhere.
-
-    Args:
-      tree: Params, an average or momenta of them, the state of an optimiser.
-      params: The params.
-      specs: Their ``PartitionSpec``, a tree like them.
-      mesh: The devices.
+    """Say where the arrays of a tree lie, the state of an optimiser say: those of a param where its ``specs``
+    put it, the rest everywhere.
     """
     whole = NamedSharding(mesh, P())
-    keys = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    is_spec = lambda x: isinstance(x, P)  # noqa: E731
-    known = dict(
-        zip(keys, (NamedSharding(mesh, s) for s in jax.tree.leaves(specs, is_leaf=is_spec)), strict=True)
-    )
+    known = {
+        (path, leaf.shape): NamedSharding(mesh, spec)
+        for (path, leaf), spec in zip(
+            jax.tree.leaves_with_path(params),
+            jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)),
+            strict=True,
+        )
+    }
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        return next(
-            (
-                known[tuple(path[i:]), leaf.shape]
-                for i in range(len(path))
-                if (tuple(path[i:]), leaf.shape) in known
-            ),
-            whole,
-        )
+        ends = ((path[i:], leaf.shape) for i in range(len(path)))
+        return next((known[end] for end in ends if end in known), whole)
 
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def on_all(tree: Any, mesh: Mesh | None) -> Any:
-    """Put arrays on every device, whole.
-
-    Args:
-      tree: A pytree of arrays, the same in all processes.
-      mesh: The devices, or None: the tree comes back.
-
-    Returns:
-      The tree on the devices.
-    """
-    if mesh is None:
-        return tree
-    return jax.device_put(jax.tree.map(np.asarray, tree), NamedSharding(mesh, P()))
+    return jax.tree.map_with_path(one, tree)
 
 
 def place(array: np.ndarray, sharding: Sharding) -> jax.Array:
-    """Put an array where another one lies; no process asks another one whether it has the same.
-
-    Args:
-      array: The whole array, the same in all processes.
-      sharding: Where to.
-
-    Returns:
-      The array on the devices.
-    """
+    """Put an array, the same in all processes, somewhere; no process asks another one for it."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
@@ -165,15 +116,7 @@ def wait_for(tree: Any, mesh: Mesh | None) -> None:
 
 
 def split(batch: Any, mesh: Mesh | None) -> Any:
-    """Split a batch over the devices: each gets an equal part of its examples, one behind the other.
-
-    Args:
-      batch: A pytree of arrays on the host; of several processes each has the part of its own devices.
-      mesh: The devices, or None: the batch comes back.
-
-    Returns:
-      The whole batch, of which each device holds a part.
-    """
+    """Split a batch, of which each process has the part of its own devices, one behind the other."""
     if mesh is None:
         return batch
     sharding = NamedSharding(mesh, P(DATA))
@@ -181,55 +124,27 @@ def split(batch: Any, mesh: Mesh | None) -> Any:
 
 
 def split_whole(batch: Any, mesh: Mesh | None) -> Any:
-    """Split a batch that every process has in full; one that does not divide goes to every device.
-
-    Args:
-      batch: A pytree of arrays on the host.
-      mesh: The devices, or None for one.
-
-    Returns:
-      The batch on the devices.
-    """
+    """Split a batch that every process has in full; one that does not divide goes to every device."""
     if mesh is None:
         return jax.device_put(batch)
     num_examples = jax.tree.leaves(batch)[0].shape[0]
     if num_examples % data_size(mesh):
-        return on_all(batch, mesh)
+        return jax.device_put(jax.tree.map(np.asarray, batch), NamedSharding(mesh, P()))
     rows = own_rows(num_examples, data_size(mesh), dealt=False)
     return split(jax.tree.map(lambda x: np.asarray(x)[rows], batch), mesh)
 
 
+@functools.lru_cache(64)
 def own_rows(num_examples: int, size: int, *, dealt: bool) -> np.ndarray:
     """Say which examples of a batch the devices of this process get, in the order in which they hold them.
 
-    Args:
-      num_examples: Examples in the batch, a multiple of ``size``.
-      size: Number of devices.
-      dealt: Whether example i goes to device ``i % size``, as cards are dealt, so that the first examples,
-        those that may be attacked, are spread; otherwise each device gets neighbours.
-
-    Returns:
-      Places in the batch, int64.
+    ``dealt``, example i goes to device ``i % size``, as cards are dealt, so that the first examples, those that
+    may be attacked, are spread; otherwise each device gets neighbours.
 
     Example:
       >>> own_rows(6, 2, dealt=True), own_rows(6, 2, dealt=False)
       (array([0, 2, 4, 1, 3, 5]), array([0, 1, 2, 3, 4, 5]))
     """
-    share = num_examples // jax.process_count()
-    return all_rows(num_examples, size, dealt=dealt)[jax.process_index() * share :][:share]
-
-
-@functools.lru_cache(64)
-def all_rows(num_examples: int, size: int, *, dealt: bool) -> np.ndarray:
-    """Say which examples of a batch the devices get, those of all processes, in order.
-
-    Args:
-      num_examples: As for ``own_rows``.
-      size: As for ``own_rows``.
-      dealt: As for ``own_rows``.
-
-    Returns:
-      Places in the batch, int64.
-    """
-    places = np.arange(num_examples)
-    return (places.reshape(-1, size).T if dealt else places.reshape(size, -1)).reshape(-1)
+    places, share = np.arange(num_examples), num_examples // jax.process_count()
+    rows = places.reshape(-1, size).T.reshape(-1) if dealt else places
+    return rows[jax.process_index() * share :][:share]

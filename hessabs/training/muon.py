@@ -17,10 +17,8 @@ _PROJECTIONS = {"query", "key", "value"}  # of attention: kernels (inputs, heads
 def muon(beta: Any, adam_b1: Any, adam_b2: Any, *, num_classes: int | None) -> optax.GradientTransformation:
     """Make the direction of Muon, to be multiplied by minus the learning rate.
 
-    The steps have the size of Adam's (``consistent_rms=0.2``), so one rate serves both.
-
-    References:
-      Jordan (2024), "Muon: an optimizer for hidden layers"; Liu et al. (2025), arXiv:2502.16982, for the size.
+    Jordan (2024), "Muon: an optimizer for hidden layers". The steps have the size of Adam's, as in Liu et al.
+    (2025), arXiv:2502.16982 (``consistent_rms=0.2``), so one rate serves both.
     """
 
     def of(params: Params) -> optax.GradientTransformationExtraArgs:

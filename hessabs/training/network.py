@@ -13,15 +13,7 @@ from hessabs.training.processes import on_first, tree_of_first
 
 
 def save_network(workdir: pathlib.Path, network: dict[str, Any]) -> None:
-    """Write a network into the folder of a run, whole or not at all; what an earlier run saved is replaced.
-
-    Args:
-      workdir: The folder of the run.
-      network: ``params``, ``model_state`` and, where there is one, ``average``: arrays of the host.
-
-    Raises:
-      OSError: If it could not be written.
-    """
+    """Write a network, arrays of the host, whole or not at all; one of an earlier run is replaced."""
     folder = workdir.absolute() / PARAMS
     for path in (folder, *folder.parent.glob(f"{PARAMS}.*tmp*")):  # what a full disk left, too
         if path.exists():
@@ -39,19 +31,9 @@ def save_network(workdir: pathlib.Path, network: dict[str, Any]) -> None:
 def load_network(workdir: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
     """Read the network of a finished run; of several processes all must call, the first reads.
 
-    Nothing is unpickled: the files hold arrays and their names.
-
-    Args:
-      workdir: The folder of the run.
-      like: ``params``, ``model_state`` and, if wanted, ``average`` of the same network: their structure, shapes
-        and dtypes are those that the file must have.
-
-    Returns:
-      The same as saved.
-
-    Raises:
-      FileNotFoundError: If the folder holds no network, or none with an average.
-      ValueError: If it holds another network.
+    ``like`` holds ``params``, ``model_state`` and, if wanted, ``average`` of the same network: their structure,
+    shapes and dtypes are those that the file must have. Nothing is unpickled: the files hold arrays and their
+    names. FileNotFoundError: there is no network, or no average; ValueError: it is another one.
     """
     folder = workdir.absolute() / PARAMS
     saved: dict[str, Any] = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
@@ -95,31 +77,15 @@ def _check_shapes(workdir: pathlib.Path, got: Any, like: Any) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error of orbax or TensorStore says, in one line.
-
-    Args:
-      error: The error.
-
-    Returns:
-      Its first line, without the specification of what TensorStore opened, which it adds in brackets.
-    """
+    """Return the first line of an error, without the specification that TensorStore adds in brackets."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
 
 
 def one_process(name: str) -> dict[str, Any]:
-    """Say to orbax that this process reads and writes, and the others know nothing of it.
-
-    Args:
-      name: What it reads or writes, another name for each.
-
-    Returns:
-      Keyword arguments for orbax's classes; none where there is one process.
-    """
+    """Say to orbax, in keyword arguments, that this process alone knows of ``name``, another one each time."""
     if jax.process_count() == 1:
         return {}
     options = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=name,
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix=name
     )
     return {"multiprocessing_options": options}

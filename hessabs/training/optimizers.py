@@ -6,7 +6,6 @@ updates by it, so a chain here has the plain rate; one that reads the extra argu
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -17,9 +16,8 @@ from optax import contrib
 
 from hessabs.batch_size.rule import Coupling
 from hessabs.curvature.layers import output_axes
-from hessabs.training import factories
+from hessabs.training import factories, fields
 from hessabs.training.factories import call_factory, load_factory
-from hessabs.training.fields import check_types, is_factory
 from hessabs.training.muon import muon
 from hessabs.transforms import by_examples
 from hessabs.typing import Params
@@ -104,36 +102,18 @@ class Optimizer(NamedTuple):
 
 
 def check_optimizer(settings: OptimizerSettings) -> None:
-    """Check the settings of an optimiser.
-
-    Raises:
-      ValueError: If one is out of its range, or is given and not read by this optimiser.
-    """
-    check_types(settings)
-    name = settings.optimizer
-    for field, readers in READ_WITH.items():
-        if getattr(settings, field) != settings._field_defaults[field] and name not in readers:
-            raise ValueError(f"`{field}` is not read with optimizer={name}, but with {', '.join(readers)}.")
-    free = name == "schedule_free"
-    for field, fits, wanted in (
-        ("lr", lambda x: 0 < x < math.inf, "be positive and finite"),
-        ("momentum", lambda x: 0 <= x < 1, "lie in [0, 1)"),
-        ("b1", lambda x: (0 < x < 1) if free else (0 <= x < 1), f"lie in {'(' if free else '['}0, 1)"),
-        ("b2", lambda x: 0 <= x < 1, "lie in [0, 1)"),
-        ("weight_decay", lambda x: 0 <= x < math.inf, "be at least 0 and finite"),
-        ("clip", lambda x: 0 < x < math.inf, "be positive and finite"),
-    ):
-        value = getattr(settings, field)
-        if value is not None and not fits(value):
-            raise ValueError(f"`{field}` must {wanted}, got {value}.")
+    """Check the settings of an optimiser: none is out of its range, or given and not read by this one."""
+    fields.check_types(settings)
+    fields.check_read(settings, "optimizer", READ_WITH)
+    b1: fields.Range = (
+        ("lie in (0, 1)", lambda x: 0 < x < 1) if settings.optimizer == "schedule_free" else fields.BELOW_ONE
+    )
+    rest = {"b2": fields.BELOW_ONE, "weight_decay": fields.NOT_NEGATIVE, "clip": fields.POSITIVE}
+    fields.check_ranges(settings, {"lr": fields.POSITIVE, "momentum": fields.BELOW_ONE, "b1": b1, **rest})
 
 
 def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
-    """Check the settings of an optimiser by name and give those that are None its own defaults; not ``clip``.
-
-    Raises:
-      ValueError: As ``check_optimizer``.
-    """
+    """Check the settings of an optimiser by name; those that are None, but for ``clip``, get its defaults."""
     check_optimizer(settings)
     name, plain_sgd = settings.optimizer, settings.optimizer in ("sgd", "nesterov")
     own: dict[str, Any] = {
@@ -167,7 +147,7 @@ def make_optimizer(
       ValueError: As ``check_optimizer``; if a file's factory does not make one.
     """
     clip = [] if settings.clip is None else [optax.clip_by_global_norm(settings.clip)]
-    if is_factory(settings.optimizer):
+    if fields.is_factory(settings.optimizer):
         check_optimizer(settings)
         return _of_file(settings, clip)
     settings = resolve_optimizer(settings)
@@ -178,7 +158,7 @@ def make_optimizer(
     if settings.optimizer == "schedule_free":
         return Optimizer(_schedule_free(steps, lr, cast(float, settings.b1)), own, lr, evaluation_params)
     tx = optax.with_extra_args_support(optax.chain(*steps, optax.scale_by_learning_rate(lr)))
-    return Optimizer(tx, own, lr, _as_they_are)
+    return Optimizer(tx, own, lr, evaluation_params)
 
 
 def _steps(
@@ -262,11 +242,6 @@ def evaluation_params(opt_state: Any, params: Params) -> Params:
 
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)]
     return contrib.schedule_free_eval_params(found[0], params) if found else params
-
-
-def _as_they_are(opt_state: Any, params: Params) -> Params:
-    del opt_state
-    return params
 
 
 def _of_file(settings: OptimizerSettings, clip: list[Any]) -> Optimizer:

@@ -17,38 +17,25 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
-_ERRORS = (FloatingPointError, OSError, ValueError)
+_ERRORS = {kind.__name__: kind for kind in (FloatingPointError, OSError, ValueError, RuntimeError)}
+_SECONDS_BETWEEN_POLLS = 1.0
+
+
+def is_first() -> bool:
+    """Tell whether this process writes the files of a run and speaks to the user."""
+    return jax.process_index() == 0
 
 
 def gather(numbers: Sequence[float]) -> np.ndarray:
-    """Collect a few numbers of each process.
-
-    Args:
-      numbers: As many in each; what float32 holds of them.
-
-    Returns:
-      Shape (processes, numbers), the same in all.
-    """
+    """Collect a few numbers of each process, as float32 of shape (processes, numbers)."""
     return np.asarray(multihost_utils.process_allgather(np.asarray(numbers, np.float32)[None], tiled=True))
 
 
 def on_first(act: Callable[[], T]) -> T:
-    """Let process 0 do something with files, and all have what it returns.
+    """Let process 0 do something with files, and all have what it returns: something that JSON can hold.
 
-    Args:
-      act: Called by process 0 alone. What it returns must be what JSON can hold; it comes back as JSON has it
-        where there are several processes.
-
-    Returns:
-      What ``act`` returned, in all processes.
-
-    Raises:
-      Exception: What ``act`` raised; in the other processes the nearest of FloatingPointError, OSError,
-        ValueError and RuntimeError, with the same message.
-
-    Example:
-      >>> on_first(lambda: 3)
-      3
+    What ``act`` raises, the other processes raise as the nearest of FloatingPointError, OSError, ValueError and
+    RuntimeError, with the same message.
     """
     if jax.process_count() == 1:
         return act()
@@ -59,7 +46,7 @@ def on_first(act: Callable[[], T]) -> T:
             told = {"value": act()}
         except Exception as caught:  # the others must hear of it, whatever it is
             error = caught
-            kinds = [kind.__name__ for kind in _ERRORS if isinstance(caught, kind)]
+            kinds = [name for name, kind in _ERRORS.items() if isinstance(caught, kind)]
             told = {"error": (kinds or ["RuntimeError"])[0], "message": str(caught)}
     content = json.dumps(told).encode()
     size = int(_bytes_of_first(np.frombuffer(np.int64(len(content)).tobytes(), np.uint8)).view(np.int64)[0])
@@ -70,50 +57,35 @@ def on_first(act: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if "error" in told:
-        raise {kind.__name__: kind for kind in _ERRORS}.get(told["error"], RuntimeError)(told["message"])
+        raise _ERRORS[told["error"]](told["message"])
     value: T = told["value"]
     return value
 
 
 def tree_of_first(tree: T) -> T:
-    """Give all processes the arrays of process 0, bit by bit.
-
-    Args:
-      tree: A pytree of arrays on the host, of the same structure, shapes and dtypes in all processes.
-
-    Returns:
-      The tree of process 0.
-    """
+    """Give all processes the arrays of process 0, bit by bit; the trees differ in nothing but numbers."""
     if jax.process_count() == 1:
         return tree
-    leaves, structure = jax.tree.flatten(tree)
-    leaves = [np.asarray(leaf) for leaf in leaves]
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     content = _bytes_of_first(np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8))
-    ends = np.cumsum([leaf.nbytes for leaf in leaves])
+    parts = np.split(content, np.cumsum([leaf.nbytes for leaf in leaves])[:-1])
     told = [
-        np.frombuffer(content[end - leaf.nbytes : end].tobytes(), leaf.dtype).reshape(leaf.shape).copy()
-        for leaf, end in zip(leaves, ends, strict=True)
+        np.frombuffer(part.tobytes(), leaf.dtype).reshape(leaf.shape).copy()
+        for leaf, part in zip(leaves, parts, strict=True)
     ]
     whole: T = jax.tree.unflatten(structure, told)
     return whole
 
 
 def to_host(leaves: Sequence[Any]) -> list[np.ndarray]:
-    """Copy arrays to the host, with the parts that other processes hold.
-
-    Args:
-      leaves: Arrays, on any devices.
-
-    Returns:
-      Copies, complete when the call returns: the buffers may be donated to the next step.
-    """
+    """Copy arrays to the host, with the parts that other processes hold, complete when the call returns."""
     whole = [
         leaf
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
         else multihost_utils.process_allgather(leaf, tiled=True)  # one by one: each is whole on every device
         for leaf in leaves
     ]
-    return [np.array(leaf) for leaf in jax.device_get(whole)]
+    return [np.array(leaf) for leaf in jax.device_get(whole)]  # copies: the buffers may be donated
 
 
 def _bytes_of_first(content: np.ndarray) -> np.ndarray:
@@ -121,21 +93,8 @@ def _bytes_of_first(content: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(content))
 
 
-def is_first() -> bool:
-    """Tell whether this process writes the files of a run and speaks to the user."""
-    return jax.process_index() == 0
-
-
 def agree(what: str, tree: Any) -> None:
-    """Check that all processes hold the same numbers; all of them must call.
-
-    Args:
-      what: What they are, for the error.
-      tree: A pytree of numbers and arrays on the host.
-
-    Raises:
-      RuntimeError: If they differ, naming the processes that differ from process 0.
-    """
+    """Raise RuntimeError unless all processes hold the same numbers and arrays, on the host."""
     if jax.process_count() == 1:
         return
     checksum = 0
@@ -150,9 +109,6 @@ def agree(what: str, tree: Any) -> None:
         )
 
 
-_SECONDS_BETWEEN_POLLS = 1.0
-
-
 class Poll:
     """A question to all processes, about once a second: when to save, though each has a clock of its own.
 
@@ -165,14 +121,8 @@ class Poll:
         self._since = time.perf_counter()
 
     def ask(self, due: bool, signum: int | None) -> tuple[bool, int | None]:
-        """Say what all agree on; all must call, once a step.
-
-        Args:
-          due: Whether the clock of this process says that it is time to save; that of process 0 counts.
-          signum: The signal that this process got, if it did.
-
-        Returns:
-          (whether to save, the signal that any of them got), the same in all; (False, None) between questions.
+        """Say, once a step, whether to save, as the clock of process 0 has it, and the signal that any of them
+        got; (False, None) between questions.
         """
         self._left -= 1
         if self._left:
@@ -186,13 +136,6 @@ class Poll:
 
 def next_number(steps: int, seconds: float) -> int:
     """Choose after how many steps to ask again: those of a second, at most twice as many as the last time.
-
-    Args:
-      steps: Steps since the last question.
-      seconds: How long they took.
-
-    Returns:
-      A number of steps, at least 1.
 
     Example:
       >>> next_number(8, 0.1), next_number(8, 0.8), next_number(8, 60.0)

@@ -10,26 +10,16 @@ _SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
 
 
 class Progress:
-    """The examples of a run, with how many there are in a second and the time left.
+    """The ``total`` examples of a run, some ``done``, with how many there are in a second and the time left.
 
-    Args:
-      total: Examples of the whole run.
-      done: Examples trained on already.
-      logs: Whether to write lines where the output is no terminal; of several processes one does.
+    Where the output is no terminal it ``logs`` lines; of several processes one does.
     """
 
     def __init__(self, total: int, done: int = 0, *, logs: bool = True) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            unit="ex",
-            unit_scale=True,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            disable=None,
-        )
+        look: Any = {"unit": "ex", "unit_scale": True, "dynamic_ncols": True}
+        self._bar = tqdm(total=total, initial=done, file=sys.stderr, disable=None, **look)
         self._logs = logs and self._bar.disable
         self._total, self._done = total, done
         self._started = self._said = time.monotonic()
@@ -41,13 +31,9 @@ class Progress:
         self._bar.close()
 
     def show(self, samples: int, *, milestone: bool = False, **values: Any) -> None:
-        """Move the bar and show values beside it.
+        """Move the bar to the examples so far and show values beside it; a log has a line of a ``milestone``.
 
-        Args:
-          samples: Examples trained on so far.
-          milestone: Whether a log is to have a line of it.
-          **values: Names to numbers or strings, those first that a narrow terminal keeps longest; None shows
-            as a dash.
+        Those come first that a narrow terminal keeps longest; None shows as a dash.
         """
         text = {
             name: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -72,12 +58,7 @@ class Progress:
 def fitting(meter: dict[str, Any], text: dict[str, str]) -> tuple[str | None, dict[str, str]]:
     """Choose what a line of a terminal holds: whole fields, the first ones, and nothing that is cut.
 
-    Args:
-      meter: What tqdm would show, its ``format_dict``; its ``ncols`` are those of the terminal.
-      text: Fields, the most important first.
-
-    Returns:
-      (tqdm's ``bar_format``, None for its own; the fields that fit).
+    ``meter`` is tqdm's ``format_dict``; returns its ``bar_format``, None for its own, and the fields that fit.
 
     Example:
       >>> meter = {"n": 5, "total": 10, "elapsed": 1.0, "ncols": 60}

@@ -15,11 +15,11 @@ _PART = 0.25  # of the memory of the device: the rest is for the training
 
 
 def make_gather(source: Source, mesh: Mesh | None = None) -> Gather | None:
-    """Put a training set on the device, if that is of use.
+    """Put a training set on the device, if that is of use, for ``hessabs.data.reader``'s ``gather``.
 
-    Returns what ``hessabs.data.reader`` takes as ``gather``; its batches have the bits of those made on the
-    host. None where batches are to come from the host: on a CPU, whose memory is the host's, over several
-    devices, and for a set that lies on disk or takes more than a quarter of the device's memory.
+    Its batches have the bits of those made on the host. None where they are to come from the host: on a CPU,
+    whose memory is the host's, over several devices, and for a set that lies on disk or takes more than a
+    quarter of the device's memory.
     """
     if mesh is not None or jax.default_backend() == "cpu" or not isinstance(source, Arrays):
         return None
@@ -30,16 +30,10 @@ def make_gather(source: Source, mesh: Mesh | None = None) -> Gather | None:
 
 
 def on_device(arrays: Mapping[str, Any]) -> Gather:
-    """Put arrays on the device and gather rows of them there.
+    """Put arrays of shape (N, ...), N below 2**31, on the device and gather rows of them there.
 
     Several batches at once are one call: on an accelerator a call takes longer than the copy of a short batch.
-
-    Args:
-      arrays: Arrays of shape (N, ...), N below 2**31.
-
-    Returns:
-      ``gather(places, weight, num_parts) -> batches``, arrays on the device; one small program for each number
-      of places and parts.
+    There is one small program for each number of places and parts.
 
     Example:
       >>> gather = on_device({"label": np.array([5, 6, 7], np.int32)})

@@ -17,6 +17,7 @@ from hessabs.training import across
 from hessabs.training.look.evaluate import Evaluation, make_evaluation
 from hessabs.training.look.measure import Measure, Track, make_measure, make_track
 from hessabs.training.mesh import (
+    DATA,
     data_size,
     default_partition,
     make_mesh,
@@ -24,13 +25,11 @@ from hessabs.training.mesh import (
     place,
     read_mesh,
     shardings,
-    split,
 )
 from hessabs.training.objectives import Objective, Share
 from hessabs.training.optimizers import Optimizer, as_optimizer
 from hessabs.training.resident import make_gather
 from hessabs.training.settings import RunSettings, check_run
-from hessabs.training.sizes import Sizes, fitting_caches
 from hessabs.training.step import (
     Functions,
     TrainState,
@@ -45,7 +44,6 @@ from hessabs.typing import Params
 _HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the examples of the eigenvalue measurements
 _FINAL_HESSIAN_ITERS = 30
 _CHECKED = 8  # examples on which a task is tried
-_START = Position(0, 0)
 
 Remainder = Literal["drop", "keep"]
 """An epoch's incomplete last micro-batch: left out, as in the paper, or trained on, with exact weights."""
@@ -126,39 +124,31 @@ def prepare(
     settings: RunSettings,
     record: Mapping[str, Any],
 ) -> Run:
-    """Build the jitted functions of a run and all that it needs; nothing is written yet.
-
-    Raises:
-      ValueError: If a setting is out of its range, or the parts do not fit each other, in one line.
-    """
+    """Build the jitted functions of a run and all that it needs, if its parts fit each other."""
     check_run(settings)
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
     if remainder not in get_args(Remainder):
         raise ValueError(f"`remainder` must be drop or keep, got {remainder!r}.")
     keeps_remainder = remainder == "keep"
-    axes = read_mesh(settings.mesh, settings.devices)
-    mesh = make_mesh(axes)
+    mesh = make_mesh(read_mesh(settings.mesh, settings.devices))
     optimizer = as_optimizer(optimizer)
-    size = _micro_batch_size(rule, micro_batch_size, objective)
+    size = _micro_batch_size(rule, micro_batch_size)
     _check_sizes(task, rule, settings, size, objective, mesh, keeps_remainder)
     num_examples = len(task.train)
     per_epoch = micro_batches_per_epoch(num_examples, size, keeps_remainder)
     batch = reader(task.train, size, seed=settings.seed, augmentation=task.augmentation)(1)[0]
     check_task(task, jax.tree.map(lambda x: x[:_CHECKED], batch))
 
-    key = jax.random.key(settings.seed)
-    state = init_state(
-        task, optimizer, key, objective.init(task, task.prepare(batch)), average=settings.ema is not None
-    )
-    traced = _trace(task, state, batch)
-    dealt = not (state.model_state or traced.draws or objective.per_micro_batch or rule.measures == "gradient")
-    by_python = objective.iterated and mesh is None and traced.convolves and loops.choose(None) == "host"
+    key, memory = jax.random.key(settings.seed), objective.init(task, task.prepare(batch))
+    state = init_state(task, optimizer, key, memory, average=settings.ema is not None)
+    convolves, draws = _trace(task, state, batch)
+    dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
+    by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
     functions, attack = make_functions(
         task,
         optimizer,
         objective,
-        micro_batch_size=size,
         seed=settings.seed,
         gradient_statistics=rule.measures == "gradient",
         scales_rate=not uses_lr_scale(optimizer, state),
@@ -209,95 +199,44 @@ def prepare(
     )
 
 
-def make_sizes(run: Run, state: TrainState) -> Sizes:
-    """Make the choice of how many micro-batches one call handles."""
-    settings, functions, devices = run.settings, run.functions, run.devices
-    limit: int | None = devices
-    if settings.micro_batch == "auto":
-        most = settings.max_micro_batch_size
-        limit = None if most is None else most // run.micro_batch_size * devices
-    elif jax.default_backend() != "cpu":
-        limit = None  # a compiled loop over those that fit
-    if run.objective.per_micro_batch and run.objective.replays > 1:
-        limit = 1  # what it carries is that of one micro-batch
-    if limit == devices == 1 or run.rule.batch_sizes == (run.micro_batch_size,) * 2:
-        return Sizes(functions.add, (), 1)
-    batch = _example(run)
-    totals = functions.begin(state)
-    kinds: list[float | None] = [None]
-    fraction = run.objective.fraction
-    if fraction is None:
-        fraction = run.objective.max_fraction if run.objective.perturb is not None else 0.0
-    else:
-        kinds = []
-    kinds += [fraction] if fraction else []
-    examples = []
-    for kind in kinds:
-        given = batch if run.perturb is None or kind is None else run.perturb(state, 0, batch, kind)
-        examples.append((state, totals, given, kind, 0))
-    if limit is None and devices == 1 and jax.default_backend() == "cpu":
-        limit = fitting_caches(functions.add, state, totals, batch, None, 0)
-    return Sizes(functions.add, examples, limit, devices, divides=run.dealt)
+def _trace(task: Task, state: TrainState, batch: Any) -> tuple[bool, bool]:
+    """Tell whether the loss holds a convolution, and whether it depends on its random key."""
 
-
-def _example(run: Run) -> Any:
-    from_start = run.read_from(_START)
-    return split(from_start(1)[0], run.mesh)
-
-
-class _Traced(NamedTuple):
-    convolves: bool  # whether the loss holds a convolution
-    draws: bool  # whether it depends on its random key
-
-
-def _trace(task: Task, state: TrainState, batch: Any) -> _Traced:
     def loss(key: jax.Array, params: Params, model_state: Any, batch: Any) -> Any:
         out = task.loss(params, model_state, task.prepare(batch), key, True)
         return out.mean, out.model_state
 
     program = jax.make_jaxpr(loss)(jax.random.key(0), state.params, state.model_state, batch)
-    return _Traced("conv_general_dilated" in str(program), is_used(program, 0))
+    return "conv_general_dilated" in str(program), is_used(program, 0)
 
 
 def _places(task: Task, state: TrainState, mesh: Mesh) -> TrainState:
     specs = (task.partition or default_partition)(mesh, state.params)
-    whole = NamedSharding(mesh, P())
-
-    def everywhere(tree: Any) -> Any:
-        return jax.tree.map(lambda _: whole, tree)
-
-    return TrainState(
-        **{
-            name: shardings(field, state.params, specs, mesh)
-            if name in ("params", "opt_state", "average")
-            else jax.tree.map(lambda _: NamedSharding(mesh, P("data")), field)
-            if name == "memory"
-            else everywhere(field)
-            for name, field in state._asdict().items()
-        }
-    )
+    whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA))
+    places = jax.tree.map(lambda _: whole, state)
+    like_params = {
+        name: shardings(getattr(state, name), state.params, specs, mesh)
+        for name in ("params", "opt_state", "average")
+    }
+    return places._replace(**like_params, memory=jax.tree.map(lambda _: rows, state.memory))
 
 
 def _final(task: Task, settings: RunSettings, mesh: Mesh | None) -> dict[str, Evaluation]:
+    evaluation = functools.partial(make_evaluation, task, mesh=mesh)
     sets: dict[str, Source] = {"": task.test}
     result: dict[str, Evaluation] = {}
     if task.validation is not None:
         sets["validation_"] = task.validation
-        result["validation_"] = make_evaluation(task, task.validation, mesh=mesh)
-    if not task.attackable:
-        return result
-    for prefix, source in sets.items():
-        fgsm = attacks.fgsm(settings.fgsm_epsilon)
-        result[f"{prefix}fgsm_"] = make_evaluation(task, source, attack=fgsm, mesh=mesh)
+        result["validation_"] = evaluation(task.validation)
+    for prefix, source in sets.items() if task.attackable else ():
+        result[f"{prefix}fgsm_"] = evaluation(source, attack=attacks.fgsm(settings.fgsm_epsilon))
         if settings.pgd_steps:
             pgd = attacks.pgd(settings.fgsm_epsilon, steps=settings.pgd_steps)
-            result[f"{prefix}pgd_"] = make_evaluation(
-                task, source, attack=pgd, key=jax.random.key(0), mesh=mesh
-            )
+            result[f"{prefix}pgd_"] = evaluation(source, attack=pgd, key=jax.random.key(0))
     return result
 
 
-def _micro_batch_size(rule: Controller, given: int | None, objective: Objective) -> int:
+def _micro_batch_size(rule: Controller, given: int | None) -> int:
     initial = int(rule.init().batch_size) if rule.batch_sizes is None else rule.batch_sizes[0]
     if given is None:
         given = 128 if initial % 128 == 0 else initial
@@ -357,8 +296,7 @@ def _describe(
     task: Task, settings: RunSettings, epochs: int, size: int, remainder: str, record: Mapping[str, Any]
 ) -> dict[str, Any]:
     own = {"name": task.name, "epochs": epochs, "micro_batch_size": size, "remainder": remainder}
-    config = {**settings._asdict(), **own}
     return {
-        "config": {**config, **task.settings, **record},
+        "config": {**settings._asdict(), **own, **task.settings, **record},
         "data": {"number of examples": len(task.train), "digest": fingerprint(task.train)},
     }

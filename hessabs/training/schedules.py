@@ -9,17 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple, get_args
 
-from hessabs.training.fields import check_types, nearest
+from hessabs.training import fields
 
 Schedule = Callable[[int], float]
 """``schedule(examples so far) -> factor`` of the learning rate in the next update."""
 
 Name = Literal["step", "cosine", "linear", "constant", "wsd"]
 
-READ_WITH: dict[str, tuple[Name, ...]] = {
-    "lr_end": ("cosine", "linear", "wsd"),
-    "decay_fraction": ("wsd",),
-}
+READ_WITH: dict[str, tuple[Name, ...]] = {"lr_end": ("cosine", "linear", "wsd"), "decay_fraction": ("wsd",)}
 """Settings that not every schedule reads."""
 
 
@@ -41,32 +38,16 @@ class ScheduleSettings(NamedTuple):
 
 
 def check_schedule(settings: ScheduleSettings) -> None:
-    """Check the settings of a schedule.
-
-    Raises:
-      ValueError: If one is out of its range, or is given and not read by this schedule.
-    """
-    check_types(settings)
-    for name, readers in READ_WITH.items():
-        if getattr(settings, name) != settings._field_defaults[name] and settings.schedule not in readers:
-            raise ValueError(
-                f"`{name}` is not read with schedule={settings.schedule}, but with {', '.join(readers)}."
-            )
-    for name, fits, wanted in (
-        ("warmup_epochs", lambda x: x is None or 0 <= x < math.inf, "be at least 0 and finite"),
-        ("lr_end", lambda x: 0 <= x < 1, "lie in [0, 1)"),
-        ("decay_fraction", lambda x: 0 < x <= 1, "lie in (0, 1]"),
-    ):
-        if not fits(getattr(settings, name)):
-            raise ValueError(f"`{name}` must {wanted}, got {getattr(settings, name)}.")
+    """Check the settings of a schedule: none is out of its range, or given and not read by this one."""
+    fields.check_types(settings)
+    fields.check_read(settings, "schedule", READ_WITH)
+    last_part: fields.Range = ("lie in (0, 1]", lambda x: 0 < x <= 1)
+    ranges = {"warmup_epochs": fields.NOT_NEGATIVE, "lr_end": fields.BELOW_ONE, "decay_fraction": last_part}
+    fields.check_ranges(settings, ranges)
 
 
 def of_settings(settings: ScheduleSettings, *, epochs: int, per_epoch: int) -> Schedule:
-    """Make the schedule of a run of so many epochs, of so many examples each.
-
-    Raises:
-      ValueError: As ``check_schedule`` and ``make_schedule``.
-    """
+    """Make the schedule of a run of so many epochs, of so many examples each."""
     check_schedule(settings)
     return make_schedule(
         settings.schedule,
@@ -111,7 +92,7 @@ def make_schedule(
     """
     if name not in get_args(Name):
         known = ", ".join(get_args(Name))
-        raise ValueError(f"`name` must be one of {known}, got {name!r}{nearest(name, get_args(Name))}.")
+        raise ValueError(f"`name` must be one of {known}, got {name!r}{fields.nearest(name, get_args(Name))}.")
     if list(decay_at) != sorted(set(decay_at)) or any(at <= 0 for at in decay_at):
         raise ValueError(f"`decay_at` must be positive and ascending, got {tuple(decay_at)}.")
     if not (0 < decay <= 1 and 0 <= end < 1 and 0 < decay_fraction <= 1):

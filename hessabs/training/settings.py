@@ -1,9 +1,8 @@
 """How a run is made beside its task, optimiser, rule and objective: one field, one flag of ``train``."""
 
-import math
 from typing import Annotated, Literal, NamedTuple
 
-from hessabs.training.fields import check_types
+from hessabs.training import fields
 
 TRACKED = ("eigenvalue", "gradient_norm", "last_layer_eigenvalue")
 
@@ -57,31 +56,12 @@ class RunSettings(NamedTuple):
 
 
 def check_run(settings: RunSettings) -> None:
-    """Check the fields that need nothing else to be checked.
-
-    Raises:
-      ValueError: In one line, what was got and what to do.
-
-    Example:
-      >>> check_run(RunSettings(hessian_iters=0))
-      Traceback (most recent call last):
-      ...
-      ValueError: `hessian_iters` must be at least 1, got 0.
-    """
-    check_types(settings)
-    for name, least in (
-        ("hessian_batch_size", 1),
-        ("hessian_iters", 1),
-        ("pgd_steps", 0),
-        ("seed", 0),
-        ("ema", 1),
-    ):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-    for name in ("hessian_rtol", "fgsm_epsilon"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(settings, name)}.")
+    """Check the fields that need nothing else to be checked: a ValueError in one line."""
+    fields.check_types(settings)
+    at_least_one = dict.fromkeys(("hessian_batch_size", "hessian_iters", "ema"), fields.AT_LEAST_ONE)
+    at_least_zero = dict.fromkeys(("pgd_steps", "seed"), fields.AT_LEAST_ZERO)
+    sizes = dict.fromkeys(("hessian_rtol", "fgsm_epsilon"), fields.NOT_NEGATIVE)
+    fields.check_ranges(settings, {**at_least_one, **at_least_zero, **sizes})
     for name in settings.tracked:
         if name not in TRACKED:
             raise ValueError(f"`track` must name some of {', '.join(TRACKED)}, got {name!r}.")

@@ -19,22 +19,52 @@ import jax
 
 from hessabs import compiling
 from hessabs.cpu import footprint
+from hessabs.data import Position
+from hessabs.training.mesh import split
+from hessabs.training.run import Run
+from hessabs.training.step import TrainState
 
 _HOST_PART = 0.5  # of the host's memory, for the devices that live in it: the data is there as well
 _DEVICE_PART = 0.9  # of what an accelerator reports
 _MANY = 8192  # examples: enough that params weigh little beside them
 
 
+def make_sizes(run: Run, state: TrainState) -> "Sizes":
+    """Make the choice of how many micro-batches one call handles in a run."""
+    settings, functions, devices, objective = run.settings, run.functions, run.devices, run.objective
+    limit: int | None = devices
+    if settings.micro_batch == "auto":
+        most = settings.max_micro_batch_size
+        limit = None if most is None else most // run.micro_batch_size * devices
+    elif jax.default_backend() != "cpu":
+        limit = None  # a compiled loop over those that fit
+    if objective.per_micro_batch and objective.replays > 1:
+        limit = 1  # what it carries is that of one micro-batch
+    if limit == devices == 1 or run.rule.batch_sizes == (run.micro_batch_size,) * 2:
+        return Sizes(functions.add, (), 1)
+    batch, totals = split(run.read_from(Position(0, 0))(1)[0], run.mesh), functions.begin(state)
+    # With the fraction of an objective that always applies, or without one and with the rule's.
+    fraction = objective.fraction
+    kinds: list[float | None] = [None] if fraction is None else []
+    if fraction is None and objective.perturb is not None:
+        fraction = objective.max_fraction
+    kinds += [fraction] if fraction else []
+    examples = []
+    for kind in kinds:
+        given = batch if run.perturb is None or kind is None else run.perturb(state, 0, batch, kind)
+        examples.append((state, totals, given, kind, 0))
+    if limit is None and devices == 1 and jax.default_backend() == "cpu":
+        limit = fitting_caches(functions.add, state, totals, batch, None, 0)
+    return Sizes(functions.add, examples, limit, devices, divides=run.dealt)
+
+
 class Sizes:
     """How many micro-batches a call handles; it owns the thread that compiles.
 
-    Args:
-      function: The jitted ``add`` of an update, ``(state, totals, batch, *rest)``.
-      examples: What it is called with: ``(state, totals, one micro-batch, *rest)`` for each kind of call.
-      limit: Most micro-batches in a call, ``devices`` times a power of two, or None: what fits
-        ``memory_budget``.
-      devices: Number of devices, over which they are split.
-      divides: Whether several micro-batches may be split over more devices than there are of them.
+    ``function`` is the jitted ``add`` of an update, ``examples`` what it is called with, ``(state, totals, one
+    micro-batch, *rest)`` for each kind of call. ``limit`` is the most micro-batches in a call, a power of two
+    times the ``devices`` over which they are split, or None: what fits ``memory_budget``. ``divides``: several
+    micro-batches may be split over more devices than there are of them.
     """
 
     def __init__(

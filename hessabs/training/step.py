@@ -86,8 +86,7 @@ def init_state(task: Task, optimizer: Optimizer, key: jax.Array, memory: Any, *,
 def uses_lr_scale(optimizer: Optimizer, state: TrainState) -> bool:
     """Tell whether an optimiser multiplies its rate by the extra argument ``lr_scale`` itself.
 
-    Raises:
-      ValueError: If its state changes its structure, shapes or dtypes in an update.
+    ValueError: its state changes its structure, shapes or dtypes in an update.
     """
 
     def update(lr_scale: jax.Array, gradient: Any, opt_state: Any, params: Params) -> Any:
@@ -107,7 +106,6 @@ def make_functions(
     optimizer: Optimizer,
     objective: Objective,
     *,
-    micro_batch_size: int,
     seed: int = 0,
     gradient_statistics: bool = False,
     scales_rate: bool = True,
@@ -120,8 +118,7 @@ def make_functions(
       task: What is learnt.
       optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale`` and ``num_examples``.
       objective: What is differentiated where a fraction is given; where it is None training is plain.
-      micro_batch_size: Examples of a micro-batch, all devices together.
-      seed: Seed of the random keys, one for each micro-batch.
+      seed: Of the random keys, one for each micro-batch.
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update.
       scales_rate: Whether the updates of the optimiser are to be multiplied by ``lr_scale`` here.
       half_life: Of the average of the params, in examples, or None.
@@ -130,7 +127,6 @@ def make_functions(
     Returns:
       ``(functions, attack)``; ``attack(state, number, batch, fraction, share)`` perturbs a prepared
       micro-batch, the ``number``-th of the update. ``add`` and ``whole`` take a ``Share`` besides, last.
-      Batches are as the stream gives them.
     """
     root = jax.random.fold_in(jax.random.key(seed), _KEYS)
 
@@ -154,19 +150,13 @@ def make_functions(
         return kind.gradient(task, state.params, model_state, batch, key, memory)
 
     def begin(state: TrainState) -> Totals:
-        zero = jnp.zeros((), jnp.float32)
+        gradient = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), state.params
+        )
+        zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         # Copies: what is passed through a jitted function is the same buffer, and the totals are donated.
         kept = jax.tree.map(jnp.copy, (state.model_state, state.memory))
-        return Totals(
-            jax.tree.map(_wide_zeros, state.params),
-            zero,
-            zero,
-            zero,
-            zero,
-            jnp.zeros((), jnp.int32),
-            zero,
-            *kept,
-        )
+        return Totals(gradient, zero, zero, zero, zero, none, zero, *kept)
 
     def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any, share: Share) -> Totals:
         examples = jnp.sum(batch["weight"])
@@ -233,13 +223,8 @@ def make_functions(
 
 
 def jit_functions(functions: Functions, micro_batch_size: int, *, one_by_one: bool) -> Functions:
-    """Compile the functions of an update for one device.
-
-    Args:
-      functions: Those of ``make_functions``.
-      micro_batch_size: Examples of a micro-batch.
-      one_by_one: Whether several micro-batches in one call are handled one after the other (ghost batch norm),
-        by a compiled loop; else as one.
+    """Compile the functions of an update for one device; ``one_by_one``, several micro-batches in one call are
+    handled one after the other (ghost batch norm), by a compiled loop, and else as one.
     """
     share = Share(micro_batch_size)
     size = micro_batch_size if one_by_one else None
@@ -279,10 +264,6 @@ def add_each(
         return add(state, totals, batch, fraction, number, share), None
 
     return jax.lax.scan(one, totals, (first + jnp.arange(count), cut))[0]
-
-
-def _wide_zeros(x: jax.Array) -> jax.Array:
-    return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def mean_loss(state: TrainState) -> float:

@@ -5,16 +5,17 @@ attacks ``logits``. Nobody else knows what a network or an image is. ``hessabs.t
 a flax, NNX or Equinox module, or of plain functions, in one line.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import programs, trees
 from hessabs.attacks import losses
 from hessabs.data import Source
 from hessabs.typing import LossFn, Params
@@ -61,9 +62,7 @@ class Task(NamedTuple):
     label_key: str = "label"
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    bounds: tuple[float, float] | None = (
-        None  # of prepared inputs, where they are continuous: attacks keep them
-    )
+    bounds: tuple[float, float] | None = None  # of prepared inputs, where continuous: attacks keep them
     augmentation: str = "none"  # what the stream draws for each training example, of ``data.AUGMENTATIONS``
     num_workers: int = 0  # processes that read a source which is not in memory; 0 for threads
     partition: Callable[[Mesh, Params], Any] | None = None  # (mesh, params) -> a tree of PartitionSpec
@@ -89,11 +88,7 @@ def evaluation_weight(task: Task, params: Params, model_state: Any) -> Callable[
 
 
 def attack_loss(task: Task, model_state: Any) -> LossFn:
-    """Return the cross-entropy that carries its logits, for attacks on prepared batches; a pytree.
-
-    Raises:
-      ValueError: If the task has no logits or no continuous inputs.
-    """
+    """Return the cross-entropy that carries its logits, for attacks on prepared batches; a pytree."""
     if not task.attackable:
         raise ValueError(
             f"The task {task.name} cannot be attacked: its inputs are not continuous, or it has no `logits`."
@@ -103,25 +98,19 @@ def attack_loss(task: Task, model_state: Any) -> LossFn:
 
 
 def check_task(task: Task, batch: Any) -> None:
-    """Check a task on a batch, without computing anything but the loss of four batches.
+    """Check a task on a batch as the stream gives it, computing nothing but the loss of four batches.
 
-    Args:
-      task: The task.
-      batch: A training batch as the stream gives it.
-
-    Raises:
-      ValueError: If the loss returns something else than a ``LossOutput`` of scalars, changes the structure of
-        the model state, or does not heed the weight of the examples.
+    ValueError: the loss returns something else than a ``LossOutput`` of scalars, changes the structure of the
+    model state, or does not heed the weight of the examples.
     """
-    key = jax.random.key(0)
-    params, model_state = jax.eval_shape(task.init, key)
+    params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     trees.check_floating(params, "params")
 
-    def loss(params: Params, model_state: Any, batch: Any, train: bool) -> Any:
-        return task.loss(params, model_state, task.prepare(batch), key, train)
+    def loss(train: bool, params: Params, model_state: Any, batch: Any) -> Any:
+        return task.loss(params, model_state, task.prepare(batch), jax.random.key(0), train)
 
     for train in (True, False):
-        out = jax.eval_shape(lambda p, s, b, train=train: loss(p, s, b, train), params, model_state, batch)
+        out = jax.eval_shape(functools.partial(loss, train), params, model_state, batch)
         if not isinstance(out, LossOutput):
             raise ValueError(
                 f"The loss of {_named(task)} must return LossOutput(mean, weight, model_state, metrics), "
@@ -131,20 +120,20 @@ def check_task(task: Task, batch: Any) -> None:
             if getattr(value, "shape", None) != ():
                 raise ValueError(f"`{name}` of the loss of {_named(task)} must be a scalar array, got {value}.")
         trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
-    _check_weight(task, batch, jax.jit(loss, static_argnums=3))
+    _check_weight(task, jax.tree.map(np.asarray, batch))
 
 
-def _check_weight(task: Task, batch: Any, loss: Callable[..., LossOutput]) -> None:
-    params, model_state = jax.jit(task.init)(jax.random.key(0))
-    size = len(batch["weight"])
-    whole = jax.tree.map(jnp.asarray, batch)
-    half = {**whole, "weight": whole["weight"].at[: size // 2].set(0)}
+def _check_weight(task: Task, whole: dict[str, Any]) -> None:
+    size, params_and_state = len(whole["weight"]), jax.jit(task.init)(jax.random.key(0))
+    places = np.arange(size)
+    half = {**whole, "weight": np.where(places < size // 2, 0, whole["weight"])}
     # The same, but for what stands where the weight is 0.
-    rest = jnp.arange(size).at[: size // 2].add(size // 2)
+    rest = np.where(places < size // 2, places + size // 2, places)
     other = {**jax.tree.map(lambda x: x[rest], whole), "weight": half["weight"]}
-    none = {**whole, "weight": jnp.zeros_like(whole["weight"])}
-    outs = [loss(params, model_state, each, False) for each in (whole, half, other, none)]
-    means, weights = ([float(x) for x in values] for values in zip(*(out[:2] for out in outs), strict=True))
+    none = {**whole, "weight": np.zeros_like(whole["weight"])}
+    loss = functools.partial(_mean_and_weight, Partial(task.loss), Partial(task.prepare), *params_and_state)
+    outs = [loss(each) for each in (whole, half, other, none)]
+    means, weights = ([float(x) for x in values] for values in zip(*outs, strict=True))
     heeds = weights[0] <= 0 or weights[3] < weights[0]  # a batch of which all is masked tells nothing
     if size > 1 and not (heeds and all(_same(*pair[1:3]) for pair in (weights, means))):
         raise ValueError(
@@ -152,6 +141,14 @@ def _check_weight(task: Task, batch: Any, loss: Callable[..., LossOutput]) -> No
             f"batch up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; its "
             f"mean is {means[1]:g} with the first half at 0, and {means[2]:g} with others in their place."
         )
+
+
+@programs.jit
+def _mean_and_weight(
+    loss: Partial, prepare: Partial, params: Params, model_state: Any, batch: Any
+) -> tuple[jax.Array, jax.Array]:
+    out = loss(params, model_state, prepare(batch), jax.random.key(0), False)
+    return out.mean, out.weight
 
 
 def _named(task: Task) -> str:

@@ -30,16 +30,13 @@ def load_trained(
     flags: Mapping[str, Any] | None = None,
     average: bool = False,
 ) -> Trained:
-    """Read the network of a finished run.
+    """Read the network of a finished run, as a ``Trained``.
 
     Args:
       workdir: The folder of the run.
       task: What was learnt; None makes it again from what the folder recorded and ``flags``.
       flags: Settings of the task that were named now, by the fields of ``TaskSettings``.
       average: Whether the moving average of the params is wanted.
-
-    Returns:
-      A ``Trained``.
 
     Raises:
       FileNotFoundError: If the folder holds no finished run.
@@ -62,12 +59,7 @@ def load_trained(
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """Read what a run recorded of itself.
-
-    Raises:
-      FileNotFoundError: If the folder holds no run, or one of an older version.
-      ValueError: If the file is damaged.
-    """
+    """Read what a run recorded of itself."""
     path = workdir / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train the run with this version of hessabs.")

@@ -9,8 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from hessabs.training.joining import HEARTBEAT_SECONDS
-from hessabs.training.lost import STATUS
+from hessabs.training.joining import HEARTBEAT_SECONDS, STATUS
 from hessabs.training.trained import load_trained
 from tests.devices.test_processes import end, start, start_several
 from tests.training.runs import bits, lines

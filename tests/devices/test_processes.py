@@ -11,8 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from hessabs.training.joining import join
-from hessabs.training.lost import STATUS
+from hessabs.training.joining import STATUS, join
 from hessabs.training.processes import agree
 from tests.devices.test_devices import QUICKLY
 

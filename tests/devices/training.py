@@ -235,7 +235,7 @@ def whole_micro_batches(model, shape, micro):
 
     task = made._replace(init=init)
     optimizer = make_optimizer(OptimizerSettings(lr=0.1), batch_size=micro)
-    functions, _ = make_functions(task, optimizer, Objective(), micro_batch_size=micro)
+    functions, _ = make_functions(task, optimizer, Objective())
     mesh = make_mesh({"data": DEVICES})
     single, several = batch(micro), [batch(DEVICES * micro) for _ in range(2)]
 

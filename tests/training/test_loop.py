@@ -17,7 +17,7 @@ from hessabs.training.clock import Clock
 from hessabs.training.files import read_lines
 from hessabs.training.look.evaluate import evaluate
 from hessabs.training.loop import train
-from hessabs.training.snapshot import Snapshot, arrays_of, record_of, restore
+from hessabs.training.loop_state import Snapshot, arrays_of, record_of, restore
 from hessabs.transforms import scale_by_batch_size
 from tests.training.runs import MICRO, SETTINGS, N, digits_task, make_run, without_seconds
 

@@ -77,17 +77,17 @@ def test_rules_that_measure_train(method, task):
 
 def test_statistics_are_those_of_the_micro_batches(task):
     optimizer = as_optimizer(optax.sgd(0.1))
-    functions, _ = make_functions(task, optimizer, Objective(), micro_batch_size=8, gradient_statistics=True)
+    functions, _ = make_functions(task, optimizer, Objective(), gradient_statistics=True)
     functions = jit_functions(functions, 8, one_by_one=True)
     key = jax.random.key(0)
     state = init_state(task, optimizer, key, (), average=False)
     params = jax.tree.map(jnp.copy, state.params)
     stream, gradients = micro_batches(task.train, 8, seed=0), []
     totals = functions.begin(state)
+    gradient = jax.jit(jax.grad(lambda p, b: task.loss(p, {}, task.prepare(b), key, True).mean))
     for number in range(3):
         batch, _ = next(stream)
-        loss = lambda p, b: task.loss(p, {}, task.prepare(b), key, True).mean  # noqa: E731
-        gradients.append(jax.grad(loss)(params, batch))
+        gradients.append(gradient(params, batch))
         totals = functions.add(state, totals, batch, None, number)
     state = functions.finish(state, totals, 1.0)
     want = gradient_statistics(jax.tree.map(lambda *g: jnp.stack(g), *gradients), 8)

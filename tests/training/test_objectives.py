@@ -77,7 +77,7 @@ class Step:
         self.objective, self.driven = objective, driven
         self.optimizer = as_optimizer(optax.sgd(LR))
         functions, self.attack = make_functions(
-            self.task, self.optimizer, objective, micro_batch_size=N, seed=seed, perturbs=not driven
+            self.task, self.optimizer, objective, seed=seed, perturbs=not driven
         )
         self.functions = jit_functions(functions, N, one_by_one=True)
 

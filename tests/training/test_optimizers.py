@@ -112,7 +112,7 @@ def test_it_is_plain_optax_with_the_hyperparameters_of_its_batch(name):
 
 def test_following_is_a_choice():
     gradients = [draw(seed) for seed in range(1, 3)]
-    for name in ("adamw", "muon", "schedule_free"):
+    for name in ("adamw", "schedule_free"):
         still = make(name, lr=LR, weight_decay=DECAY, follow_batch="none")
         got, _, _ = run(still.tx, gradients, examples=4 * BATCH)
         want, _, _ = run(optax.with_extra_args_support(plain(name)), gradients)

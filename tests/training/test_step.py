@@ -78,9 +78,7 @@ def make(model, max_fraction=FRACTION, params_dtype=None, **settings):
         OptimizerSettings(**{"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, **settings}),
         batch_size=MICRO,
     )
-    functions, _ = make_functions(
-        task, optimizer, mixing(make_inner("fgsm", EPSILON), max_fraction), micro_batch_size=MICRO
-    )
+    functions, _ = make_functions(task, optimizer, mixing(make_inner("fgsm", EPSILON), max_fraction))
 
     def init():
         drawn = task
@@ -331,9 +329,9 @@ def test_one_compilation_each_whatever_changes(model):
     assert step.functions.compilations() == {"begin": 1, "add": 2, "finish": 1, "whole": 2}
 
 
-@pytest.mark.parametrize("model", [mlp(CLASSES, (7,)), Normed()], ids=["mlp", "batch_norm"])
-def test_an_update_of_one_micro_batch_is_that_of_one_part(model):
-    step, init = make(model)
+@pytest.mark.parametrize("model", ["plain", "batch_norm"])
+def test_an_update_of_one_micro_batch_is_that_of_one_part(model, request):
+    step, init = request.getfixturevalue(model)
     [batch] = batches(MICRO)
     for fraction in (None, 0.25):
         one = step.functions.whole(init(), batch, fraction, 1.5)
@@ -346,8 +344,8 @@ def test_an_update_of_one_micro_batch_is_that_of_one_part(model):
 
 
 @pytest.mark.parametrize("fraction", [None, 0.25])
-def test_nonfinite_update_names_the_first(fraction):
-    step, init = make(mlp(CLASSES, (7,)))
+def test_nonfinite_update_names_the_first(plain, fraction):
+    step, init = plain
     good = batches(MICRO, dtype=np.float32)[0]
     bad = {**good, "image": np.where(np.arange(MICRO)[:, None, None, None] == 7, np.nan, good["image"])}
     state, found = init(), []
@@ -389,8 +387,7 @@ def test_params_in_bfloat16_keep_their_dtype_and_compile_once():
 def test_the_average_of_the_params_goes_by_examples():
     task = tasks.linen(mlp(CLASSES, (7,)), (images(4), images(4)))
     optimizer = make_optimizer(OptimizerSettings(lr=LR), batch_size=MICRO)
-    options = {"micro_batch_size": MICRO, "half_life": 20.0}
-    functions, _ = make_functions(task, optimizer, mixing(make_inner("fgsm", EPSILON), 0.25), **options)
+    functions, _ = make_functions(task, optimizer, mixing(make_inner("fgsm", EPSILON), 0.25), half_life=20.0)
     step = Step(jit_functions(functions, MICRO, one_by_one=True))
     state = init_state(task, optimizer, jax.random.key(0), (), average=True)
     want = jax.tree.map(np.array, state.params)

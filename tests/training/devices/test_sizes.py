@@ -12,8 +12,7 @@ from hessabs.models import mlp
 from hessabs.training import sizes as sizes_lib
 from hessabs.training import tasks
 from hessabs.training.loop import train
-from hessabs.training.run import make_sizes
-from hessabs.training.sizes import Sizes, memory_budget
+from hessabs.training.sizes import Sizes, make_sizes, memory_budget
 from tests.training.runs import MICRO, N, digits_task, like, make_run, small_digits
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

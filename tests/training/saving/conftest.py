@@ -1,11 +1,11 @@
 import pytest
 
-from hessabs.training import session
+from hessabs.training import store
 
 
 @pytest.fixture(scope="module")
 def empty_curves():
     """No pictures, which take longer than these runs; that of `test_loop.py` is real."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "draw_curves", lambda path, runs: path.touch())
+        patch.setattr(store, "draw_curves", lambda path, runs: path.touch())
         yield

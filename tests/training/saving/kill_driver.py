@@ -21,7 +21,7 @@ import matplotlib.figure  # noqa: F401  # imported once, before the forks
 import orbax.checkpoint  # noqa: F401
 
 from hessabs.curvature import power
-from hessabs.training import checkpoints, files, loop, session
+from hessabs.training import checkpoints, files, loop, store
 from hessabs.training.durability import Durability
 from tests.training.runs import again, bits, make_run
 from tests.training.saving.ending import before
@@ -63,7 +63,7 @@ def arm(run, point, count, seconds):
     if point == "write":  # on orbax's thread: all files are written and the checkpoint is not there yet
         at(checkpoints, "write_manifest")
     elif point == "params":
-        at(session, "save_network")
+        at(store, "save_network")
     elif point == "summary":
         write = files.write_json
 
@@ -108,7 +108,7 @@ def work(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     run = make_run(**settings)
     if quick:
-        session.draw_curves = lambda path, runs: path.touch()
+        store.draw_curves = lambda path, runs: path.touch()
         run = run._replace(final={})
     one = again(run)
     if request["kill"]:

@@ -17,11 +17,11 @@ import pytest
 
 from hessabs.data import Arrays, epoch_order, micro_batches
 from hessabs.models import create
-from hessabs.training import files, loop, session, tasks
+from hessabs.training import files, loop, store, tasks
+from hessabs.training.checkpoints import DamagedError, write_manifest
 from hessabs.training.durability import Durability
-from hessabs.training.lock import LOCK, lock_workdir
+from hessabs.training.files import LOCK, lock_workdir
 from hessabs.training.loop import train
-from hessabs.training.manifest import DamagedError, write_manifest
 from hessabs.training.run import _HESSIAN_DRAW
 from hessabs.training.session import Session
 from tests.training.runs import MICRO, N, again, bits, like, lines, make_run, small_digits
@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(base, whole, tmp_path):
 @MANY_ERRORS
 def test_a_full_disk_at_the_params_and_then_going_on(base, whole, tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = session.save_network
+    save = store.save_network
 
     def save_on_a_full_disk(*arguments):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
@@ -107,7 +107,7 @@ def test_a_full_disk_at_the_params_and_then_going_on(base, whole, tmp_path, monk
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(session, "save_network", save_on_a_full_disk)
+            patch.setattr(store, "save_network", save_on_a_full_disk)
             with pytest.raises(
                 OSError, match=r"`workdir` .*File too large.*; make room and go on with --resume"
             ):
@@ -334,7 +334,7 @@ def test_links_are_refused(base, broken_off, tmp_path, name):
 def hold(workdir):
     """Start a process that holds the lock of a folder."""
     code = (
-        "import pathlib, sys; from hessabs.training.lock import lock_workdir\n"
+        "import pathlib, sys; from hessabs.training.files import lock_workdir\n"
         "with lock_workdir(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(workdir)]

@@ -1,5 +1,6 @@
 """A checkpoint does not know how many devices there were: a run goes on on another number of them."""
 
+import functools
 import shutil
 
 import jax
@@ -9,9 +10,8 @@ import pytest
 from hessabs.training.checkpoints import Checkpoints
 from hessabs.training.durability import Durability
 from hessabs.training.loop import train
-from hessabs.training.loop_state import start
-from hessabs.training.snapshot import templates
-from tests.training.runs import MICRO, digits_task, lines, make_run
+from hessabs.training.loop_state import start, templates
+from tests.training.runs import MICRO, digits_task, like, lines, make_run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
 EXACT = ("epoch", "updates", "samples", "batch_size", "lr", "adversarial_fraction")
@@ -19,8 +19,14 @@ NUMBERS = (1, 4)
 SETTINGS = {"lr_decay_epochs": (), "adversarial_epochs": 1, "patience": 0}
 
 
+@functools.cache
+def base(devices):
+    """A run whose compiled functions all on so many devices share."""
+    return make_run(**SETTINGS, devices=devices, epochs=1)
+
+
 def go(devices, epochs, workdir):
-    run = make_run(**SETTINGS, devices=devices, epochs=epochs)
+    run = like(base(devices), **SETTINGS, devices=devices, epochs=epochs)
     return train(run, workdir, Durability(checkpoint_every="1epochs", resume=True))
 
 
@@ -46,8 +52,7 @@ def close(one, other):
 
 def read(folder):
     def use(saved):
-        like = templates(start(make_run(**SETTINGS, epochs=1)))
-        return saved.record, saved.read_arrays(like)
+        return saved.record, saved.read_arrays(templates(start(base(1))))
 
     return Checkpoints(folder / "checkpoints", 2).latest(use)
 

@@ -13,13 +13,12 @@ import pytest
 from hessabs.data import micro_batches
 from hessabs.models import create
 from hessabs.training import loop, tasks
+from hessabs.training.checkpoints import DamagedError
 from hessabs.training.durability import Durability, Period, parse_period
 from hessabs.training.interruption import Interrupted
 from hessabs.training.loop import train
-from hessabs.training.loop_state import start
-from hessabs.training.manifest import DamagedError
-from hessabs.training.session import refuse_contradictions
-from hessabs.training.snapshot import arrays_of
+from hessabs.training.loop_state import arrays_of, start
+from hessabs.training.store import refuse_contradictions
 from tests.training.runs import MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
 from tests.training.saving.ending import break_off
 
