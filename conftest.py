@@ -1,12 +1,20 @@
-"""Four virtual CPU devices for every test of a session, and compiled programs that outlive it."""
+"""Four virtual CPU devices for every test of a session, quick compilation, and programs that outlive it."""
 
 import os
 import pathlib
 from collections.abc import Iterator
+from importlib import metadata
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")  # fixed once JAX has started
 # Two programs in flight can wait for each other in their collectives for ever on a machine of few cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+
+# The fast tests compile for longer than they compute: without optimisation, here and in the processes they start,
+# which have to round alike. `make test-slow` sets XLA_FLAGS to nothing and tests what users run.
+_QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if metadata.version("jaxlib").startswith("0.10."):  # half of a compilation; later versions lack the flag
+    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_QUICK))
 
 import jax
 import pytest
