@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from hessabs.attacks import losses, misleading, outcomes
+from hessabs.attacks.checks import check_one_of
 from hessabs.attacks.evaluate import report
 from hessabs.attacks.misleading import Misleading
-from hessabs.attacks.norms import Norm, check_norm
+from hessabs.attacks.norms import Norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs
 from hessabs.training import files
@@ -160,7 +161,7 @@ def _check(task: Task, options: Options) -> tuple[list[str], list[float]]:
             "`epsilon` must be numbers separated by commas, or fractions such as 8/255, got "
             f"{options.epsilon!r}."
         ) from None
-    check_norm(options.norm)
+    check_one_of(get_args(Norm), norm=options.norm)
     for name in names:
         for epsilon in epsilons:
             _make(task, name, epsilon, options)
