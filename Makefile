@@ -13,7 +13,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or realdata"
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or realdata"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -9,12 +9,14 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")  # fixed once JAX has started
 # Two programs in flight can wait for each other in their collectives for ever on a machine of few cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
-# The fast tests compile for longer than they compute: without optimisation, here and in the processes they start,
-# which have to round alike. `make test-slow` sets XLA_FLAGS to nothing and tests what users run.
-_QUICK = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if metadata.version("jaxlib").startswith("0.10."):  # half of a compilation; later versions lack the flag
-    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(_QUICK))
+# Fast tests compile for longer than they compute, so without optimisation, here and in the processes that they
+# start, which have to round alike. `make test-slow` sets XLA_FLAGS to nothing: what users run is tested there.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # Half of a compilation; later versions lack the flag.
+    + (" --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else ""),
+)
 
 import jax
 import pytest

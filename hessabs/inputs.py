@@ -9,11 +9,7 @@ import jax.numpy as jnp
 
 def get_inputs(batch: Any, key: str | int) -> jax.Array:
     """Take the inputs out of a batch: the leaf at a key, field name or index, which must be floating-point."""
-    try:
-        inputs = batch[key] if isinstance(batch, Mapping) or isinstance(key, int) else getattr(batch, key)
-    except (KeyError, IndexError, AttributeError, TypeError):
-        has = f"the batch has {_keys(batch)}; pass `inputs_key`."
-        raise ValueError(f"The attack changes the inputs at key {key!r}, but {has}") from None
+    inputs = get_leaf(batch, key, "The attack changes the inputs", "; pass `inputs_key`")
     dtype = jnp.result_type(inputs)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
@@ -21,6 +17,14 @@ def get_inputs(batch: Any, key: str | int) -> jax.Array:
             "scale them to [0, 1] as float32 first."
         )
     return inputs
+
+
+def get_leaf(batch: Any, key: str | int, why: str, advice: str = "") -> Any:
+    """Take a leaf out of a batch, or raise and say why it was wanted."""
+    try:
+        return batch[key] if isinstance(batch, Mapping) or isinstance(key, int) else getattr(batch, key)
+    except (KeyError, IndexError, AttributeError, TypeError):
+        raise ValueError(f"{why} at key {key!r}, but the batch has {_keys(batch)}{advice}.") from None
 
 
 def with_inputs(batch: Any, key: str | int, inputs: jax.Array) -> Any:

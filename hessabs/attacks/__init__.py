@@ -23,14 +23,14 @@ Arguments that several factories share:
 * ``inputs_key``: Key, field name or index of the inputs in the batch.
 * ``early_exit``: Stop each example, all its restarts, where it falls. False goes on to higher losses, as robust
   training wants.
-* ``eot``: Draws of the random numbers of the loss (dropout) over which each step averages, or None for the loss
-  as it is; see ``attacks.expectation``.
+* ``eot``: Draws of the random numbers of the loss (dropout), by keys in the batch or bound to the loss, over
+  which each step averages, or None for the loss as it is.
 * ``loop``: ``"host"``, ``"device"``, or None to choose; see ``hessabs.loops``.
 
 A factory raises ``ValueError`` if an argument is out of range. So does an attack if the inputs are missing,
-not finite or outside the bounds, labels or targets are no classes of the network, or there is no key where one
-is needed. Traced values cannot raise: under jit an entry outside the bounds gets no farther out, and stays
-where it is if nothing moves it.
+not finite or outside the bounds, labels or targets are no classes of the network, or there is no key, or no
+logits, where one needs them. Traced values cannot raise: under jit an entry outside the bounds gets no farther
+out, and stays where it is if nothing moves it.
 """
 
 from hessabs.attacks import losses
@@ -39,11 +39,10 @@ from hessabs.attacks.carlini_wagner import carlini_wagner
 from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.ensemble import ensemble
 from hessabs.attacks.evaluate import evaluate
-from hessabs.attacks.gradient import fgsm, l2grad
 from hessabs.attacks.mixing import num_replaced, replace_fraction
+from hessabs.attacks.one_step import fgsm, fhsm, l2grad, l2hess
 from hessabs.attacks.outcomes import Evaluation
 from hessabs.attacks.pgd import adam_pgd, bim, mi_fgsm, pgd
-from hessabs.attacks.second_order import fhsm, l2hess
 from hessabs.attacks.square import square
 from hessabs.attacks.trust_region import trust_region
 

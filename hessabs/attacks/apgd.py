@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from hessabs.attacks import climbing, norms
-from hessabs.attacks.ascent import Ball, Here, Rule, Search, checked_ball, make_attack
-from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks import norms
+from hessabs.attacks.ascent import Here, Rule, Search, make_attack
+from hessabs.attacks.checks import checked_ball
+from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.loops import Loop
 from hessabs.typing import Attack
 
@@ -18,15 +19,19 @@ _INERTIA = 0.75  # alpha of the paper
 _ENOUGH_RISES = 0.75  # rho of the paper
 
 
+class _Seen(NamedTuple):
+    point: jax.Array  # like an input
+    value: jax.Array  # shape ()
+    gradient: jax.Array  # like an input
+
+
 class _State(NamedTuple):
     previous: jax.Array  # like an input: the point before this one
     step_size: jax.Array  # shape ()
-    best_point: jax.Array  # like an input
-    best_value: jax.Array  # shape ()
-    best_gradient: jax.Array  # like an input
+    best: _Seen
     last_value: jax.Array  # shape ()
     rises: jax.Array  # shape (), int32: steps since the checkpoint that raised the loss
-    checked_value: jax.Array  # shape (): best_value at the checkpoint
+    checked_value: jax.Array  # shape (): the best one at the checkpoint
     halved: jax.Array  # shape (), bool: whether the step was halved there
 
 
@@ -51,15 +56,14 @@ def apgd(
     difference-of-logits ratio (``attacks.losses``), or any other.
 
     Args:
-      epsilon, norm, steps, restarts, random_start: As in every attack (``hessabs.attacks``). The checkpoints
-        depend on the number of steps.
-      bounds, inputs_key, early_exit, eot, loop: As in every attack.
+      epsilon, norm, steps, restarts, random_start, bounds, inputs_key, early_exit, eot, loop: As in every
+        attack (``hessabs.attacks``). The checkpoints depend on the number of steps.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, or a key lacks.
+      ValueError: As every attack.
 
     Example:
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
@@ -71,7 +75,7 @@ def apgd(
       Croce and Hein (2020), arXiv:2003.01690, Algorithm 1 and section 3.
       Differs from the paper: after a return to the best point the first step has no inertia, for the point
       before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows
-      in projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.climbing.ascend``.
+      in projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.norms.ascend``.
     """
     ball = checked_ball(epsilon, norm, bounds)
     rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(max(steps, 1))))
@@ -96,47 +100,34 @@ def checkpoints(steps: int) -> np.ndarray:
 
 def _init(ball: Ball, point: jax.Array) -> _State:
     dtype = jnp.promote_types(point.dtype, jnp.float32)
-    lowest = jnp.asarray(-jnp.inf, dtype)
-    return _State(
-        previous=point,
-        step_size=jnp.asarray(2 * ball.epsilon, dtype),
-        best_point=point,
-        best_value=lowest,
-        best_gradient=jnp.zeros_like(point),
-        last_value=lowest,
-        rises=jnp.zeros((), jnp.int32),
-        checked_value=lowest,
-        halved=jnp.zeros((), bool),
-    )
+    step_size, lowest = jnp.asarray(2 * ball.epsilon, dtype), jnp.asarray(-jnp.inf, dtype)
+    best = _Seen(point, lowest, jnp.zeros_like(point))
+    return _State(point, step_size, best, lowest, jnp.zeros((), jnp.int32), lowest, jnp.zeros((), bool))
 
 
 def _move(ball: Ball, intervals: jax.Array, here: Here, state: _State) -> tuple[jax.Array, _State]:
     inputs, point, value, gradient, i = here
-    better = value > state.best_value
-    best_value = jnp.where(better, value, state.best_value)
-    best_point = jnp.where(better, point, state.best_point)
-    best_gradient = jnp.where(better, gradient, state.best_gradient)
+    better = value > state.best.value
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), _Seen(point, value, gradient), state.best)
     rises = state.rises + (value > state.last_value) * (i > 0)
 
     interval = jnp.asarray(intervals)[i]
-    stalled = ~state.halved & (best_value == state.checked_value)
+    stalled = ~state.halved & (best.value == state.checked_value)
     halve = (interval > 0) & ((rises < _ENOUGH_RISES * interval) | stalled)
     step_size = jnp.where(halve, state.step_size / 2, state.step_size)
-    point = jnp.where(halve, best_point, point)
-    gradient = jnp.where(halve, best_gradient, gradient)
+    point = jnp.where(halve, best.point, point)
+    gradient = jnp.where(halve, best.gradient, gradient)
     previous = jnp.where(halve, point, state.previous)
 
-    ahead = climbing.ascend(point, gradient, step_size, inputs, *ball.where)
+    ahead = norms.ascend(point, gradient, step_size, inputs, ball)
     inertia = jnp.where(i == 0, 1.0, _INERTIA)
     target = point + inertia * (ahead - point) + (1 - inertia) * (point - previous)
-    return norms.restrict(target, inputs, *ball.where), _State(
+    return norms.restrict(target, inputs, ball), _State(
         previous=point,
         step_size=step_size,
-        best_point=best_point,
-        best_value=best_value,
-        best_gradient=best_gradient,
+        best=best,
         last_value=value,
         rises=jnp.where(interval > 0, 0, rises),
-        checked_value=jnp.where(interval > 0, best_value, state.checked_value),
+        checked_value=jnp.where(interval > 0, best.value, state.checked_value),
         halved=jnp.where(interval > 0, halve, state.halved),
     )

@@ -6,34 +6,20 @@ first start runs alone; the other restarts then run side by side, for what the f
 examples fall to it, and one that has fallen needs no further step or restart.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import batch_axis, programs, trees
-from hessabs.attacks import expectation, norms
-from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
-from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rows import iterate
+from hessabs.attacks import checks, norms
+from hessabs.attacks.losses import examples
+from hessabs.attacks.norms import Ball
+from hessabs.attacks.rows import Problem, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
-
-_Problem: TypeAlias = tuple[Partial, Params, trees.Static]  # loss_fn, params, (inputs_key, eot)
-
-
-class Ball(NamedTuple):
-    """Where points may lie: a pytree, so that another epsilon compiles nothing."""
-
-    epsilon: Any  # a float, traced where a step is compiled
-    shape: trees.Static  # (norm, bounds)
-
-    @property
-    def where(self) -> tuple[Any, Norm, Bounds]:
-        """Epsilon, norm and bounds, as functions of points take them."""
-        return self.epsilon, *self.shape.value
 
 
 class Search(NamedTuple):
@@ -73,9 +59,7 @@ class Best(NamedTuple):
     fallen: jax.Array  # (n,), bool
 
 
-class Rows(NamedTuple):
-    """The examples under attack."""
-
+class _Rows(NamedTuple):
     example: Any  # the batch
     point: jax.Array  # (n, restarts, ...)
     state: Any  # of the rule; leaves (n, restarts, ...)
@@ -83,28 +67,21 @@ class Rows(NamedTuple):
     done: jax.Array  # (n,), bool
 
 
-def checked_ball(epsilon: float, norm: Norm, bounds: Bounds) -> Ball:
-    """Make a ball, or raise when there is none such."""
-    check_ball(epsilon, norm, bounds)
-    return Ball(epsilon, trees.Static((norm, bounds)))
-
-
 def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
     """Make an attack of a rule, or raise when a number of the search is out of range."""
     steps, inputs_key, early_exit, eot, loop, restarts, random_start = search
-    check_count("steps", steps)
-    check_count("restarts", restarts)
-    expectation.check_draws(eot)
+    checks.check_counts(steps=steps, restarts=restarts)
+    examples.check_draws(eot)
     if restarts > 1 and not random_start:
         raise ValueError(
             f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
         )
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, ball.where[2])
+        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds)
         if random_start:
-            key = checked_key(key, "A random start")
-        expectation.check_keys(eot, loss_fn, batch)
+            key = checks.checked_key(key, "A random start")
+        examples.check_keys(eot, loss_fn, batch)
         problem = (trees.as_partial(loss_fn), params, trees.Static((inputs_key, eot)))
         best = _clean(problem, batch) if random_start else _unknown(inputs)
         step = Partial(_step, problem, rule, trees.Static(early_exit))
@@ -126,15 +103,15 @@ def _unknown(inputs: jax.Array) -> Best:
 
 
 @programs.jit
-def _clean(problem: _Problem, batch: Any) -> Best:
+def _clean(problem: Problem, batch: Any) -> Best:
     loss_fn, params, options = problem
     key, eot = options.value
-    values, fallen, _ = expectation.with_gradient(loss_fn, params, batch, key, eot, 0)
+    values, fallen, _ = examples.with_gradient(loss_fn, params, batch, key, eot, 0)
     return Best(get_inputs(batch, key), values, fallen)
 
 
 @programs.jit
-def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best, key: Any) -> Rows:
+def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best, key: Any) -> _Rows:
     wave, random_start, early_exit, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
 
@@ -142,26 +119,26 @@ def _begin(options: trees.Static, rule: Rule, ball: Ball, batch: Any, best: Best
         if not random_start:
             return x
         own = jax.random.fold_in(jax.random.fold_in(key, restart), example)
-        return norms.restrict(x + norms.random_in_ball(own, x, *ball.where[:2]), x, *ball.where)
+        return norms.restrict(x + norms.random_in_ball(own, x, ball.epsilon, ball.norm), x, ball)
 
     starts = jax.vmap(jax.vmap(start, (None, None, 0)), (0, 0, None))
     point = starts(inputs, jnp.arange(inputs.shape[0]), jnp.arange(*wave))
     state = jax.vmap(jax.vmap(rule.init))(point)
-    return Rows(batch, point, state, best, best.fallen & early_exit)
+    return _Rows(batch, point, state, best, best.fallen & early_exit)
 
 
-def _step(problem: _Problem, rule: Rule, early_exit: trees.Static, rows: Rows, i: jax.Array) -> Rows:
+def _step(problem: Problem, rule: Rule, early_exit: trees.Static, rows: _Rows, i: jax.Array) -> _Rows:
     loss_fn, params, options = problem
     key, eot = options.value
     num_restarts = rows.point.shape[1]
     repeated = batch_axis.map_examples(lambda x: jnp.repeat(x, num_restarts, axis=0), rows.example)
     flat = rows.point.reshape(-1, *rows.point.shape[2:])
-    measured = expectation.with_gradient(loss_fn, params, with_inputs(repeated, key, flat), key, eot, i)
+    measured = examples.with_gradient(loss_fn, params, with_inputs(repeated, key, flat), key, eot, i)
     value, fallen, gradient = (x.reshape(-1, num_restarts, *x.shape[1:]) for x in measured)
     best = jax.vmap(_better)(rows.best, rows.point, value, fallen)
     move = jax.vmap(jax.vmap(rule.move, (Here(None, 0, 0, 0, None), 0)), (Here(0, 0, 0, 0, None), 0))
     point, state = move(Here(get_inputs(rows.example, key), rows.point, value, gradient, i), rows.state)
-    return Rows(rows.example, point, state, best, rows.done | (best.fallen & early_exit.value))
+    return _Rows(rows.example, point, state, best, rows.done | (best.fallen & early_exit.value))
 
 
 def _better(best: Best, point: jax.Array, value: jax.Array, fallen: jax.Array) -> Best:

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
-from hessabs.attacks.rows import choose, iterate
+from hessabs.attacks.rows import Problem, choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -68,8 +68,7 @@ def carlini_wagner(
       key.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described or the loss
-        carries no logits.
+      ValueError: As every attack.
 
     Example:
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
@@ -81,11 +80,9 @@ def carlini_wagner(
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, sections V and VI-A; the parameters are those of their code.
     """
-    checks.check_count("steps", steps)
-    checks.check_count("binary_search_steps", binary_search_steps)
-    checks.check_positive("learning_rate", learning_rate)
-    checks.check_positive("initial_weight", initial_weight)
-    checks.check_not_negative("confidence", confidence)
+    checks.check_counts(steps=steps, binary_search_steps=binary_search_steps)
+    checks.check_positive(learning_rate=learning_rate, initial_weight=initial_weight)
+    checks.check_not_negative(confidence=confidence)
     if bounds is None:
         raise ValueError("`bounds` must be (lowest, highest) for carlini_wagner, got None.")
     checks.check_bounds(bounds)
@@ -96,10 +93,9 @@ def carlini_wagner(
         checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         keys = {name: getattr(spec, name) for name in ("targeted", "label_key", "target_key")}
         lead = losses.margin(logits_fn, inputs_key=inputs_key, **keys)
-        options = trees.Static((bounds, inputs_key))
-        rows = _begin(options, lead, params, batch, initial_weight)
-        numbers = (learning_rate, confidence, steps, binary_search_steps)
-        step = Partial(_step, options, lead, params, numbers)
+        problem = (lead, params, trees.Static((bounds, inputs_key)))
+        rows = _begin(problem, batch, initial_weight)
+        step = Partial(_step, problem, (learning_rate, confidence, steps, binary_search_steps))
         return with_inputs(batch, inputs_key, iterate(step, rows, steps * binary_search_steps, loop).best)
 
     return attack
@@ -117,34 +113,21 @@ def _start(x: jax.Array, bounds: tuple[float, float]) -> tuple[jax.Array, Any]:
 
 
 @programs.jit
-def _begin(options: trees.Static, lead: Partial, params: Params, batch: Any, weight: jax.Array) -> _Rows:
+def _begin(problem: Problem, batch: Any, weight: jax.Array) -> _Rows:
+    lead, params, options = problem
     bounds, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
     free, opt_state = jax.vmap(lambda x: _start(x, bounds))(inputs)
     _, fallen = losses.per_example(lead, params, batch, inputs_key)
-    zeros = jnp.zeros(inputs.shape[0], free.dtype)
-    infinite, none = jnp.full_like(zeros, jnp.inf), jnp.zeros(inputs.shape[0], jnp.int32)
-    return _Rows(
-        example=batch,
-        free=free,
-        opt_state=opt_state,
-        weight=jnp.full_like(zeros, weight),
-        lower=zeros,
-        upper=infinite,
-        taken=none,
-        checked=infinite,
-        fell=jnp.zeros_like(fallen),
-        search=none,
-        best=inputs,
-        best_size=infinite,
-        done=fallen,
-    )
+    zeros, none = jnp.zeros(inputs.shape[0], free.dtype), jnp.zeros(inputs.shape[0], jnp.int32)
+    weights, infinite = jnp.full_like(zeros, weight), jnp.full_like(zeros, jnp.inf)
+    bisection = (weights, zeros, infinite, none, infinite, jnp.zeros_like(fallen), none)
+    return _Rows(batch, free, opt_state, *bisection, best=inputs, best_size=infinite, done=fallen)
 
 
-def _step(
-    options: trees.Static, lead_fn: Partial, params: Params, numbers: tuple[Any, ...], rows: _Rows, i: jax.Array
-) -> _Rows:
+def _step(problem: Problem, numbers: tuple[Any, ...], rows: _Rows, i: jax.Array) -> _Rows:
     del i  # each example counts for itself
+    lead_fn, params, options = problem
     bounds, inputs_key = options.value
     learning_rate, confidence, steps, binary_search_steps = numbers
     inputs = get_inputs(rows.example, inputs_key)
@@ -152,9 +135,8 @@ def _step(
 
     def total(free: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         point = norms.within((middle + half * jnp.tanh(free)).astype(inputs.dtype), inputs, bounds)
-        lead, fallen = losses.per_example(
-            lead_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key
-        )
+        moved_batch = with_inputs(rows.example, inputs_key, point)
+        lead, fallen = losses.per_example(lead_fn, params, moved_batch, inputs_key)
         moved = trees.upcast(point) - trees.upcast(inputs)
         size = jnp.sum(moved**2, axis=tuple(range(1, moved.ndim)))
         loss = size + rows.weight * jnp.maximum(confidence - lead, 0)

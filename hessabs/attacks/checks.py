@@ -1,7 +1,9 @@
 """What attacks refuse, each in one line, before anything is compiled."""
 
+import math
 import numbers
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import jax
@@ -11,35 +13,31 @@ import numpy as np
 from hessabs import trees
 from hessabs.attacks.losses.carrying import carries_logits, classes_of, parts
 from hessabs.attacks.losses.examples import check_classes
-from hessabs.attacks.norms import Bounds, Norm, check_norm
+from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
 
-def check_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str, ...] = get_args(Norm)) -> None:
-    """Raise unless epsilon, the norm and the bounds make a ball to attack in.
+def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str, ...] = get_args(Norm)) -> Ball:
+    """Make a ball to attack in, or raise where epsilon, the norm and the bounds make none.
 
     Warns if the L-infinity ball holds all that lies between the bounds, as 8 in the place of 8 / 255.
     """
-    check_norm(norm, allowed)
-    check_epsilon(epsilon)
-    check_bounds(bounds)
-    if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
-        warnings.warn(
-            f"`epsilon` {epsilon:g} exceeds the width of `bounds` {bounds}: every input is allowed. Give it in "
-            "the units of the inputs, 8 / 255 for eight grey levels of images in [0, 1].",
-            stacklevel=4,
-        )
-
-
-def check_epsilon(epsilon: float) -> None:
-    """Raise unless epsilon is one number, finite and at least 0."""
+    check_one_of(allowed, norm=norm)
     if np.ndim(epsilon) > 0:
         raise ValueError(
             f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
             "examples of each epsilon by themselves."
         )
-    check_not_negative("epsilon", epsilon)
+    check_not_negative(epsilon=epsilon)
+    check_bounds(bounds)
+    if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
+        warnings.warn(
+            f"`epsilon` {epsilon:g} exceeds the width of `bounds` {bounds}: every input is allowed. Give it in "
+            "the units of the inputs, 8 / 255 for eight grey levels of images in [0, 1].",
+            stacklevel=3,
+        )
+    return Ball(epsilon, trees.Static((norm, bounds)))
 
 
 def check_bounds(bounds: Bounds) -> None:
@@ -48,26 +46,39 @@ def check_bounds(bounds: Bounds) -> None:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
 
 
-def check_count(name: str, count: int) -> None:
-    """Raise unless a count is at least 1."""
-    _check_number(name, count)
-    if count < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {count}.")
+def check_one_of(allowed: tuple[str, ...], **named: str) -> None:
+    """Raise unless each value is one of those allowed."""
+    for name, value in named.items():
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
 
 
-def check_positive(name: str, value: float | None) -> None:
-    """Raise unless a number is None, or finite and above 0."""
-    if value is not None:
-        _check_number(name, value)
-        if not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be finite and above 0, got {value}.")
+def check_counts(**counts: Any) -> None:
+    """Raise unless each is a number, at least 1."""
+    _check(counts, lambda x: x >= 1, "at least 1")
 
 
-def check_not_negative(name: str, value: float) -> None:
-    """Raise unless a number is finite and at least 0."""
-    _check_number(name, value)
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be finite and at least 0, got {value}.")
+def check_positive(**values: Any) -> None:
+    """Raise unless each is a number, finite and above 0."""
+    _check(values, lambda x: 0 < x < math.inf, "finite and above 0")
+
+
+def check_not_negative(**values: Any) -> None:
+    """Raise unless each is a number, finite and at least 0."""
+    _check(values, lambda x: 0 <= x < math.inf, "finite and at least 0")
+
+
+def _check(values: Mapping[str, Any], fits: Callable[[Any], bool], what: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            raise ValueError(
+                f"`{name}` must be known when the attack is made, got a traced value: make it outside of jit."
+            )
+        is_array = isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.ndim == 0
+        if not is_array and not isinstance(value, numbers.Real):
+            raise ValueError(f"`{name}` must be a number, got {value!r}.")
+        if not fits(value):
+            raise ValueError(f"`{name}` must be {what}, got {value}.")
 
 
 def checked_inputs(
@@ -110,20 +121,9 @@ def checked_key(key: jax.Array | None, why: str) -> jax.Array:
 
 def check_key(key: Any) -> None:
     """Raise unless a random key is one, or None."""
-    if key is None:
-        return
     dtype = getattr(key, "dtype", None)
-    if dtype is None or not (
+    is_key = dtype is not None and (
         jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and key.ndim == 1)
-    ):
+    )
+    if key is not None and not is_key:
         raise ValueError(f"`key` must be a random key, got {key!r}: pass `key=jax.random.key(seed)`.")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):
-        raise ValueError(
-            f"`{name}` must be known when the attack is made, got a traced value: make it outside of jit."
-        )
-    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.ndim == 0
-    if not is_array and not isinstance(value, numbers.Real):
-        raise ValueError(f"`{name}` must be a number, got {value!r}.")

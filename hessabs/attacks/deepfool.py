@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import norms
-from hessabs.attacks.checks import check_bounds, check_count, check_not_negative, checked_inputs
+from hessabs.attacks import losses, norms
+from hessabs.attacks.checks import checked_inputs
+from hessabs.attacks.losses.carrying import classes_of
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import Network, leads, network_of, top_rivals
-from hessabs.attacks.rows import choose, iterate
+from hessabs.attacks.rivals import check_walk, leads, top_rivals
+from hessabs.attacks.rows import Problem, choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -44,22 +46,20 @@ def deepfool(
 
     Args:
       norm: ``"l2"`` or ``"linf"``: the norm to keep small.
-      steps: Most steps, at least 1.
+      steps, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
       num_rivals: Other classes to look at, those with the largest logits at the clean example; 9, or all there
         are, by default.
       overshoot: At least 0.
-      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
       the labels are read. An example that has not fallen is where its walk ended. No random key.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, the loss
-        carries no logits or is targeted, or there are fewer than ``num_rivals`` other classes.
+      ValueError: As every attack; when called, if the loss is targeted, or there are fewer than ``num_rivals``
+        other classes.
 
     Example:
-      >>> from hessabs.attacks import losses
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
       >>> found = deepfool()(losses.margin(lambda w, x: x @ w), jnp.eye(2), batch)["image"]
       >>> bool(jnp.allclose(found, jnp.array([[0.498, 0.502]]), atol=1e-3))
@@ -69,46 +69,44 @@ def deepfool(
       Moosavi-Dezfooli et al. (2015), arXiv:1511.04599, Algorithm 2 and equations 10 and 11.
       Differs from the paper: clipped to the bounds at every step.
     """
-    norms.check_norm(norm, ("l2", "linf"))
-    check_count("steps", steps)
-    if num_rivals is not None:
-        check_count("num_rivals", num_rivals)
-    check_not_negative("overshoot", overshoot)
-    check_bounds(bounds)
+    check_walk(norm, steps, num_rivals, overshoot, bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        network = network_of(loss_fn, params, "deepfool")
-        if network.spec.value.targeted:
+        if losses.parts(loss_fn, "deepfool")[1].targeted:
             raise ValueError("deepfool is untargeted, got a loss with targeted=True; use trust_region.")
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        rows = _begin(network, trees.Static((num_rivals, inputs_key)), batch)
-        step = Partial(_step, network, trees.Static((norm, bounds, inputs_key)), overshoot)
+        rows = _begin((loss_fn, params, trees.Static((num_rivals, inputs_key))), batch)
+        step = Partial(_step, (loss_fn, params, trees.Static((norm, bounds, inputs_key))), overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
 
     return attack
 
 
 @programs.jit
-def _begin(network: Network, options: trees.Static, batch: Any) -> _Rows:
+def _begin(problem: Problem, batch: Any) -> _Rows:
+    loss_fn, params, options = problem
     num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
-    logits = network.logits(inputs)
-    labels, _ = network.classes(batch, logits)
-    rivals = top_rivals(logits, labels, num_rivals)
-    return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, network.fallen(batch, logits))
+    logits_fn, spec = losses.parts(loss_fn)
+    logits = logits_fn(params, inputs)
+    fallen = has_fallen(spec, logits, batch)
+    rivals = top_rivals(logits, classes_of(spec, batch)[0], num_rivals)
+    return _Rows(batch, rivals, jnp.zeros_like(inputs), inputs, fallen)
 
 
-def _step(network: Network, options: trees.Static, overshoot: jax.Array, rows: _Rows, i: jax.Array) -> _Rows:
+def _step(problem: Problem, overshoot: jax.Array, rows: _Rows, i: jax.Array) -> _Rows:
     del i
+    loss_fn, params, options = problem
     norm, bounds, inputs_key = options.value
-    labels, _ = network.classes(rows.example)
-    logits, ahead, gradients = leads(network, rows.point, labels, rows.rivals)
+    logits_fn, spec = losses.parts(loss_fn)
+    labels, _ = classes_of(spec, rows.example)
+    logits, ahead, gradients = leads(logits_fn, params, rows.point, labels, rows.rivals)
 
     def move(
         x: jax.Array, total: jax.Array, ahead: jax.Array, gradients: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        slopes = jax.vmap(lambda g: norms.size(g, norms.dual(norm)))(gradients)
+        slopes = jax.vmap(lambda g: norms.slope(g, norm))(gradients)
         distance = jnp.where(slopes > 0, jnp.abs(ahead) * trees.safe_inverse(slopes), jnp.inf)
         nearest = jnp.argmin(distance)
         length = jnp.where(jnp.isfinite(distance[nearest]), distance[nearest] + _NUDGE, 0)
@@ -116,5 +114,5 @@ def _step(network: Network, options: trees.Static, overshoot: jax.Array, rows: _
         return total, norms.within((x + (1 + overshoot) * total).astype(x.dtype), x, bounds)
 
     total, point = jax.vmap(move)(get_inputs(rows.example, inputs_key), rows.total, ahead, gradients)
-    fallen = network.fallen(rows.example, logits)
+    fallen = has_fallen(spec, logits, rows.example)
     return rows._replace(total=total, point=choose(fallen, rows.point, point), done=fallen)

@@ -4,18 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
-from hessabs.attacks.ascent import Ball, checked_ball
-from hessabs.attacks.checks import check_count, checked_inputs, checked_key
+from hessabs.attacks.checks import check_counts, checked_ball, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
-from hessabs.attacks.losses.carrying import classes_of
+from hessabs.attacks.losses.carrying import LogitsFn, classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
-from hessabs.attacks.losses.examples import usable
-from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.rows import choose
@@ -45,19 +42,16 @@ def ensemble(
     the margin. An example counts for as many as it takes until it falls.
 
     Args:
-      epsilon, norm, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
-      steps: Steps of each APGD, at least 1.
+      epsilon, norm, steps, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
       num_targets: Rival classes to lead to, at least 0; at most all that there are.
-      queries: Of the square attack, at least 1.
-      layout: As for ``square``.
+      queries, layout: As for ``square``.
 
     Returns:
       ``attack(loss_fn, params, batch, key) -> batch`` for an untargeted loss that carries its logits, of which
       only labels and logits are used. An example that no member has felled is where the first one left it.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, there is no
-        key, or the loss is targeted or carries no logits.
+      ValueError: As every attack; when called, if the loss is targeted.
 
     Example:
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
@@ -73,8 +67,7 @@ def ensemble(
       5,000 by default.
     """
     ball = checked_ball(epsilon, norm, bounds)
-    check_count("steps", steps)
-    check_count("queries", queries)
+    check_counts(steps=steps, queries=queries)
     if num_targets < 0:
         raise ValueError(f"`num_targets` must be at least 0, got {num_targets}.")
     shared: dict[str, Any] = {"norm": norm, "bounds": bounds, "loop": loop}
@@ -88,26 +81,23 @@ def ensemble(
         inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
         labels, _ = classes_of(spec, batch)
         key = checked_key(key, "The ensemble")
-        network = trees.as_partial(logits_fn)
-        rivals, standing = _look(network, params, inputs, labels, trees.Static(num_targets))
-        num_classes = jax.eval_shape(network, params, inputs).shape[-1]
+        rivals, standing = _look(logits_fn, params, inputs, labels, trees.Static(num_targets))
+        num_classes = jax.eval_shape(logits_fn, params, inputs).shape[-1]
         ratio = losses.dlr if num_classes >= 3 else losses.margin
-        members = [(ascend, losses.cross_entropy(network), labels), (ascend, ratio(network), labels)]
+        members = [(ascend, losses.cross_entropy(logits_fn), labels), (ascend, ratio(logits_fn), labels)]
         if num_classes >= 4:
-            led = losses.from_logits(network, _ratio_to_the_second, soft_labels=True)
-            members += [
-                (ascend, led, _weights(labels, rivals[:, i], num_classes)) for i in range(rivals.shape[1])
-            ]
+            led = losses.from_logits(logits_fn, _ratio_to_the_second, soft_labels=True)
+            members += [(ascend, led, _weights(labels, rival, num_classes)) for rival in rivals.T]
         if norm != "l1":
-            members += [(deepfool(**shared), losses.margin(network), labels)]
-        members += [(search, losses.margin(network), labels)]
+            members += [(deepfool(**shared), losses.margin(logits_fn), labels)]
+        members += [(search, losses.margin(logits_fn), labels)]
 
         point = inputs
         for number, (member, loss, classes) in enumerate(members):
             # What has fallen enters as it fell: the member finds nothing left to do there, and drops it.
             entering = choose(standing, inputs, point)
             left = member(loss, params, {"image": entering, "label": classes}, jax.random.fold_in(key, number))
-            reached, fallen = _judge(network, params, labels, inputs, left["image"], ball)
+            reached, fallen = _judge(logits_fn, params, inputs, labels, left["image"], ball)
             point = choose(standing & (fallen | (number == 0)), reached, point)
             standing = standing & ~fallen
         return with_inputs(batch, inputs_key, point)
@@ -117,22 +107,22 @@ def ensemble(
 
 @programs.jit
 def _look(
-    logits_fn: Partial, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: trees.Static
+    logits_fn: LogitsFn, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: trees.Static
 ) -> tuple[jax.Array, jax.Array]:
     # The rivals of each example, and whether it stands.
     logits = trees.upcast(logits_fn(params, inputs))
     rivals = top_rivals(logits, labels, min(num_targets.value, logits.shape[-1] - 1))
-    return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~usable(logits)
+    return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~losses.usable(logits)
 
 
 @programs.jit
 def _judge(
-    logits_fn: Partial, params: Params, labels: jax.Array, inputs: jax.Array, left: jax.Array, ball: Ball
+    logits_fn: LogitsFn, params: Params, inputs: jax.Array, labels: jax.Array, left: jax.Array, ball: Ball
 ) -> tuple[jax.Array, jax.Array]:
     # The points brought into the ball (DeepFool knows none), and which of them have fallen.
-    point = jax.vmap(lambda x, y: norms.restrict(y, x, *ball.where))(inputs, left)
+    point = jax.vmap(lambda x, y: norms.restrict(y, x, ball))(inputs, left)
     logits = logits_fn(params, point)
-    return point, (jnp.argmax(logits, axis=-1) != labels) & usable(logits)
+    return point, (jnp.argmax(logits, axis=-1) != labels) & losses.usable(logits)
 
 
 def _weights(labels: jax.Array, rivals: jax.Array, num_classes: int) -> jax.Array:

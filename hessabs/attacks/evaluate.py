@@ -3,13 +3,13 @@
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 
-from hessabs.attacks import losses, misleading, norms, outcomes
-from hessabs.attacks.checks import check_ball, check_bounds, check_key, checked_inputs
+from hessabs.attacks import losses, misleading, outcomes
+from hessabs.attacks.checks import check_bounds, check_key, check_one_of, checked_ball, checked_inputs
 from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
@@ -83,25 +83,25 @@ def evaluate(
         raise ValueError(
             "evaluate counts labels, got a loss with targeted=True; attack with it, count without."
         )
-    norms.check_norm(norm)
+    check_one_of(get_args(Norm), norm=norm)
     check_bounds(bounds)
     minimal = {} if minimal is None else minimal
     _check_attacks(attacks, minimal)
     if isinstance(epsilons, str) or np.ndim(epsilons) != 1:
         raise ValueError(f"`epsilons` must be a sequence of numbers, each for all examples, got {epsilons!r}.")
     for epsilon in epsilons:
-        check_ball(epsilon, norm, bounds)
+        checked_ball(epsilon, norm, bounds)
     check_key(key)
     checked_inputs(loss_fn, params, batch, inputs_key, bounds)
     clean = outcomes.look(loss_fn, params, batch, inputs_key, norm)
     signs = misleading.look(loss_fn, params, batch, inputs_key)
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "inputs_key": inputs_key, "source": source}
     black_box = set[str]()
 
     def run(name: str, attack: Attack, number: int) -> Outcome:
         if getattr(attack, "__module__", None) == square.__module__:
             black_box.add(name)
         own_key = None if key is None else jax.random.fold_in(key, number)
-        options: dict[str, Any] = {"norm": norm, "bounds": bounds, "inputs_key": inputs_key, "source": source}
         return outcomes.run(attack, loss_fn, params, batch, own_key, **options)[0]
 
     unbounded = {name: run(name, attack, number) for number, (name, attack) in enumerate(minimal.items())}
@@ -134,8 +134,8 @@ def report(
     result counts at each; ``black_box`` those that follow no gradient.
     """
     rows = outcomes.table(clean, results, keep_fallen=keep_fallen)
-    found = misleading.of_results(rows, results, clean, minimal=minimal, black_box=black_box)
-    return rows, [*signs.messages(clean.right), *found]
+    outside, masked = misleading.outside(results, clean, minimal), misleading.masked(rows, black_box)
+    return rows, [*signs.messages(clean.right), *misleading.not_finite(rows), *outside, *masked]
 
 
 def _check_attacks(attacks: Any, minimal: Any) -> None:

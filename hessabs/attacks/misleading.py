@@ -69,22 +69,8 @@ def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> 
     )
 
 
-def of_results(
-    rows: Sequence[Evaluation],
-    results: Mapping[tuple[str, float], Outcome],
-    clean: Clean,
-    *,
-    minimal: Collection[str],
-    black_box: Collection[str],
-) -> list[str]:
-    """Say what in the results of attacks, and the table of them, is not what it seems.
-
-    ``minimal`` names the attacks that know no epsilon, ``black_box`` those that follow no gradient.
-    """
-    return [*_not_finite(rows), *_outside(results, clean, minimal), *_masked(rows, black_box)]
-
-
-def _not_finite(rows: Sequence[Evaluation]) -> list[str]:
+def not_finite(rows: Sequence[Evaluation]) -> list[str]:
+    """Say where logits are not finite."""
     before = rows[0].non_finite
     found = [f"{before.sum()} as they are"] if before.any() else []
     for row in rows[1:]:
@@ -98,7 +84,8 @@ def _not_finite(rows: Sequence[Evaluation]) -> list[str]:
     ]
 
 
-def _outside(results: Mapping[tuple[str, float], Outcome], clean: Clean, minimal: Collection[str]) -> list[str]:
+def outside(results: Mapping[tuple[str, float], Outcome], clean: Clean, minimal: Collection[str]) -> list[str]:
+    """Say which results lie outside the ball, where an attack is not ``minimal``, or the bounds."""
     found: dict[str, list[str]] = {}
     for (name, epsilon), outcome in results.items():
         is_out = np.isnan(outcome.least) | (outcome.least > (np.inf if name in minimal else epsilon))
@@ -111,7 +98,8 @@ def _outside(results: Mapping[tuple[str, float], Outcome], clean: Clean, minimal
     ]
 
 
-def _masked(rows: Sequence[Evaluation], black_box: Collection[str]) -> list[str]:
+def masked(rows: Sequence[Evaluation], black_box: Collection[str]) -> list[str]:
+    """Say where a ``black_box`` attack, one that follows no gradient, fells more than those that follow it."""
     lines = []
     for epsilon in dict.fromkeys(row.epsilon for row in rows[1:]):
         at = [row for row in rows if row.epsilon == epsilon and row.attack not in (CLEAN, WORST)]

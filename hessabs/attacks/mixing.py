@@ -48,14 +48,10 @@ def replace_fraction(
     static) and those beyond m discarded.
 
     Args:
-      attack: ``attack(loss_fn, params, batch, key) -> batch``.
-      loss_fn: ``loss_fn(params, batch) -> scalar``. The network in it should be in evaluation mode, so that
-        batch norm statistics neither mix examples nor change.
-      params: The params to attack.
-      batch: A pytree with a leading example axis; scalars and random keys belong to all examples.
+      attack, loss_fn, params, batch, key: As in every attack (``hessabs.attacks``). The network in the loss
+        should be in evaluation mode, so that batch norm statistics neither mix examples nor change.
       fraction: Fraction of the batch to replace, in [0, max_fraction]. A traced one beyond it makes the whole
         batch NaN.
-      key: Random key for the attack, if it needs one.
       max_fraction: The largest fraction there will be, a Python float in [0, 1].
       part_size: Examples in a part, a divisor of the batch, if the batch is several micro-batches one behind
         the other: the first examples of each part are then replaced, all in one call of the attack, so that

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from hessabs import compiling, programs, trees
 from hessabs.attacks import losses
-from hessabs.attacks.losses.examples import has_fallen, usable
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.inputs import get_inputs
 from hessabs.typing import Attack, LossFn, Params
@@ -61,7 +61,7 @@ class Evaluation(NamedTuple):
 
 def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, norm: Norm) -> Clean:
     """Look at a batch before any attack; the loss carries its logits."""
-    right, finite = _judged(loss_fn, params, batch, inputs_key)
+    right, finite = _judge(loss_fn, params, batch, inputs_key)
     inputs = np.asarray(get_inputs(batch, inputs_key))
     return Clean(right, ~finite, measure(inputs, np.zeros_like(inputs), norm)[0])
 
@@ -88,7 +88,7 @@ def run(
     compiled = compiling.seconds(everywhere=True) - before
     seconds = time.perf_counter() - start - compiled
     points, inputs = (np.asarray(get_inputs(each, inputs_key)) for each in (attacked, batch))
-    right, finite = _judged(loss_fn, params, attacked, inputs_key)
+    right, finite = _judge(loss_fn, params, attacked, inputs_key)
     flat = points.reshape(len(points), -1)
     there_is = np.isfinite(flat).all(axis=1)
     if bounds is not None:
@@ -117,9 +117,15 @@ def measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndar
     An attack adds a perturbation to an input and rounds, by up to a unit in the last place of the larger one,
     in its dtype: nothing beside a perturbation of 0.1, much beside one of 0.001, or in bfloat16.
     """
-    few = [slice(i, i + _ROWS) for i in range(0, len(points), _ROWS)]
-    parts = [_measure_few(points[rows], inputs[rows], norm) for rows in few]
-    sizes, least = (np.concatenate(part) for part in zip(*parts, strict=True))
+    sizes, least = np.empty(len(points)), np.empty(len(points))
+    for rows in (slice(i, i + _ROWS) for i in range(0, len(points), _ROWS)):
+        here, there = (x[rows].reshape(len(x[rows]), -1).astype(np.float64) for x in (inputs, points))
+        moved, order = np.abs(there - here), _ORDERS[norm]
+        rounding = float(jnp.finfo(points.dtype).eps) * np.maximum(np.abs(here), np.abs(there))
+        accumulated = _RTOL + 4 * float(jnp.finfo(jnp.float32).eps) * np.sqrt(moved.shape[1])
+        with np.errstate(invalid="ignore"):  # inf - inf, at a point that is none
+            shortest = np.linalg.norm(np.maximum(moved - rounding, 0), order, axis=1)
+        sizes[rows], least[rows] = np.linalg.norm(moved, order, axis=1), shortest / (1 + accumulated)
     return sizes, least
 
 
@@ -129,9 +135,8 @@ def table(clean: Clean, results: Mapping[tuple[str, float], Outcome], *, keep_fa
     The clean examples come first, then each epsilon with every attack and, if there are several, the worst
     case. ``keep_fallen``: an example that an attack felled at a smaller epsilon has fallen at a larger one too.
     """
-    rows = [
-        Evaluation(CLEAN, 0.0, float(clean.right.mean()), 0.0, 0.0, 0.0, clean.right, clean.non_finite, 0.0)
-    ]
+    right = clean.right
+    rows = [Evaluation(CLEAN, 0.0, float(right.mean()), 0.0, 0.0, 0.0, right, clean.non_finite, 0.0)]
     names = dict.fromkeys(name for name, _ in results)
     for epsilon in dict.fromkeys(epsilon for _, epsilon in results):
         every = []
@@ -167,30 +172,15 @@ def _evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outc
     )
 
 
-def _judged(
-    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int
-) -> tuple[np.ndarray, np.ndarray]:
+def _judge(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> tuple[np.ndarray, np.ndarray]:
     # Which examples are classified rightly, and whether their logits say anything.
-    right, finite = _judge(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key))
+    right, finite = _judged(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key))
     return np.asarray(right), np.asarray(finite)
 
 
 @programs.jit
-def _judge(
-    loss_fn: Partial, params: Params, batch: Any, inputs_key: trees.Static
-) -> tuple[jax.Array, jax.Array]:
-    # Which examples are classified rightly, and whether their logits say anything.
+def _judged(loss_fn: Partial, params: Params, batch: Any, key: trees.Static) -> tuple[jax.Array, jax.Array]:
     logits_fn, spec = losses.parts(loss_fn)
-    logits = logits_fn(params, get_inputs(batch, inputs_key.value))
-    finite = usable(logits)
+    logits = logits_fn(params, get_inputs(batch, key.value))
+    finite = losses.usable(logits)
     return finite & ~has_fallen(spec, logits, batch), finite
-
-
-def _measure_few(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
-    here, there = (np.asarray(x).reshape(len(x), -1).astype(np.float64) for x in (inputs, points))
-    moved, order = np.abs(there - here), _ORDERS[norm]
-    rounding = float(jnp.finfo(points.dtype).eps) * np.maximum(np.abs(here), np.abs(there))
-    accumulated = _RTOL + 4 * float(jnp.finfo(jnp.float32).eps) * np.sqrt(moved.shape[1])
-    with np.errstate(invalid="ignore"):  # inf - inf, at a point that is none
-        least = np.linalg.norm(np.maximum(moved - rounding, 0), order, axis=1) / (1 + accumulated)
-    return np.linalg.norm(moved, order, axis=1), least

@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 _SUMS = np.concatenate([[0], np.cumsum(1 / np.arange(1.0, 1024.0) ** 2)]).astype(np.float32)
 
 
-def is_vector(shape: tuple[int, ...], layout: Layout) -> bool:
+def is_vector(shape: Shape, layout: Layout) -> bool:
     """Tell whether the entries of an input have no neighbours."""
     return layout == "vector" or len(shape) == 1
 
@@ -37,7 +37,7 @@ def as_image(x: jax.Array, layout: Layout) -> jax.Array:
     return jnp.moveaxis(x, 0, -1) if layout == "channels_first" else x
 
 
-def as_input(image: jax.Array, shape: tuple[int, ...], layout: Layout) -> jax.Array:
+def as_input(image: jax.Array, shape: Shape, layout: Layout) -> jax.Array:
     """Undo ``as_image``."""
     first = layout == "channels_first" and len(shape) == 3
     return (jnp.moveaxis(image, -1, 0) if first else image).reshape(shape)
@@ -53,7 +53,7 @@ def flip(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Array) 
     """Put a random square of each channel to plus or minus epsilon."""
     place_key, sign_key = jax.random.split(key)
     signs = jax.random.rademacher(sign_key, (delta.shape[2],), delta.dtype)
-    inside = _inside(_corner(place_key, delta.shape, side), delta.shape, side)
+    inside, _, _ = _random_square(place_key, delta.shape, side)
     return jnp.where(inside, epsilon * signs, delta)
 
 
@@ -72,15 +72,13 @@ def move_mass(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Ar
     """Take the perturbation out of a random square, and turn another one, with that weight, towards a bump."""
     to_key, from_key, sign_key, turn_key = jax.random.split(key, 4)
     shape, axes = delta.shape, (0, 1)
-    corner = _corner(to_key, shape, side)
-    target = _inside(corner, shape, side)
-    source = _inside(_corner(from_key, shape, side), shape, side)
+    target, row, column = _random_square(to_key, shape, side)
+    source, _, _ = _random_square(from_key, shape, side)
     power = 2 if norm == "l2" else 1  # what adds up: squares, or absolute values
     spare = jnp.maximum(epsilon**power - jnp.sum(jnp.abs(delta) ** power), 0) / shape[2]
     moving = jnp.where(target | source, delta, 0)
     weight = (jnp.sum(jnp.abs(moving) ** power, axis=axes) + spare) ** (1 / power)  # by channel
 
-    row, column = jnp.arange(shape[0])[:, None] - corner[0], jnp.arange(shape[1]) - corner[1]
     bump = jnp.where(target, _bump(row, column, side, jax.random.bernoulli(turn_key))[..., None], 0)
     signs = jax.random.rademacher(sign_key, (shape[2],), delta.dtype)
     present = jnp.where(target, delta, 0)
@@ -91,15 +89,12 @@ def move_mass(key: jax.Array, delta: jax.Array, side: jax.Array, epsilon: jax.Ar
     return changed.astype(delta.dtype)
 
 
-def _corner(key: jax.Array, shape: tuple[int, ...], side: jax.Array) -> jax.Array:
-    # The upper left pixel of a square that lies in the image.
+def _random_square(key: jax.Array, shape: Shape, side: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # A square that lies in the image: which pixels are inside, and rows and columns counted from its corner.
     most = jnp.maximum(jnp.array(shape[:2]) - side, 0)
-    return jnp.minimum((jax.random.uniform(key, (2,)) * (most + 1)).astype(jnp.int32), most)
-
-
-def _inside(corner: jax.Array, shape: tuple[int, ...], side: jax.Array) -> jax.Array:
+    corner = jnp.minimum((jax.random.uniform(key, (2,)) * (most + 1)).astype(jnp.int32), most)
     row, column = jnp.arange(shape[0])[:, None] - corner[0], jnp.arange(shape[1]) - corner[1]
-    return ((row >= 0) & (row < side) & (column >= 0) & (column < side))[..., None]
+    return ((row >= 0) & (row < side) & (column >= 0) & (column < side))[..., None], row, column
 
 
 def _bump(row: jax.Array, column: jax.Array, side: jax.Array, turned: jax.Array) -> jax.Array:
@@ -121,8 +116,5 @@ def _pyramid(row: jax.Array, column: jax.Array, height: jax.Array, width: jax.Ar
 
 
 def _unit(x: jax.Array, axes: tuple[int, ...], norm: Norm) -> jax.Array:
-    if norm == "l2":
-        length = jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
-    else:
-        length = jnp.sum(jnp.abs(x), axis=axes, keepdims=True)
-    return x * trees.safe_inverse(length)
+    total = jnp.sum(x**2 if norm == "l2" else jnp.abs(x), axis=axes, keepdims=True)
+    return x * trees.safe_inverse(jnp.sqrt(total) if norm == "l2" else total)

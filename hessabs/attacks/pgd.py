@@ -1,5 +1,10 @@
 """BIM, PGD, MI-FGSM and Adam-PGD: projected ascent that differs in its start and in its steps.
 
+BIM, PGD and MI-FGSM repeat ``norms.ascend``: a step along the gradient, or a sum of gradients, that ends in the
+ball around the clean example and between the bounds. Adam-PGD takes the step of an optimiser and projects. The
+result is each example's best point, the start included: one that has fallen (for losses that carry logits, see
+``hessabs.attacks.losses``), else that of the highest loss.
+
 ``step_size``, above 0 and in the units of the batch, is the length in ``norm`` of every step, as in the papers.
 The one chosen by default is constant in L-infinity. In L2 and L1 the steps shorten, all by the same amount, 5
 epsilon in all, for only short ones end near the optimum of a ball that is round or pointed, and long ones get
@@ -10,18 +15,20 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks import norms
-from hessabs.attacks.ascent import Search, checked_ball
-from hessabs.attacks.checks import check_not_negative
-from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.projected import projected
+from hessabs.attacks.ascent import Here, Rule, Search, make_attack
+from hessabs.attacks.checks import check_not_negative, check_positive, checked_ball
+from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.loops import Loop
 from hessabs.typing import Attack
 
 _GRADIENT = optax.identity()  # the direction of BIM and PGD
+_ROUND_TRAVEL = 5.0  # all steps together in units of epsilon, in L2 and L1
 
 
 def bim(
@@ -46,10 +53,9 @@ def bim(
       ``attack(loss_fn, params, batch, key=None) -> batch``. No random key.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described.
+      ValueError: As every attack.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
       >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
       >>> bim(0.25, steps=2)(loss, jnp.array([2.0, -1.0]), batch)["image"]
@@ -60,7 +66,7 @@ def bim(
       the step size that the paper leaves open.
     """
     search = Search(steps, inputs_key, early_exit, eot, loop)
-    return projected(_GRADIENT, checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
+    return _projected(_GRADIENT, checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
 
 
 def pgd(
@@ -83,30 +89,29 @@ def pgd(
     fill the ball, each up to its bound.
 
     Args:
-      epsilon, norm, steps, restarts, random_start: As in every attack (``hessabs.attacks``).
+      epsilon, norm, steps, restarts, random_start, bounds, inputs_key, early_exit, eot, loop: As in every
+        attack (``hessabs.attacks``).
       step_size: Length of every step. By default 2.5 epsilon / steps in L-infinity, else shortening.
-      bounds, inputs_key, early_exit, eot, loop: As in every attack.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, or a key lacks.
+      ValueError: As every attack.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
       >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
       >>> pgd(0.25, restarts=2)(loss, jnp.array([2.0, -1.0]), batch, jax.random.key(0))["image"]
       Array([[0.75, 0.25]], dtype=float32)
 
     References:
-      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, ``hessabs.attacks.climbing.ascend``.
+      Madry et al. (2017), arXiv:1706.06083, section 2.1; for L1, ``hessabs.attacks.norms.ascend``.
       Differs from the paper: in L2 the steps shorten unless ``step_size`` is given. Steps of one length, 2.5
       epsilon in all, end 1 to 2 % below the highest linear loss.
     """
     search = Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
-    return projected(_GRADIENT, checked_ball(epsilon, norm, bounds), search, step_size, travel=2.5)
+    return _projected(_GRADIENT, checked_ball(epsilon, norm, bounds), search, step_size, travel=2.5)
 
 
 def mi_fgsm(
@@ -122,21 +127,19 @@ def mi_fgsm(
     eot: int | None = None,
     loop: Loop | None = None,
 ) -> Attack:
-    """Make the momentum iterative method: steps along a sum of gradients, each divided by its L1 norm.
+    """Make the momentum iterative method: ``bim`` along a sum of gradients, each divided by its L1 norm.
 
     Args:
-      epsilon, norm, steps, bounds, inputs_key, early_exit, eot, loop: As in every attack (``hessabs.attacks``).
-      step_size: Length of every step. By default epsilon / steps in L-infinity, else shortening.
+      epsilon, norm, steps, step_size, bounds, inputs_key, early_exit, eot, loop: As for ``bim``.
       momentum: Weight of the sum so far, at least 0.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``. No random key.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described.
+      ValueError: As every attack.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
       >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
       >>> mi_fgsm(0.25, steps=2)(loss, jnp.array([2.0, -1.0]), batch)["image"]
@@ -145,9 +148,9 @@ def mi_fgsm(
     References:
       Dong et al. (2017), arXiv:1710.06081, Algorithm 1.
     """
-    check_not_negative("momentum", momentum)
+    check_not_negative(momentum=momentum)
     search = Search(steps, inputs_key, early_exit, eot, loop)
-    return projected(_momentum(momentum), checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
+    return _projected(_momentum(momentum), checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
 
 
 def adam_pgd(
@@ -172,21 +175,19 @@ def adam_pgd(
     end where its scales lead.
 
     Args:
-      epsilon, norm, steps, restarts, random_start: As in every attack (``hessabs.attacks``).
+      epsilon, norm, steps, restarts, random_start, bounds, inputs_key, early_exit, eot, loop: As for ``pgd``.
       optimizer: What ``optax`` would minimise minus the loss with; mapped over examples. ``optax.adam(1.0)`` by
         default. Pass the same object again to compile nothing again.
       step_size: Factor on the updates of the optimizer. The default, that of ``pgd``, suits an optimizer whose
         updates have entries of about 1, as those of ``adam(1.0)``.
-      bounds, inputs_key, early_exit, eot, loop: As in every attack.
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch``; the key is needed for random starts.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, or a key lacks.
+      ValueError: As every attack.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
       >>> batch = {"image": jnp.array([[0.5, 0.5]]), "label": jnp.array([0])}
       >>> attack = adam_pgd(0.25, optimizer=optax.rmsprop(1.0), steps=10, random_start=False)
@@ -199,15 +200,14 @@ def adam_pgd(
     optimizer = _adam() if optimizer is None else optimizer
     search = Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
     ball = checked_ball(epsilon, norm, bounds)
-    return projected(optimizer, ball, search, step_size, travel=2.5, climbs=False)
+    return _projected(optimizer, ball, search, step_size, travel=2.5, move=_follow)
 
 
 @functools.cache
 def _momentum(momentum: float) -> optax.GradientTransformation:
     def normalize(gradient: jax.Array, params: Any) -> jax.Array:
         # The largest entry first, so that the sum over a tiny gradient does not vanish.
-        largest = norms.size(gradient, "linf")
-        gradient = gradient * trees.safe_inverse(largest)
+        gradient = gradient * trees.safe_inverse(norms.size(gradient, "linf"))
         return gradient * trees.safe_inverse(norms.size(gradient, "l1"))
 
     return optax.chain(optax.stateless(normalize), optax.trace(momentum))
@@ -216,3 +216,48 @@ def _momentum(momentum: float) -> optax.GradientTransformation:
 @functools.cache
 def _adam() -> optax.GradientTransformation:
     return optax.adam(1.0)
+
+
+def _climb(optimizer: Any, ball: Ball, sizes: tuple[Any, Any], here: Here, state: Any) -> tuple[jax.Array, Any]:
+    # What the optimizer returns is a direction, for the steepest ascent of the norm.
+    direction, state = optimizer.update(here.gradient, state, here.point)
+    return norms.ascend(here.point, direction, sizes[0] - sizes[1] * here.i, here.inputs, ball), state
+
+
+def _follow(
+    optimizer: Any, ball: Ball, sizes: tuple[Any, Any], here: Here, state: Any
+) -> tuple[jax.Array, Any]:
+    # What the optimizer returns is the step itself, of what would minimise minus the loss.
+    gradient = here.gradient
+    if ball.norm != "linf":
+        # An optimiser that scales entries would go by its scales where the ball is in the way. This vanishes
+        # there.
+        way = norms.farthest(gradient, here.inputs, ball) - here.point
+        gradient = jnp.where(jnp.any(gradient != 0), way, 0)
+    updates, state = optimizer.update(-gradient, state, here.point)
+    length = sizes[0] - sizes[1] * here.i
+    return norms.restrict(here.point + length * updates, here.inputs, ball), state
+
+
+def _projected(
+    optimizer: optax.GradientTransformation,
+    ball: Ball,
+    search: Search,
+    step_size: float | None,
+    *,
+    travel: float,
+    move: Any = _climb,
+) -> Attack:
+    # The transformation is mapped over examples, so that its state and norms are each example's own. Without a
+    # step size all steps together are `travel` epsilons, in L-infinity.
+    steps = max(search.steps, 1)
+    first, shrink = step_size, 0.0  # the first step, and by how much each one is shorter than the one before
+    if step_size is not None:
+        check_positive(step_size=step_size)
+    elif ball.norm == "linf":
+        first = travel * ball.epsilon / steps
+    else:
+        first = 2 * _ROUND_TRAVEL * ball.epsilon / (steps + 1)
+        shrink = first / steps
+    steps_of = optax.GradientTransformation(*map(trees.as_partial, optimizer))
+    return make_attack(Rule(steps_of.init, Partial(move, steps_of, ball, (first, shrink))), ball, search)

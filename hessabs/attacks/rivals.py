@@ -1,17 +1,14 @@
 """The other classes of each example, and how the way to them looks from where it is."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.attacks import losses
-from hessabs.attacks.losses.carrying import checked_classes, classes_of
+from hessabs.attacks import checks
+from hessabs.attacks.losses.carrying import LogitsFn
 from hessabs.attacks.losses.criteria import other_classes
-from hessabs.attacks.losses.examples import has_fallen
-from hessabs.typing import LossFn, Params
+from hessabs.attacks.norms import Bounds, Norm
+from hessabs.typing import Params
 
 _FEW = 9  # rivals to look at where nobody says how many
 
@@ -31,35 +28,16 @@ def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int | None) -> 
     return order[:, : min(_FEW, num_classes - 1) if num_rivals is None else num_rivals]
 
 
-class Network(NamedTuple):
-    """A network whose classes an attack looks at, and where its batches hold what: a pytree."""
-
-    logits_fn: Partial
-    params: Params
-    spec: trees.Static
-
-    def logits(self, inputs: jax.Array) -> jax.Array:
-        """Return its logits, (n, classes)."""
-        return self.logits_fn(self.params, inputs)
-
-    def classes(self, batch: Any, logits: jax.Array | None = None) -> tuple[Any, Any]:
-        """Take labels and targets out of a batch, and see whether they fit the logits if these are given."""
-        spec = self.spec.value
-        return classes_of(spec, batch) if logits is None else checked_classes(spec, logits, batch)
-
-    def fallen(self, batch: Any, logits: jax.Array) -> jax.Array:
-        """Tell which examples of a batch have fallen."""
-        return has_fallen(self.spec.value, logits, batch)
-
-
-def network_of(loss_fn: LossFn, params: Params, wanted_by: str) -> Network:
-    """Take the network out of a loss, which must carry its logits."""
-    logits_fn, spec = losses.parts(loss_fn, wanted_by)
-    return Network(trees.as_partial(logits_fn), params, trees.Static(spec))
+def check_walk(norm: Norm, steps: int, num_rivals: int | None, overshoot: float, bounds: Bounds) -> None:
+    """Raise unless these are options of a walk to the boundary of a rival."""
+    checks.check_one_of(("l2", "linf"), norm=norm)
+    checks.check_counts(steps=steps, num_rivals=1 if num_rivals is None else num_rivals)
+    checks.check_not_negative(overshoot=overshoot)
+    checks.check_bounds(bounds)
 
 
 def leads(
-    network: Network, inputs: jax.Array, labels: jax.Array | None, rivals: jax.Array
+    logits_fn: LogitsFn, params: Params, inputs: jax.Array, labels: jax.Array | None, rivals: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Measure how far each rival's logit is ahead of the label's, and the gradient of that.
 
@@ -70,7 +48,7 @@ def leads(
       label wins (the best of all other classes where labels are None); its gradient, (n, num_rivals, ...), 0
       where it is not finite.
     """
-    logits, pull = jax.vjp(lambda x: trees.upcast(network.logits(x)), inputs)
+    logits, pull = jax.vjp(lambda x: trees.upcast(logits_fn(params, x)), inputs)
     one_hot = jax.nn.one_hot(rivals, logits.shape[-1], dtype=logits.dtype)
     if labels is None:
         own = jnp.argmax(jnp.where(one_hot > 0, -jnp.inf, logits[:, None]), axis=-1)

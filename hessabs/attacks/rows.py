@@ -11,7 +11,7 @@ parts, on all cores and none larger than the caches hold.
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,11 @@ from jax.tree_util import Partial
 
 from hessabs import batch_axis, collectives, loops, programs, trees
 from hessabs.cpu import footprint, side_by_side
+from hessabs.typing import Params
 
 Rows = TypeVar("Rows", bound=Any)
+Problem: TypeAlias = tuple[Any, Params, trees.Static]
+"""What the steps of an attack are bound to: a loss that is a pytree, params, and static options."""
 _PART = 128  # rows of a part that has a thread of its own, at least
 _SMALLEST = 16  # rows of a part, however large the arrays are
 _FEWEST = 32  # below this many rows an iteration costs its overhead, and compiling a smaller one does not pay
@@ -39,10 +42,7 @@ def iterate(
     several devices, the question is a collective at every step. Outside of jit each device asks for its own.
     """
     if loops.choose(loop, step, rows) == "device":
-        mesh = _mesh_of(rows)
-        if mesh is None:
-            return _jitted_on_device(step, rows, num_steps, trees.Static(finishes))
-        return _jitted_on_each_device(step, rows, num_steps, trees.Static(finishes), trees.Static(mesh))
+        return _compiled_loop(step, rows, num_steps, trees.Static(finishes), trees.Static(_mesh_of(rows)))
     if num_steps == 0 or _all_done(rows):
         return rows
     left, places = _throw_out(rows)
@@ -168,26 +168,19 @@ def _on_device(step: Partial, rows: Rows, num_steps: Any, finishes: trees.Static
     return jax.lax.while_loop(go_on, body, (rows, jnp.int32(0)))[0]
 
 
-_jitted_on_device = programs.jit(_on_device)
-
-
-def _on_each_device(
+@programs.jit
+def _compiled_loop(
     step: Partial, rows: Rows, num_steps: Any, finishes: trees.Static, mesh: trees.Static
 ) -> Rows:
+    if mesh.value is None:
+        return _on_device(step, rows, num_steps, finishes)
     everywhere, split = P(), P(mesh.value.axis_names[0])
     carries = iter(batch_axis.carries_examples(rows))
     specs = jax.tree.map(lambda x: split if next(carries) else everywhere, rows)
-    run = jax.shard_map(
-        functools.partial(_on_device, finishes=finishes),
-        mesh=mesh.value,
-        in_specs=(everywhere, specs, everywhere),
-        out_specs=specs,
-        check_vma=False,
-    )
-    return run(step, rows, jnp.asarray(num_steps, jnp.int32))
-
-
-_jitted_on_each_device = programs.jit(_on_each_device)
+    run = functools.partial(_on_device, finishes=finishes)
+    in_specs = (everywhere, specs, everywhere)
+    on_each = jax.shard_map(run, mesh=mesh.value, in_specs=in_specs, out_specs=specs, check_vma=False)
+    return on_each(step, rows, jnp.asarray(num_steps, jnp.int32))
 
 
 def _mesh_of(rows: Rows) -> Mesh | None:

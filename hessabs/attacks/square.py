@@ -10,11 +10,11 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import norms, patterns
 from hessabs.attacks.ascent import Best
-from hessabs.attacks.checks import check_ball, check_count, checked_inputs, checked_key
+from hessabs.attacks.checks import check_counts, check_one_of, checked_ball, checked_inputs, checked_key
 from hessabs.attacks.losses.examples import per_example
-from hessabs.attacks.norms import Bounds, Norm
+from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
-from hessabs.attacks.rows import choose, iterate
+from hessabs.attacks.rows import Problem, choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -61,7 +61,7 @@ def square(
       ``attack(loss_fn, params, batch, key) -> batch``; the key is needed.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, or a key lacks.
+      ValueError: As every attack.
 
     Example:
       >>> loss = lambda w, batch: jnp.mean(batch["image"] @ w)
@@ -74,21 +74,20 @@ def square(
       Croce and Hein (2021), arXiv:2103.01208, section 5.
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
-    check_ball(epsilon, norm, bounds)
-    check_count("queries", queries)
+    ball = checked_ball(epsilon, norm, bounds)
+    check_counts(queries=queries)
     if not 0 < share <= 1:
         raise ValueError(f"`share` must lie in (0, 1], got {share}.")
-    if layout not in get_args(Layout):
-        raise ValueError(f"`layout` must be one of {list(get_args(Layout))}, got {layout!r}.")
+    check_one_of(get_args(Layout), layout=layout)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         key = checked_key(key, "The square attack")
         image = jax.eval_shape(lambda x: patterns.as_image(x[0], layout), inputs)
         sides = side_lengths(queries, share, image.shape)
-        problem = (trees.as_partial(loss_fn), params, trees.Static((norm, layout, bounds, inputs_key)))
-        step = Partial(_step, problem, epsilon, sides, key)
-        rows = iterate(step, _begin(*problem, batch), queries, loop)
+        problem = (trees.as_partial(loss_fn), params, trees.Static((layout, inputs_key)))
+        step = Partial(_step, problem, ball, sides, key)
+        rows = iterate(step, _begin(problem, batch), queries, loop)
         return with_inputs(batch, inputs_key, rows.best.point)
 
     return attack
@@ -105,29 +104,23 @@ def side_lengths(queries: int, share: float, shape: tuple[int, ...]) -> np.ndarr
     halvings = np.searchsorted(_HALVINGS, np.arange(queries) / queries * 10_000)
     area = share * height * width / 2.0**halvings
     thin = min(height, width) == 1
-    return np.clip(np.round(area if thin else np.sqrt(area)), 1, (max if thin else min)(height, width)).astype(
-        np.int32
-    )
+    sides = np.round(area if thin else np.sqrt(area))
+    return np.clip(sides, 1, (max if thin else min)(height, width)).astype(np.int32)
 
 
 @programs.jit
-def _begin(loss_fn: Partial, params: Params, options: trees.Static, batch: Any) -> _Rows:
-    *_, inputs_key = options.value
+def _begin(problem: Problem, batch: Any) -> _Rows:
+    loss_fn, params, options = problem
+    _, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
     best = Best(inputs, *per_example(loss_fn, params, batch, inputs_key))
     return _Rows(batch, jnp.arange(inputs.shape[0], dtype=jnp.int32), best, best.fallen)
 
 
-def _step(
-    problem: tuple[Partial, Params, trees.Static],
-    epsilon: jax.Array,
-    sides: jax.Array,
-    key: jax.Array,
-    rows: _Rows,
-    i: jax.Array,
-) -> _Rows:
+def _step(problem: Problem, ball: Ball, sides: jax.Array, key: jax.Array, rows: _Rows, i: jax.Array) -> _Rows:
     loss_fn, params, options = problem
-    norm, layout, bounds, inputs_key = options.value
+    layout, inputs_key = options.value
+    epsilon, norm = ball.epsilon, ball.norm
     inputs = get_inputs(rows.example, inputs_key)
     side = jnp.asarray(sides)[i]
     vector = patterns.is_vector(inputs.shape[1:], layout)
@@ -148,7 +141,7 @@ def _step(
         if vector:
             image = jnp.zeros_like(image).at[:, order].set(image)
         moved = patterns.as_input(image, x.shape, layout)
-        return norms.restrict((x + moved).astype(x.dtype), x, epsilon, norm, bounds)
+        return norms.restrict((x + moved).astype(x.dtype), x, ball)
 
     point = jax.vmap(propose)(rows.number, inputs, rows.best.point)
     value, fallen = per_example(loss_fn, params, with_inputs(rows.example, inputs_key, point), inputs_key)

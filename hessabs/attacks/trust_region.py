@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks import checks, norms
+from hessabs.attacks import checks, losses, norms
+from hessabs.attacks.losses.carrying import classes_of
 from hessabs.attacks.losses.criteria import take_class
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import Network, leads, network_of, top_rivals
-from hessabs.attacks.rows import choose, iterate
+from hessabs.attacks.rivals import check_walk, leads, top_rivals
+from hessabs.attacks.rows import Problem, choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -69,20 +71,17 @@ def trust_region(
         published code's, fall of the label's logit alone over the step length, which also becomes the radius.
       rival: ``"best"``, the nearest, or ``"hardest"``, the farthest. A loss with targets has its own.
       num_rivals: How many rivals to choose among; 9, or all there are, by default.
-      steps: Most steps, at least 1.
       overshoot: At least 0.
-      bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
+      steps, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
 
     Returns:
       ``attack(loss_fn, params, batch, key=None) -> batch`` for a loss that carries its logits, of which only
       labels and targets are read. An example that has not fallen is where its walk ended. No random key.
 
     Raises:
-      ValueError: If an argument is out of range; when called, if the batch is not as described, the loss
-        carries no logits or there are fewer than ``num_rivals`` other classes.
+      ValueError: As every attack; when called, if there are fewer than ``num_rivals`` other classes.
 
     Example:
-      >>> from hessabs.attacks import losses
       >>> batch = {"image": jnp.array([[0.6, 0.4]]), "label": jnp.array([0])}
       >>> loss_fn = losses.margin(lambda w, x: x @ w)
       >>> found = trust_region(0.05, norm="linf")(loss_fn, jnp.eye(2), batch)["image"]
@@ -93,69 +92,58 @@ def trust_region(
       Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
       published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
     """
-    checks.check_positive("radius", radius)
-    norms.check_norm(norm, ("l2", "linf"))
-    for name, value, allowed in (("ratio", ratio, get_args(Ratio)), ("rival", rival, get_args(Rival))):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
+    checks.check_positive(radius=radius)
+    check_walk(norm, steps, num_rivals, overshoot, bounds)
+    checks.check_one_of(get_args(Ratio), ratio=ratio)
+    checks.check_one_of(get_args(Rival), rival=rival)
     if radius_range is None:
         radius_range = min(radius, RADIUS_RANGE[norm][0]), max(radius, RADIUS_RANGE[norm][1])
     if not 0 < radius_range[0] <= radius <= radius_range[1]:
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
-    if num_rivals is not None:
-        checks.check_count("num_rivals", num_rivals)
-    checks.check_count("steps", steps)
-    checks.check_not_negative("overshoot", overshoot)
-    checks.check_bounds(bounds)
     radii = radius_range if adaptive else (radius, radius)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        network = network_of(loss_fn, params, "trust_region")
+        losses.parts(loss_fn, "trust_region")  # it must carry them
         inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
-        rows = _begin(network, trees.Static((norm, rival, num_rivals, inputs_key)), batch, radius)
-        step = Partial(_step, network, trees.Static((norm, ratio, bounds, inputs_key)), radii, overshoot)
+        rows = _begin((loss_fn, params, trees.Static((norm, rival, num_rivals, inputs_key))), batch, radius)
+        problem = (loss_fn, params, trees.Static((norm, ratio, bounds, inputs_key)))
+        step = Partial(_step, problem, radii, overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))
 
     return attack
 
 
 @programs.jit
-def _begin(network: Network, choice: trees.Static, batch: Any, radius: jax.Array) -> _Rows:
-    norm, rival, num_rivals, inputs_key = choice.value
+def _begin(problem: Problem, batch: Any, radius: jax.Array) -> _Rows:
+    loss_fn, params, options = problem
+    norm, rival, num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
-    logits = network.logits(inputs)
-    labels, targets = network.classes(batch, logits)
-    logits = trees.upcast(logits)
+    logits_fn, spec = losses.parts(loss_fn)
+    logits = trees.upcast(logits_fn(params, inputs))
+    fallen = has_fallen(spec, logits, batch)
+    labels, targets = classes_of(spec, batch)
     if targets is None:
         candidates = top_rivals(logits, labels, num_rivals)
-        _, ahead, gradients = leads(network, inputs, labels, candidates)
-        slopes = jax.vmap(jax.vmap(lambda g: norms.size(g, norms.dual(norm))))(gradients)
+        _, ahead, gradients = leads(logits_fn, params, inputs, labels, candidates)
+        slopes = jax.vmap(jax.vmap(lambda g: norms.slope(g, norm)))(gradients)
         worst = jnp.inf if rival == "best" else -jnp.inf  # no way leads to a class without a gradient
         distance = jnp.where(slopes > 0, -ahead * trees.safe_inverse(slopes), worst)
         chosen = (jnp.argmin if rival == "best" else jnp.argmax)(distance, axis=1)
         targets = jnp.take_along_axis(candidates, chosen[:, None], axis=1)[:, 0]
     zeros = jnp.zeros(inputs.shape[0], logits.dtype)
-    return _Rows(
-        example=batch,
-        point=inputs,
-        rival=targets.astype(jnp.int32),
-        radius=jnp.full_like(zeros, radius),
-        margin=zeros,
-        label_logit=zeros,
-        predicted=zeros,
-        done=network.fallen(batch, logits),
-    )
+    radii = jnp.full_like(zeros, radius)
+    return _Rows(batch, inputs, targets.astype(jnp.int32), radii, zeros, zeros, zeros, fallen)
 
 
-def _step(
-    network: Network, options: trees.Static, radii: tuple[Any, Any], overshoot: Any, rows: _Rows, i: jax.Array
-) -> _Rows:
+def _step(problem: Problem, radii: tuple[Any, Any], overshoot: Any, rows: _Rows, i: jax.Array) -> _Rows:
+    loss_fn, params, options = problem
     norm, ratio, bounds, inputs_key = options.value
-    labels, targets = network.classes(rows.example)
+    logits_fn, spec = losses.parts(loss_fn)
+    labels, targets = classes_of(spec, rows.example)
     # A targeted example leaves whichever class is the best but its target.
     own = labels if targets is None else None
-    logits, ahead, gradient = leads(network, rows.point, own, rows.rival[:, None])
+    logits, ahead, gradient = leads(logits_fn, params, rows.point, own, rows.rival[:, None])
     margin, label_logit = -ahead[:, 0], take_class(logits, rows.rival) - ahead[:, 0]
     fall = rows.margin - margin if ratio == "corrected" else rows.label_logit - label_logit
     agreement = fall * trees.safe_inverse(rows.predicted)
@@ -165,7 +153,7 @@ def _step(
     def move(
         x: jax.Array, clean: jax.Array, g: jax.Array, margin: jax.Array, radius: jax.Array
     ) -> tuple[jax.Array, ...]:
-        distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.size(g, norms.dual(norm)))
+        distance = jnp.maximum(margin, 0) * trees.safe_inverse(norms.slope(g, norm))
         length = (1 + overshoot) * (jnp.minimum(radius, distance) + _NUDGE)
         length = jnp.where(jnp.isnan(margin), 0, length)  # the network says nothing here
         moved = norms.within((x + length * norms.steepest(g, norm)).astype(x.dtype), clean, bounds)
@@ -173,7 +161,7 @@ def _step(
 
     clean = get_inputs(rows.example, inputs_key)
     point, predicted, length = jax.vmap(move)(rows.point, clean, gradient[:, 0], margin, radius)
-    fallen = network.fallen(rows.example, logits)
+    fallen = has_fallen(spec, logits, rows.example)
     return rows._replace(
         point=choose(fallen, rows.point, point),
         radius=radius if ratio == "corrected" else length,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from hessabs import attacks
-from hessabs.attacks.checks import check_count, check_epsilon, check_key, check_positive
+from hessabs.attacks.checks import check_counts, check_key, check_positive
 
 
 @pytest.mark.parametrize("epsilon", [0, 0.1, np.float32(0.1), np.array(0.1), jnp.float32(0.1)])
 def test_numbers_are_numbers(epsilon):
-    check_epsilon(epsilon)
+    attacks.fgsm(epsilon)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_refuses_a_traced_epsilon():
 
 def test_refuses_other_numbers():
     with pytest.raises(ValueError, match="`steps` must be a number, got '10'"):
-        check_count("steps", "10")
+        check_counts(steps="10")
     with pytest.raises(ValueError, match="`radius` must be a number, got 'small'"):
-        check_positive("radius", "small")
+        check_positive(radius="small")
 
 
 @pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0), None])

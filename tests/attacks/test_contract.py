@@ -105,8 +105,8 @@ def test_no_example_influences_another(name, seed):
     "name", mostly_slow(["pgd-linf", "trust_region-l2", "carlini_wagner"], ["trust_region-l2"])
 )
 def test_examples_that_leave_change_nothing_for_the_others(name):
-    # 80 examples: the loop on the host throws rows out, that on the device only masks them.
-    batch = make_batch(PARAMS, 4, n=80)
+    # 48 examples: the loop on the host throws rows out, that on the device only masks them.
+    batch = make_batch(PARAMS, 4, n=48)
     attack = make(name, 0.1)
     host = attack(LOSS, PARAMS, batch, KEY)["image"]
     device = jax.jit(attack)(LOSS, PARAMS, batch, KEY)["image"]
@@ -128,9 +128,8 @@ def test_success_does_not_fall_with_more_effort(name):
 @pytest.mark.parametrize("name", mostly_slow(["pgd", "adam_pgd", "apgd"], ["pgd"]))
 def test_success_does_not_fall_with_more_restarts(name):
     batch, attack = make_batch(PARAMS, 6), getattr(attacks, name)
-    fell = [fallen(PARAMS, attack(0.1, steps=2, restarts=n)(LOSS, PARAMS, batch, KEY)) for n in (1, 2, 6)]
+    fell = [fallen(PARAMS, attack(0.1, steps=2, restarts=n)(LOSS, PARAMS, batch, KEY)) for n in (1, 6)]
     assert np.all(fell[0] <= fell[1])
-    assert np.all(fell[1] <= fell[2])
 
 
 def test_labels_and_other_leaves_are_the_same_objects(name):

@@ -107,12 +107,13 @@ def test_rows_stay_whole_without_jit_and_on_accelerators(monkeypatch, two_parts)
     assert rows._cut(Partial(step, 0), many) == [slice(0, 10_000)]
 
 
-def test_rows_of_large_arrays_go_in_more_parts(two_parts):
+def test_rows_of_large_arrays_go_in_more_parts(monkeypatch, two_parts):
+    monkeypatch.setattr(footprint, "CACHED", 2**16)
     sizes = set()
 
     def large(state, i):
         sizes.add(len(state.done))
-        image = jnp.ones((len(state.done), 2**18), jnp.float32) * state.number[:, None]  # a MiB a row
+        image = jnp.ones((len(state.done), 2**12), jnp.float32) * state.number[:, None]  # a quarter of it
         return step(0 * jnp.sum(image[:, 0]).astype(jnp.int32), state, i)
 
     got = rows.iterate(Partial(large), start(np.full(300, 3)), 5, "host")
@@ -155,7 +156,7 @@ def test_scalars_and_keys_belong_to_all_rows_and_a_key_to_its_own(two_parts):
     )
     begun = WithKeys(jnp.asarray(numbers), jnp.zeros(n), jnp.zeros(n, bool), shared, 2.0, own)
     got = rows.iterate(Partial(drawing), begun, 5, "host")
-    drawn = jax.vmap(jax.random.uniform)(own) + jax.random.uniform(shared)
+    drawn = jax.jit(jax.vmap(jax.random.uniform))(own) + jax.random.uniform(shared)
     np.testing.assert_allclose(got.steps, 2.0 * numbers * drawn, rtol=1e-5)
     assert got.shared == shared
     assert got.scale == 2.0

@@ -35,9 +35,10 @@ COMPILED = {
 
 def outside_of_jit(attack, params, batch):
     """An attack with a compiled loop on a batch that is split over the devices, outside of jit."""
-    programs, original = [], rows._jitted_on_each_device
+    programs, original = [], rows._compiled_loop
 
     def recorded(*args):
+        assert args[-1].value is not None  # a mesh: each device asks for its own
         programs.append(original.trace(*args).lower())
         return original(*args)
 
@@ -46,7 +47,7 @@ def outside_of_jit(attack, params, batch):
         jax.device_put(params, NamedSharding(mesh, P())),
         jax.device_put(batch, NamedSharding(mesh, P("data"))),
     )
-    with unittest.mock.patch.object(rows, "_jitted_on_each_device", recorded):
+    with unittest.mock.patch.object(rows, "_compiled_loop", recorded):
         got, again = (attack(LOSS, *there)["image"] for _ in range(2))
     return {
         "difference": largest_difference(got, attack(LOSS, params, batch)["image"]),

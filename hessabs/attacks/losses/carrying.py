@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import trees
-from hessabs.inputs import get_inputs
+from hessabs.inputs import get_inputs, get_leaf
 from hessabs.typing import LossFn, Params
 
 LogitsFn = Callable[[Params, Any], jax.Array]
@@ -50,9 +50,8 @@ def from_logits(
         example by example. ``targets`` is None unless ``targeted``.
       targeted: If True an example has fallen when it is classified as its target, else when it is not
         classified as its label.
-      inputs_key: Key, field name or index of the inputs in the batch.
-      label_key: The same for the labels, int (n,).
-      target_key: The same for the targets, int (n,); only read when ``targeted``.
+      inputs_key, label_key, target_key: Key, field name or index, in the batch, of the inputs, of the labels,
+        int (n,), and of the targets, int (n,), which are only read when ``targeted``.
       soft_labels: If True the labels are class probabilities, float (n, classes); an example has fallen when it
         is not classified as the most probable class.
 
@@ -73,14 +72,7 @@ def from_logits(
 
 
 def carries_logits(loss_fn: LossFn) -> bool:
-    """Tell whether a loss was made by ``from_logits``.
-
-    Args:
-      loss_fn: Any loss.
-
-    Returns:
-      True if the logits can be had from it.
-    """
+    """Tell whether a loss was made by ``from_logits``, so that its logits can be had."""
     return isinstance(loss_fn, Partial) and loss_fn.func is _mean_loss
 
 
@@ -115,19 +107,19 @@ def checked_classes(spec: Spec, logits: Any, batch: Any) -> tuple[Any, Any]:
     """Take labels and targets out of a batch, and see whether they fit the logits."""
     labels, targets = classes_of(spec, batch)
     if labels is not None:
-        check_shapes(logits, labels, soft=spec.soft_labels)
+        _check_shapes(logits, labels, soft=spec.soft_labels)
     if targets is not None:
-        check_shapes(logits, targets, "targets")
+        _check_shapes(logits, targets, "targets")
     return labels, targets
 
 
 def classes_of(spec: Spec, batch: Any) -> tuple[Any, Any]:
     """Take labels and targets out of a batch: no targets for an untargeted loss, labels if there are any."""
     if not spec.targeted:
-        return _leaf(batch, spec.label_key, "the labels"), None
-    targets = _leaf(batch, spec.target_key, "the targets of a targeted attack")
+        return get_leaf(batch, spec.label_key, "The loss reads the labels"), None
+    targets = get_leaf(batch, spec.target_key, "The loss reads the targets of a targeted attack")
     try:
-        return _leaf(batch, spec.label_key, "the labels"), targets
+        return get_leaf(batch, spec.label_key, "The loss reads the labels"), targets
     except ValueError:
         return None, targets
 
@@ -140,16 +132,7 @@ def _mean_loss(
     return jnp.mean(criterion(trees.upcast(logits), *classes))
 
 
-def _leaf(batch: Any, key: str | int, what: str) -> jax.Array:
-    try:
-        return batch[key] if isinstance(key, int) or hasattr(batch, "keys") else getattr(batch, key)
-    except (KeyError, IndexError, AttributeError, TypeError):
-        keys = list(batch) if hasattr(batch, "keys") else getattr(batch, "_fields", type(batch).__name__)
-        raise ValueError(f"The loss reads {what} at key {key!r}, but the batch has {keys}.") from None
-
-
-def check_shapes(logits: Any, labels: Any, name: str = "labels", *, soft: bool = False) -> None:
-    """Raise unless the logits are (n, classes) and the labels int (n,)."""
+def _check_shapes(logits: Any, labels: Any, name: str = "labels", *, soft: bool = False) -> None:
     if advice := _wrong_logits(logits):
         raise ValueError(
             f"`logits_fn` must return (n, classes), at least 2, got {_describe(logits)}: {advice}."

@@ -20,8 +20,7 @@ def cross_entropy(logits_fn: LogitsFn, **options: Any) -> LossFn:
     until it underflows (in float32 where the label is ahead by about 90), and is exactly zero from there.
 
     Args:
-      logits_fn: As in ``from_logits``.
-      **options: ``targeted`` and the keys, as in ``from_logits``.
+      logits_fn, **options: As in ``from_logits``.
 
     Returns:
       ``loss_fn(params, batch) -> scalar`` in nats.
@@ -40,8 +39,7 @@ def margin(logits_fn: LogitsFn, **options: Any) -> LossFn:
     Positive exactly when the example has fallen.
 
     Args:
-      logits_fn: As in ``from_logits``.
-      **options: ``targeted`` and the keys, as in ``from_logits``.
+      logits_fn, **options: As in ``from_logits``.
 
     Returns:
       ``loss_fn(params, batch) -> scalar``.
@@ -64,8 +62,8 @@ def dlr(logits_fn: LogitsFn, **options: Any) -> LossFn:
     ``-(z_y - z_t) / (z_1 - (z_3 + z_4) / 2)``. It is 0 where the denominator is.
 
     Args:
-      logits_fn: As in ``from_logits``, with at least 3 classes, 4 when targeted.
-      **options: ``targeted`` and the keys, as in ``from_logits``; labels are read in both cases.
+      logits_fn, **options: As in ``from_logits``, with at least 3 classes, 4 when targeted; labels are read in
+        both cases.
 
     Returns:
       ``loss_fn(params, batch) -> scalar``. It raises ``ValueError`` when there are too few classes.
@@ -88,9 +86,8 @@ def kl(logits_fn: LogitsFn, *, label_key: str | int = "probabilities", **options
     most probable class. There is no targeted form: give the probabilities to leave.
 
     Args:
-      logits_fn: As in ``from_logits``.
+      logits_fn, **options: As in ``from_logits``.
       label_key: Key, field name or index of the probabilities in the batch, float (n, classes).
-      **options: ``inputs_key``, as in ``from_logits``.
 
     Returns:
       ``loss_fn(params, batch) -> scalar`` in nats.

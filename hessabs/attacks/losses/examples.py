@@ -1,4 +1,9 @@
-"""A loss example by example: its values, its gradients, and which examples have fallen."""
+"""A loss example by example: its values, its gradients, and which examples have fallen.
+
+Of a network that draws random numbers they are means over ``eot`` draws (expectation over transformation): an
+attack that follows one draw learns its way around that draw alone. A loss gets its random numbers from a key, a
+leaf of the batch or an argument bound with ``jax.tree_util.Partial``; a draw folds its number into every one.
+"""
 
 import warnings
 from typing import Any
@@ -43,19 +48,49 @@ def per_example(
 
 
 def with_gradient(
-    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int
+    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, eot: int | None = None, i: Any = 0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Evaluate a loss, which examples have fallen, and its gradient, for each example by itself.
 
-    An entry of the gradient that is not finite is 0: that example stays where it is, and no other one knows.
+    An entry of the gradient that is not finite is 0: that example stays where it is, and no other one knows. In
+    a mean over draws, evaluation i has draws of its own, and an example has fallen if it fell in every one.
     """
 
-    def total(inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        values, fallen = per_example(loss_fn, params, with_inputs(batch, inputs_key, inputs), inputs_key)
-        return jnp.sum(values), (values, fallen)
+    def draw(loss_fn: LossFn, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def total(inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            values, fallen = per_example(loss_fn, params, with_inputs(batch, inputs_key, inputs), inputs_key)
+            return jnp.sum(values), (values, fallen)
 
-    gradient, (values, fallen) = jax.grad(total, has_aux=True)(get_inputs(batch, inputs_key))
-    return values, fallen, trees.finite_or_zero(gradient)
+        gradient, (values, fallen) = jax.grad(total, has_aux=True)(get_inputs(batch, inputs_key))
+        return values, fallen, trees.finite_or_zero(gradient)
+
+    if eot is None:
+        return draw(loss_fn, batch)
+    numbers = i * eot + jnp.arange(eot)
+    values, fallen, gradients = jax.vmap(lambda number: draw(*_drawn(loss_fn, batch, number)))(numbers)
+    return jnp.mean(values, axis=0), jnp.all(fallen, axis=0), jnp.mean(gradients, axis=0)
+
+
+def expected(loss_fn: LossFn, eot: int | None) -> LossFn:
+    """Make the mean of a loss over draws.
+
+    Example:
+      >>> noisy = lambda w, batch: w * jax.random.normal(batch["key"])
+      >>> draws = jnp.stack([jax.random.normal(jax.random.fold_in(jax.random.key(0), i)) for i in range(3)])
+      >>> bool(jnp.allclose(expected(noisy, 3)(2.0, {"key": jax.random.key(0)}), 2 * jnp.mean(draws)))
+      True
+    """
+    if eot is None:
+        return loss_fn
+
+    def mean_loss(params: Params, batch: Any) -> jax.Array:
+        def draw(number: jax.Array) -> jax.Array:
+            loss, own = _drawn(loss_fn, batch, number)
+            return loss(params, own)
+
+        return jnp.mean(jax.vmap(draw)(jnp.arange(eot)))
+
+    return mean_loss
 
 
 def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
@@ -98,25 +133,39 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
         return
     logits = jax.eval_shape(logits_fn, params, get_inputs(batch, spec.inputs_key))
     checked_classes(spec, logits, batch)
-    num_classes = logits.shape[-1]
     if spec.soft_labels:
         _check_probabilities(np.asarray(labels, np.float64))
         return
-    for name, values in (("labels", labels), ("targets", targets)):
-        if values is None:
-            continue
-        known = np.asarray(values)
-        low, high = int(known.min(initial=0)), int(known.max(initial=0))
+    num_classes = logits.shape[-1]
+    known = {"labels": labels, "targets": targets}
+    known = {name: np.asarray(values) for name, values in known.items() if values is not None}
+    for name, values in known.items():
+        low, high = int(values.min(initial=0)), int(values.max(initial=0))
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"The {name} must lie in [0, {num_classes - 1}], one of {num_classes} classes, "
                 f"got values from {low} to {high}."
             )
-    if labels is not None and targets is not None and (same := int(np.sum(np.equal(labels, targets)))):
+    if len(known) == 2 and (same := int(np.sum(known["labels"] == known["targets"]))):
         warnings.warn(
-            f"{same} of {len(np.asarray(labels))} targets equal the label: such an example counts as fallen "
+            f"{same} of {len(known['labels'])} targets equal the label: such an example counts as fallen "
             "where it is right. Choose other targets.",
             stacklevel=4,
+        )
+
+
+def check_draws(eot: int | None) -> None:
+    """Raise unless a number of draws is None or at least 1."""
+    if eot is not None and eot < 1:
+        raise ValueError(f"`eot` must be None or at least 1, got {eot}.")
+
+
+def check_keys(eot: int | None, loss_fn: LossFn, batch: Any) -> None:
+    """Raise where an expectation is asked for and neither the loss nor the batch holds a random key."""
+    if eot is not None and not any(map(_is_key, jax.tree.leaves((trees.as_partial(loss_fn), batch)))):
+        raise ValueError(
+            f"`eot` asks for {eot} draws, but there is no random key in the batch, nor one bound to the loss "
+            "with jax.tree_util.Partial; make it with jax.random.key."
         )
 
 
@@ -128,3 +177,17 @@ def _check_probabilities(known: np.ndarray) -> None:
             "The label probabilities must be at least 0 and sum to 1 for each example, got a smallest one of "
             f"{low:g} and a sum that is off by {off:g}: pass jax.nn.softmax(logits)."
         )
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _drawn(loss_fn: LossFn, batch: Any, number: jax.Array) -> tuple[LossFn, Any]:
+    def fold(leaf: Any) -> Any:
+        if not _is_key(leaf):
+            return leaf
+        folded = jax.vmap(lambda key: jax.random.fold_in(key, number))(leaf.reshape(-1))
+        return folded.reshape(leaf.shape)
+
+    return jax.tree.map(fold, (trees.as_partial(loss_fn), batch))
