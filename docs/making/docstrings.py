@@ -2,10 +2,11 @@
 
 * ``Example:`` is the section that the parser calls ``Examples:``; ``References:`` is a paragraph.
 * ``matvec, loop: As in ...`` stands for two arguments.
-* What a comment says of a field of a class is its description.
+* What a comment, or ``Annotated``, says of a field of a class is its description.
 * A public name wins over a module of the same name (``curvature.eigsh`` is the function).
 """
 
+import ast
 import io
 import re
 import tokenize
@@ -119,9 +120,9 @@ def _add_fields(thing: Any) -> None:
         while line in alone:
             above.insert(0, comments[line])
             line -= 1
-        text = " ".join([*above, *inside])
         if member.annotation is not None:
-            fields.append(f"  {member.name}: {text or 'See above.'}")
+            text = " ".join([*above, *inside]) or _annotated(member)
+            fields.append(f"  {member.name}: {text or '&nbsp;'}")
     known = thing.docstring is not None and "Attributes:" in thing.docstring.value
     if fields and not known:
         text = "" if thing.docstring is None else thing.docstring.value
@@ -130,6 +131,18 @@ def _add_fields(thing: Any) -> None:
             thing.docstring = griffe.Docstring(written, parent=thing)
         else:
             thing.docstring.value = written
+
+
+def _annotated(member: Any) -> str:
+    """Take the text out of ``Annotated[type, text]``, and leave the type."""
+    kind = ast.parse(str(member.annotation), mode="eval").body
+    if not (isinstance(kind, ast.Subscript) and getattr(kind.value, "id", None) == "Annotated"):
+        return ""
+    assert isinstance(kind.slice, ast.Tuple)
+    member.annotation = member.annotation.slice.elements[0]
+    text = kind.slice.elts[1]
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+    return "".join(part.value if isinstance(part, ast.Constant) else ast.unparse(part) for part in parts)
 
 
 def _comments(thing: Any) -> tuple[dict[int, str], set[int]]:
