@@ -4,7 +4,7 @@ VENV ?= .venv
 DATA_DIR ?= .data
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint fashion-mnist clean
+.PHONY: demo test test-slow lint docs fashion-mnist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into site/; what a reader would stumble over is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Real Fashion-MNIST from Debian's package dataset-fashion-mnist, in the format that TFDS reads.
 # TensorFlow is needed for this step alone and lives in an environment of its own.
@@ -43,5 +47,9 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-prepare .venv313 .jax_cache runs
+	rm -rf site .venv .venv-prepare .venv313 .jax_cache runs

@@ -1,4 +1,4 @@
-"""Numbers of README.md that come from results are those of the tables of runs."""
+"""Numbers of README.md and of the page of results are those of the tables of runs."""
 
 import functools
 import re
@@ -9,7 +9,9 @@ import pytest
 from experiments import grid, table
 from hessabs.training.look.results import cell
 
-README = (grid.RESULTS.parents[1] / "README.md").read_text()
+ROOT = grid.RESULTS.parents[1]
+README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/results/index.md").read_text()
 FIELDS = {
     "test %": "test_accuracy",
     "FGSM %": "fgsm_accuracy",
@@ -44,12 +46,13 @@ def accuracy(name, label):
     return statistics.mean(values(name, label, "test_accuracy"))
 
 
+@pytest.mark.parametrize(("page", "least"), [(README, 4), (PAGE, 8)], ids=["README", "results"])
 @pytest.mark.parametrize(("place", "name"), [(0, "fashion_mnist_mlp"), (1, "fashion_mnist_c1")])
-def test_tables_are_those_of_the_runs(place, name):
-    head, *body = re.findall(r"^\| run \|.*\n\|[-|]+\n(?:\|.*\n)+", README, re.MULTILINE)[place].splitlines()
+def test_tables_are_those_of_the_runs(page, least, place, name):
+    head, *body = re.findall(r"^\| run \|.*\n\|[-|]+\n(?:\|.*\n)+", page, re.MULTILINE)[place].splitlines()
     titles = [title.strip() for title in head.split("|")][3:-1]
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in body[1:]]
-    assert len(rows) >= 8
+    assert len(rows) >= least
     for method, largest, *cells in rows:
         column = largest.replace(",", "")
         label = LABELS.get(f"{method}, {column}", f"{method.lower()}_{column}")
@@ -103,8 +106,8 @@ WORTH, BEYOND, C1 = "hessian_worth", "go_beyond", "fashion_mnist_c1"
     ids=["one_accelerator", "hessian_worth", "fashion_mnist_c1", "go_beyond", "bl_16384"],
 )
 def test_numbers_in_the_text_are_those_of_the_runs(sentence, numbers):
-    found = re.search(sentence, " ".join(README.split()))
-    assert found, "README.md says this in other words now: write them here"
+    found = re.search(sentence, " ".join(PAGE.split()))
+    assert found, "The page of results says this in other words now: write them here"
     assert list(found.groups()) == numbers
 
 
