@@ -18,7 +18,7 @@ from hessabs.attacks.climbing import along
 from hessabs.attacks.losses.examples import with_gradient
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rows import iterate
-from hessabs.curvature.input_hessian import input_hessian
+from hessabs.curvature.operators import input_hessian
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params

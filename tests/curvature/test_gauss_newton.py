@@ -142,8 +142,8 @@ def _output_loss(outputs, batch):
 
 def _jacobian(problem):
     flat, unravel = jax.flatten_util.ravel_pytree(problem.params)
-    logits = problem.model_fn(problem.params, problem.batch)
-    jacobian = jax.jit(jax.jacobian(lambda x: problem.model_fn(unravel(x), problem.batch)))(flat)
+    model = lambda x: problem.model_fn(unravel(x), problem.batch)  # noqa: E731
+    jacobian, logits = jax.jit(lambda x: (jax.jacobian(model)(x), model(x)))(flat)
     return np.asarray(jacobian).reshape(logits.size, flat.size), logits
 
 

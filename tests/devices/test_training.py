@@ -1,10 +1,8 @@
-"""Training on eight devices gives what it gives on one, and sends the gradient once an update."""
+"""Training on several devices gives what it gives on one, and sends the gradient once an update."""
 
 import pytest
 
-from tests.devices.test_devices import TOLERANCE, findings
-
-FAST = ("travels", "batch norm", "dropout", "sharded")  # one process for all of them
+from tests.devices.test_devices import TOLERANCE, findings, here
 
 
 @pytest.mark.parametrize("kind", ["fixed", "auto"])
@@ -23,7 +21,7 @@ def test_a_run(kind):
 
 
 def test_one_all_reduce_an_update_and_none_a_micro_batch():
-    found = findings("training", *FAST)["travels"]
+    found = here("training", "travels")["travels"]
     for name in ("begin", "add", "add several", "add adversarial"):
         assert found[name] == []
     for name in ("finish", "whole", "whole adversarial"):
@@ -33,7 +31,7 @@ def test_one_all_reduce_an_update_and_none_a_micro_batch():
 
 
 def test_dropout_is_that_of_one_device():
-    found = findings("training", *FAST)["dropout"]
+    found = here("training", "dropout")["dropout"]
     assert found["moved"] > 1e-3
     assert found["params"] <= TOLERANCE
     assert found["add"] == []
@@ -41,7 +39,7 @@ def test_dropout_is_that_of_one_device():
 
 @pytest.mark.parametrize("name", ["sharded", pytest.param("sharded run", marks=pytest.mark.slow)])
 def test_params_split_over_devices(name):
-    found = findings("training", *(FAST if name in FAST else (name,)))[name]
+    found = (here if name == "sharded" else findings)("training", name)[name]
     # Matrices are halved, and so is what the optimiser keeps of them; biases are not.
     assert {"params", "average"} <= set(found["parts"])
     for part in found["parts"].values():
@@ -86,7 +84,7 @@ def test_replayed_perturbations_stay_with_their_images():
 def test_batch_norm_sees_whole_micro_batches(network):
     # Twenty layers amplify the rounding of float32: they are compared in float64.
     deep = network == "resnet20"
-    found = (findings("training", network, double=True) if deep else findings("training", *FAST))[network]
+    found = (findings("training", network, double=True) if deep else here("training", network))[network]
     assert found["moved"] > 1e-3
     assert found["params"] <= (1e-12 if deep else TOLERANCE)
     assert found["loss"] <= TOLERANCE

@@ -1,6 +1,6 @@
-"""Training on eight devices against one: whole runs, single updates, and what travels; prints JSON.
+"""Training on several devices against one: whole runs, single updates, and what travels; prints JSON.
 
-Run by test_training.py in a process of its own, for the number of devices is fixed when JAX starts.
+Run by test_training.py, with eight devices in a process of its own: their number is fixed when JAX starts.
 """
 
 import json
@@ -128,9 +128,9 @@ def on_one_device(params):
 
 
 def pair(task, **settings):
-    """A run on one device, and one whose params are split over two devices each, its batches over four."""
+    """A run on one device, and one whose params are split over two devices each, its batches over the pairs."""
     settings = {"optimizer": "adamw", "lr": 0.002, "ema": 500, "lr_decay_epochs": (), **settings}
-    return [make(task, **settings, **mesh) for mesh in ({}, {"mesh": "data=4,model=2"})]
+    return [make(task, **settings, **mesh) for mesh in ({}, {"mesh": f"data={DEVICES // 2},model=2"})]
 
 
 def compare(got, want, first):
@@ -289,5 +289,10 @@ PARTS = {
     "resnet20": lambda: whole_micro_batches(resnet20(10), (8, 8, 3), 8),
 }
 
+
+def find(names):
+    return {name: PARTS[name]() for name in names}
+
+
 if __name__ == "__main__":
-    print(json.dumps({name: PARTS[name]() for name in sys.argv[1:] or PARTS}))
+    print(json.dumps(find(sys.argv[1:] or PARTS)))
