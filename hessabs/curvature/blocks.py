@@ -143,15 +143,13 @@ def layer_table(
         block = restrict(operator, params, layer)
         like = block_params(params, layer)
         size = sum(x.size for x in jax.tree.leaves(like))
-        v0, options = trees.normal_like(start_key, like), {"which": "BE", "rtol": rtol, "loop": loop}
-        ends = eigsh(block, v0, min(2, size), max_matvecs=max(max_matvecs, 2), **options)
+        v0, most = trees.normal_like(start_key, like), max(max_matvecs, 2)
+        ends = eigsh(block, v0, min(2, size), which="BE", rtol=rtol, max_matvecs=most, loop=loop)
         largest, smallest = float(ends.eigenvalues[0]), float(ends.eigenvalues[-1])
-        estimates = (
-            estimate(block, like, one, num_matvecs=num_probes, loop=loop)
-            for estimate, one in ((trace, trace_key), (frobenius_norm, norm_key))
-        )
         converged = bool(ends.converged.all())
-        rows.append(LayerCurvature(layer.name, size, largest, smallest, converged, *estimates))
+        total = trace(block, like, trace_key, num_matvecs=num_probes, loop=loop)
+        norm = frobenius_norm(block, like, norm_key, num_matvecs=num_probes, loop=loop)
+        rows.append(LayerCurvature(layer.name, size, largest, smallest, converged, total, norm))
     return rows
 
 

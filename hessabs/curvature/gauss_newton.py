@@ -64,8 +64,8 @@ def gauss_newton(
     References:
       Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    options = {"mode": mode, "step": step, "has_aux": has_aux, "axis_name": axis_name, "weight": weight}
-    source = make_source(MODES, (model_fn, loss_fn), params, batch, **options)
+    options: dict[str, Any] = {"mode": mode, "step": step, "has_aux": has_aux, "axis_name": axis_name}
+    source = make_source(MODES, (model_fn, loss_fn), params, batch, weight=weight, **options)
     return make_operator(source, linearize, memory_budget)
 
 

@@ -51,9 +51,6 @@ def landscape(
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
 
-    Returns:
-      A ``Landscape``.
-
     Raises:
       ValueError: If directions, coordinates or values do not fit, there is no batch, or all weigh nothing.
 

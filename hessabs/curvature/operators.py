@@ -8,7 +8,7 @@ of its own share of the batch, and one collective averages the products.
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.tree_util import Partial
@@ -112,8 +112,9 @@ def hessian(
       >>> jax.jit(lambda matvec, v: matvec(v))(operator, jnp.ones(2))
       Array([1., 4.], dtype=float32)
     """
-    options = {"mode": mode, "step": step, "has_aux": has_aux, "axis_name": axis_name, "weight": weight}
-    return make_operator(make_source(MODES, (loss_fn,), params, batch, **options), linearize, memory_budget)
+    options: dict[str, Any] = {"mode": mode, "step": step, "has_aux": has_aux, "axis_name": axis_name}
+    source = make_source(MODES, (loss_fn,), params, batch, weight=weight, **options)
+    return make_operator(source, linearize, memory_budget)
 
 
 def input_hessian(

@@ -178,7 +178,7 @@ def test_nan_ends_the_run_at_once(loop):
 
 
 def test_twice_the_same_bits(make_problem):
-    problem = make_problem("conv")
+    problem = make_problem("mlp")
     operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)
     one, two = (curvature.eigsh(operator, problem.params, 3, rtol=1e-4) for _ in range(2))
     np.testing.assert_array_equal(one.eigenvalues, two.eigenvalues)

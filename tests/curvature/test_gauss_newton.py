@@ -59,7 +59,7 @@ def test_other_distributions_have_their_closed_form(x64, to_dense, distribution)
 
 @pytest.mark.parametrize("linearize", [False, True])
 def test_empirical_fisher_is_the_second_moment_of_the_gradients(x64, make_problem, to_dense, linearize):
-    problem = make_problem("conv", jnp.float64, num_examples=5)
+    problem = make_problem("mlp", jnp.float64, num_examples=5)
     operator = curvature.empirical_fisher(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
     gradient = jax.jit(jax.grad(problem.loss_fn))
     gradients = [

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.mark.parametrize("linearize", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, linearize):
-    problem = make_problem("conv")
+    problem = make_problem("mlp")
     operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
     table = curvature.layer_table(operator, problem.params, jax.random.key(0), rtol=1e-4, num_probes=100)
-    assert [row.layer for row in table] == ["conv", "head"]
+    assert [row.layer for row in table] == ["head", "hidden"]
     for row in table:
         chosen, frozen = paths.partition(problem.params, row.layer)
         loss = lambda p, b, frozen=frozen: problem.loss_fn(paths.combine(p, frozen), b)  # noqa: E731

@@ -110,7 +110,7 @@ def test_operator_is_traced_once_for_all_params(make_problem, loop):
 
 
 def test_matches_the_dense_hessian(x64, make_problem, dense_hessian):
-    problem = make_problem("conv", jnp.float64)
+    problem = make_problem("mlp", jnp.float64)
     operator = hessabs.hessian(problem.loss_fn, problem.params, problem.batch, linearize=True)
     result = hessabs.power_iteration(operator, problem.params, max_iters=500, rtol=1e-6)
     values = np.linalg.eigvalsh(dense_hessian(problem.loss_fn, problem.params, problem.batch))

@@ -62,7 +62,7 @@ def test_zero_operator(name):
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_diagonal_within_its_standard_error(make_problem, dense_hessian, loop):
-    problem = make_problem("conv")
+    problem = make_problem("mlp")
     operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)
     result = curvature.diagonal(operator, problem.params, jax.random.key(0), num_matvecs=200, loop=loop)
     assert jax.tree.structure(result.value) == jax.tree.structure(problem.params)
