@@ -130,7 +130,7 @@ def output_axes(
         own = [axis for axis in range(leaf.ndim) if axis != stack]
         parent, _, key = name.rpartition("/")
         haiku_bias = key == "b" and f"{parent}/w" in names
-        if len(own) < 2 or key in _NO_KERNEL or haiku_bias or (equinox and "Norm" in equinox):
+        if len(own) < 2 or key in _NO_KERNEL or haiku_bias or "Norm" in equinox:
             found.append(None)
         elif output_axis is not None:
             found.append(own[output_axis])

@@ -15,11 +15,10 @@ from tests.curvature import models
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("linearize", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, linearize):
+def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian):
     problem = make_problem("mlp")
-    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
-    table = curvature.layer_table(operator, problem.params, jax.random.key(0), rtol=1e-4, num_probes=100)
+    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)
+    table = curvature.layer_table(operator, problem.params, jax.random.key(0), rtol=1e-3, num_probes=20)
     assert [row.layer for row in table] == ["head", "hidden"]
     for row in table:
         chosen, frozen = paths.partition(problem.params, row.layer)
@@ -28,7 +27,7 @@ def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, lin
         values = np.linalg.eigvalsh(matrix)
         assert row.num_params == len(matrix)
         assert row.converged
-        np.testing.assert_allclose([row.smallest, row.largest], values[[0, -1]], atol=1e-4 * values[-1])
+        np.testing.assert_allclose([row.smallest, row.largest], values[[0, -1]], atol=1e-3 * values[-1])
         assert abs(float(row.trace.value) - np.trace(matrix)) < 4 * float(row.trace.standard_error)
         error = abs(float(row.frobenius_norm.value) - np.linalg.norm(matrix))
         assert error < 4 * float(row.frobenius_norm.standard_error)
