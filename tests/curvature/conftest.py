@@ -108,7 +108,7 @@ def dense_hessian(loss_fn, params, batch):
     key = (loss_fn, *map(id, jax.tree.leaves((params, batch))))
     if key not in _KNOWN:
         flat, unravel = jax.flatten_util.ravel_pytree(params)
-        matrix = np.asarray(jax.jit(jax.hessian(lambda x: loss_fn(unravel(x), batch)))(flat))
+        matrix = np.asarray(jax.jit(jax.hessian(lambda x, batch: loss_fn(unravel(x), batch)))(flat, batch))
         _KNOWN[key] = matrix, (params, batch)  # what lives keeps its id
     return _KNOWN[key][0]
 

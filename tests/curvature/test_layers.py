@@ -1,5 +1,7 @@
 """What a layer is in the params of every library; layer tables, batch spectra and the debiased eigenvalue."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -147,7 +149,7 @@ def test_boxes_may_name_the_axis_of_layers():
 
 @pytest.mark.parametrize(
     "library",
-    ["linen", "equinox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("boxed", "nnx", "haiku"))],
+    ["equinox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linen", "boxed", "nnx", "haiku"))],
 )
 def test_blocks_of_every_library_are_those_of_the_dense_hessian(x64, dense_hessian, to_dense, library):
     params, model_fn = models.make(library)
@@ -165,11 +167,17 @@ def test_blocks_of_every_library_are_those_of_the_dense_hessian(x64, dense_hessi
     assert offset == len(matrix)
 
 
-@pytest.mark.parametrize("kind", ["hessian", "linearised", "data set", "callable"])
-def test_every_layer_of_a_stack_has_its_own_block(x64, dense_hessian, to_dense, kind):
+@functools.cache
+def stack():
+    """Three layers in one, in float64: params, loss and batch."""
     params, model_fn = models.make("scanned")
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-    loss, x = models.loss_of(model_fn), models.X.astype(jnp.float64)
+    return params, models.loss_of(model_fn), models.X.astype(jnp.float64)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "linearised", "data set", "callable"])
+def test_every_layer_of_a_stack_has_its_own_block(x64, dense_hessian, to_dense, kind):
+    params, loss, x = stack()
     operator = curvature.hessian(loss, params, x, linearize=kind == "linearised")
     if kind == "data set":
         # The labels go by the places of the rows.
