@@ -32,8 +32,7 @@ def fisher(
 
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, an array of shape (examples, ..., outputs).
-      params: A pytree of floating-point arrays.
-      batch: What the model takes; its labels are not used.
+      params, batch: As in ``gauss_newton``; the labels of the batch are not used.
       distribution: ``"categorical"`` (outputs are logits over the last axis), ``"bernoulli"`` (one logit per
         output) or ``"normal"`` (outputs are means of unit variance).
       weight: ``weight(batch)``, of the shape of the outputs without their last axis, or of their leading axes:
@@ -75,9 +74,7 @@ def empirical_fisher(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``. It is called with one example at a time (under ``vmap``),
         so batch norm must be in evaluation mode.
-      params: A pytree of floating-point arrays.
-      batch: What the loss takes; its scalars and random keys are those of every example.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
+      params, batch, has_aux: As in ``hessian``; the batch's scalars and random keys are those of every example.
       weight: How much each example counts, called as the loss is; one that counts 0 is not looked at. None for
         all alike.
       **options: As in ``fisher``.

@@ -75,7 +75,12 @@ def equinox():
 
 @functools.cache
 def make(library):
-    """Params and ``model_fn(params, x)``."""
+    """Params and ``model_fn(params, x)``, in float32 whichever test asks first."""
+    with jax.enable_x64(False):
+        return _make(library)
+
+
+def _make(library):
     if library in ("linen", "boxed", "scanned"):
         model = Scanned() if library == "scanned" else Linen(library == "boxed")
         params = jax.jit(model.init)(KEY, X)["params"]

@@ -49,7 +49,7 @@ def test_no_member_of_a_cluster_is_missed(x64, seed):
 )
 def test_no_member_of_a_cluster_is_missed_at_either_end(x64, which, k, loop):
     diagonal = {"SA": -CLUSTER, "LM": -CLUSTER, "BE": np.r_[CLUSTER, -CLUSTER]}[which]
-    for seed in range(2):
+    for seed in range(2 if loop == "host" else 1):
         result = _solve(diagonal, k, seed, which=which, rtol=1e-6, loop=loop)
         assert result.converged.all()
         np.testing.assert_allclose(result.eigenvalues, _wanted(diagonal, which, k), rtol=1e-9)

@@ -17,15 +17,17 @@ from tests.curvature import models
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian):
-    problem = make_problem("mlp")
-    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)
-    table = curvature.layer_table(operator, problem.params, jax.random.key(0), rtol=1e-3, num_probes=20)
-    assert [row.layer for row in table] == ["head", "hidden"]
-    for row in table:
-        chosen, frozen = paths.partition(problem.params, row.layer)
-        loss = lambda p, b, frozen=frozen: problem.loss_fn(paths.combine(p, frozen), b)  # noqa: E731
-        matrix = dense_hessian(loss, chosen, problem.batch)
+def test_layer_table_describes_the_dense_blocks(dense_hessian):
+    rng = np.random.default_rng(0)
+    params = {name: {"w": jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)} for name in ("body", "head")}
+    loss_fn = lambda p, x: jnp.mean((jnp.tanh(x @ p["body"]["w"]) @ p["head"]["w"] - x) ** 2)  # noqa: E731
+    table = curvature.layer_table(
+        curvature.hessian(loss_fn, params, models.X), params, jax.random.key(0), rtol=1e-3, num_probes=20
+    )
+    assert [row.layer for row in table] == ["body", "head"]
+    matrices = dense_hessian(loss_fn, params, models.X).reshape(2, 9, 2, 9)
+    for i, row in enumerate(table):
+        matrix = matrices[i, :, i]
         values = np.linalg.eigvalsh(matrix)
         assert row.num_params == len(matrix)
         assert row.converged

@@ -84,7 +84,7 @@ def some_meshes(fast):
     return pytest.mark.parametrize(("layout", "axis_type", "loop"), cases)
 
 
-@some_meshes(CASES[0])
+@some_meshes(CASES[1])
 def test_eigenpairs_and_their_basis_stay_sharded(layout, axis_type, loop):
     matvec, v0, _ = _problem(layout, axis_type)
     # So few rows that the process restarts.
@@ -116,7 +116,7 @@ def test_blocks_states_and_plain_functions_on_a_mesh(axis_type):
     np.testing.assert_allclose(warm.eigenvalues, EIGENVALUES[:3], rtol=1e-5)
 
 
-@some_meshes(CASES[1])
+@some_meshes(CASES[0])
 def test_lanczos_density_and_traces_are_those_of_one_device(layout, axis_type, loop):
     matvec, v0, _ = _problem(layout, axis_type)
     one = Partial(_product, *(jax.tree.map(np.asarray, x) for x in matvec.args))
