@@ -17,7 +17,7 @@ from hessabs.attacks.checks import check_counts, check_positive, checked_ball, c
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball, Bounds, along
 from hessabs.attacks.rows import Problem, iterate
-from hessabs.curvature.input_hessian import input_hessian
+from hessabs.curvature.operators import input_hessian
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params

@@ -2,7 +2,7 @@
 
 from hessabs.curvature.along import AlongStep, BatchSharpness, batch_sharpness, sharpness_along
 from hessabs.curvature.batches import BatchSpectra, DebiasedEigenvalue, batch_spectra, debiased_eigenvalue
-from hessabs.curvature.blocks import block_params, restrict
+from hessabs.curvature.blocks import LayerCurvature, block_params, layer_table, restrict
 from hessabs.curvature.dataset import (
     check_deterministic,
     dataset_empirical_fisher,
@@ -10,22 +10,19 @@ from hessabs.curvature.dataset import (
     dataset_gauss_newton,
     dataset_hessian,
 )
-from hessabs.curvature.deflation import deflated_power_iteration
 from hessabs.curvature.density import SpectralDensity, evaluate_density, spectral_density
 from hessabs.curvature.eigsh import EigshResult, eigsh
 from hessabs.curvature.fisher import empirical_fisher, fisher
 from hessabs.curvature.gauss_newton import gauss_newton
 from hessabs.curvature.gradient_noise import CriticalBatchSize, critical_batch_size
-from hessabs.curvature.input_hessian import input_hessian
 from hessabs.curvature.krylov import KrylovState
 from hessabs.curvature.lanczos import LanczosResult, lanczos
 from hessabs.curvature.landscape import Landscape, filter_normalized_direction, landscape
 from hessabs.curvature.last_layer import last_layer
-from hessabs.curvature.layer_table import LayerCurvature, layer_table
 from hessabs.curvature.layers import Layer, last_layer_path, layers
-from hessabs.curvature.operators import hessian, hvp
+from hessabs.curvature.operators import hessian, hvp, input_hessian
 from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra
-from hessabs.curvature.power import PowerIterationResult, power_iteration
+from hessabs.curvature.power import PowerIterationResult, deflated_power_iteration, power_iteration
 from hessabs.curvature.preconditioning import adam_scale, preconditioned
 from hessabs.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 

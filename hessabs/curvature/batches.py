@@ -1,5 +1,4 @@
-"""Curvature and the choice of the batch: how the spectrum varies over mini-batches, and a top eigenvalue
-without bias.
+"""Curvature and the choice of the batch: how the spectrum varies over batches, and an eigenvalue without bias.
 
 The largest eigenvalue of a small batch is biased upwards: its eigenvector is fitted to that batch. Measured
 along the eigenvector of one batch, the curvature of another, independent one has no such bias.
@@ -48,13 +47,8 @@ def batch_spectra(
     Args:
       loss_fn, params, linearize, has_aux: As in ``hessian``.
       batches: An iterable, read once, or a function that opens one.
-      v0: Start vector for the first batch, like ``params``.
-      k: Number of eigenvalues.
+      v0, k, **options: As in ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
       weight: As in ``hessian``. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
-      **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
-
-    Returns:
-      A ``BatchSpectra``.
 
     Raises:
       ValueError: If there is no batch, or as ``eigsh``.
@@ -106,13 +100,7 @@ def debiased_eigenvalue(
       loss_fn, params, has_aux: As in ``hessian``.
       batch_a: Gives the eigenvector, by ``power_iteration``.
       batch_b: Gives the curvature along it; independent of ``batch_a``.
-      v0, max_iters, rtol, loop: As in ``power_iteration``.
-
-    Returns:
-      A ``DebiasedEigenvalue``.
-
-    Raises:
-      ValueError: As ``power_iteration``.
+      v0, max_iters, rtol, loop: As in ``power_iteration``, which raises the same errors.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Blocks of an operator: the curvature of some of the params, the others held fixed."""
+"""Blocks of an operator: the curvature of some of the params, the others held fixed, or of every layer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from hessabs import paths, trees
-from hessabs.curvature.layers import Layer
-from hessabs.curvature.linearization import Source
+from hessabs import loops, paths, trees
+from hessabs.curvature.eigsh import eigsh
+from hessabs.curvature.layers import IsLayer, Layer, layers
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
+from hessabs.curvature.trace import Estimate, frobenius_norm, trace
 from hessabs.paths import Where
 from hessabs.typing import MatVec, Operator, Params
 
@@ -26,11 +27,10 @@ def restrict(
 ) -> MatVec:
     """Take the diagonal block of an operator that belongs to chosen leaves of the params.
 
-    Vectors of the block have the structure of ``params`` with None in the place of the leaves that are not
-    chosen; ``block_params(params, where)`` makes one. An operator that this library made is made
-    again with the other leaves fixed, so nothing is propagated below the block; when it is linearised, what
-    lies below is not computed at a product at all (the trunk is cut) and a product costs no more than one of
-    the network above. Any other callable is multiplied with the vector padded by zeros, at its full cost.
+    Vectors of the block are what ``block_params`` makes. An operator that this library made is made again with
+    the other leaves fixed, so nothing is propagated below the block; when it is linearised, what lies below is
+    not computed at a product at all (the trunk is cut). Any other callable is multiplied with the vector padded
+    by zeros, at its full cost.
 
     Args:
       operator: From ``hessian``, ``gauss_newton``, ``fisher``, ``dataset_hessian`` and the like, or any
@@ -59,7 +59,10 @@ def restrict(
         _, others, cut = _split(params, where)
         return Partial(_padded_product, trees.as_partial(operator), jax.tree.map(jnp.zeros_like, others), cut)
     trees.check_like(params, operator.source.params, "params", "the params of `operator`")
-    source = _source_of_block(operator.source, where)
+    block, others, cut = _split(operator.source.params, where)
+    first, *rest = operator.source.functions
+    functions = (Partial(_with_fixed, first, others, cut), *rest)
+    source = operator.source._replace(functions=functions, params=block)
     if operator.runs != "compiled":
         return dataclasses.replace(operator, source=source)
     if linearize is None:
@@ -72,19 +75,81 @@ def block_params(params: Params, where: Where | Layer) -> Params:
 
     Args:
       params: The params of an operator, or any pytree of their structure: a start vector, say.
-      where: As in ``restrict``.
+      where: As in ``restrict``, which raises the same errors.
 
     Returns:
       ``params`` with None in the place of the leaves that are not chosen.
-
-    Raises:
-      ValueError: If no leaf is chosen, with the paths there are.
 
     Example:
       >>> block_params({"body": jnp.ones(2), "head": jnp.ones(1)}, "head")
       {'body': None, 'head': Array([1.], dtype=float32)}
     """
     return _split(params, where)[0]
+
+
+class LayerCurvature(NamedTuple):
+    """The block of one layer."""
+
+    layer: str  # the path of the layer, keys joined with "/"
+    num_params: int
+    largest: float  # largest eigenvalue
+    smallest: float  # smallest eigenvalue
+    converged: bool  # whether both reached `rtol`
+    trace: Estimate
+    frobenius_norm: Estimate
+
+
+def layer_table(
+    operator: MatVec,
+    params: Params,
+    key: jax.Array,
+    *,
+    is_layer: IsLayer | None = None,
+    stacked: Where | None = None,
+    rtol: float = 1e-2,
+    max_matvecs: int = 200,
+    num_probes: int = 30,
+    loop: loops.Loop | None = None,
+) -> list[LayerCurvature]:
+    """Measure the block of every layer: extreme eigenvalues, trace and Frobenius norm.
+
+    Args:
+      operator, params: As in ``restrict``: a linearised operator is linearised once more for each layer.
+      key: A random key.
+      is_layer, stacked: What a layer is, as in ``layers``; each of a stack gets its own row.
+      rtol: Relative residual of the eigenvalues.
+      max_matvecs: Largest number of products for the two eigenvalues of a layer.
+      num_probes: Products for the trace, and again for the norm.
+      loop: Where it runs; see ``hessabs.loops``.
+
+    Returns:
+      One ``LayerCurvature`` a layer, in the order of the tree.
+
+    Raises:
+      ValueError: As ``layers``, ``restrict`` and ``eigsh``.
+
+    Example:
+      >>> from hessabs import curvature
+      >>> params, loss = {"a": {"w": jnp.ones(2)}}, lambda p, x: x[0] * jnp.sum(p["a"]["w"] ** 2)
+      >>> [row] = layer_table(curvature.hessian(loss, params, jnp.ones(1)), params, jax.random.key(0))
+      >>> row.layer, round(row.largest, 3), float(row.trace.value)
+      ('a', 2.0, 4.0)
+    """
+    found = layers(params, is_layer, stacked=stacked)
+    rows = []
+    for layer, one in zip(found.values(), jax.random.split(key, len(found)), strict=True):
+        start_key, trace_key, norm_key = jax.random.split(one, 3)
+        block = restrict(operator, params, layer)
+        like = block_params(params, layer)
+        size = sum(x.size for x in jax.tree.leaves(like))
+        v0, most = trees.normal_like(start_key, like), max(max_matvecs, 2)
+        ends = eigsh(block, v0, min(2, size), which="BE", rtol=rtol, max_matvecs=most, loop=loop)
+        largest, smallest = float(ends.eigenvalues[0]), float(ends.eigenvalues[-1])
+        converged = bool(ends.converged.all())
+        total = trace(block, like, trace_key, num_matvecs=num_probes, loop=loop)
+        norm = frobenius_norm(block, like, norm_key, num_matvecs=num_probes, loop=loop)
+        rows.append(LayerCurvature(layer.name, size, largest, smallest, converged, total, norm))
+    return rows
 
 
 class _Cut(NamedTuple):
@@ -124,12 +189,6 @@ def _join(block: Params, others: Params, cut: _Cut | None) -> Params:
         others,
         is_leaf=lambda x: x is None,
     )
-
-
-def _source_of_block(source: Source, where: Where | Layer) -> Source:
-    block, others, cut = _split(source.params, where)
-    first, *rest = source.functions
-    return source._replace(functions=(Partial(_with_fixed, first, others, cut), *rest), params=block)
 
 
 def _with_fixed(

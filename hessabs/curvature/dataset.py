@@ -7,7 +7,7 @@ Without a weight, the first product warns where a loss is not the mean over the 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +16,32 @@ from jax.sharding import Mesh
 
 from hessabs import trees
 from hessabs.curvature.fisher import Distribution, log_partition, squared_losses
-from hessabs.curvature.gauss_newton import gauss_newton_source
+from hessabs.curvature.gauss_newton import MODES as GAUSS_NEWTON
 from hessabs.curvature.linearization import Weight
-from hessabs.curvature.operators import hessian_source
+from hessabs.curvature.operators import MODES as HESSIAN
 from hessabs.curvature.passes import Batches
 from hessabs.curvature.streaming import dataset_operator
 from hessabs.typing import Batch, LossFn, Operator, Params
 
 
-def dataset_hessian(
-    loss_fn: LossFn,
-    params: Params,
-    batches: Batches,
-    *,
-    weight: Weight = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int], Any] | None = None,
-    **options: Any,
-) -> Operator:
+class Options(TypedDict, total=False):
+    """What every operator over a data set takes by name, as ``dataset_hessian`` says."""
+
+    weight: Weight
+    mesh: Mesh | None
+    progress: Callable[[int], Any] | None
+    mode: str
+    step: float | None
+    has_aux: bool
+
+
+def dataset_hessian(loss_fn: LossFn, params: Params, batches: Batches, **options: Unpack[Options]) -> Operator:
     """Make the Hessian of the mean loss over a whole data set an operator.
 
     Batches of one shape compile once. The sum is kept in at least float32.
 
     Args:
-      loss_fn, params: As in ``hessian``; so are ``mode``, ``step`` and ``has_aux``.
+      loss_fn, params: As in ``hessian``; so are the options ``mode``, ``step`` and ``has_aux``.
       batches: An iterable that starts anew at each product, a list or a loader but no generator; or a function
         that opens one, ``lambda: iter(loader)``.
       weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is, such as the mask of
@@ -64,8 +66,7 @@ def dataset_hessian(
       >>> dataset_hessian(loss, jnp.ones(()), halves, weight=lambda batch: batch[1])(jnp.ones(()))
       Array(9.333333, dtype=float32)
     """
-    source = hessian_source(loss_fn, params, None, weight=weight, **options)
-    return dataset_operator(source, batches, mesh, progress)
+    return dataset_operator(HESSIAN, (loss_fn,), params, batches, **options)
 
 
 def dataset_gauss_newton(
@@ -73,16 +74,12 @@ def dataset_gauss_newton(
     loss_fn: Callable[[Any, Batch], jax.Array],
     params: Params,
     batches: Batches,
-    *,
-    weight: Weight = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int], Any] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Operator:
     """Make the Gauss-Newton matrix of the mean loss over a whole data set an operator.
 
     Args:
-      model_fn, loss_fn, params: As in ``gauss_newton``; so are ``mode``, ``step`` and ``has_aux``.
+      model_fn, loss_fn, params: As in ``gauss_newton``; so are the options ``mode``, ``step`` and ``has_aux``.
       batches, weight, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
@@ -94,8 +91,7 @@ def dataset_gauss_newton(
       >>> dataset_gauss_newton(model, loss, jnp.zeros(1), uneven)(jnp.ones(1))  # 2 (4 * 1 + 9) / 5
       Array([5.2], dtype=float32)
     """
-    source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
-    return dataset_operator(source, batches, mesh, progress)
+    return dataset_operator(GAUSS_NEWTON, (model_fn, loss_fn), params, batches, **options)
 
 
 def dataset_fisher(
@@ -104,10 +100,7 @@ def dataset_fisher(
     batches: Batches,
     *,
     distribution: Distribution = "categorical",
-    weight: Weight = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int], Any] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Operator:
     """Make the Fisher matrix of a model over a whole data set an operator.
 
@@ -116,10 +109,7 @@ def dataset_fisher(
       batches, mesh, progress: As in ``dataset_hessian``.
 
     Returns:
-      An operator, as ``dataset_hessian`` does.
-
-    Raises:
-      ValueError: As ``dataset_hessian``; if the distribution is unknown.
+      An operator, as ``dataset_hessian`` does; it raises the same errors, and for an unknown distribution.
 
     Example:
       >>> uneven = [jnp.ones((3, 1)), 2 * jnp.ones((1, 1))]
@@ -127,20 +117,12 @@ def dataset_fisher(
       >>> operator(jnp.array([[1.0, 0.0]]))  # (3 + 4) / 4 times that of one example
       Array([[ 0.4375, -0.4375]], dtype=float32)
     """
-    loss_fn = log_partition(distribution, weight)
-    source = gauss_newton_source(model_fn, loss_fn, params, None, weight=weight, **options)
-    return dataset_operator(source, batches, mesh, progress)
+    functions = model_fn, log_partition(distribution, options.get("weight"))
+    return dataset_operator(GAUSS_NEWTON, functions, params, batches, **options)
 
 
 def dataset_empirical_fisher(
-    loss_fn: LossFn,
-    params: Params,
-    batches: Batches,
-    *,
-    weight: Weight = None,
-    mesh: Mesh | None = None,
-    progress: Callable[[int], Any] | None = None,
-    **options: Any,
+    loss_fn: LossFn, params: Params, batches: Batches, **options: Unpack[Options]
 ) -> Operator:
     """Make the second moment of the per-example gradients over a whole data set an operator.
 
@@ -157,15 +139,12 @@ def dataset_empirical_fisher(
       >>> operator(jnp.ones(1))  # (3 * 1 + 9) / 4
       Array([3.], dtype=float32)
     """
-    functions = squared_losses(loss_fn, weight, has_aux=options.pop("has_aux", False))
-    source = gauss_newton_source(*functions, params, None, weight=weight, **options)
-    return dataset_operator(source, batches, mesh, progress)
+    functions = squared_losses(loss_fn, options.get("weight"), has_aux=options.pop("has_aux", False))
+    return dataset_operator(GAUSS_NEWTON, functions, params, batches, **options)
 
 
 def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-4) -> None:
-    """Check that two products of a data-set operator with one vector agree.
-
-    Eigen-solvers need one and the same matrix at every product.
+    """Check that two products of a data-set operator with one vector agree, as eigen-solvers need it.
 
     Args:
       operator: What ``dataset_hessian`` or another operator over a data set is.
@@ -195,9 +174,7 @@ def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-
             "since only a loss that mixes the examples of a batch sees the order"
         )
     else:
-        advice = (
-            "the examples themselves differ: look at augmentation and at dropout keys that ride in the batch"
-        )
+        advice = "the examples themselves differ: look at augmentation and dropout keys that ride in the batch"
     raise ValueError(f"Two passes over the data differ by {float(apart / size):.1e} of the product; {advice}.")
 
 

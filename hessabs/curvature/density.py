@@ -1,8 +1,7 @@
 """The whole spectrum at once: stochastic Lanczos quadrature.
 
 Each random probe gives a small tridiagonal matrix whose eigenvalues and the first components of whose
-eigenvectors are the nodes and weights of a Gauss quadrature of the spectrum. What is expensive are the
-products; the drawing, with any width, is not.
+eigenvectors are the nodes and weights of a Gauss quadrature of the spectrum.
 """
 
 from typing import NamedTuple
@@ -37,15 +36,12 @@ def spectral_density(
     """Estimate the distribution of all eigenvalues of a symmetric operator.
 
     Args:
-      matvec, loop: As in ``power_iteration``.
-      like: A pytree of the structure of its vectors.
-      key: A random key.
+      matvec, like, key, loop: As in ``trace``.
       num_probes: Random start vectors (normal), at least 1; two or more give standard errors.
       num_iters: Products for each probe, from 1 to the dimension.
 
     Returns:
-      A ``SpectralDensity``; ``evaluate_density`` draws it. A product that is not finite shows as NaN in its
-      probe.
+      What ``evaluate_density`` draws. A product that is not finite shows as NaN in its probe.
 
     Raises:
       ValueError: If a number is out of range.

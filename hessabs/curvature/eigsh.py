@@ -3,8 +3,7 @@
 The Krylov process runs until its basis is full or the wanted pairs are there; then the best Ritz vectors and
 the directions not yet multiplied are kept and the process goes on. A single start vector cannot tell members of
 a cluster apart, so pairs that have converged are believed only after a check: a second process, from a random
-vector orthogonal to them. The small projected problems are solved on the host in
-float64. Memory is fixed by ``num_vectors``: restarts save memory and cost products.
+vector orthogonal to them. The small projected problems are solved on the host in float64.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 from hessabs import loops, trees
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
-from hessabs.curvature import krylov, restart, resume, ritz
+from hessabs.curvature import krylov, restart, ritz
 from hessabs.curvature.krylov import KrylovState
 from hessabs.curvature.lanczos import check_dimension
 from hessabs.curvature.precision import full_precision
@@ -61,39 +60,35 @@ def eigsh(
     """Find k eigenpairs of a symmetric operator by Lanczos with thick restart.
 
     A residual is small if it is at most ``rtol * |eigenvalue|``, or lost in the rounding of the arithmetic (10
-    eps of the largest magnitude seen). When all are, a check begins: a Lanczos process from a random vector
-    orthogonal to what was found. It ends as soon as it shows that no eigenvalue is left beyond the last wanted
-    one (by more than such a residual): after about ten products where a gap follows that one, and in any case
-    after half as many as there were before, four at the least. What it finds joins the basis, and the search
-    goes on, to another check. So repeated eigenvalues come one with each check, or all at once with a
-    ``block_size`` of their multiplicity.
+    eps of the largest magnitude seen). When all are, a check begins. It ends as soon as it shows that no
+    eigenvalue is left beyond the last wanted one (by more than such a residual): after about ten products where
+    a gap follows that one, and in any case after half as many as there were before, four at the least. What it
+    finds joins the basis, and the search goes on, to another check. So repeated eigenvalues come one with each
+    check, or all at once with a ``block_size`` of their multiplicity.
 
     Args:
       matvec: The operator, from a pytree to a pytree of the same structure; see ``power_iteration``.
       v0: Start vector, a pytree of floating-point arrays. To start warm from the k ``eigenvectors`` of an
-        earlier call, pass them with ``block_size=k``. Leaves that are sharded over a mesh, with automatic or
-        explicit axes, stay so: the basis and the eigenvectors are sharded as they are.
+        earlier call, pass them with ``block_size=k``. Where its leaves are sharded over a mesh, the basis and
+        the eigenvectors are sharded as they are.
       k: Number of pairs.
       which: ``"LA"`` largest (descending), ``"SA"`` smallest (ascending), ``"LM"`` largest in magnitude
         (descending by magnitude), ``"BE"`` half from each end (descending; one more from the top if k is odd).
       rtol: Largest relative residual of a converged pair.
       max_matvecs: Largest number of products; None for ``10 * max(2 k + 20, 40)``. Where they end before the
         check does, no pair has converged, however small its residual.
-      block_size: Number of start vectors; more than one and every leaf of ``v0`` has a leading axis of that
-        size.
-      num_vectors: Rows of the basis besides the block, at most the dimension: beyond it the process restarts.
-        None for ``10 k + 100`` as far as they fit 1 GiB, and at least ``max(2 k + 20, 40)``. On the host memory
-        is taken as rows are built. A check in a small basis may take a few rows more.
-      state: ``result.state`` of a call that ended early, with the same operator; ``v0`` then only gives the
-        structure. The run goes on as if it had not been interrupted. One product, which is not counted, tells
-        whether it was the same operator.
+      block_size: Number of start vectors, the leading axis of every leaf of ``v0`` if there are several.
+      num_vectors: Rows of the basis besides the block, at most the dimension: beyond it the process restarts,
+        which saves memory and costs products. None for ``10 k + 100`` as far as they fit 1 GiB, and at least
+        ``max(2 k + 20, 40)``. A check in a small basis may take a few rows more.
+      state: ``result.state`` of a call that ended early, with the same operator, which one product that is not
+        counted tells; ``v0`` then only gives the structure. The run goes on as if it had not been interrupted.
       keep_state: Whether the result holds its state, which is as large as the basis.
       save: Called with the state after each product, to write it down at once: the run uses its arrays up.
       loop: Where it runs; see ``hessabs.loops``. The projected problem is solved on the host in any case.
 
     Returns:
-      An ``EigshResult``. A product that is not finite ends the run at once; it shows as NaN in all eigenvalues
-      and residuals.
+      A product that is not finite ends the run at once; it shows as NaN in all eigenvalues and residuals.
 
     Raises:
       ValueError: If a number is out of range, ``state`` has another shape or is of another operator, or the
@@ -135,15 +130,16 @@ def eigsh(
     if state is None:
         state = krylov.start(like, num_vectors + block_size, (bases.to_row(x, form) for x in starts))
     else:
-        state = resume.take_up(state, like, num_vectors + block_size)
-        resume.check_operator(matvec, form, state)
+        state = restart.take_up(state, like, num_vectors + block_size)
+        restart.check_operator(matvec, form, state)
     goal = _next_look(state, wanted)  # where a run was interrupted may be a place to look
     while True:
         state = _advance(matvec, form, state, goal, loop, save)
         found, step = _look(state, wanted)
         if step in ("believe", "give up"):
             return _result(state, form, found, step == "believe", k, keep_state)
-        state = _MOVES[step](state, found, wanted)
+        if step != "go on":
+            state = _MOVES[step](state, found, wanted)
         goal = _next_look(state, wanted, beyond=1)
 
 
@@ -189,10 +185,6 @@ def _look(state: KrylovState, wanted: Wanted) -> tuple[Ritz, Step]:
     return found, "give up" if spent and step != "believe" else step
 
 
-def _go_on(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState:
-    return state
-
-
 @full_precision
 def _restart(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState:
     if int(state.waiting[1]):
@@ -222,7 +214,7 @@ def _direction(state: KrylovState) -> Any:
     return bases.random_row(state.basis, (int(state.num_matvecs), int(state.built)))
 
 
-_MOVES = {"go on": _go_on, "restart": _restart, "widen": _widen, "check": _begin_check}
+_MOVES = {"restart": _restart, "widen": _widen, "check": _begin_check}
 
 
 def _start_vectors(v0: Params, block_size: int) -> list[Params]:

@@ -25,15 +25,14 @@ def fisher(
     weight: Weight = None,
     **options: Any,
 ) -> Operator:
-    """Make the Fisher matrix of a model's predictive distribution an operator.
+    """Make the Fisher matrix of a model's predictive distribution an operator, the mean over its positions.
 
     The expectation over labels is exact, no labels are sampled: outputs that are the natural parameters of an
     exponential family have the Fisher matrix ``d^2 A / d outputs^2``, with A the log-partition function.
 
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, an array of shape (examples, ..., outputs).
-      params: A pytree of floating-point arrays.
-      batch: What the model takes; its labels are not used.
+      params, batch: As in ``gauss_newton``; the labels of the batch are not used.
       distribution: ``"categorical"`` (outputs are logits over the last axis), ``"bernoulli"`` (one logit per
         output) or ``"normal"`` (outputs are means of unit variance).
       weight: ``weight(batch)``, of the shape of the outputs without their last axis, or of their leading axes:
@@ -42,8 +41,7 @@ def fisher(
         ``gauss_newton``.
 
     Returns:
-      A callable pytree: ``operator(vector) -> pytree like params``. Positive semi-definite; the mean over all
-      axes of the outputs but the last.
+      A callable pytree, positive semi-definite: ``operator(vector) -> pytree like params``.
 
     Raises:
       ValueError: If the distribution is unknown, or as in ``gauss_newton``.
@@ -58,14 +56,6 @@ def fisher(
     """
     loss_fn = log_partition(distribution, weight)
     return gauss_newton(model_fn, loss_fn, params, batch, weight=weight, **options)
-
-
-def log_partition(distribution: Distribution, weight: Weight) -> Partial:
-    """Make the mean log-partition function of outputs: its Gauss-Newton matrix is the Fisher matrix."""
-    if distribution not in _LOG_PARTITION:
-        raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
-    bound = None if weight is None else trees.as_partial(weight)
-    return Partial(_mean_log_partition, trees.Static(_LOG_PARTITION[distribution]), bound)
 
 
 def empirical_fisher(
@@ -84,15 +74,13 @@ def empirical_fisher(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``. It is called with one example at a time (under ``vmap``),
         so batch norm must be in evaluation mode.
-      params: A pytree of floating-point arrays.
-      batch: What the loss takes; its scalars and random keys are those of every example.
-      has_aux: Whether the loss returns ``(loss, aux)``; the second is dropped.
+      params, batch, has_aux: As in ``hessian``; the batch's scalars and random keys are those of every example.
       weight: How much each example counts, called as the loss is; one that counts 0 is not looked at. None for
         all alike.
-      **options: ``linearize``, ``memory_budget``, ``mode``, ``step`` and ``axis_name``, as in ``gauss_newton``.
+      **options: As in ``fisher``.
 
     Returns:
-      A callable pytree: ``operator(vector) -> pytree like params``. Positive semi-definite.
+      A callable pytree, positive semi-definite: ``operator(vector) -> pytree like params``.
 
     Raises:
       ValueError: As in ``gauss_newton``.
@@ -110,6 +98,14 @@ def empirical_fisher(
     return gauss_newton(model_fn, half_mean_square, params, batch, weight=weight, **options)
 
 
+def log_partition(distribution: Distribution, weight: Weight) -> Partial:
+    """Make the mean log-partition function of outputs: its Gauss-Newton matrix is the Fisher matrix."""
+    if distribution not in _LOG_PARTITION:
+        raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
+    bound = None if weight is None else trees.as_partial(weight)
+    return Partial(_mean_log_partition, trees.Static(_LOG_PARTITION[distribution]), bound)
+
+
 def squared_losses(loss_fn: LossFn, weight: Weight, *, has_aux: bool = False) -> tuple[Partial, Partial]:
     """Make the losses of all examples, as a model, and half their mean square, as its loss."""
     bound = None if weight is None else trees.as_partial(weight)
@@ -124,9 +120,7 @@ _LOG_PARTITION = {
 }
 
 
-def _mean_log_partition(
-    function: trees.Static, weight: Partial | None, outputs: jax.Array, batch: Batch
-) -> Any:
+def _mean_log_partition(function: trees.Static, weight: Weight, outputs: jax.Array, batch: Batch) -> Any:
     values = function.value(outputs)
     if weight is None:
         return jnp.mean(values)
@@ -144,11 +138,11 @@ def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weights > 0, weights * values, 0)) / jnp.sum(weights)
 
 
-def _example_weights(weight: Partial, batch: Batch) -> jax.Array:
+def _example_weights(weight: Weight, batch: Batch) -> jax.Array:
     return batch_axis.each_example(lambda one: batch_axis.total_weight(weight, one), batch)
 
 
-def _losses_by_example(loss_fn: LossFn, weight: Partial | None, params: Params, batch: Batch) -> jax.Array:
+def _losses_by_example(loss_fn: LossFn, weight: Weight, params: Params, batch: Batch) -> jax.Array:
     if weight is not None:
         # The loss of an example that does not count may be 0 / 0. Another one, which is then not counted twice,
         # takes its place: its derivative would still be NaN times 0.
@@ -158,7 +152,7 @@ def _losses_by_example(loss_fn: LossFn, weight: Partial | None, params: Params, 
     return batch_axis.each_example(lambda one: scalar(loss_fn, params, one), batch)
 
 
-def _half_mean_square(weight: Partial | None, losses: jax.Array, batch: Batch) -> jax.Array:
+def _half_mean_square(weight: Weight, losses: jax.Array, batch: Batch) -> jax.Array:
     if weight is None:
         return jnp.mean(losses**2) / 2
     return _weighted_mean(losses**2, _example_weights(weight, batch)) / 2

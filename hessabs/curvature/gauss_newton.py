@@ -1,7 +1,6 @@
 """The generalised Gauss-Newton matrix as an operator.
 
-It is ``J' M J``: forward mode through the model, the Hessian M of a loss of its outputs, and the transpose of
-the forward mode.
+It is ``J' M J``: forward mode through the model, the Hessian M of a loss of its outputs, and its transpose.
 """
 
 import functools
@@ -11,12 +10,13 @@ from typing import Any, Literal
 import jax
 
 from hessabs.curvature.differences import difference
-from hessabs.curvature.linearization import LinearMaps, Modes, Source, Weight, make_source, traceable
-from hessabs.curvature.losses import call, scalar, without_aux
+from hessabs.curvature.linearization import LinearMaps, Modes, Weight, make_source, traceable
+from hessabs.curvature.losses import call, scalar
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
 from hessabs.typing import Batch, MatVec, Operator, Params
 
 Mode = Literal["forward", "reverse", "finite_difference"]
+Functions = tuple[Callable[..., Any], ...]
 
 
 def gauss_newton(
@@ -41,8 +41,7 @@ def gauss_newton(
     Args:
       model_fn: ``model_fn(params, batch) -> outputs``, any pytree of arrays.
       loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
-      params, linearize, memory_budget, step, axis_name, weight: As in ``hessian``.
-      batch: What both functions take; with ``axis_name``, this device's equal share.
+      params, batch, linearize, memory_budget, step, axis_name, weight: As in ``hessian``.
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
         product is then the transpose of the reverse one. ``"finite_difference"`` of two outputs of the model
         is for backward passes that cannot be differentiated; the transposed product stays exact.
@@ -52,8 +51,7 @@ def gauss_newton(
       A callable pytree: ``operator(vector) -> pytree like params``.
 
     Raises:
-      ValueError: As in ``hessian``.
-      TypeError: If a ``custom_vjp`` in the model or the loss blocks the mode, with the modes that work.
+      ValueError, TypeError: As in ``hessian``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,28 +64,12 @@ def gauss_newton(
     References:
       Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    options: dict[str, Any] = {"mode": mode, "step": step, "has_aux": has_aux}
-    options |= {"axis_name": axis_name, "weight": weight}
-    return make_operator(
-        gauss_newton_source(model_fn, loss_fn, params, batch, **options), linearize, memory_budget
-    )
+    options: dict[str, Any] = {"mode": mode, "step": step, "has_aux": has_aux, "axis_name": axis_name}
+    source = make_source(MODES, (model_fn, loss_fn), params, batch, weight=weight, **options)
+    return make_operator(source, linearize, memory_budget)
 
 
-def gauss_newton_source(
-    model_fn: Callable[[Params, Batch], Any],
-    loss_fn: Callable[[Any, Batch], jax.Array],
-    params: Params,
-    batch: Batch,
-    *,
-    mode: Mode = "forward",
-    has_aux: bool = False,
-    **options: Any,
-) -> Source:
-    """Say what a Gauss-Newton matrix is made of, with the options of ``gauss_newton``."""
-    return make_source(_MODES, (without_aux(model_fn, has_aux), loss_fn), params, batch, mode=mode, **options)
-
-
-def _linear(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
+def _linear(functions: Functions, params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
     outputs, forward = jax.linearize(lambda p: call(model_fn, p, batch), params)
     transposed = jax.linear_transpose(forward, params)
@@ -95,7 +77,7 @@ def _linear(functions: tuple[Callable[..., Any], ...], params: Params, batch: Ba
     return lambda vector: transposed(middle(forward(vector)))[0]
 
 
-def _reverse(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
+def _reverse(functions: Functions, params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
     outputs, transposed = jax.vjp(lambda p: call(model_fn, p, batch), params)
     backward = jax.linear_transpose(lambda u: transposed(u)[0], outputs)
@@ -106,7 +88,7 @@ def _reverse(functions: tuple[Callable[..., Any], ...], params: Params, batch: B
 
 @functools.cache  # operators of one step share their program
 def _differences(step: float | None) -> LinearMaps:
-    def product(functions: tuple[Callable[..., Any], ...], params: Params, batch: Batch) -> MatVec:
+    def product(functions: Functions, params: Params, batch: Batch) -> MatVec:
         model_fn, loss_fn = functions
 
         def model(params: Params) -> Any:
@@ -128,7 +110,7 @@ def _differences(step: float | None) -> LinearMaps:
 
 _DIFFERENCE = ('mode="finite_difference" of `gauss_newton`', _differences(None).product)
 _REVERSE_MODE = ('mode="reverse" (exact) of `gauss_newton`', _reverse)
-_MODES: Modes = {
+MODES: Modes = {
     "forward": LinearMaps(_linear, _linear, (_REVERSE_MODE, _DIFFERENCE)),
     "reverse": LinearMaps(_reverse, _reverse, (_DIFFERENCE,)),
     "finite_difference": _differences,

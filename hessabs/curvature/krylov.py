@@ -7,7 +7,6 @@ a row is multiplied b rows after it was built, and in which directions that vani
 
 All coefficients of the orthogonalisation are kept, not only the two diagonals. So ``A Q_j = Q H_j`` holds to
 rounding whatever the operator is, restarted or not, and the residual of a Ritz pair follows from H alone.
-
 Rows that are not multiplied yet can be made to wait (``restart.set_apart``); the process then ignores them.
 """
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from hessabs import batch_axis, programs, trees
 from hessabs.curvature.layers import output_axes, stack_axes
-from hessabs.curvature.linearization import Source, Weight
+from hessabs.curvature.linearization import Source, Weight, make_source
 from hessabs.curvature.losses import scalar
-from hessabs.curvature.means import read
-from hessabs.curvature.operators import hessian_source
-from hessabs.curvature.passes import Batches, Passes
+from hessabs.curvature.operators import MODES
+from hessabs.curvature.passes import Batches, Passes, read
 from hessabs.curvature.streaming import check_total_weight
 from hessabs.paths import Where
 from hessabs.typing import LossFn, Params
@@ -41,36 +40,29 @@ def landscape(
 ) -> Landscape:
     """Evaluate ``loss(params + t_1 d_1 + t_2 d_2)`` on a grid, as a mean over all batches.
 
-    Points that ``values`` has are not evaluated again: a run that was interrupted goes on from the values it
-    had, which ``on_point`` may keep. A NaN loss is kept as infinity, so that it is not taken for a missing one.
+    A run that was interrupted goes on from the values it had, which ``on_point`` may keep. A NaN loss is kept
+    as infinity, so that it is not taken for a missing one.
 
     Args:
-      loss_fn, params, has_aux: As in ``hessian``.
-      batches: An iterable that starts anew at each point, or a function that opens one; ``[batch]`` for one.
+      loss_fn, params, batches, weight, has_aux: As in ``dataset_hessian``; ``[batch]`` for one batch.
       directions: One or two pytrees like ``params``: eigenvectors, or ``filter_normalized_direction``.
       coordinates: The grid along each direction, in units of the direction's length.
-      weight: As in ``dataset_hessian``.
-      values: Losses that are known, NaN where not, in the shape of the grid.
+      values: Losses that are known and not evaluated again, NaN where not, in the shape of the grid.
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
 
-    Returns:
-      A ``Landscape``.
-
     Raises:
-      ValueError: If a direction does not look like ``params``, the numbers of directions and coordinates are
-        not both one or both two, ``values`` has another shape than the grid, there is no batch, or all weigh
-        nothing.
+      ValueError: If directions, coordinates or values do not fit, there is no batch, or all weigh nothing.
 
     Example:
       >>> loss = lambda w, x: jnp.mean((x * w) ** 2)
       >>> landscape(loss, jnp.zeros(()), [jnp.ones(2)], [jnp.ones(())], [np.array([-1.0, 0.0, 2.0])]).values
       array([1., 0., 4.])
     """
-    if len(directions) != len(coordinates) or len(directions) not in (1, 2):
+    got = len(directions), len(coordinates)
+    if got not in ((1, 1), (2, 2)):
         raise ValueError(
-            "`directions` and `coordinates` must both have one or two entries, got "
-            f"{len(directions)} and {len(coordinates)}."
+            f"`directions` and `coordinates` must both have one or two entries, got {got[0]} and {got[1]}."
         )
     trees.check_floating(params, "params")
     for direction in directions:
@@ -80,15 +72,13 @@ def landscape(
     values = np.full(shape, np.nan) if values is None else np.array(values, np.float64)
     if values.shape != shape:
         raise ValueError(f"`values` must have the shape of the grid, {shape}, got {values.shape}.")
-    source, data = hessian_source(loss_fn, params, None, has_aux=has_aux, weight=weight), Passes(batches)
+    source = make_source(MODES, (loss_fn,), params, None, has_aux=has_aux, weight=weight)
+    data = Passes(batches)
     missing = np.argwhere(np.isnan(values))[:max_points]
     for index in map(tuple, missing):
         steps = [float(c[i]) for c, i in zip(grid, index, strict=True)]
-        found = [
-            tuple(map(float, _jitted_loss(source._replace(batch=batch), tuple(directions), steps)))
-            for batch in read(data, source)
-        ]
-        losses, weights = np.array(found).T
+        moved = ((source._replace(batch=batch), tuple(directions), steps) for batch in read(data, source))
+        losses, weights = np.array([tuple(map(float, _jitted_loss(*one))) for one in moved]).T
         total = check_total_weight(float(weights.sum()))
         mean = float(losses[weights > 0] @ weights[weights > 0]) / total
         values[index] = np.inf if np.isnan(mean) else mean
@@ -100,18 +90,16 @@ def landscape(
 def filter_normalized_direction(
     key: jax.Array, params: Params, *, output_axis: int | None = None, stacked: Where | None = None
 ) -> Params:
-    """Draw a random direction with the scale of the params, filter by filter.
+    """Draw a random direction like the params, in which every filter has the norm that it has there.
 
-    Every filter (all entries that share the index of one output) gets the norm it has in ``params``; biases and
-    normalisation get zeros.
+    A filter is all entries that share the index of one output; biases and normalisation get zeros.
 
     Args:
       key: A random key.
       params: A pytree of floating-point arrays.
       output_axis: The axis of the outputs in all kernels: -1 in flax and haiku, 0 in Equinox and PyTorch. None
         for 0 in the layers of ``equinox.nn`` and -1 elsewhere.
-      stacked: The leaves that hold a stack of layers, of a model that scans over them, as part of a path or a
-        predicate: each layer has its own filters. None for those whose boxes name an axis ``"layers"``.
+      stacked: The leaves that hold a stack of layers, as in ``layers``: each layer has its own filters.
 
     Returns:
       A pytree like ``params``.

@@ -14,6 +14,8 @@ from hessabs.curvature.losses import call
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import Batch, MatVec, Params
 
+_OTHER_LAYOUT = "Give `output_axis=0` if the kernel is stored as (classes, features)."
+
 
 @full_precision
 def last_layer(
@@ -27,9 +29,8 @@ def last_layer(
     """Make the last layer's block of the Hessian of a softmax cross-entropy an operator.
 
     With features a_i (1 appended for a bias), probabilities p_i and a vector V of the shape of the head:
-    ``u_i = V a_i``; ``w_i = p_i * u_i - p_i (p_i . u_i)``; ``H V = sum_i m_i w_i a_i'``. Labels do not enter.
-    The mean is over all examples and positions, ``m_i = 1/n``, or that of the weights. The features are
-    computed once; a product is two matrix products. The block is positive semi-definite.
+    ``u_i = V a_i``; ``w_i = p_i * u_i - p_i (p_i . u_i)``; ``H V = sum_i m_i w_i a_i'``, with ``m_i = 1/n`` or
+    by the weights. Labels do not enter. The features are computed once; a product is two matrix products.
 
     Args:
       features_fn: ``features_fn(batch)``, what enters the head, shape (examples, features), or (examples,
@@ -39,12 +40,11 @@ def last_layer(
       batch: What ``features_fn`` takes.
       output_axis: The axis of the classes in the kernel. None for 0 in a layer of ``equinox.nn``, whose
         kernels are (classes, features), and 1 elsewhere.
-      weights: What the loss weighs each example or position with, in the shape of the features without the
-        last axis: a mask of tokens, say. The loss is ``sum(weights * losses) / sum(weights)``. None for the
-        mean.
+      weights: What each example or position weighs in the loss ``sum(weights * losses) / sum(weights)``, in the
+        shape of the features without the last axis: a mask of tokens, say. None for the mean.
 
     Returns:
-      A callable pytree: ``operator(vector) -> pytree like head_params``.
+      A callable pytree, positive semi-definite: ``operator(vector) -> pytree like head_params``.
 
     Raises:
       ValueError: If ``head_params`` is no such head, or the features or the weights do not fit.
@@ -64,8 +64,7 @@ def last_layer(
     if features.ndim < 2 or features.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"The features must have shape (examples, {kernel.shape[0]}) to enter a kernel of shape "
-            f"{kernel.shape}, got {features.shape}. Give `output_axis=0` if the kernel is "
-            "stored as (classes, features)."
+            f"{kernel.shape}, got {features.shape}. {_OTHER_LAYOUT}"
         )
     logits = features @ kernel if bias is None else features @ kernel + bias
     shares = _shares(features.shape[:-1], weights, logits.dtype)
@@ -121,7 +120,6 @@ def _split(head_params: Any, axes: trees.Static) -> tuple[jax.Array, jax.Array |
     if not fits or any(bias.shape[0] != kernels[0].shape[1] for bias in biases):
         raise ValueError(
             "`head_params` must hold one kernel of shape (features, classes) and at most one bias of shape "
-            f"(classes,), got shapes {[x.shape for x in leaves]}. Give `output_axis=0` if the kernel is stored "
-            "as (classes, features)."
+            f"(classes,), got shapes {[x.shape for x in leaves]}. {_OTHER_LAYOUT}"
         )
     return kernels[0], biases[0] if biases else None

@@ -1,9 +1,9 @@
 """What a layer is: the one place that says it, for the models of any library.
 
 The leaves with one parent are a layer: kernel and bias of a ``Dense``, in Linen params (boxed or not), an NNX
-state, an Equinox module, Haiku's flat names or plain dicts. The params of a model that scans over its layers
-hold all of them in one array each, with a leading axis of layers: its layers are the slices, when the caller
-says so (``stacked=``) or the boxes of the arrays name an axis ``"layers"``.
+state, an Equinox module, Haiku's flat names or plain dicts. A model that scans over its layers holds all of
+them in one array each, with a leading axis of layers: its layers are the slices, when the caller says so
+(``stacked=``) or the boxes of the arrays name an axis ``"layers"``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -94,17 +94,13 @@ def last_layer_path(params: Params, num_outputs: int | None) -> str:
       'Dense_10'
     """
     leaves = zip(paths(params), jax.tree.leaves(params), output_axes(params), strict=True)
-    heads = {
-        path for path, x, axis in leaves if x.ndim == 2 and axis is not None and x.shape[axis] == num_outputs
-    }
+    kernels = [(path, x.shape[axis]) for path, x, axis in leaves if x.ndim == 2 and axis is not None]
+    heads = {path for path, outputs in kernels if outputs == num_outputs}
     there = layers(params)
     names = [name for name, layer in there.items() if heads & set(layer.paths)]
     if not names:
-        what = (
-            "its number of outputs is not"
-            if num_outputs is None
-            else f"no matrix with {num_outputs} outputs is"
-        )
+        known = num_outputs is not None
+        what = f"no matrix with {num_outputs} outputs is" if known else "its number of outputs is not"
         raise ValueError(f"The last layer is not known: {what} there. Its layers are {', '.join(there)}.")
     return max(names, key=lambda name: (len(name), name))
 
@@ -130,12 +126,11 @@ def output_axes(
     """Say which axis of each leaf counts the outputs of its layer: filters, units, classes."""
     found: list[int | None] = []
     leaves, names, stacks = jax.tree.leaves(params), paths(params), stack_axes(params, stacked)
-    for leaf, name, owner, stack in zip(leaves, names, _owners(params), stacks, strict=True):
+    for leaf, name, equinox, stack in zip(leaves, names, _equinox_layers(params), stacks, strict=True):
         own = [axis for axis in range(leaf.ndim) if axis != stack]
-        equinox = type(owner).__name__ if _is_equinox_layer(owner) else None
         parent, _, key = name.rpartition("/")
         haiku_bias = key == "b" and f"{parent}/w" in names
-        if len(own) < 2 or key in _NO_KERNEL or haiku_bias or (equinox and "Norm" in equinox):
+        if len(own) < 2 or key in _NO_KERNEL or haiku_bias or "Norm" in equinox:
             found.append(None)
         elif output_axis is not None:
             found.append(own[output_axis])
@@ -166,23 +161,22 @@ def _naming(names: list[str], is_layer: IsLayer | None) -> Callable[[str], str |
 
 def _slices(layer: str, members: list[tuple[str, tuple[int, ...], int | None]]) -> Iterator[Layer]:
     names = tuple(name for name, _, _ in members)
-    axes = {axis for _, _, axis in members}
-    if axes == {None}:
+    axis, *others = {axis for _, _, axis in members}
+    if axis is None and not others:
         yield Layer(layer, names)
         return
-    if len(axes) > 1 or None in axes or any(not shape for _, shape, _ in members):
+    if axis is None or others or any(not shape for _, shape, _ in members):
         raise ValueError(
             f"The leaves of a stacked layer must all have the axis of layers, but in {layer} "
             f"{', '.join(f'{name} has {axis}' for name, _, axis in members)}."
         )
-    axis = next(axis for axis in axes if axis is not None)
-    lengths = {shape[axis] for _, shape, _ in members}
-    if len(lengths) > 1:
+    length, *unlike = {shape[axis] for _, shape, _ in members}
+    if unlike:
         raise ValueError(
             f"The leaves of a stacked layer must have one number of layers, but in {layer} "
             f"{', '.join(f'{name} has shape {shape}' for name, shape, _ in members)}."
         )
-    for position in range(lengths.pop()):
+    for position in range(length):
         yield Layer(f"{layer}[{position}]", names, position, axis)
 
 
@@ -200,24 +194,11 @@ def _named_axes(params: Params) -> list[int | None]:
     return axes
 
 
-def _owners(params: Params) -> list[Any]:
-    """The node that each leaf hangs from, boxes left out."""
-    owners: list[Any] = []
-    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box):
-        owner = params
-        for key in path[:-1]:
-            owner = _child(owner, key)
-        owners += [owner] * len(jax.tree.leaves(node))
-    return owners
-
-
-def _child(node: Any, key: Any) -> Any:
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return getattr(node, key.name, None)
-    if isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey) and node is not None:
-        return node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
-    return None
-
-
-def _is_equinox_layer(node: Any) -> bool:
-    return any(c.__module__.startswith("equinox.nn") for c in type(node).__mro__)
+def _equinox_layers(node: Any, layer: str = "") -> list[str]:
+    # The class of the layer of `equinox.nn` that each leaf hangs from, or "". A box is as good as a leaf.
+    children = jax.tree.leaves(node, is_leaf=lambda x: x is not node)
+    if is_box(node) or any(child is node for child in children):
+        return [layer] * len(jax.tree.leaves(node))
+    kind = type(node)
+    layer = kind.__name__ if any(c.__module__.startswith("equinox.nn") for c in kind.__mro__) else ""
+    return [name for child in children for name in _equinox_layers(child, layer)]

@@ -1,9 +1,8 @@
 """Operators that are made from functions: recomputed at each product, or linearised once and kept.
 
-The ``Source`` of an operator says which linear map it is and holds what the map is made of, so that the map can
-be made again for a block of the params or for a part of the batch. Its ``Linearization`` is None (each product
-computes the linearisation anew) or holds the residuals: all that the map needs and that does not depend on the
-vector.
+The ``Source`` of an operator holds what its linear map is made of, so that the map can be made again for a
+block of the params or for a part of the batch. Its ``Linearization`` is None (each product computes it anew) or
+holds the residuals: all that the map needs and that does not depend on the vector.
 """
 
 import math
@@ -17,6 +16,7 @@ from jax.tree_util import Partial
 from hessabs import batch_axis, collectives, programs, trees
 from hessabs.cpu.convolutions import split_kernel_gradients
 from hessabs.curvature.differences import check_step
+from hessabs.curvature.losses import without_aux
 from hessabs.curvature.precision import full_precision
 from hessabs.jaxprs import equations
 from hessabs.typing import Batch, MatVec, Operator, Params
@@ -61,20 +61,27 @@ def make_source(
     params: Params,
     batch: Batch,
     *,
-    mode: str,
+    mode: str | None = None,
     step: float | None = None,
+    has_aux: bool = False,
     axis_name: str | None = None,
     weight: Weight = None,
 ) -> Source:
-    """Check the options of an operator and say what it is made of."""
+    """Check the options of an operator, as ``hessian`` has them, and say what it is made of.
+
+    No mode is the first one; ``has_aux`` is of the first function.
+    """
     trees.check_floating(params, "params")
+    mode = next(iter(modes)) if mode is None else mode
     if mode not in modes:
         raise ValueError(f"`mode` must be one of {', '.join(modes)}, got {mode!r}.")
     check_step(mode, step)
     make_maps = modes[mode]
     maps = trees.Static(make_maps if isinstance(make_maps, LinearMaps) else make_maps(step))
+    first, *rest = functions
+    partials = (without_aux(first, has_aux), *map(trees.as_partial, rest))
     bound = None if weight is None else trees.as_partial(weight)
-    return Source(maps, tuple(map(trees.as_partial, functions)), params, batch, trees.Static(axis_name), bound)
+    return Source(maps, partials, params, batch, trees.Static(axis_name), bound)
 
 
 def make(source: Source, *, linearize: bool) -> Operator:

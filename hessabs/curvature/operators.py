@@ -1,12 +1,9 @@
 """Hessian-vector products, as functions and as operators.
 
-The product is forward-over-reverse, ``jax.jvp`` over ``jax.grad``: one product costs about two gradients
-(Pearlmutter, "Fast exact multiplication by the Hessian", 1994). With ``linearize=True`` the part that does not
-depend on the vector is computed once and kept, and a product costs about 1.4 gradients, for the memory of the
-residuals.
-
-With ``axis_name`` each device multiplies by the Hessian of its own share of the batch, and one collective
-averages the products.
+The product is forward-over-reverse, ``jax.jvp`` over ``jax.grad``: one product costs about two gradients. With
+``linearize=True`` the part that does not depend on the vector is computed once and kept, and a product costs
+about 1.4 gradients, for the memory of the residuals. With ``axis_name`` each device multiplies by the Hessian
+of its own share of the batch, and one collective averages the products.
 """
 
 import functools
@@ -14,11 +11,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+from jax.tree_util import Partial
 
+from hessabs import trees
 from hessabs.curvature.differences import difference
-from hessabs.curvature.linearization import LinearMaps, Modes, Source, Weight, make, make_source
+from hessabs.curvature.linearization import LinearMaps, Modes, Weight, make, make_source
 from hessabs.curvature.losses import scalar, without_aux
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Batch, LossFn, MatVec, Operator, Params
 
 Mode = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
@@ -44,7 +44,7 @@ def hvp(
 
     Raises:
       ValueError: If ``vector`` does not look like ``params``, or as in ``hessian``.
-      TypeError: If a ``custom_vjp`` in the loss blocks forward mode, with the modes of ``hessian`` that work.
+      TypeError: As in ``hessian``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,7 +55,7 @@ def hvp(
     References:
       Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
-    source = hessian_source(loss_fn, params, batch, has_aux=has_aux, axis_name=axis_name)
+    source = make_source(MODES, (loss_fn,), params, batch, has_aux=has_aux, axis_name=axis_name)
     return make(source, linearize=False)(vector)
 
 
@@ -75,15 +75,14 @@ def hessian(
     """Make the Hessian of a loss an operator: a callable that is also a pytree.
 
     The operator may be passed into a jitted function. As long as ``loss_fn`` is the same function (or a
-    ``Partial`` of the same function) and the shapes stay, new params, a new batch or new bound arrays compile
-    nothing again.
+    ``Partial`` of it) and the shapes stay, new params, a new batch or new bound arrays compile nothing again.
 
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
       batch: What the loss takes; with ``axis_name``, this device's equal share.
-      linearize: If True, linearise the gradient once and store the residuals: products cost about 1.4
-        gradients instead of 2, for memory that grows with the batch. ``"auto"`` does so when the residuals fit
+      linearize: True to linearise the gradient once and store the residuals: products cost about 1.4 gradients
+        instead of 2, for memory that grows with the batch. ``"auto"`` does so when the residuals fit
         ``memory_budget``, and otherwise sums over parts of the batch that each fit it (the loss must then be a
         mean over examples that do not influence each other, weighted by ``weight``).
       memory_budget: Bytes of residuals, for ``linearize="auto"``. They are counted before any work.
@@ -113,23 +112,54 @@ def hessian(
       >>> jax.jit(lambda matvec, v: matvec(v))(operator, jnp.ones(2))
       Array([1., 4.], dtype=float32)
     """
-    source = hessian_source(
-        loss_fn, params, batch, mode=mode, step=step, has_aux=has_aux, axis_name=axis_name, weight=weight
-    )
+    options: dict[str, Any] = {"mode": mode, "step": step, "has_aux": has_aux, "axis_name": axis_name}
+    source = make_source(MODES, (loss_fn,), params, batch, weight=weight, **options)
     return make_operator(source, linearize, memory_budget)
 
 
-def hessian_source(
+def input_hessian(
     loss_fn: LossFn,
     params: Params,
     batch: Batch,
     *,
-    mode: Mode = "forward_over_reverse",
+    inputs_key: str | int = "image",
+    linearize: bool = False,
     has_aux: bool = False,
-    **options: Any,
-) -> Source:
-    """Say what the Hessian of a loss is made of, with the options of ``hessian``."""
-    return make_source(_MODES, (without_aux(loss_fn, has_aux),), params, batch, mode=mode, **options)
+) -> MatVec:
+    """Make the Hessian of each example's loss with respect to its input an operator.
+
+    It is block-diagonal: row i of the product is ``H_i v_i``, where ``H_i`` is the Hessian of the loss of
+    example i alone. One product for all examples costs what one of the params does.
+
+    Args:
+      loss_fn, params, linearize, has_aux: As in ``hessian``. Examples must not influence each other (batch norm
+        in evaluation mode).
+      batch: What the loss takes.
+      inputs_key: The key, field name or index of the inputs in the batch.
+
+    Returns:
+      A callable pytree: ``operator(vector)``, both shaped like the inputs.
+
+    Raises:
+      ValueError: If the batch has no such inputs or they are no floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda w, batch: jnp.mean(jnp.sum(w * batch["image"] ** 2, axis=1))
+      >>> operator = input_hessian(loss, jnp.array([1.0, 3.0]), {"image": jnp.zeros((2, 2))})
+      >>> operator(jnp.ones((2, 2)))
+      Array([[2., 6.],
+             [2., 6.]], dtype=float32)
+    """
+    inputs = get_inputs(batch, inputs_key)
+    summed = Partial(_summed_loss, without_aux(loss_fn, has_aux), params, trees.Static(inputs_key))
+    return hessian(summed, inputs, batch, linearize=linearize)
+
+
+def _summed_loss(
+    loss_fn: LossFn, params: Params, key: trees.Static, inputs: jax.Array, batch: Batch
+) -> jax.Array:
+    return scalar(loss_fn, params, with_inputs(batch, key.value, inputs)) * inputs.shape[0]
 
 
 def _gradient(functions: tuple[LossFn, ...], batch: Batch) -> Callable[[Params], Params]:
@@ -161,7 +191,7 @@ def _differences(step: float | None) -> LinearMaps:
 
 _DIFFERENCE = ('mode="finite_difference" of `hessian`', _differences(None).product)
 _REVERSE_MODE = ('mode="reverse_over_reverse" (exact) of `hessian`', _reverse)
-_MODES: Modes = {
+MODES: Modes = {
     "forward_over_reverse": LinearMaps(_product, _linear, (_REVERSE_MODE, _DIFFERENCE)),
     "reverse_over_reverse": LinearMaps(_reverse, _reverse, (_DIFFERENCE,)),
     "finite_difference": _differences,

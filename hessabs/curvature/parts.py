@@ -13,7 +13,7 @@ import numpy as np
 
 from hessabs import batch_axis, loops, programs, trees
 from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
-from hessabs.curvature.means import check_mean_over_rows
+from hessabs.curvature.passes import check_mean_over_rows
 from hessabs.typing import Operator, Params
 
 Linearize = bool | Literal["auto"]
@@ -60,10 +60,7 @@ def zeros(vector: Params) -> Params:
 
 
 def weighted_product(source: Source, vector: Params) -> tuple[Params, jax.Array]:
-    """Multiply with what the batch of a source makes, times its weight, and return the weight.
-
-    The product is 0 where the weight is, whatever it was.
-    """
+    """Multiply with what a batch makes, times its weight (0 where that is), and return the weight."""
     weight = batch_axis.total_weight(source.weight, source.batch)
     product = jax.tree.map(trees.upcast, multiply(source, None, vector))
     return jax.tree.map(lambda p: jnp.where(weight != 0, weight.astype(p.dtype) * p, 0), product), weight
@@ -91,12 +88,11 @@ def _add_part(
 def _split_product(source: Source, size: trees.Static, vector: Params) -> Params:
     num_examples = batch_axis.num_examples(source.batch)
     whole, rest = divmod(num_examples, size.value)
-    sums = jax.lax.fori_loop(
-        0,
-        whole,
-        lambda i, sums: _add_part(source, i * size.value, size, vector, *sums),
-        (zeros(vector), jnp.zeros(())),
-    )
+
+    def step(i: Any, sums: tuple[Params, jax.Array]) -> tuple[Params, jax.Array]:
+        return _add_part(source, i * size.value, size, vector, *sums)
+
+    sums = jax.lax.fori_loop(0, whole, step, (zeros(vector), jnp.zeros(())))
     if rest:
         sums = _add_part(source, num_examples - rest, trees.Static(rest), vector, *sums)
     return finish(*sums, vector)

@@ -1,25 +1,32 @@
-"""Passes over the batches of a data set: from an object that can be read again, or a function that opens it."""
+"""Passes over the batches of a data set, and whether a loss is the mean over the rows of one.
 
+What is summed over batches and over parts takes it to be. A loss that divides by something else (unmasked
+tokens, valid rows) gives another mean, without a word: cutting a batch in two shows it.
+"""
+
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs import batch_axis, programs, trees
+from hessabs.curvature.linearization import Source
 from hessabs.typing import Batch
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 """An iterable of batches, or a function without arguments that returns one."""
 
 _EMPTY = "The data set is empty: iterating over `batches` gave no batch."
+_ROWS = 64  # of a batch that are looked at, an even number
 
 
 def one_pass(batches: Batches) -> Iterator[Batch]:
     """Read batches once; an iterator will do."""
     _check(batches)
-    empty = True
-    for batch in _open(batches):
-        empty = False
-        yield batch
-    if empty:
-        raise ValueError(_EMPTY)
+    yield from _some(batches, _EMPTY)
 
 
 class Passes:
@@ -32,50 +39,102 @@ class Passes:
     def __init__(self, batches: Batches) -> None:
         _check(batches)
         if isinstance(batches, Iterator):
-            raise ValueError(_only_once(type(batches).__name__))
+            raise ValueError(_only_once(batches, "can be read only once"))
         self._batches = batches
         self._read = False
         self.checked = False
 
     def __call__(self) -> Iterator[Batch]:
-        empty = True
-        for batch in _open(self._batches):
-            empty = False
+        exhausted = _only_once(self._batches, "gave batches in one pass and none in the next")
+        for batch in _some(self._batches, exhausted if self._read else _EMPTY):
             self._read = True
             yield batch
-        if empty:
-            kind = type(self._batches).__name__
-            raise ValueError(
-                _only_once(kind, "gave batches in one pass and none in the next") if self._read else _EMPTY
-            )
 
 
-def _only_once(kind: str, what: str = "can be read only once") -> str:
+def read(passes: Passes, source: Source) -> Iterator[Batch]:
+    """Read all batches, and warn the first time where the loss is not the mean over the rows of one."""
+    first, batch = True, None
+    for batch in passes():
+        if first:
+            _warn(passes, source, batch)
+        first = False
+        yield batch
+    _warn(passes, source, batch)  # the one that may be padded
+    passes.checked = True
+
+
+def check_mean_over_rows(source: Source, batch: Any) -> str | None:
+    """Compare the loss of a batch with the mean of those of its halves, by rows, and say what is wrong."""
+    if source.weight is not None or trees.is_traced(source, batch):
+        return None
+    size = batch_axis.num_examples(batch)
+    if size < 2:
+        return None
+    # Rows from all over the batch, the last one among them: it may be padding.
+    places = np.linspace(0, size - 1, min(size - size % 2, _ROWS)).astype(int)
+    try:
+        whole, first, second = (
+            float(_loss(source._replace(batch=batch_axis.map_examples(lambda x, rows=rows: x[rows], batch))))
+            for rows in (places, *np.split(places, 2))
+        )
+    except Exception:
+        return None  # a loss that takes no other number of rows; what is wrong with it the product says
+    halves = (first + second) / 2
+    # Losses in bfloat16 have two digits. A half without anything that counts may be 0 / 0.
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(source.params))
+    if not np.isfinite(whole) or abs(whole - halves) <= 4 * eps**0.5 * max(abs(whole), abs(halves)):
+        return None
     return (
-        f"`batches` must start anew at each product, but {kind} {what}; pass a list, an object whose __iter__ "
-        "starts again, or a function that opens the data (`lambda: iter(loader)`)."
+        f"The loss of a batch is not the mean of those of its halves, by rows: {whole:.6g} against "
+        f"{halves:.6g}. Give `weight=` what it divides by where that is not the number of rows "
+        '(weight=lambda batch: batch["mask"]); divide by the number of rows where it is a sum. If rows '
+        "influence each other (batch norm in training mode) or it draws random numbers, "
+        "`weight=hessabs.batch_axis.num_examples` says that the mean over batches is meant."
+    )
+
+
+def _warn(passes: Passes, source: Source, batch: Batch) -> None:
+    if not passes.checked and (found := check_mean_over_rows(source, batch)):
+        passes.checked = True
+        warnings.warn(found, stacklevel=4)
+
+
+@programs.jit
+def _loss(source: Source) -> jax.Array:
+    # A loss of params, or a loss of the outputs of a model.
+    model_or_loss, *loss = source.functions
+    value = model_or_loss(source.params, source.batch)
+    return loss[0](value, source.batch) if loss else value
+
+
+def _some(batches: Any, otherwise: str) -> Iterator[Batch]:
+    # Batches, of which there must be at least one.
+    if not _is_iterable(batches):
+        batches = batches()
+        if not _is_iterable(batches):
+            kind = type(batches).__name__
+            raise ValueError(f"`batches` must return an iterable of batches, but returned {kind}.")
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise ValueError(otherwise)
+
+
+def _only_once(batches: Any, what: str) -> str:
+    return (
+        f"`batches` must start anew at each product, but {type(batches).__name__} {what}; pass a list, an "
+        "object whose __iter__ starts again, or a function that opens the data (`lambda: iter(loader)`)."
     )
 
 
 def _check(batches: Any) -> None:
+    got, want = type(batches).__name__, "`batches` must be an iterable of batches"
     if isinstance(batches, Mapping):
-        raise ValueError(
-            f"`batches` must be an iterable of batches, got a {type(batches).__name__}; `[batch]` for one."
-        )
+        raise ValueError(f"{want}, got a {got}; `[batch]` for one.")
     if not (_is_iterable(batches) or callable(batches)):
-        raise ValueError(
-            "`batches` must be an iterable of batches, or a function that returns one, got "
-            f"{type(batches).__name__}."
-        )
-
-
-def _open(batches: Any) -> Iterable[Batch]:
-    if _is_iterable(batches):
-        return batches
-    opened = batches()
-    if not _is_iterable(opened):
-        raise ValueError(f"`batches` must return an iterable of batches, but returned {type(opened).__name__}.")
-    return opened
+        raise ValueError(f"{want}, or a function that returns one, got {got}.")
 
 
 def _is_iterable(x: Any) -> bool:

@@ -15,7 +15,7 @@ def draw_landscape(landscape: Landscape, path: str | Path, *, title: str = "") -
     """Draw the loss along a line, or its contours on a plane, into an image file.
 
     Args:
-      landscape: From ``hessabs.curvature.landscape``; points not evaluated stay empty.
+      landscape: Points not evaluated stay empty.
       path: The file to write; its suffix says the format.
       title: Above the picture.
     """
@@ -37,9 +37,8 @@ def draw_density(
     """Draw a spectral density on a logarithmic axis, with a band of one standard error, into an image file.
 
     Args:
-      density: From ``hessabs.curvature.spectral_density``.
+      density, width: As in ``evaluate_density``; no width for a hundredth of the range of the nodes.
       path, title: As in ``draw_landscape``.
-      width: As in ``evaluate_density``; None for a hundredth of the range of the nodes.
     """
     low, high = float(np.nanmin(density.nodes)), float(np.nanmax(density.nodes))
     width = width or max((high - low) / 100, 1e-12)

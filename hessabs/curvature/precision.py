@@ -14,11 +14,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def full_precision(function: F) -> F:
-    """Make a function trace its matrix products and convolutions in the full precision of their dtype.
+    """Make a function trace its products, those of its derivatives too, in the full precision of their dtype.
 
-    The products of the derivatives that are taken inside the function inherit it. Where the user has set a
-    precision (``jax.default_matmul_precision`` or ``JAX_DEFAULT_MATMUL_PRECISION``), that one holds. CPUs know
-    no other precision: nothing changes there.
+    A precision that the user has set (``jax.default_matmul_precision``) holds. CPUs know no other.
     """
 
     @functools.wraps(function)

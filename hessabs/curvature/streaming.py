@@ -12,16 +12,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hessabs import batch_axis, loops, programs, trees
 from hessabs.curvature import parts
-from hessabs.curvature.linearization import Source
-from hessabs.curvature.means import read
-from hessabs.curvature.passes import Batches, Passes
+from hessabs.curvature.linearization import Modes, Source, make_source
+from hessabs.curvature.passes import Batches, Passes, read
 from hessabs.typing import Batch, Operator, Params
 
 
 def dataset_operator(
-    source: Source, batches: Batches, mesh: Mesh | None, progress: Callable[[int], Any] | None
+    modes: Modes,
+    functions: tuple[Callable[..., Any], ...],
+    params: Params,
+    batches: Batches,
+    *,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Operator:
     """Make an operator that reads all batches at each product."""
+    source = make_source(modes, functions, params, None, **options)
     rest = (trees.Static(Passes(batches)), trees.Static(mesh), trees.Static(progress))
     return Operator(source, rest, _multiply, "in Python")
 
@@ -107,23 +114,16 @@ def _add_on_each(
     examples, treedef = jax.tree.flatten(source.batch)
     specs = [shards if split and c else whole for c in batch_axis.carries_examples(source.batch)]
 
-    def add(
-        source: Source, examples: list[Any], vector: Params, total: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        product, weight = parts.weighted_product(
-            source._replace(batch=jax.tree.unflatten(treedef, examples)), vector
-        )
+    def add(source: Source, examples: list[Any], vector: Params, total: jax.Array) -> tuple[Any, jax.Array]:
+        source = source._replace(batch=jax.tree.unflatten(treedef, examples))
+        product, weight = parts.weighted_product(source, vector)
         # What does not divide is computed on every device.
         share = 1.0 if split else 1 / mesh.size
         return total + share * trees.ravel(product)[0].astype(total.dtype)[None], share * weight[None]
 
     # check_vma=False: differentiating with respect to replicated params must not insert a sum per batch.
     return jax.shard_map(
-        add,
-        mesh=mesh,
-        in_specs=(whole, specs, whole, shards),
-        out_specs=(shards, shards),
-        check_vma=False,
+        add, mesh=mesh, in_specs=(whole, specs, whole, shards), out_specs=(shards, shards), check_vma=False
     )(source._replace(batch=None), examples, vector, total)
 
 

@@ -65,7 +65,7 @@ def trace(
       Hutchinson (1989); Meyer et al. (2021), arXiv:2010.09649, Algorithm 1.
     """
     if method == "hutchinson":
-        return _estimate(_quadratic, matvec, like, key, num_matvecs, loop)
+        return _estimate(trees.vdot, matvec, like, key, num_matvecs, loop)
     if method != "hutch++":
         raise ValueError(f'`method` must be "hutchinson" or "hutch++", got {method!r}.')
     if num_matvecs < 6:
@@ -98,24 +98,15 @@ def trace(
 
 
 def diagonal(
-    matvec: MatVec,
-    like: Params,
-    key: jax.Array,
-    *,
-    num_matvecs: int = 60,
-    loop: loops.Loop | None = None,
+    matvec: MatVec, like: Params, key: jax.Array, *, num_matvecs: int = 60, loop: loops.Loop | None = None
 ) -> Estimate:
     """Estimate the diagonal of a symmetric operator as the mean of ``z * (A z)``.
 
     Args:
-      matvec, like, key, loop: As in ``trace``.
-      num_matvecs: Number of products, at least 2.
+      matvec, like, key, num_matvecs, loop: As in ``trace``, which raises the same errors.
 
     Returns:
       An ``Estimate`` of pytrees like ``like``, in at least float32.
-
-    Raises:
-      ValueError: If there are too few products.
 
     Example:
       >>> matvec = lambda v: jnp.array([1.0, 2.0]) * v
@@ -129,24 +120,15 @@ def diagonal(
 
 
 def frobenius_norm(
-    matvec: MatVec,
-    like: Params,
-    key: jax.Array,
-    *,
-    num_matvecs: int = 60,
-    loop: loops.Loop | None = None,
+    matvec: MatVec, like: Params, key: jax.Array, *, num_matvecs: int = 60, loop: loops.Loop | None = None
 ) -> Estimate:
     """Estimate the Frobenius norm of an operator, from ``E ||A z||^2 = ||A||_F^2``.
 
     Args:
-      matvec, like, key, loop: As in ``trace``.
-      num_matvecs: Number of products, at least 2.
+      matvec, like, key, num_matvecs, loop: As in ``trace``, which raises the same errors.
 
     Returns:
       An ``Estimate`` of scalars; the standard error is that of the square, to first order.
-
-    Raises:
-      ValueError: If there are too few products.
 
     Example:
       >>> matvec = lambda v: jnp.array([3.0, 4.0]) * v
@@ -217,12 +199,8 @@ def _rademacher(key: jax.Array, like: Params) -> Params:
 _jitted_sample = programs.jit(_sample)
 
 
-def _quadratic(probe: Params, product: Params) -> jax.Array:
-    return trees.vdot(probe, product)
-
-
 def _elementwise(probe: Params, product: Params) -> Params:
-    return jax.tree.map(lambda z, w: z.astype(jnp.promote_types(z.dtype, jnp.float32)) * w, probe, product)
+    return jax.tree.map(lambda z, w: trees.upcast(z) * w, probe, product)
 
 
 def _square(probe: Params, product: Params) -> jax.Array:

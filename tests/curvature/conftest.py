@@ -1,5 +1,6 @@
 """What the curvature tests share: small networks, and matrices with known spectra as operators on a pytree."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -48,6 +49,7 @@ _NETWORKS = {
 }
 
 
+@functools.cache  # what is known of it (its dense Hessian, say) serves every test
 def make_problem(name, dtype=jnp.float32, num_examples=12, seed=0):
     """A network with params, a batch, its model function and its mean cross-entropy."""
     model, shapes, width = _NETWORKS[name]
@@ -98,10 +100,17 @@ def _to_dense():
     return to_dense
 
 
+_KNOWN = {}
+
+
 def dense_hessian(loss_fn, params, batch):
-    """The matrix that ``jax.hessian`` gives for the flattened params."""
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return np.asarray(jax.jit(jax.hessian(lambda x: loss_fn(unravel(x), batch)))(flat))
+    """The matrix that ``jax.hessian`` gives for the flattened params, computed once for the same arrays."""
+    key = (loss_fn, *map(id, jax.tree.leaves((params, batch))))
+    if key not in _KNOWN:
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        matrix = np.asarray(jax.jit(jax.hessian(lambda x, batch: loss_fn(unravel(x), batch)))(flat, batch))
+        _KNOWN[key] = matrix, (params, batch)  # what lives keeps its id
+    return _KNOWN[key][0]
 
 
 @pytest.fixture(name="dense_hessian")

@@ -1,5 +1,7 @@
 """The same small network in the libraries that people write models in."""
 
+import functools
+
 import equinox as eqx
 import haiku as hk
 import jax
@@ -71,11 +73,17 @@ def equinox():
     return Equinox(eqx.nn.Linear(3, 4, key=keys[0]), eqx.nn.LayerNorm(4), eqx.nn.Linear(4, 2, key=keys[1]))
 
 
+@functools.cache
 def make(library):
-    """Params and ``model_fn(params, x)``."""
+    """Params and ``model_fn(params, x)``, in float32 whichever test asks first."""
+    with jax.enable_x64(False):
+        return _make(library)
+
+
+def _make(library):
     if library in ("linen", "boxed", "scanned"):
         model = Scanned() if library == "scanned" else Linen(library == "boxed")
-        params = model.init(KEY, X)["params"]
+        params = jax.jit(model.init)(KEY, X)["params"]
         # Flax unboxes what it applies itself; the params stay as they are.
         return params, lambda p, x: model.apply({"params": p}, x)
     if library == "nnx":
@@ -85,7 +93,7 @@ def make(library):
         params, static = eqx.partition(equinox(), eqx.is_inexact_array)
         return params, lambda p, x: eqx.combine(p, static)(x)
     model = hk.without_apply_rng(hk.transform(_haiku))
-    return model.init(KEY, X), model.apply
+    return jax.jit(model.init)(KEY, X), model.apply
 
 
 def loss_of(model_fn):

@@ -25,8 +25,8 @@ def test_block_is_that_of_the_dense_hessian(x64, make_problem, dense_hessian, to
 
 
 @pytest.mark.parametrize("kind", ["gauss_newton", "callable", "data set", "split"])
-def test_block_of_every_kind_of_operator(x64, make_problem, to_dense, random_like, kind):
-    problem = make_problem("mlp", jnp.float64)
+def test_block_of_every_kind_of_operator(x64, make_problem, random_like, kind):
+    problem = make_problem("mlp", jnp.float64, num_examples=2)
     if kind == "gauss_newton":
         whole = curvature.gauss_newton(
             problem.model_fn, problem.output_loss, problem.params, problem.batch, linearize=True

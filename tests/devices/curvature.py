@@ -1,6 +1,6 @@
-"""Curvature on eight devices, three ways, and with sharded params, against one device; prints JSON.
+"""Curvature on several devices, three ways, and with sharded params, against one device; prints JSON.
 
-Run by test_devices.py in a process of its own, for the number of devices is fixed when JAX starts.
+Run by test_devices.py, with eight devices in a process of its own: their number is fixed when JAX starts.
 """
 
 import json
@@ -61,18 +61,17 @@ MEASURES = {"hvp": product, "gauss_newton": gauss_newton, "eigenpair": eigenpair
 
 def three_ways(name):
     params, batch = problem()
-    results = {}
-    if make := MEASURES[name]:
-        want = jax.jit(make(None))(params, batch)
-        for way, wrap in WAYS.items():
-            run, lower = wrap(make(None if way == "NamedSharding" else "data"), per_example=False)
-            got = run(params, batch)
-            results[f"{name}: {way}"] = {
-                "difference": largest_difference(got, want),
-                "size": largest_difference(got, jax.tree.map(jnp.zeros_like, got)),
-                "same bits": same_bits(got, run(params, batch)),
-                "collectives": collectives(lower(params, batch)),
-            }
+    results, make = {}, MEASURES[name]
+    want = jax.jit(make(None))(params, batch)
+    for way, wrap in WAYS.items():
+        run, lower = wrap(make(None if way == "NamedSharding" else "data"), per_example=False)
+        got = run(params, batch)
+        results[f"{name}: {way}"] = {
+            "difference": largest_difference(got, want),
+            "size": largest_difference(got, jax.tree.map(np.zeros_like, got)),
+            "same bits": same_bits(got, run(params, batch)),
+            "collectives": collectives(lower(params, batch)),
+        }
     return results
 
 
@@ -124,13 +123,13 @@ def data_set():
     }
 
 
-def main(names):
+def find(names):
     parts = {"sharded params": sharded_params, "data set": data_set}
     results = {}
     for name in names:
         results |= parts[name]() if name in parts else three_ways(name)
-    print(json.dumps(results))
+    return results
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*MEASURES, "sharded params", "data set"])
+    print(json.dumps(find(sys.argv[1:] or [*MEASURES, "sharded params", "data set"])))
