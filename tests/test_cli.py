@@ -135,6 +135,7 @@ def test_workdir_under_a_file(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_workdir_that_cannot_be_written(capsys, tmp_path, monkeypatch):
     if os.access("/proc/self", os.W_OK):  # who may write everything may not write there
         monkeypatch.setattr(os, "access", lambda path, mode: False)

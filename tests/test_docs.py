@@ -33,7 +33,7 @@ PACKAGES = (
     "hessabs.training.callbacks",
 )
 WITH_A_PAGE = {*PACKAGES, "hessabs.typing"}
-QUICK = {"measure-my-hessian.md", "write-your-own.md"}
+QUICK = {"write-your-own.md"}
 _FENCE = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
 
 

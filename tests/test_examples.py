@@ -56,7 +56,7 @@ def check_top_eigenvalue(lines, folder):
     assert 0 < max(layers.values()) <= values[0]  # a block's eigenvalue is never the larger one
 
 
-SLOW = ("batch_norm.py", "cifar10.py", "data_parallel.py", "top_eigenvalue.py")
+SLOW = ("batch_norm.py", "cifar10.py", "data_parallel.py", "demo.py", "top_eigenvalue.py")
 FLAGS = {
     "cifar10.py": ("--dataset=digits", "--epochs=1"),
     "demo.py": ("--epochs=2",),

@@ -100,6 +100,7 @@ def test_eigenpairs_and_their_basis_stay_sharded(layout, axis_type, loop):
 
 
 @every_mesh
+@pytest.mark.slow
 def test_blocks_states_and_plain_functions_on_a_mesh(axis_type):
     matvec, _, place = _problem("two axes", axis_type)
     starts = place(np.random.default_rng(2).normal(size=(3, SIZE)))
@@ -117,6 +118,7 @@ def test_blocks_states_and_plain_functions_on_a_mesh(axis_type):
 
 
 @some_meshes(CASES[0])
+@pytest.mark.slow
 def test_lanczos_density_and_traces_are_those_of_one_device(layout, axis_type, loop):
     matvec, v0, _ = _problem(layout, axis_type)
     one = Partial(_product, *(jax.tree.map(np.asarray, x) for x in matvec.args))

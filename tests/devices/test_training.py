@@ -76,6 +76,7 @@ def test_replayed_perturbations_stay_with_their_images():
 @pytest.mark.parametrize(
     "network", ["batch norm and dropout", pytest.param("resnet20", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_batch_norm_and_dropout_see_whole_micro_batches(network):
     # Twenty layers amplify the rounding of float32: they are compared in float64.
     deep = network == "resnet20"

@@ -49,6 +49,7 @@ def train(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_whole_line_and_its_params(trained):
     run = table.read(trained.results)["bl_128/seed0"]
     summary = run.summary
@@ -68,6 +69,7 @@ def test_a_run_leaves_a_whole_line_and_its_params(trained):
     assert work.line(run).startswith(f"bl_128/seed0: {summary['test_accuracy']:.2f} % right, ")
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_recorded_and_has_the_accuracy_of_chance(trained):
     run = table.read(trained.results)["wild/seed0"]
     assert "not finite" in run.summary["diverged"]
@@ -123,6 +125,7 @@ def test_runs_of_another_commit_move_aside_with_their_params(train, tmp_path):
     assert work.do(here, "a/seed0", {}, SOURCE).name == "a/seed0"
 
 
+@pytest.mark.slow
 def test_report(trained):
     grid = Grid("mine", "Mine.", dict.fromkeys(("wild/seed0", "bl_128/seed0", "bl_128/seed1"), SETTINGS))
     findings = trained.results / report.FINDINGS
@@ -142,6 +145,7 @@ def test_report(trained):
         (trained.results / name).unlink()
 
 
+@pytest.mark.slow
 def test_report_of_runs_that_had_the_machine_alone(trained):
     this = Grid("mine", "Mine.", {"bl_128/seed0": SETTINGS}, alone=True)
     runs = table.read(trained.results)
@@ -158,6 +162,7 @@ def test_report_without_a_finished_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", measure.MEASUREMENTS)
+@pytest.mark.slow
 def test_measuring_a_trained_run(trained, what, monkeypatch, tmp_path):
     config = tmp_path / "mine.py"
     config.write_text('"""Mine."""\nSEEDS = (0,)\nBASE = {}\nGRID = {"bl_128": {}}\n')

@@ -218,6 +218,7 @@ def look(home, workdir, capsys):
     assert np.mean(right) == pytest.approx(accuracy, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_every_command_looks_at_a_network_of_a_file(home, run, capsys):
     capsys.readouterr()
     look(home, run, capsys)

@@ -271,6 +271,7 @@ def test_attacks_use_the_running_statistics_and_do_not_touch_them(batch_norm):
     assert_close(optax.tree.scale(1 / MICRO, totals.gradient), jax.grad(loss)(params), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_eigenvalue_is_measured_in_evaluation_mode_and_touches_nothing(batch_norm):
     step, init = batch_norm
     state = step.update(init(), batches(4 * MICRO, seed=5))

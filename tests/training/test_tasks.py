@@ -260,6 +260,7 @@ def test_fit_of_an_nnx_network_is_a_loop_by_hand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result.params, want)
 
 
+@pytest.mark.slow
 def test_fit_of_an_equinox_network_is_a_loop_by_hand(tmp_path):
     """With a running average of the params by examples, which is evaluated and saved."""
     task, optimizer = tasks.equinox(EqxNet, of_classes()), optax.adamw(0.02)

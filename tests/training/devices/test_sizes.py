@@ -49,6 +49,7 @@ def assert_same_course(got, want):
     assert_close(got.params, want.params)
 
 
+@pytest.mark.slow
 def test_auto_is_fixed_up_to_rounding(base, auto):
     assert_same_course(auto, train(like(base, **SETTINGS, micro_batch="fixed")))
 

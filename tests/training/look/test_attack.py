@@ -53,6 +53,7 @@ def files(workdir):
     return {path.name: path.stat().st_mtime_ns for path in (workdir / CACHE).glob("*.npz")}
 
 
+@pytest.mark.slow
 def test_numbers_files_and_transfer(tmp_path):
     run, other = kinds.images(), kinds.images(1)
     transfer = SMALL._replace(source="other", attack=("fgsm",))

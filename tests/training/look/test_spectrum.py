@@ -147,6 +147,7 @@ def test_a_broken_state_is_left_aside(interrupted, capsys, damage):
     np.testing.assert_allclose(result.eigenvalues, np.sort(VALUES)[::-1][:2], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_landscape_and_a_density_go_on_at_the_next_point(tmp_path, monkeypatch):
     run = kinds.plain()
     options = Options(top=2, batch_size=50, density=True, landscape=True)

@@ -55,6 +55,7 @@ def whole(ask, tmp_path_factory):
     return answer, workdir
 
 
+@pytest.mark.slow
 def test_a_kill_in_an_update(ask, tmp_path):
     settings = {"method": "bl", "epochs": 1, "lr_decay_epochs": []}
     assert ask(tmp_path / "killed", settings, ["micro_batch", 16, 0], quick=True) == KILLED
