@@ -56,7 +56,16 @@ def check_top_eigenvalue(lines, folder):
     assert 0 < max(layers.values()) <= values[0]  # a block's eigenvalue is never the larger one
 
 
-SLOW = ("batch_norm.py", "cifar10.py", "data_parallel.py", "demo.py", "top_eigenvalue.py")
+SLOW = {path.name for path in EXAMPLES.glob("*.py")} - {"optax_chain.py"}
+def check_transformer_adamw(lines, folder):
+    sizes = [int(line.split("batch ")[1].split(",")[0]) for line in lines[:-1]]
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], len(sizes) > 2) == (8, True)
+    before, after = map(float, lines[-1].removeprefix("held-out loss ").split(" nats")[0].split(" -> "))
+    assert 4.5 < before < 4.7  # ln 96: nothing is known of the next character
+    assert after < 3.5
+
+
 FLAGS = {
     "cifar10.py": ("--dataset=digits", "--epochs=1"),
     "demo.py": ("--epochs=2",),
