@@ -386,3 +386,13 @@ def test_a_signal_saves_and_says_so_by_the_exit_status(tmp_path):
         assert process.returncode == 128 + signum  # 143 and 130
         assert "--resume goes on there" in err
         assert len(list((tmp_path / signum.name / "checkpoints").iterdir())) == 1
+
+
+def test_without_the_packages_of_training_a_command_says_what_to_install(capsys, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'flax.linen'", name="flax.linen")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    assert cli.main(["report"]) == 2
+    want = 'hessabs: flax is not installed, which the commands need: pip install "hessabs[train]"\n'
+    assert capsys.readouterr().err == want

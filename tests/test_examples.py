@@ -57,6 +57,8 @@ def check_top_eigenvalue(lines, folder):
 
 
 SLOW = {path.name for path in EXAMPLES.glob("*.py")} - {"optax_chain.py"}
+
+
 def check_transformer_adamw(lines, folder):
     sizes = [int(line.split("batch ")[1].split(",")[0]) for line in lines[:-1]]
     assert sizes == sorted(set(sizes))

@@ -71,13 +71,21 @@ def main(argv: Sequence[str]) -> int:
         words = parse(values, name, arguments, getattr(command, "WORDS", None))
         status: int = 0 if words is None else command.main(values, *words)
     except (flags.Error, ValueError, OSError, ImportError) as error:
-        return refuse(error)
+        return refuse(_with_extra(error))
     except (RuntimeError, AssertionError):  # JAX's own where a platform is not there
         problem = _platform_problem()
         if problem is None:
             raise
         return refuse(problem)
     return status
+
+
+def _with_extra(error: Exception) -> Exception | str:
+    """Say what to install where a package of the extra `train` is missing."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in ("flax", "matplotlib", "orbax", "sklearn", "tensorboardX", "tqdm"):
+        return f'{missing} is not installed, which the commands need: pip install "hessabs[train]"'
+    return error
 
 
 def _platform_problem() -> str | None:
