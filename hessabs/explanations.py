@@ -3,7 +3,8 @@
 The libraries of the models are not imported: their objects are known by the names of their classes.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +55,23 @@ def of_error(error: Exception) -> str | None:
         "of random numbers, a param). Call `model.eval()` before the model is split, and put it together in "
         f"the loss with `nnx.merge` instead of changing it with `nnx.update`. Flax says: {error}"
     )
+
+
+def of_call(error: Exception, function: Callable[..., Any], args: Sequence[Any]) -> str | None:
+    """Say that a function of the caller takes other arguments than it is called with; None if it takes them."""
+    if not isinstance(error, TypeError):
+        return None
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*args)
+    except TypeError:
+        return (
+            f"The function takes {signature}, but a loss is called as `loss_fn(params, batch)` and a model as "
+            "`model_fn(params, batch)`: take both, and bind what else it needs with jax.tree_util.Partial."
+        )
+    except ValueError:  # it has no signature
+        pass
+    return None
 
 
 def _is_nnx_module(node: Any) -> bool:

@@ -21,7 +21,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:
-        if (advice := explanations.of_error(error)) is None:
+        if (advice := explanations.of_error(error) or explanations.of_call(error, function, args)) is None:
             raise
         raise ValueError(advice) from error
 
