@@ -21,9 +21,10 @@ from hessabs.curvature.landscape import Landscape, filter_normalized_direction, 
 from hessabs.curvature.last_layer import last_layer
 from hessabs.curvature.layers import Layer, last_layer_path, layers
 from hessabs.curvature.operators import hessian, hvp, input_hessian
-from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra
+from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra, plot_density
 from hessabs.curvature.power import PowerIterationResult, deflated_power_iteration, power_iteration
 from hessabs.curvature.preconditioning import adam_scale, preconditioned
+from hessabs.curvature.summary import Summary, summary
 from hessabs.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "LayerCurvature",
     "PowerIterationResult",
     "SpectralDensity",
+    "Summary",
     "adam_scale",
     "batch_sharpness",
     "batch_spectra",
@@ -73,10 +75,12 @@ __all__ = [
     "last_layer_path",
     "layer_table",
     "layers",
+    "plot_density",
     "power_iteration",
     "preconditioned",
     "restrict",
     "sharpness_along",
     "spectral_density",
+    "summary",
     "trace",
 ]

@@ -40,16 +40,21 @@ def draw_density(
       density, width: As in ``evaluate_density``; no width for a hundredth of the range of the nodes.
       path, title: As in ``draw_landscape``.
     """
+    figure, axes = _figure(title)
+    plot_density(density, axes, width=width)
+    figure.savefig(path)
+
+
+def plot_density(density: SpectralDensity, ax: Any, *, width: float | None = None) -> None:
+    """Draw what ``draw_density`` draws into axes of matplotlib."""
     low, high = float(np.nanmin(density.nodes)), float(np.nanmax(density.nodes))
     width = width or max((high - low) / 100, 1e-12)
     grid = np.linspace(low - 5 * width, high + 5 * width, 1000)
     curve, error = evaluate_density(density, grid, width)
-    figure, axes = _figure(title)
-    axes.semilogy(grid, curve)
+    ax.semilogy(grid, curve)
     if np.isfinite(error).all():
-        axes.fill_between(grid, np.maximum(curve - error, 1e-300), curve + error, alpha=0.3)
-    axes.set(xlabel="eigenvalue", ylabel="density", ylim=(max(curve.max() * 1e-8, 1e-300), None))
-    figure.savefig(path)
+        ax.fill_between(grid, np.maximum(curve - error, 1e-300), curve + error, alpha=0.3)
+    ax.set(xlabel="eigenvalue", ylabel="density", ylim=(max(curve.max() * 1e-8, 1e-300), None))
 
 
 def draw_spectra(spectra: dict[str, np.ndarray], path: str | Path, *, title: str = "") -> None:

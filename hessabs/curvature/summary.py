@@ -1,0 +1,74 @@
+"""The spectrum of an operator in one call: the largest eigenvalues, the trace, the density."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hessabs import trees
+from hessabs.curvature.density import SpectralDensity, spectral_density
+from hessabs.curvature.eigsh import EigshResult, eigsh
+from hessabs.curvature.pictures import plot_density
+from hessabs.curvature.trace import Estimate, trace
+from hessabs.typing import MatVec, Params
+
+
+class Summary(NamedTuple):
+    """What ``summary`` found; each part says itself how good it is."""
+
+    top: EigshResult  # the largest eigenvalues, descending, with residuals
+    trace: Estimate  # with a standard error
+    density: SpectralDensity  # of all eigenvalues
+    num_params: int
+
+    def plot(self, ax: Any) -> None:
+        """Draw the density, and the largest eigenvalues as ticks, into axes of matplotlib."""
+        plot_density(self.density, ax)
+        for value in self.top.eigenvalues:
+            ax.axvline(value, color="k", linewidth=0.8, ymax=0.05)
+        mean = float(self.trace.value) / self.num_params
+        ax.set_title(f"top {self.top.eigenvalues[0]:.3g}, mean {mean:.2g} of {self.num_params:,} eigenvalues")
+
+
+def summary(
+    matvec: MatVec,
+    like: Params,
+    key: jax.Array,
+    *,
+    k: int = 5,
+    rtol: float = 1e-2,
+    num_matvecs: int = 60,
+    num_probes: int = 4,
+    num_iters: int = 40,
+) -> Summary:
+    """Say what a spectrum looks like, for about 300 products.
+
+    Args:
+      matvec: A symmetric operator, as ``hessian`` makes it.
+      like: A pytree of the structure of its vectors: the params.
+      key: A random key.
+      k, rtol: Largest eigenvalues that are wanted, and the relative residual of each; see ``eigsh``.
+      num_matvecs: Products for the trace; see ``trace``.
+      num_probes, num_iters: Probes for the density and products for each (at most as many as there are
+        numbers in ``like``); see ``spectral_density``.
+
+    Returns:
+      A ``Summary``.
+
+    Raises:
+      ValueError: If a number is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = summary(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.ones(3), jax.random.key(0), k=1)
+      >>> float(found.top.eigenvalues[0].round(3)), float(found.trace.value), found.num_params
+      (4.0, 7.0, 3)
+    """
+    for_top, for_trace, for_density = jax.random.split(key, 3)
+    size = sum(int(np.size(x)) for x in jax.tree.leaves(like))
+    return Summary(
+        eigsh(matvec, trees.normal_like(for_top, like), k, rtol=rtol),
+        trace(matvec, like, for_trace, num_matvecs=num_matvecs),
+        spectral_density(matvec, like, for_density, num_probes=num_probes, num_iters=min(num_iters, size)),
+        size,
+    )
