@@ -168,7 +168,7 @@ def l2hess(
       ``attack(loss_fn, params, batch, key=None) -> batch``. No random key.
 
     Raises:
-      As ``fhsm``.
+      ValueError: As ``fhsm``.
 
     Example:
       >>> loss = lambda w, batch: jnp.mean(jnp.sum(w * (batch["image"] + 1) ** 2, axis=1))

@@ -7,7 +7,7 @@ Without a weight, the first product warns where a loss is not the mean over the 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,16 @@ from hessabs.curvature.streaming import dataset_operator
 from hessabs.typing import Batch, LossFn, Operator, Params
 
 
-class Options(TypedDict, total=False):
-    """What every operator over a data set takes by name, as ``dataset_hessian`` says."""
-
-    weight: Weight
-    mesh: Mesh | None
-    progress: Callable[[int], Any] | None
-    mode: str
-    step: float | None
-    has_aux: bool
-
-
-def dataset_hessian(loss_fn: LossFn, params: Params, batches: Batches, **options: Unpack[Options]) -> Operator:
+def dataset_hessian(
+    loss_fn: LossFn,
+    params: Params,
+    batches: Batches,
+    *,
+    weight: Weight = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], Any] | None = None,
+    **options: Any,
+) -> Operator:
     """Make the Hessian of the mean loss over a whole data set an operator.
 
     Batches of one shape compile once. The sum is kept in at least float32.
@@ -66,7 +64,9 @@ def dataset_hessian(loss_fn: LossFn, params: Params, batches: Batches, **options
       >>> dataset_hessian(loss, jnp.ones(()), halves, weight=lambda batch: batch[1])(jnp.ones(()))
       Array(9.333333, dtype=float32)
     """
-    return dataset_operator(HESSIAN, (loss_fn,), params, batches, **options)
+    return dataset_operator(
+        HESSIAN, (loss_fn,), params, batches, weight=weight, mesh=mesh, progress=progress, **options
+    )
 
 
 def dataset_gauss_newton(
@@ -74,7 +74,11 @@ def dataset_gauss_newton(
     loss_fn: Callable[[Any, Batch], jax.Array],
     params: Params,
     batches: Batches,
-    **options: Unpack[Options],
+    *,
+    weight: Weight = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Operator:
     """Make the Gauss-Newton matrix of the mean loss over a whole data set an operator.
 
@@ -91,7 +95,16 @@ def dataset_gauss_newton(
       >>> dataset_gauss_newton(model, loss, jnp.zeros(1), uneven)(jnp.ones(1))  # 2 (4 * 1 + 9) / 5
       Array([5.2], dtype=float32)
     """
-    return dataset_operator(GAUSS_NEWTON, (model_fn, loss_fn), params, batches, **options)
+    return dataset_operator(
+        GAUSS_NEWTON,
+        (model_fn, loss_fn),
+        params,
+        batches,
+        weight=weight,
+        mesh=mesh,
+        progress=progress,
+        **options,
+    )
 
 
 def dataset_fisher(
@@ -100,7 +113,10 @@ def dataset_fisher(
     batches: Batches,
     *,
     distribution: Distribution = "categorical",
-    **options: Unpack[Options],
+    weight: Weight = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Operator:
     """Make the Fisher matrix of a model over a whole data set an operator.
 
@@ -117,12 +133,21 @@ def dataset_fisher(
       >>> operator(jnp.array([[1.0, 0.0]]))  # (3 + 4) / 4 times that of one example
       Array([[ 0.4375, -0.4375]], dtype=float32)
     """
-    functions = model_fn, log_partition(distribution, options.get("weight"))
-    return dataset_operator(GAUSS_NEWTON, functions, params, batches, **options)
+    functions = model_fn, log_partition(distribution, weight)
+    return dataset_operator(
+        GAUSS_NEWTON, functions, params, batches, weight=weight, mesh=mesh, progress=progress, **options
+    )
 
 
 def dataset_empirical_fisher(
-    loss_fn: LossFn, params: Params, batches: Batches, **options: Unpack[Options]
+    loss_fn: LossFn,
+    params: Params,
+    batches: Batches,
+    *,
+    weight: Weight = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], Any] | None = None,
+    **options: Any,
 ) -> Operator:
     """Make the second moment of the per-example gradients over a whole data set an operator.
 
@@ -139,8 +164,10 @@ def dataset_empirical_fisher(
       >>> operator(jnp.ones(1))  # (3 * 1 + 9) / 4
       Array([3.], dtype=float32)
     """
-    functions = squared_losses(loss_fn, options.get("weight"), has_aux=options.pop("has_aux", False))
-    return dataset_operator(GAUSS_NEWTON, functions, params, batches, **options)
+    functions = squared_losses(loss_fn, weight, has_aux=options.pop("has_aux", False))
+    return dataset_operator(
+        GAUSS_NEWTON, functions, params, batches, weight=weight, mesh=mesh, progress=progress, **options
+    )
 
 
 def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-4) -> None:
