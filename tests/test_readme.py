@@ -32,6 +32,7 @@ def commands(program):
 
 @per_page
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_python_blocks_run(page):
     shown = [block for block in blocks(page, "python", "pycon") if ">>>" in block]
     assert shown, f"{page.name} shows no use of the library"

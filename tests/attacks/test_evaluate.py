@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH = make_batch(PARAMS, n=30)
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_attacks_do():
     make = {"fgsm": attacks.fgsm, "pgd": lambda epsilon: attacks.pgd(epsilon, steps=5)}
     minimal = {"deepfool": attacks.deepfool(norm="linf")}
@@ -168,6 +169,7 @@ def test_transfer_makes_the_examples_on_the_source():
     np.testing.assert_array_equal(rows[1].withstood, want)
 
 
+@pytest.mark.slow
 def test_batches_that_are_joined_are_the_whole():
     epsilons = [0.05, 0.2]
     options = {"norm": "l2", "bounds": (0.0, 1.0), "inputs_key": "image"}

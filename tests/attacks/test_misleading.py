@@ -20,6 +20,7 @@ def look(network):
     return signs.messages(~fallen(PARAMS, BATCH))
 
 
+@pytest.mark.slow
 def test_a_sound_network_under_sound_attacks_is_no_cause(recwarn):
     make = {"fgsm": attacks.fgsm, "pgd": lambda epsilon: attacks.pgd(epsilon, steps=5), "square": few_queries}
     attacks.evaluate(

@@ -153,6 +153,7 @@ def test_boxes_may_name_the_axis_of_layers():
     "library",
     ["equinox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linen", "boxed", "nnx", "haiku"))],
 )
+@pytest.mark.slow
 def test_blocks_of_every_library_are_those_of_the_dense_hessian(x64, dense_hessian, to_dense, library):
     params, model_fn = models.make(library)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)

@@ -85,6 +85,7 @@ def some_meshes(fast):
 
 
 @some_meshes(CASES[1])
+@pytest.mark.slow
 def test_eigenpairs_and_their_basis_stay_sharded(layout, axis_type, loop):
     matvec, v0, _ = _problem(layout, axis_type)
     # So few rows that the process restarts.

@@ -51,6 +51,7 @@ def run(task, method, **changes):
     "method",
     [method if method == "gg" else pytest.param(method, marks=pytest.mark.slow) for method in OWN],
 )
+@pytest.mark.slow
 def test_updates_are_as_planned(method, task):
     settings = PlanSettings(**{name: RUN[name] for name in PlanSettings._fields if name in RUN})
     fields = {"max_batch_size": 64, **OWN[method]}

@@ -101,6 +101,7 @@ def test_a_finished_run_says_so(base, whole, tmp_path, capsys):
     ("method", "epochs"),
     [("gg", 3), *slow(("bl", 2), ("bl", 3), ("abs", 2), ("gg", 2))],  # 3: its last micro-batch fills no update
 )
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_what_more_epochs_would_have_given(tmp_path, capsys, method, epochs):
     # No schedule of these depends on the number of epochs; the decay after the third one is still to come.
     settings = {"method": method, **({} if method == "bl" else {"max_batch_size": 8 * MICRO})}
