@@ -1,10 +1,11 @@
 """The search of the frontier: rates are bracketed, the choice gets the other seeds, rules take its rate."""
 
 import math
+import shutil
 
 import pytest
 
-from experiments import training
+from experiments import grid, table, training
 from experiments.frontier import report, search
 from experiments.frontier.problems import PROBLEMS, Point, points, rate, settings
 from experiments.table import Run
@@ -78,3 +79,16 @@ def test_the_report_says_what_was_measured(tmp_path, monkeypatch):
     assert "| sgd | stability_sqrt | 10 | 0.8 |" in text
     assert (tmp_path / "updates_to_target.png").exists() is False  # nothing reaches 90
     assert (tmp_path / "metric_by_updates.png").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(grid.RESULTS.glob(f"frontier_*/{table.FILE}")), ids=lambda p: p.parent.name
+)
+def test_the_committed_page_is_that_of_the_table_and_runs_say_where_they_come_from(path, tmp_path):
+    name = path.parent.name.removeprefix("frontier_")
+    shutil.copy(path, tmp_path)
+    report.write(name, tmp_path)
+    assert (path.parent / "README.md").read_text() == (tmp_path / "README.md").read_text()
+    for run in table.read(path.parent).values():
+        assert run.summary["command"] == f"python -m experiments.frontier.run {name}"
+        assert (len(run.commit), bool(run.summary["hardware"])) == (40, True)

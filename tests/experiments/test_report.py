@@ -8,7 +8,7 @@ from experiments import grid, overhead, pictures, report, table
 from experiments.grid import Grid
 from experiments.table import Run
 
-COMMITTED = [path.parent for path in sorted(grid.RESULTS.glob(f"*/{table.FILE}"))]
+COMMITTED = [grid.RESULTS / name for name in grid.names() if (grid.RESULTS / name / table.FILE).exists()]
 CURVATURE = {
     "num_examples": 4000,
     "train": [3.0, 2.0],

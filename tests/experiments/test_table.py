@@ -8,7 +8,7 @@ import pytest
 
 from experiments import grid, table
 
-COMMITTED = [path.parent for path in sorted(grid.RESULTS.glob(f"*/{table.FILE}"))]
+COMMITTED = [grid.RESULTS / name for name in grid.names() if (grid.RESULTS / name / table.FILE).exists()]
 
 
 def run(name, commit="a" * 40, **summary):
