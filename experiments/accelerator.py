@@ -32,6 +32,7 @@ from experiments import provenance
 from hessabs import attacks, curvature, models, trees
 from hessabs.data import Position, as_source
 from hessabs.training import Task, assemble, fit, tasks
+from hessabs.training.look.results import markdown
 from hessabs.training.loop_state import start
 from hessabs.training.run import prepare
 from hessabs.training.sizes import make_sizes
@@ -376,9 +377,8 @@ def page(kind: str, results: Mapping[str, Any]) -> str:
         lines += [f"## {name.capitalize()}", "", found["what"], ""]
         columns = list(dict.fromkeys(key for row in found["rows"] for key in row))
         if columns:
-            lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-            lines += [f"| {' | '.join(_cell(row.get(key, '')) for key in columns)} |" for row in found["rows"]]
-            lines += [""]
+            rows = [[_cell(row.get(key, "")) for key in columns] for row in found["rows"]]
+            lines += [*markdown([columns, *rows]), ""]
         if found["failed"]:
             lines += [f"It failed: {found['failed']}", ""]
         lines += [

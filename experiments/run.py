@@ -12,9 +12,7 @@ With --smoke, two epochs of the first seed, all in runs/CONFIG_smoke.
 
 import collections
 import fnmatch
-import os
 import pathlib
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -50,14 +48,14 @@ def main(argv: Sequence[str]) -> None:
     wanted = [name for name in this.runs if _is_wanted(*name.rsplit("/seed", 1))]
     _look_at_other_commits(place, wanted)
     if _JOBS.value > 1:
-        _share()
+        work.share([sys.executable, *sys.argv, "--jobs=1", "--nofresh"], _JOBS.value)
     else:
         source = work.origin(f"python experiments/run.py {this.name}")
         for name in wanted:
             run = work.do(place, name, this.runs[name], source, _DATA_DIR.value)
             if run is not None:
                 print(work.line(run), flush=True)
-    if "HESSABS_GRID_WORKER" not in os.environ:
+    if not work.is_worker():
         print(report.write(place.results, this))
 
 
@@ -74,20 +72,6 @@ def _look_at_other_commits(place: work.Place, names: Sequence[str]) -> None:
         print(f"{count} finished runs are of commit {commit[:8]}, not {here[:8]}: {what}", flush=True)
     for name in others if _FRESH.value else ():
         work.move_aside(place, name)
-
-
-def _share() -> None:
-    environment = {
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # an accelerator has to hold all of them
-        **os.environ,
-        "HESSABS_GRID_WORKER": "1",
-    }
-    command = [sys.executable, *sys.argv, "--jobs=1", "--nofresh"]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(_JOBS.value)]
-    failed = sum(worker.wait() != 0 for worker in workers)
-    if failed:
-        sys.exit(f"experiments/run.py: {failed} of {len(workers)} processes failed; run again to continue.")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,18 @@ and the run that it was at goes on from its last checkpoint, if the commit is th
 import contextlib
 import fcntl
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import provenance, table, training
 
 LOCK = "run.lock"
+_WORKER = "HESSABS_GRID_WORKER"  # in the environment of a process that shares a grid with others
 STARTED = "started.json"  # by what, until the run is finished
 
 
@@ -63,6 +67,25 @@ def do(
             runs[name] = table.Run(name, {**summary, **source}, records, {})
         started.unlink()
         return table.read(place.results)[name]
+
+
+def share(command: Sequence[str], jobs: int) -> None:
+    """Let several processes of one thread each work on a grid, and wait; exits where one fails."""
+    environment = {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # an accelerator has to hold all of them
+        **os.environ,
+        _WORKER: "1",
+    }
+    workers = [subprocess.Popen(command, env=environment) for _ in range(jobs)]
+    failed = sum(worker.wait() != 0 for worker in workers)
+    if failed:
+        sys.exit(f"{failed} of {jobs} processes failed; run again to continue.")
+
+
+def is_worker() -> bool:
+    """Tell whether this process shares a grid with others."""
+    return _WORKER in os.environ
 
 
 def move_aside(place: Place, name: str) -> None:

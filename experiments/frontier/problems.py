@@ -36,24 +36,22 @@ _IMAGES = {
 _KEPT = {"adversarial_fraction": 0.2}
 _CLEAN = {"adversarial_fraction": 0.0, "epsilon": None, "fgsm_epsilon": 0.02}
 
+_MLP = Problem(
+    "MLP on Fashion-MNIST, a fifth of every batch adversarial to the end",
+    {**_IMAGES, "model": "mlp", **_KEPT},
+    {"sgd": 0.2, "nesterov": 0.2, "adamw": 0.0015, "muon": 0.0025},
+    512,
+    (128, 512, 2048, 8192, 16384),
+    (10, 30, 90),
+    (30, 90),
+)
+
 PROBLEMS = {
-    "mlp": Problem(
-        "MLP on Fashion-MNIST, a fifth of every batch adversarial to the end",
-        {**_IMAGES, "model": "mlp", **_KEPT},
-        {"sgd": 0.2, "nesterov": 0.2, "adamw": 0.0015, "muon": 0.0025},
-        512,
-        (128, 512, 2048, 8192, 16384),
-        (10, 30, 90),
-        (30, 90),
-    ),
-    "mlp_clean": Problem(
-        "MLP on Fashion-MNIST, no adversarial examples",
-        {**_IMAGES, "model": "mlp", **_CLEAN},
-        {"sgd": 0.2, "nesterov": 0.2, "adamw": 0.0015, "muon": 0.0025},
-        512,
-        (128, 512, 2048, 8192, 16384),
-        (10, 30, 90),
-        (30,),
+    "mlp": _MLP,
+    "mlp_clean": _MLP._replace(
+        title="MLP on Fashion-MNIST, no adversarial examples",
+        base={**_IMAGES, "model": "mlp", **_CLEAN},
+        rule_budgets=(30,),
     ),
     "c1_small": Problem(
         "Small CNN on Fashion-MNIST, a fifth of every batch adversarial to the end",

@@ -11,6 +11,7 @@ from experiments import table
 from experiments.frontier import search
 from experiments.frontier.problems import PROBLEMS, Problem
 from experiments.frontier.search import Place
+from hessabs.training.look.results import cell, markdown
 
 FINDINGS = "FINDINGS.md"  # what a person has read out of the tables; it becomes part of README.md
 _COLUMNS = (
@@ -59,7 +60,7 @@ def write(name: str, results: pathlib.Path) -> str:
 
 def _table(places: Sequence[Place], columns: Sequence[tuple[str, str, str]], names: Sequence[str]) -> list[str]:
     head = [*names, "seeds", "updates", "examples", *(title for _, title, _ in columns)]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for point, lr, runs in places:
         what = f"{point.batch_size:,}" if point.rule == "constant" else point.rule
         fine = [run for run in runs if "diverged" not in run.summary]
@@ -67,18 +68,10 @@ def _table(places: Sequence[Place], columns: Sequence[tuple[str, str, str]], nam
         cells += [
             str(len(fine)) if len(fine) == len(runs) else f"{len(fine)}, {len(runs) - len(fine)} diverged"
         ]
-        cells += [_cell([r.summary[n] for r in fine], "{:,.0f}") for n in ("updates", "samples")]
-        cells += [_cell([r.summary[n] for r in fine if n in r.summary], form) for n, _, form in columns]
+        cells += [cell([r.summary[n] for r in fine], "{:,.0f}") for n in ("updates", "samples")]
+        cells += [cell([r.summary[n] for r in fine if n in r.summary], form) for n, _, form in columns]
         rows.append(cells)
-    return [f"| {' | '.join(row)} |" for row in rows]
-
-
-def _cell(values: Sequence[float], form: str) -> str:
-    if not values:
-        return "-"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    mean = form.format(statistics.mean(values))
-    return f"{mean} ± {form.format(spread)}" if len(values) > 1 and spread else mean
+    return markdown(rows)
 
 
 def _mean(place: Place, field: str) -> float | None:

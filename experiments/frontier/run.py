@@ -8,8 +8,6 @@ work on one problem. --hours ends it after the run in which they have passed, --
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 
@@ -17,7 +15,6 @@ from experiments import grid, table, work
 from experiments.frontier import report, search
 from experiments.frontier.problems import PROBLEMS
 
-_WORKER = "HESSABS_GRID_WORKER"
 _WAIT = 5.0  # seconds until the runs that others are at are looked at again
 
 
@@ -33,17 +30,10 @@ def main() -> None:
     name = f"frontier_{options.problem}"
     place = work.Place(grid.RESULTS / name, grid.WORKDIRS / name)
     if options.jobs > 1 and not options.report:
-        environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", _WORKER: "1"}
-        command = [sys.executable, "-m", "experiments.frontier.run", options.problem, "--jobs=1"]
-        command += [f"--hours={options.hours}"] if options.hours < float("inf") else []
-        command += [f"--data_dir={options.data_dir}"] if options.data_dir else []
-        workers = [subprocess.Popen(command, env=environment) for _ in range(options.jobs)]
-        failed = sum(worker.wait() != 0 for worker in workers)
-        if failed:
-            sys.exit(f"{failed} of {len(workers)} processes failed; run again to go on.")
+        work.share([sys.executable, "-m", "experiments.frontier.run", *sys.argv[1:], "--jobs=1"], options.jobs)
     elif not options.report:
         _work(options.problem, place, options.data_dir, options.hours)
-    if _WORKER not in os.environ:
+    if not work.is_worker():
         print(report.write(options.problem, place.results))
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from experiments.frontier.problems import Point, Problem, label, points, rate, settings
 from experiments.table import Run
 
-_REACH = 6  # factors of two from the start, at most
+_REACH = 12  # factors of two from the start that are looked at
 
 
 class Wanted(NamedTuple):
@@ -49,7 +49,11 @@ def _open(found: Mapping[int, float]) -> list[int]:
     if missing:
         return missing
     best = max(found, key=lambda k: found[k])
-    return [k for k in (best - 1, best + 1) if k not in found and abs(k) <= _REACH]
+    if abs(best) == _REACH:
+        raise ValueError(
+            f"the best rate is still {_REACH} factors of two from the start: mend `lr` in problems.py"
+        )
+    return [k for k in (best - 1, best + 1) if k not in found]
 
 
 def wanted(problem: Problem, runs: Mapping[str, Run]) -> Iterator[Wanted]:

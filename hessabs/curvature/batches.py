@@ -47,8 +47,13 @@ def batch_spectra(
     Args:
       loss_fn, params, linearize, has_aux: As in ``hessian``.
       batches: An iterable, read once, or a function that opens one.
-      v0, k, **options: As in ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
+      v0: Start vector for the first batch, like ``params``.
+      k: Number of eigenvalues.
       weight: As in ``hessian``. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
+      **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
+
+    Returns:
+      A ``BatchSpectra``.
 
     Raises:
       ValueError: If there is no batch, or as ``eigsh``.
@@ -100,7 +105,13 @@ def debiased_eigenvalue(
       loss_fn, params, has_aux: As in ``hessian``.
       batch_a: Gives the eigenvector, by ``power_iteration``.
       batch_b: Gives the curvature along it; independent of ``batch_a``.
-      v0, max_iters, rtol, loop: As in ``power_iteration``, which raises the same errors.
+      v0, max_iters, rtol, loop: As in ``power_iteration``.
+
+    Returns:
+      A ``DebiasedEigenvalue``.
+
+    Raises:
+      ValueError: As ``power_iteration``.
 
     Example:
       >>> import jax.numpy as jnp

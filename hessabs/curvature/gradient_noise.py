@@ -1,6 +1,5 @@
 """How large a batch is worth it: the noise of the gradient against the gradient."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from hessabs import batch_axis, trees
 from hessabs.curvature.layers import layers
 from hessabs.curvature.losses import scalar, without_aux
+from hessabs.curvature.passes import Batches, Passes
 from hessabs.paths import paths
 from hessabs.typing import Batch, LossFn, Params
 
@@ -27,7 +27,7 @@ class CriticalBatchSize(NamedTuple):
 def critical_batch_size(
     loss_fn: LossFn,
     params: Params,
-    batches: Sequence[Batch] | Callable[[], Any],
+    batches: Batches,
     *,
     scale: Params | None = None,
     has_aux: bool = False,
@@ -41,8 +41,8 @@ def critical_batch_size(
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
       params: A pytree of floating-point arrays.
-      batches: At least three equal batches, as a list, or a function that opens them anew.
-      scale: The diagonal by which the optimiser divides its step (``adam_scale(opt_state)``), a pytree like
+      batches: At least three equal batches: what starts anew at each pass, or a function that opens them.
+      scale: The diagonal by which the optimiser divides its step (see ``adam_scale``), a pytree like
         ``params``: noise and gradient are then measured as that optimiser sees them.
       has_aux: Whether the loss returns ``(loss, aux)``.
 
@@ -50,7 +50,7 @@ def critical_batch_size(
       A ``CriticalBatchSize``.
 
     Raises:
-      ValueError: If there are fewer than three batches, or they differ in size.
+      ValueError: If there are fewer than three batches, they differ in size, or can be read only once.
 
     Example:
       >>> loss = lambda w, x: jnp.mean((w - x) ** 2) / 2  # the gradient of an example is w - x
@@ -63,8 +63,7 @@ def critical_batch_size(
       McCandlish et al. (2018), arXiv:1812.06162, appendix A.1. With ``scale``: Gray et al. (2024),
       arXiv:2411.00999, measure by layer; the preconditioned form is this library's own.
     """
-    opened = batches if callable(batches) else (lambda: batches)
-    function = without_aux(loss_fn, has_aux)
+    passes, function = Passes(batches), without_aux(loss_fn, has_aux)
 
     @jax.jit
     def gradient_of(params: Params, batch: Batch) -> Params:
@@ -80,7 +79,7 @@ def critical_batch_size(
     if scale is not None:
         trees.check_like(scale, params, "scale", "params")
     sizes, squares, total = [], [], None
-    for batch in opened():
+    for batch in passes():
         gradient = gradient_of(params, batch)
         sizes.append(batch_axis.num_examples(batch))
         squares.append(products(gradient, gradient))
@@ -88,7 +87,7 @@ def critical_batch_size(
     if len(sizes) < 3 or len(set(sizes)) > 1:
         raise ValueError(f"`batches` must be three or more of one size, got sizes {sizes}.")
     mean = jax.tree.map(lambda x: x / len(sizes), total)
-    along = [products(gradient_of(params, batch), mean) for batch in opened()]
+    along = [products(gradient_of(params, batch), mean) for batch in passes()]
     of_leaves = [
         np.asarray(x, np.float64) for x in (jnp.stack(squares), jnp.stack(along), products(mean, mean))
     ]

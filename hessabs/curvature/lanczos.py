@@ -31,16 +31,21 @@ class LanczosResult(NamedTuple):
 def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | None = None) -> LanczosResult:
     """Tridiagonalise a symmetric operator on the Krylov space of a vector, with full re-orthogonalisation.
 
-    Memory is that of ``num_iters + 1`` vectors in at least float32. The process ends early when the space is
-    exhausted (a zero or low-rank operator, the zero vector), with finite results.
+    Memory is that of ``num_iters + 1`` vectors in at least float32; what is compiled does not depend on
+    ``num_iters`` on the host. The process ends early when the space is exhausted (a zero or low-rank operator,
+    the zero vector), with finite results.
 
     Args:
       matvec, loop: As in ``power_iteration``.
       v0: Start vector, a pytree of floating-point arrays of any norm.
       num_iters: Number of products, from 1 to the dimension.
 
+    Returns:
+      A ``LanczosResult``.
+
     Raises:
-      ValueError: If ``num_iters`` is out of range, or the product has another structure than ``v0``.
+      ValueError: If ``num_iters`` lies outside [1, dimension], or the product has another structure than
+        ``v0``.
 
     Example:
       >>> result = lanczos(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, jnp.ones(3), 3)

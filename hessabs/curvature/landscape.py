@@ -40,19 +40,26 @@ def landscape(
 ) -> Landscape:
     """Evaluate ``loss(params + t_1 d_1 + t_2 d_2)`` on a grid, as a mean over all batches.
 
-    A run that was interrupted goes on from the values it had, which ``on_point`` may keep. A NaN loss is kept
-    as infinity, so that it is not taken for a missing one.
+    Points that ``values`` has are not evaluated again: a run that was interrupted goes on from the values it
+    had, which ``on_point`` may keep. A NaN loss is kept as infinity, so that it is not taken for a missing one.
 
     Args:
-      loss_fn, params, batches, weight, has_aux: As in ``dataset_hessian``; ``[batch]`` for one batch.
+      loss_fn, params, has_aux: As in ``hessian``.
+      batches: An iterable that starts anew at each point, or a function that opens one; ``[batch]`` for one.
       directions: One or two pytrees like ``params``: eigenvectors, or ``filter_normalized_direction``.
       coordinates: The grid along each direction, in units of the direction's length.
-      values: Losses that are known and not evaluated again, NaN where not, in the shape of the grid.
+      weight: As in ``dataset_hessian``.
+      values: Losses that are known, NaN where not, in the shape of the grid.
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
 
+    Returns:
+      A ``Landscape``.
+
     Raises:
-      ValueError: If directions, coordinates or values do not fit, there is no batch, or all weigh nothing.
+      ValueError: If a direction does not look like ``params``, the numbers of directions and coordinates are
+        not both one or both two, ``values`` has another shape than the grid, there is no batch, or all weigh
+        nothing.
 
     Example:
       >>> loss = lambda w, x: jnp.mean((x * w) ** 2)

@@ -46,7 +46,21 @@ def draw_density(
 
 
 def plot_density(density: SpectralDensity, ax: Any, *, width: float | None = None) -> None:
-    """Draw what ``draw_density`` draws into axes of matplotlib."""
+    """Draw what ``draw_density`` draws into axes of matplotlib.
+
+    Args:
+      density, width: As in ``draw_density``.
+      ax: The axes.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from matplotlib.figure import Figure
+      >>> from hessabs.curvature import spectral_density
+      >>> ax = Figure().subplots()
+      >>> plot_density(spectral_density(lambda v: v, jnp.ones(3), jax.random.key(0), num_iters=1), ax)
+      >>> ax.get_xlabel()
+      'eigenvalue'
+    """
     low, high = float(np.nanmin(density.nodes)), float(np.nanmax(density.nodes))
     width = width or max((high - low) / 100, 1e-12)
     grid = np.linspace(low - 5 * width, high + 5 * width, 1000)

@@ -17,7 +17,7 @@ def preconditioned(operator: MatVec, scale: Params) -> MatVec:
 
     Args:
       operator: A symmetric operator, as ``hessian`` makes it, or any function from a pytree to its like.
-      scale: The diagonal of P, a pytree like the params, above 0: ``adam_scale(opt_state)``, say.
+      scale: The diagonal of P, a pytree like the params, above 0: that of ``adam_scale``, say.
 
     Returns:
       A callable pytree; eigen-solvers take it as they take ``operator``. For a block, restrict that first.
@@ -50,13 +50,14 @@ def _product(inverse_root: Params, operator: MatVec, vector: Params) -> Params:
     return scaled(operator(scaled(vector)))
 
 
-def adam_scale(opt_state: optax.OptState, *, b2: float = 0.999, eps: float = 1e-8) -> Params:
+def adam_scale(opt_state: optax.OptState, *, b2: float, eps: float = 1e-8) -> Params:
     """Return what Adam divides its step by: ``sqrt(nu / (1 - b2^count)) + eps``.
 
     Args:
       opt_state: The state of an optax chain with one ``scale_by_adam`` in it (``adam``, ``adamw``), after an
         update at least.
-      b2: Its decay of squares, as it was given to optax.
+      b2: Its decay of squares, which the state does not hold; 0.999 is optax's default, 0.99 that of
+        ``hessabs train``. A wrong one shows as long as ``b2^count`` is not small.
       eps: Its epsilon.
 
     Returns:
@@ -68,7 +69,7 @@ def adam_scale(opt_state: optax.OptState, *, b2: float = 0.999, eps: float = 1e-
     Example:
       >>> tx = optax.adam(0.1)
       >>> _, state = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
-      >>> [round(float(x), 3) for x in adam_scale(state)]
+      >>> [round(float(x), 3) for x in adam_scale(state, b2=0.999)]
       [3.0, 4.0]
     """
 

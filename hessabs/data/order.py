@@ -55,12 +55,15 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def micro_batches_per_epoch(num_examples: int, size: int, keep_remainder: bool = False) -> int:
-    """Return the number of micro-batches in an epoch: ``floor(num_examples / size)``, or ``ceil`` if kept.
+    """Return the number of micro-batches in an epoch: ``floor(N / size)``, or ``ceil`` if kept.
 
     Args:
         num_examples: The number of examples.
         size: The number of examples in a micro-batch.
         keep_remainder: Whether an incomplete last micro-batch counts.
+
+    Returns:
+        The number of micro-batches, at least 1.
 
     Raises:
         ValueError: ``size`` is below 1 or above ``num_examples``.

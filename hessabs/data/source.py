@@ -122,7 +122,10 @@ def as_source(data: Any) -> Source:
         data: A dict of arrays (or of pytrees of arrays) of one leading size; a tuple, list or other pytree of
             arrays, which is then held under the key ``"example"``; a grain ``MapDataset``, or anything else
             whose ``__len__`` and ``__getitem__`` give one example by its index, a pytree (read ahead by threads
-            or worker processes in a training run); or a ``Source``, which comes back.
+            or worker processes in a training run); or a ``Source``.
+
+    Returns:
+        The source; a ``Source`` comes back.
 
     Raises:
         ValueError: Leading sizes or examples differ, there are none, one has the key ``"weight"``, or there is
@@ -132,6 +135,9 @@ def as_source(data: Any) -> Source:
         >>> source = as_source({"x": np.arange(6).reshape(3, 2), "label": np.array([4, 5, 6])})
         >>> len(source), source.take(np.array([2, 0]))["label"]
         (3, array([6, 4]))
+        >>> squares = as_source([np.arange(3) ** 2])
+        >>> squares.take(np.array([2]))
+        {'example': [array([4])]}
     """
     if Source in type(data).__mro__:
         return data

@@ -36,12 +36,30 @@ def micro_batches(
 ) -> Iterator[tuple[dict[str, Any], Position]]:
     """Stream shuffled micro-batches without end, each with the position after it.
 
-    Arguments and errors are those of ``reader``; what it returns is an iterator over ``(batch, position)``.
+    Args:
+        source: As for ``reader``, and so are the others.
+        size: As for ``reader``.
+        seed: As for ``reader``.
+        position: As for ``reader``.
+        keep_remainder: As for ``reader``.
+        replays: As for ``reader``.
+
+    Returns:
+        An endless iterator over ``(batch, position after it)``.
+
+    Raises:
+        ValueError: As ``reader``, at the call, not at the first batch.
 
     Example:
-        >>> batch, position = next(micro_batches({"label": np.arange(5)}, 2, seed=0))
+        >>> arrays = {"label": np.arange(5)}
+        >>> stream = micro_batches(arrays, 2, seed=0)
+        >>> batch, position = next(stream)
         >>> batch["label"].shape, batch["weight"], position
         ((2,), array([1., 1.], dtype=float32), Position(epoch=0, index=1))
+        >>> second, _ = next(stream)
+        >>> again, _ = next(micro_batches(arrays, 2, seed=0, position=position))
+        >>> bool((second["label"] == again["label"]).all())
+        True
     """
     read = reader(source, size, seed=seed, position=position, keep_remainder=keep_remainder, replays=replays)
     return iter(lambda: read(1), None)  # read(1) is never None: without end

@@ -45,13 +45,18 @@ class AlexNet(nn.Module):
 def alexnet(num_classes: int = 1000, *, dtype: Dtype | None = None) -> AlexNet:
     """Create AlexNet for ImageNet: two hidden layers of 4,096 units, each behind dropout of 0.5.
 
-    With 1,000 classes it has 61,100,840 parameters, whatever the size of the images (224x224x3; at least
-    63x63): what the convolutions leave is averaged to 6x6, as PyTorch's adaptive pooling does it. All layers
-    start as PyTorch's default. With ``train=True`` pass ``rngs={"dropout": key}``. Arguments as of ``mlp``.
+    With 1,000 classes it has 61,100,840 parameters, whatever the size of the images (224x224x3; at
+    least 63x63): what the convolutions leave is averaged to 6x6, as PyTorch's adaptive pooling does
+    it. All layers start as PyTorch's default. With ``train=True`` pass ``rngs={"dropout": key}``.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> alexnet(10).hidden
-        (4096, 4096)
+        >>> from hessabs.models import num_params
+        >>> num_params(alexnet(), (224, 224, 3))
+        61100840
     """
     layers.check_classes(num_classes)
     return AlexNet(num_classes=num_classes, dtype=dtype)
@@ -60,12 +65,17 @@ def alexnet(num_classes: int = 1000, *, dtype: Dtype | None = None) -> AlexNet:
 def alexnet_svhn(num_classes: int = 10, *, dtype: Dtype | None = None) -> AlexNet:
     """Create AlexNet for images of 32x32: the same convolutions, 2x2 pools and one dense layer.
 
-    With 10 classes and 32x32x3 images it has 2,472,266 parameters. All layers start as PyTorch's default; there
-    is no batch norm and no dropout. Images must be 16x16 at least. Arguments as of ``mlp``.
+    With 10 classes and 32x32x3 images it has 2,472,266 parameters. All layers start as PyTorch's
+    default; there is no batch norm and no dropout. Images must be 16x16 at least.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> alexnet_svhn(10).hidden
-        ()
+        >>> from hessabs.models import num_params
+        >>> num_params(alexnet_svhn(), (32, 32, 3))
+        2472266
     """
     layers.check_classes(num_classes)
     return AlexNet(num_classes=num_classes, stem_padding=5, pool=2, hidden=(), dtype=dtype)

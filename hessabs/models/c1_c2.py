@@ -45,12 +45,17 @@ class C1(nn.Module):
 def c1(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
     """Create C1: 64 and 64 channels, then 384 and 192 hidden units.
 
-    With 10 classes and 32x32x3 images it has 1,756,682 parameters. All layers start as PyTorch's default,
-    uniform in plus or minus 1 / sqrt(fan_in). Batch norm as in ``resnet20``, arguments as of ``mlp``.
+    With 10 classes and 32x32x3 images it has 1,756,682 parameters. All layers start as PyTorch's
+    default, uniform in plus or minus 1 / sqrt(fan_in). Batch norm as in ``resnet20``.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> c1(10).hidden
-        (384, 192)
+        >>> from hessabs.models import num_params
+        >>> num_params(c1(), (32, 32, 3))
+        1756682
     """
     layers.check_classes(num_classes)
     return C1(num_classes=num_classes, dtype=dtype)
@@ -59,12 +64,17 @@ def c1(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
 def c1_small(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
     """Create C1 with fewer units: 8 and 16 channels, then 96 and 48 hidden units.
 
-    A convolutional network for which an epoch of small images takes seconds on a CPU. With 10 classes and
-    28x28x1 images it has 83,978 parameters. Arguments as of ``mlp``.
+    A convolutional network for which an epoch of small images takes seconds on a CPU. With 10 classes
+    and 28x28x1 images it has 83,978 parameters.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> c1_small(10).hidden
-        (96, 48)
+        >>> from hessabs.models import num_params
+        >>> num_params(c1_small(), (28, 28, 1))
+        83978
     """
     layers.check_classes(num_classes)
     return C1(num_classes=num_classes, widths=(8, 16), hidden=(96, 48), dtype=dtype)
@@ -85,12 +95,18 @@ class C2(C1):
 def c2(num_classes: int = 10, *, dtype: Dtype | None = None) -> C2:
     """Create C2: 64, 64, 128 and 128 channels, then 256 and 256 hidden units.
 
-    With 10 classes and 32x32x3 images it has 1,148,746 parameters. All layers start as PyTorch's default. Batch
-    norm as in ``resnet20``, arguments as of ``mlp``. Images must be 16x16 at least.
+    With 10 classes and 32x32x3 images it has 1,148,746 parameters. Each convolution is followed by
+    ReLU, then batch norm. All layers start as PyTorch's default. Batch norm as in ``resnet20``.
+    Images must be 16x16 at least.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> c2(10).hidden
-        (256, 256)
+        >>> from hessabs.models import num_params
+        >>> num_params(c2(), (32, 32, 3))
+        1148746
     """
     layers.check_classes(num_classes)
     return C2(num_classes=num_classes, dtype=dtype)

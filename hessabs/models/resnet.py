@@ -61,18 +61,24 @@ class ResNet(nn.Module):
 def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
     """Create the 20-layer residual network for small images.
 
-    With 10 classes and 32x32x3 images it has 272,474 parameters; whatever is left of the image is averaged
-    before the last layer, so 28x28x1 and 8x8x1 work too. Convolutions have no bias and start He normal by
-    fan-out, the last layer as PyTorch's default. Arguments as of ``mlp``.
+    With 10 classes and 32x32x3 images it has 272,474 parameters; whatever is left of the image is
+    averaged before the last layer, so 28x28x1 and 8x8x1 work too. Convolutions have no bias and
+    start He normal by fan-out, the last layer as PyTorch's default.
 
-    Batch norm has momentum 0.9 and epsilon 1e-5. In training it takes the statistics of the micro-batch it is
-    given, whatever batch the gradient is accumulated to (ghost batch norm). The running variance is the biased
-    one, as flax has it; PyTorch's is unbiased. With ``train=True`` pass ``mutable=["batch_stats"]`` and take
-    the new statistics from what comes back.
+    Batch norm has momentum 0.9 and epsilon 1e-5. In training it takes the statistics of the
+    micro-batch it is given, whatever batch the gradient is accumulated to (ghost batch norm). The
+    running variance is the biased one, as flax has it; PyTorch's is unbiased. With ``train=True`` pass
+    ``mutable=["batch_stats"]`` and take the new statistics from what comes back.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> sorted(jax.eval_shape(resnet20().init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
-        ['batch_stats', 'params']
+        >>> x = jnp.zeros((1, 32, 32, 3))
+        >>> variables = jax.eval_shape(resnet20().init, jax.random.key(0), x)
+        >>> sorted(variables), sum(p.size for p in jax.tree.leaves(variables["params"]))
+        (['batch_stats', 'params'], 272474)
     """
     layers.check_classes(num_classes)
     return ResNet(num_classes=num_classes, dtype=dtype)
@@ -81,12 +87,17 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
 def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
     """Create the 18-layer residual network with a 3x3 stem, of widths 64, 128, 256 and 512.
 
-    With 10 classes and 32x32x3 images it has 11,173,962 parameters. All layers start as PyTorch's default, as
-    in the definition that is in common use for CIFAR. Arguments as of ``mlp``.
+    With 10 classes and 32x32x3 images it has 11,173,962 parameters. All layers start as PyTorch's
+    default, as in the definition that is in common use for CIFAR.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> resnet18_cifar(10).stem
-        '3x3'
+        >>> from hessabs.models import num_params
+        >>> num_params(resnet18_cifar(), (32, 32, 3))
+        11173962
     """
     layers.check_classes(num_classes)
     return ResNet(
@@ -97,12 +108,17 @@ def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResN
 def resnet18(num_classes: int = 1000, *, dtype: Dtype | None = None) -> ResNet:
     """Create ResNet-18 for ImageNet.
 
-    With 1,000 classes it has 11,689,512 parameters; images are 224x224x3, smaller ones work too. Convolutions
-    start He normal by fan-out, the last layer as PyTorch's default. Arguments as of ``mlp``.
+    With 1,000 classes it has 11,689,512 parameters; images are 224x224x3, smaller ones work too.
+    Convolutions start He normal by fan-out, the last layer as PyTorch's default.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> resnet18(10).stem
-        '7x7'
+        >>> from hessabs.models import num_params
+        >>> num_params(resnet18(), (224, 224, 3))
+        11689512
     """
     layers.check_classes(num_classes)
     return ResNet(num_classes, blocks=(2, 2, 2, 2), widths=_WIDTHS, stem="7x7", dtype=dtype)
@@ -111,11 +127,16 @@ def resnet18(num_classes: int = 1000, *, dtype: Dtype | None = None) -> ResNet:
 def resnet50_tiny(num_classes: int = 200, *, dtype: Dtype | None = None) -> ResNet:
     """Create ResNet-50 for Tiny ImageNet: 64x64x3 images behind the same 7x7 stem.
 
-    With 200 classes it has 23,917,832 parameters. Layers start as in ``resnet18``; arguments as of ``mlp``.
+    With 200 classes it has 23,917,832 parameters. Layers start as those of ``resnet18``.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> resnet50_tiny(10).block
-        'bottleneck'
+        >>> from hessabs.models import num_params
+        >>> num_params(resnet50_tiny(), (64, 64, 3))
+        23917832
     """
     layers.check_classes(num_classes)
     return ResNet(num_classes, blocks=(3, 4, 6, 3), widths=_WIDTHS, block="bottleneck", stem="7x7", dtype=dtype)

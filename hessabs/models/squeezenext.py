@@ -51,15 +51,20 @@ class SqueezeNext(nn.Module):
 def squeezenext23(num_classes: int = 10, *, dtype: Dtype | None = None) -> SqueezeNext:
     """Create 1.0-SqueezeNext-23 for small images: stages of 6, 6, 8 and 1 blocks.
 
-    With 10 classes and 32x32x3 images it has 588,666 parameters. Convolutions have biases; all layers start as
-    PyTorch's default. Batch norm as in ``resnet20``, arguments as of ``mlp``.
+    With 10 classes and 32x32x3 images it has 588,666 parameters. Convolutions have biases; all layers
+    start as PyTorch's default. Batch norm as in ``resnet20``.
 
     Differs from the paper: as in the networks behind the published batch-size experiments, the stem is
     3x3 without pooling, every block takes its 1x3 convolution first, and the shortcut has a ReLU.
 
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
+
     Example:
-        >>> squeezenext23(10).blocks
-        (6, 6, 8, 1)
+        >>> from hessabs.models import num_params
+        >>> num_params(squeezenext23(), (32, 32, 3))
+        588666
     """
     layers.check_classes(num_classes)
     return SqueezeNext(num_classes=num_classes, dtype=dtype)

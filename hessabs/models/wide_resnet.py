@@ -43,13 +43,18 @@ class WideResNet(nn.Module):
 def wide_resnet16_4(num_classes: int = 10, *, dtype: Dtype | None = None) -> WideResNet:
     """Create Wide-ResNet-16-4: two blocks a group of widths 64, 128 and 256, no dropout.
 
-    With 10 classes and 32x32x3 images it has 2,748,890 parameters. Convolutions have no bias and start He
-    normal by fan-out; the last layer starts as PyTorch's default with zero bias. Batch norm as in ``resnet20``,
-    arguments as of ``mlp``.
+    With 10 classes and 32x32x3 images it has 2,748,890 parameters. Convolutions have no bias and start
+    He normal by fan-out; the last layer starts as PyTorch's default with zero bias. Batch norm as in
+    ``resnet20``.
+
+    Args:
+        num_classes: The number of classes, at least 1.
+        dtype: As for ``mlp``, and so the module that is returned and what is refused.
 
     Example:
-        >>> wide_resnet16_4(10).widen
-        4
+        >>> from hessabs.models import num_params
+        >>> num_params(wide_resnet16_4(), (32, 32, 3))
+        2748890
     """
     layers.check_classes(num_classes)
     return WideResNet(num_classes=num_classes, dtype=dtype)

@@ -30,13 +30,16 @@ def load_trained(
     flags: Mapping[str, Any] | None = None,
     average: bool = False,
 ) -> Trained:
-    """Read the network of a finished run, as a ``Trained``.
+    """Read the network of a finished run.
 
     Args:
       workdir: The folder of the run.
       task: What was learnt; None makes it again from what the folder recorded and ``flags``.
       flags: Settings of the task that were named now, by the fields of ``TaskSettings``.
       average: Whether the moving average of the params is wanted.
+
+    Returns:
+      A ``Trained``.
 
     Raises:
       FileNotFoundError: If the folder holds no finished run.

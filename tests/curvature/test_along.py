@@ -108,6 +108,6 @@ def test_what_has_no_scale_is_refused():
     with pytest.raises(ValueError, match="above 0 and finite"):
         curvature.preconditioned(lambda v: v, jnp.array([1.0, 0.0]))
     with pytest.raises(ValueError, match="made no update"):
-        curvature.adam_scale(optax.adam(0.1).init(PARAMS))
+        curvature.adam_scale(optax.adam(0.1).init(PARAMS), b2=0.999)
     with pytest.raises(ValueError, match="one scale_by_adam in it, got 0"):
-        curvature.adam_scale(optax.sgd(0.1).init(PARAMS))
+        curvature.adam_scale(optax.sgd(0.1).init(PARAMS), b2=0.999)

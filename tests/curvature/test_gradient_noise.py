@@ -91,3 +91,8 @@ def test_a_function_that_opens_the_batches_is_called_for_each_reading():
         == critical_batch_size(loss_fn, PARAMS, BATCHES).value
     )
     assert len(opened) == 2
+
+
+def test_batches_that_can_be_read_only_once_are_refused():
+    with pytest.raises(ValueError, match="can be read only once"):
+        critical_batch_size(loss_fn, PARAMS, iter(BATCHES))

@@ -72,7 +72,14 @@ def from_logits(
 
 
 def carries_logits(loss_fn: LossFn) -> bool:
-    """Tell whether a loss was made by ``from_logits``, so that its logits can be had."""
+    """Tell whether a loss was made by ``from_logits``.
+
+    Args:
+      loss_fn: Any loss.
+
+    Returns:
+      True if the logits can be had from it.
+    """
     return isinstance(loss_fn, Partial) and loss_fn.func is _mean_loss
 
 

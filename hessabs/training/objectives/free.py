@@ -24,6 +24,9 @@ def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Ob
       step_size: Step of the perturbation; epsilon by default, as published.
       replays: How often in a row each micro-batch comes, at least 1.
 
+    Returns:
+      An ``Objective``; its memory is the perturbation, float32, of the shape of the images.
+
     References:
       Shafahi et al. (2019), arXiv:1904.12843, Algorithm 1; Zhu et al. (2019), arXiv:1909.11764, for FreeLB.
     """

@@ -13,13 +13,16 @@ from hessabs.typing import Params
 
 
 def attacked(inner: InnerAttack) -> Objective:
-    """Make the objective that trains on attacked images alone, ``min_theta mean max_x' J(theta, x', y)``.
+    """Make the objective that trains on attacked images alone.
 
     With projected gradient descent inside it is Madry's training; with FGSM, L2GRAD, FHSM or L2HESS it gives
     the robust models of Yao et al. (2018), arXiv:1802.08241.
 
     Args:
       inner: The inner maximisation, with the network in evaluation mode.
+
+    Returns:
+      An ``Objective``.
 
     References:
       Madry et al. (2017), arXiv:1706.06083, equation 2.1. Differs from the published code: the network is in
@@ -36,13 +39,16 @@ def attacked(inner: InnerAttack) -> Objective:
 
 
 def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
-    """Make the objective of ABSA, which follows the adversarial fraction of the rule.
+    """Make the objective of ABSA.
 
     The first examples of each micro-batch are attacked, whether one is handled at once or several.
 
     Args:
       inner: The attack on them, with the network in evaluation mode.
       max_fraction: The largest fraction there will be.
+
+    Returns:
+      An ``Objective`` that follows the adversarial fraction of the rule.
 
     References:
       Yao et al. (2018), arXiv:1810.01021, Algorithm 1.

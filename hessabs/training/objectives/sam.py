@@ -16,11 +16,14 @@ def sam(rho: float) -> Objective:
     The ascent is that of each micro-batch by itself, the m-sharpness of the paper with m the micro-batch size:
     growth of the batch changes neither the objective nor its cost. ``optax.contrib.sam`` wraps an optimiser
     instead, so it would ascend once per update, knows nothing of accumulation or of ``lr_scale``, and gives NaN
-    at a zero gradient, which here is a step of 0. The loss is that at the params themselves, and so are the
-    statistics of batch norm: the second pass uses those of the micro-batch and leaves no trace.
+    at a zero gradient, which here is a step of 0.
 
     Args:
       rho: L2 norm of the step in the space of all params, at least 0.
+
+    Returns:
+      An ``Objective`` of two gradients per micro-batch. Its loss is that at the params themselves, and so are
+      the statistics of batch norm: the second pass uses those of the micro-batch and leaves no trace.
 
     References:
       Foret et al. (2020), arXiv:2010.01412, equations 2 and 3, and section 4.1 for the m-sharpness.

@@ -19,13 +19,14 @@ ADVERSARIAL = "adversarial"  # the key of the attacked images, beside the clean 
 def trades(inner: InnerAttack, beta: float) -> Objective:
     """Make the objective of TRADES, ``J(f(x), y) + beta max_x' KL(f(x) || f(x'))``.
 
-    Clean and attacked images make one training pass each, in this order, as published: batch norm sees them
-    apart and counts both in its statistics.
-
     Args:
       inner: The inner maximisation, of the divergence and with the network in evaluation mode. It must start
         at random: at x itself the divergence and its gradient are 0.
       beta: Weight of the divergence, at least 0 (1 / lambda of the paper).
+
+    Returns:
+      An ``Objective``. Clean and attacked images make one training pass each, in this order, as published:
+      batch norm sees them apart and counts both in its statistics.
 
     References:
       Zhang et al. (2019), arXiv:1901.08573, equation 5 and Algorithm 1. Differs from the published code: the

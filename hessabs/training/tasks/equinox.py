@@ -27,8 +27,14 @@ def equinox(
     called as ``module(x, state)`` and returns the outputs and the state; batch norm sees the axis ``"batch"``.
 
     Args:
-      factory: ``factory(key) -> module``, or ``-> (module, state)``; the other arguments and what is refused
-        are as for ``linen``.
+      factory: ``factory(key) -> module``, or ``-> (module, state)``.
+      data, name, inputs, loss, **fields: As for ``linen``.
+
+    Returns:
+      A ``Task``.
+
+    Raises:
+      ValueError: As ``linen``.
 
     Example:
       >>> import equinox as eqx

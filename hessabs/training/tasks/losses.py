@@ -28,7 +28,10 @@ def classification(outputs: jax.Array, batch: Mapping[str, Any]) -> Mean:
 
     Args:
       outputs: Logits, shape (n, classes); rows that are not finite count as wrong.
-      batch: label int32 (n,), weight float32 (n,); where all weights are 0 the mean is 0.
+      batch: label int32 (n,), weight float32 (n,).
+
+    Returns:
+      The mean over the examples, in nats; 0 where all weights are 0.
     """
     return _cross_entropy(outputs, batch["label"], batch["weight"], "accuracy")
 
@@ -39,9 +42,11 @@ def next_token(outputs: jax.Array, batch: Mapping[str, Any]) -> Mean:
     Args:
       outputs: Logits, shape (n, length, vocabulary), of each token from those before it.
       batch: tokens int32 (n, length + 1), weight float32 (n,), and ``mask`` (n, length) or (n, length + 1), 0
-        where a target does not count (of length + 1 the first is not looked at); where none counts the mean
-        is 0. With it comes ``"token_accuracy"``: what keeps or draws the best goes by ``"accuracy"``, which
-        that is not, for a network of text is as good as its loss.
+        where a target does not count (of length + 1 the first is not looked at); without it all count.
+
+    Returns:
+      The mean over the tokens, in nats, with ``"token_accuracy"``; 0 where none counts. What keeps or draws the
+      best goes by ``"accuracy"``, which this is not: a network of text is as good as its loss.
     """
     targets = batch["tokens"][:, 1:]
     weight = jnp.broadcast_to(batch["weight"][:, None], targets.shape)

@@ -9,7 +9,7 @@ from flax import linen as linen_modules
 from flax import nnx as nnx_modules
 
 from hessabs import models
-from hessabs.data import Dataset, hold_out, load
+from hessabs.data import Dataset, check_examples, hold_out, load
 from hessabs.data.text import LENGTH, describe, is_text
 from hessabs.training import factories
 from hessabs.training.factories import FACTORIES, Factory, call_factory, load_factory
@@ -128,6 +128,7 @@ def make_named(
     )
     if dataset.facts:
         record |= {"text": dataset.facts, "sequence_length": settings.sequence_length or LENGTH}
+    dataset = check_examples(dataset)  # here too: what is held out is in no later check
     train, held_out = hold_out(dataset.train, settings.validation_examples)
     dataset = dataset._replace(train=train)
     options: dict[str, Any] = {

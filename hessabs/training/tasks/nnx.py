@@ -28,7 +28,14 @@ def nnx(
     ``eval()`` of the module switch its mode.
 
     Args:
-      factory: ``factory(rngs) -> module``; the other arguments and what is refused are as for ``linen``.
+      factory: ``factory(rngs) -> module``.
+      data, name, inputs, loss, **fields: As for ``linen``.
+
+    Returns:
+      A ``Task``.
+
+    Raises:
+      ValueError: As ``linen``.
 
     Example:
       >>> from hessabs import data
