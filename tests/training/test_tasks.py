@@ -17,6 +17,7 @@ from hessabs.training.look.evaluate import evaluate
 from hessabs.training.look.predict import predict
 from hessabs.training.look.spectrum import Options as SpectrumOptions
 from hessabs.training.look.spectrum import spectrum
+from hessabs.training.tasks import named
 from tests.training.runs import bits, lines
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -393,3 +394,23 @@ def test_an_optimiser_whose_state_changes_its_structure():
         fit(task, optimizer, batch_size.constant(8), epochs=1)
     with pytest.raises(ValueError, match="`optimizer` must be an optax transformation or what make_optimizer"):
         fit(task, 0.1, batch_size.constant(8), epochs=1)
+
+
+class Lazy:
+    """Examples that are read one by one, the last of which has a label that there is not."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return {"image": np.zeros((8, 8, 1), np.uint8), "label": np.int32(10 if index == 19 else 0)}
+
+
+def test_labels_that_are_held_out_are_checked_as_they_are_read(monkeypatch):
+    number = 19  # all but one, so that the last is among them
+    held = data.hold_out(Lazy(), number)[1]
+    assert held.take(np.arange(number))["label"].max() == 10
+    monkeypatch.setattr(named, "load", lambda *_, **__: data.Dataset("mine", Lazy(), Lazy(), 10))
+    task = named.make_named(named.TaskSettings(validation_examples=number))
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.9, got .* has 10"):
+        task.validation.take(np.arange(number))
