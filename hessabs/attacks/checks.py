@@ -14,6 +14,7 @@ from hessabs import trees
 from hessabs.attacks.losses.carrying import carries_logits, classes_of, parts
 from hessabs.attacks.losses.examples import check_classes
 from hessabs.attacks.norms import Ball, Bounds, Norm
+from hessabs.checks import require_one_of
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
@@ -23,7 +24,7 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
 
     Warns if the L-infinity ball holds all that lies between the bounds, as 8 in the place of 8 / 255.
     """
-    check_one_of(allowed, norm=norm)
+    require_one_of(allowed, norm=norm)
     if np.ndim(epsilon) > 0:
         raise ValueError(
             f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
@@ -44,13 +45,6 @@ def check_bounds(bounds: Bounds) -> None:
     """Raise unless the bounds are None or in order."""
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
-
-
-def check_one_of(allowed: tuple[str, ...], **named: str) -> None:
-    """Raise unless each value is one of those allowed."""
-    for name, value in named.items():
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
 
 
 def check_counts(**counts: Any) -> None:

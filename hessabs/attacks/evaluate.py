@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from hessabs.attacks import losses, misleading, outcomes
-from hessabs.attacks.checks import check_bounds, check_key, check_one_of, checked_ball, checked_inputs
+from hessabs.attacks.checks import check_bounds, check_key, checked_ball, checked_inputs
 from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
 from hessabs.attacks.square import square
+from hessabs.checks import require_one_of
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -83,7 +84,7 @@ def evaluate(
         raise ValueError(
             "evaluate counts labels, got a loss with targeted=True; attack with it, count without."
         )
-    check_one_of(get_args(Norm), norm=norm)
+    require_one_of(get_args(Norm), norm=norm)
     check_bounds(bounds)
     minimal = {} if minimal is None else minimal
     _check_attacks(attacks, minimal)

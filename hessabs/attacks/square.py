@@ -10,11 +10,12 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import norms, patterns
 from hessabs.attacks.ascent import Best
-from hessabs.attacks.checks import check_counts, check_one_of, checked_ball, checked_inputs, checked_key
+from hessabs.attacks.checks import check_counts, checked_ball, checked_inputs, checked_key
 from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rows import Problem, choose, iterate
+from hessabs.checks import require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -78,7 +79,7 @@ def square(
     check_counts(queries=queries)
     if not 0 < share <= 1:
         raise ValueError(f"`share` must lie in (0, 1], got {share}.")
-    check_one_of(get_args(Layout), layout=layout)
+    require_one_of(get_args(Layout), layout=layout)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)

@@ -14,6 +14,7 @@ from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rivals import check_walk, leads, top_rivals
 from hessabs.attacks.rows import Problem, choose, iterate
+from hessabs.checks import require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -94,8 +95,8 @@ def trust_region(
     """
     checks.check_positive(radius=radius)
     check_walk(norm, steps, num_rivals, overshoot, bounds)
-    checks.check_one_of(get_args(Ratio), ratio=ratio)
-    checks.check_one_of(get_args(Rival), rival=rival)
+    require_one_of(get_args(Ratio), ratio=ratio)
+    require_one_of(get_args(Rival), rival=rival)
     if radius_range is None:
         radius_range = min(radius, RADIUS_RANGE[norm][0]), max(radius, RADIUS_RANGE[norm][1])
     if not 0 < radius_range[0] <= radius <= radius_range[1]:

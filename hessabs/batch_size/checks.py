@@ -33,13 +33,6 @@ def require(what: str, **parameters: Any) -> None:
             raise ValueError(f"`{name}` must {what}, got {value}.")
 
 
-def require_one_of(known: Sequence[Any], **parameters: Any) -> None:
-    """Raise ``ValueError`` unless parameters are among the words that are known."""
-    for name, value in parameters.items():
-        if value not in known:
-            raise ValueError(f"`{name}` must be one of {list(known)}, got {value!r}.")
-
-
 def require_events(**events: Sequence[int]) -> tuple[int, ...]:
     """Return points in time as Python ints, or raise ``ValueError`` unless they are positive and ascend."""
     [(name, points)] = events.items()

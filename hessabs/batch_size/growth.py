@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from hessabs.batch_size.checks import require, require_events, require_one_of, require_sizes
+from hessabs.batch_size.checks import require, require_events, require_sizes
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.counting import NEVER
 from hessabs.batch_size.rule import with_coupling
 from hessabs.batch_size.sizes import ladder
 from hessabs.batch_size.table import schedule
+from hessabs.checks import require_one_of
 
 Leftover = Literal["decay", "hold"]
 

@@ -6,12 +6,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_one_of, require_sizes
+from hessabs.batch_size.checks import require, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, next_multiple, where
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
 from hessabs.batch_size.sizes import whole_batches
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
+from hessabs.checks import require_one_of
 
 Test = Literal["norm", "inner_product"]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hessabs import trees
 from hessabs.batch_size import Coupling
-from hessabs.batch_size.checks import require_one_of
+from hessabs.checks import require_one_of
 
 Form = Literal["half_life", "sde"]
 """How a moving average follows: by its half-life in examples, or to first order, with epsilon."""
