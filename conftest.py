@@ -45,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture
+def four_devices() -> None:
+    """Have four devices; an accelerator of fewer skips the test, too few virtual ones fail it."""
+    if jax.default_backend() != "cpu" and jax.device_count() < 4:
+        pytest.skip("needs four devices")
+    assert jax.device_count() >= 4, "the tests need 4 devices: JAX_NUM_CPU_DEVICES=4"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def drop_programs() -> Iterator[None]:
     """Drop what a file has compiled when it ends: all of them together would take gigabytes."""

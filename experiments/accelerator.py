@@ -10,6 +10,7 @@ smaller sizes, which proves the script and no more.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -106,30 +108,30 @@ def problem(name: str, size: int, dtype: Any = jnp.float32) -> tuple[Any, Any, A
 
 
 def run_tests(bench: Bench) -> Iterator[_Row]:
-    """Run the tests of the device in a process of their own, at full float32 precision."""
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    # The other process shares the device: neither may take all of its memory.
+    """Run the tests of the device side by side, at full float32 precision, compiled as users compile."""
+    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_FLAGS": ""}
+    # All of them share the device: none may take all of its memory.
     environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    for path in TESTS:
-        if bench.left() < 5:
-            yield {"file": path, "result": "no time left"}
-            continue
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=provenance.ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=bench.left(),
+    base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for path in TESTS:
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            running[path] = (
+                log,
+                subprocess.Popen([*base, path], cwd=provenance.ROOT, env=environment, stdout=log, stderr=log),
             )
-        except subprocess.TimeoutExpired:
-            yield {"file": path, "result": "stopped: its time was over"}
-            continue
-        lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
-        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        yield {"file": path, "result": lines[-1].strip("= "), "failed": failed}
+        for path, (log, process) in running.items():
+            try:
+                process.wait(timeout=max(bench.left(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                yield {"file": path, "result": "stopped: its time was over"}
+                continue
+            log.seek(0)
+            lines = log.read().strip().splitlines() or ["no output"]
+            failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+            yield {"file": path, "result": lines[-1].strip("= "), "failed": failed}
 
 
 def products(bench: Bench) -> Iterator[_Row]:

@@ -85,9 +85,12 @@ def test_new_params_and_batches_retrace_nothing(make_problem, random_like, linea
     ("mapping", "linearize"),
     [("vmap", False), ("vmap", True), ("pmap", True), ("shard_map", True), ("shard_map_unchecked", False)],
 )
-def test_mapped_axis_gives_the_product_of_the_whole_batch(make_problem, random_like, mapping, linearize):
+def test_mapped_axis_gives_the_product_of_the_whole_batch(
+    make_problem, random_like, mapping, linearize, request
+):
     num = 4
-    assert mapping == "vmap" or jax.device_count() >= num, "the tests need 4 devices: JAX_NUM_CPU_DEVICES=4"
+    if mapping != "vmap":
+        request.getfixturevalue("four_devices")
     problem = make_problem("mlp")
     vector = random_like(problem.params)
 
