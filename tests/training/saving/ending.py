@@ -11,17 +11,21 @@ class Broken(Exception):
 
 
 def before(run, count, act):
-    """A run like one, with a state of its own, that calls ``act`` before its ``count``-th micro-batch."""
-    calls = 0
+    """A run like one, with a state of its own, that calls ``act`` before its ``count``-th micro-batch.
+
+    Where a call handles several, on an accelerator, before the call that has it.
+    """
+    seen = 0
 
     class Counted:
         def __init__(self, function):
-            self.function, self._cache_size = function, function._cache_size
+            self.function, self._cache_size, self.lower = function, function._cache_size, function.lower
 
         def __call__(self, *arguments):
-            nonlocal calls
-            calls += 1
-            if calls == count:
+            nonlocal seen
+            before = seen
+            seen += sum(len(part["weight"]) for part in arguments[1:] if isinstance(part, dict)) // run.micro_batch_size
+            if before < count <= seen:
                 act()
             return self.function(*arguments)
 
