@@ -146,18 +146,23 @@ def _products_of(bench: Bench, name: str, size: int) -> _Row:
     vector = trees.normal_like(jax.random.key(1), params)
     gradient = jax.jit(jax.grad(loss_fn))
     plain = jax.jit(lambda p, b, v: jax.jvp(lambda q: jax.grad(loss_fn)(q, b), (p,), (v,))[1])
+    full = jax.default_matmul_precision("highest")(
+        jax.jit(lambda p, b, v: jax.jvp(lambda q: jax.grad(loss_fn)(q, b), (p,), (v,))[1])
+    )
     recomputed = curvature.hessian(loss_fn, params, batch)
     linearised = curvature.hessian(loss_fn, params, batch, linearize=True)
     product = jax.jit(lambda operator, v: operator(v))
     functions = {
         "gradient": lambda: gradient(params, batch),
         "plain jvp of grad": lambda: plain(params, batch, vector),
+        "plain at full precision": lambda: full(params, batch, vector),
         "ours, recomputed": lambda: product(recomputed, vector),
         "ours, linearised": lambda: product(linearised, vector),
     }
     row: _Row = {"network": name, "batch": size}
     row |= {f"{what}, ms": 1e3 * value for what, value in median_seconds(bench, functions).items()}
-    row["linearised against plain"] = _apart(plain(params, batch, vector), linearised(vector))
+    row["plain, apart from full precision"] = _apart(full(params, batch, vector), plain(params, batch, vector))
+    row["linearised, apart from it"] = _apart(full(params, batch, vector), linearised(vector))
     if bench.left() > 0:
         pairs = median_seconds(bench, {"": lambda: curvature.eigsh(linearised, vector, 5, rtol=1e-3)}, 3)
         found = curvature.eigsh(linearised, vector, 5, rtol=1e-3)
@@ -201,7 +206,7 @@ def precision(bench: Bench) -> Iterator[_Row]:
     for name in ("mlp", "c1_small", "resnet20"):
         found: dict[str, float] = {}
         for what in ("highest", "tensorfloat32", "bfloat16", "bfloat16 params"):
-            if bench.left() < 0:
+            if bench.left() < 0 and len(found) > 1:
                 break
             dtype = jnp.bfloat16 if what == "bfloat16 params" else jnp.float32
             loss_fn, params, batch = problem(name, 32 if bench.is_cpu else 256, dtype)
@@ -249,22 +254,29 @@ def throughput(bench: Bench) -> Iterator[_Row]:
                 yield {"network": name, "batch": size, **_throughput_of(bench, task, size)}
 
 
-def _throughput_of(bench: Bench, task: Task, size: int, most: int = 12) -> _Row:
+def _throughput_of(bench: Bench, task: Task, size: int) -> _Row:
     parts = assemble({"method": "bl", "batch_size": size, "epochs": 1000, "micro_batch": "auto"}, task)
     run = prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
     state, wanted = start(run).train, size // run.micro_batch_size
+    functions, one = run.functions, np.float32(1)
     reading, whole = [], []
+    read, position = run.read_from(Position(0, 0)), Position(0, 0)
     with make_sizes(run, state) as sizes:
-        for _ in range(most):
-            read, spent, begun = run.read_from(Position(0, 0)), 0.0, time.perf_counter()
-            totals, done = run.functions.begin(state), 0
+        for _ in range(12 if bench.is_cpu else 60):
+            spent, begun = 0.0, time.perf_counter()
+            totals, done = functions.begin(state) if wanted > 1 else None, 0
             while done < wanted:
-                count = sizes.choose(wanted - done)
+                count = sizes.choose(min(wanted - done, run.epoch_micro_batches - position.index))
                 at = time.perf_counter()
-                batch = jax.block_until_ready(read(count)[0])
+                batch, position = read(count)
+                jax.block_until_ready(batch)
                 spent += time.perf_counter() - at
-                totals, done = run.functions.add(state, totals, batch, None, done), done + count
-            state = jax.block_until_ready(run.functions.finish(state, totals, 1.0))
+                if totals is None:
+                    state = functions.whole(state, batch, None, one)
+                else:
+                    totals = functions.add(state, totals, batch, None, done)
+                done += count
+            state = jax.block_until_ready(state if totals is None else functions.finish(state, totals, one))
             reading.append(spent)
             whole.append(time.perf_counter() - begun)
             if bench.left() < 0 and len(whole) > 2:
@@ -287,12 +299,15 @@ def training(bench: Bench) -> Iterator[_Row]:
         for method in ("bl", "abs", "absa"):
             if bench.left() < 0:
                 break
-            own = {} if method == "bl" else {"max_batch_size": 4096 if dataset else 512, "patience": 2}
+            own = {} if method == "bl" else {"max_batch_size": 512, "patience": 2}
             decays = tuple(sorted({max(1, round(epochs * part)) for part in (0.4, 0.7, 0.9)} - {epochs}))
             settings = {**dataset, "model": model, "method": method, "epochs": epochs, **own}
             settings |= {"lr_decay_epochs": decays, "micro_batch": "auto"}
             parts = assemble(settings | ({"epsilon": 0.02} if method == "absa" else {}))
-            records[method] = fit(parts.task, parts.optimizer, parts.rule, **parts.options).records
+            try:
+                records[method] = fit(parts.task, parts.optimizer, parts.rule, **parts.options).records
+            except FloatingPointError as error:
+                yield {"network": model, "method": method, "diverged": str(error)}
         if not records:
             return
         target = min(max(line["test_accuracy"] for line in lines) for lines in records.values())

@@ -96,6 +96,7 @@ RULES: dict[str, dict[str, Any]] = {
     "noise_scale": {"method": "gns"},
     "norm_test": {"method": "norm_test"},
     "timer": {"method": "timer"},
+    "seesaw": {"method": "seesaw"},
 }
 """Rules with their defaults, at the rate of the first batch. With adversarial examples ``abs`` is ABSA."""
 
@@ -110,20 +111,17 @@ class Point(NamedTuple):
 
 
 def points(problem: Problem) -> list[Point]:
-    """List the constant batches, the cheapest budgets first, then the rules."""
-    constant = [
-        Point(optimizer, batch, epochs)
-        for epochs in problem.budgets
-        for optimizer in problem.lr
-        for batch in reversed(problem.batches)
-    ]
-    ruled = [
-        Point(optimizer, problem.first, epochs, rule)
-        for epochs in problem.rule_budgets
-        for optimizer in problem.lr
-        for rule in RULES
-    ]
-    return constant + ruled
+    """List the constant batches, then the rules, the cheapest budgets first."""
+    found = []
+    for epochs in problem.budgets:
+        for optimizer in problem.lr:
+            found += [Point(optimizer, batch, epochs) for batch in reversed(problem.batches)]
+        for optimizer in problem.lr if epochs in problem.rule_budgets else ():
+            # What follows the schedule alone is tried from everywhere: it claims half of the updates of each.
+            larger = [batch for batch in problem.batches if problem.first < batch < problem.largest]
+            found += [Point(optimizer, batch, epochs, "seesaw") for batch in larger]
+            found += [Point(optimizer, problem.first, epochs, rule) for rule in RULES]
+    return found
 
 
 def rate(problem: Problem, point: Point, exponent: int) -> float:
@@ -145,6 +143,8 @@ def settings(problem: Problem, point: Point, lr: float, seed: int) -> dict[str, 
     }
     if run.get("adversarial_fraction"):
         run["adversarial_epochs"] = point.epochs
+    if run.get("micro_batch") == "auto":
+        run["micro_batch_size"] = min(point.batch_size, 1024)
     rule: dict[str, Any] = {}
     if point.rule != "constant":
         kept = {"fraction_decrease": 1.0} if run.get("adversarial_fraction") else {}
@@ -161,5 +161,5 @@ def settings(problem: Problem, point: Point, lr: float, seed: int) -> dict[str, 
 
 def label(point: Point, lr: float) -> str:
     """Name a run without its seed."""
-    what = f"b{point.batch_size}" if point.rule == "constant" else point.rule
-    return f"{point.optimizer}-{what}-e{point.epochs}-lr{lr:g}"
+    rule = "" if point.rule == "constant" else f"-{point.rule}"
+    return f"{point.optimizer}{rule}-b{point.batch_size}-e{point.epochs}-lr{lr:g}"

@@ -49,7 +49,7 @@ def write(name: str, results: pathlib.Path) -> str:
     ]
     if ruled:
         text += ["", "## Rules, untuned, with the rate that was tuned for their first batch", ""]
-        text += _table(ruled, columns, ("optimiser", "rule", "epochs", "rate"))
+        text += _table(ruled, columns, ("optimiser", "rule", "first batch", "epochs", "rate"))
     if (results / FINDINGS).exists():
         text += ["", (results / FINDINGS).read_text().strip()]
     text += ["", *_draw(results, problem, places)]
@@ -62,9 +62,9 @@ def _table(places: Sequence[Place], columns: Sequence[tuple[str, str, str]], nam
     head = [*names, "seeds", "updates", "examples", *(title for _, title, _ in columns)]
     rows = [head]
     for point, lr, runs in places:
-        what = f"{point.batch_size:,}" if point.rule == "constant" else point.rule
         fine = [run for run in runs if "diverged" not in run.summary]
-        cells = [point.optimizer, what, str(point.epochs), f"{lr:g}"]
+        cells = [point.optimizer, *([point.rule] if "rule" in names else []), f"{point.batch_size:,}"]
+        cells += [str(point.epochs), f"{lr:g}"]
         cells += [
             str(len(fine)) if len(fine) == len(runs) else f"{len(fine)}, {len(runs) - len(fine)} diverged"
         ]
@@ -135,7 +135,7 @@ def _against(x: str, y: str, log: bool = True) -> Callable[[Axes, Problem, Seque
                 lines.setdefault((optimizer, epochs), []).append((a, b))
             else:
                 axes.plot(a, b, linestyle="", marker="x", color=f"C{optimizers.index(optimizer)}")
-                axes.annotate(rule, (a, b), fontsize=6, xytext=(3, 3), textcoords="offset points")
+                axes.annotate(place.point.rule, (a, b), fontsize=6, xytext=(3, 3), textcoords="offset points")
         styles = ("-", "--", ":")
         for (optimizer, epochs), points in lines.items():
             style = styles[sorted(problem.budgets, reverse=True).index(epochs) % len(styles)]

@@ -12,7 +12,7 @@ from hessabs.batch_size.controller import (
 )
 from hessabs.batch_size.counting import NEVER, Count
 from hessabs.batch_size.cyclical import cyclical
-from hessabs.batch_size.growth import batch_growth, fixed_growth, timer
+from hessabs.batch_size.growth import batch_growth, fixed_growth, seesaw, timer
 from hessabs.batch_size.hessian import absa, hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Plan, PlannedEpoch, plan
@@ -64,6 +64,7 @@ __all__ = [
     "plan",
     "restore",
     "schedule",
+    "seesaw",
     "stability_limited",
     "timer",
     "training_seconds",

@@ -1,6 +1,9 @@
-"""Batches that grow at given times: Smith et al., and two rules that say what a measurement is worth."""
+"""Batches that grow at given times: where the rate would fall, and as ABS would without its measurements."""
 
-from collections.abc import Sequence
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from hessabs.batch_size.checks import require, require_events, require_sizes
@@ -12,6 +15,7 @@ from hessabs.batch_size.table import schedule
 from hessabs.checks import require_one_of
 
 Leftover = Literal["decay", "hold"]
+_GRID = 4096  # places at which a schedule is looked at before a fall is found exactly
 
 
 def batch_growth(
@@ -72,6 +76,76 @@ def batch_growth(
 def inverse(lr_decay: float) -> float:
     """Return the growth that a decay stands for: 1 / 0.2 is 5, and not a neighbour that rounding makes 4."""
     return round(1 / lr_decay, 9)
+
+
+def seesaw(
+    initial: int,
+    maximum: int,
+    *,
+    lr_schedule: Callable[[int], float],
+    total: int,
+    growth_factor: float = 2.0,
+) -> Controller:
+    """Grow the batch as a schedule lets the learning rate fall, and let the rate fall by less.
+
+    Where the schedule has fallen to a part s of its largest value the batch is the step of growth nearest to
+    ``initial / s``. The rate is the schedule's times what the coupling gives for the batch: with the square
+    root (Adam's kind) it falls as the square root of s, with ``"linear"`` (SGD) it stays; once the batch is at
+    its maximum, the rate falls as the schedule does. The updates are those of the first batch times the mean of
+    the schedule after its largest value: half of them for a linear or cosine decay to zero, if the maximum lets
+    it. It is no licence to begin beyond the critical batch size.
+
+    Args:
+      initial, maximum, growth_factor: As in ``timer``.
+      lr_schedule: ``lr_schedule(examples so far) -> factor`` that the learning rate is multiplied by elsewhere
+        (an outer schedule, ``training.make_schedule``); it must fall in the end.
+      total: Examples of the run, at least 1.
+
+    Returns:
+      A ``Controller`` that measures nothing.
+
+    Raises:
+      ValueError: If a parameter is out of its range, or the schedule never falls far enough for a growth.
+
+    Example:
+      >>> from hessabs.batch_size import Observation, with_coupling
+      >>> rule = seesaw(64, 1024, lr_schedule=lambda samples: 1 - samples / 1000, total=1000)
+      >>> rule = with_coupling(rule, "sqrt")
+      >>> [int(rule.update(Observation(samples), None).batch_size) for samples in (0, 300, 700, 900)]
+      [64, 128, 256, 512]
+
+    References:
+      Meterez et al. (2025), arXiv:2510.14717; for SGD Smith et al. (2017), arXiv:1711.00489. Differs from the
+      paper: a growth comes where the batch is nearest to what the schedule asks for, half a step earlier, so
+      that the mean of the logarithms is right.
+    """
+    require_sizes(initial, maximum)
+    require("be above 1", growth_factor=growth_factor)
+    require("be at least 1 example", total=total)
+    grid = sorted({round(total * part / _GRID) for part in range(_GRID + 1)})
+    factors = [lr_schedule(samples) for samples in grid]
+    peak = max(factors)
+    if not (math.isfinite(peak) and peak > 0 and min(factors) >= 0):
+        raise ValueError(
+            "`lr_schedule` must give finite factors of at least 0, one of them above 0, got "
+            f"{min(factors)} to {peak}."
+        )
+
+    table = {0: initial}  # where the rate falls by several steps at once, the batch grows by all of them
+    for before, after in itertools.pairwise(ladder(initial, maximum, growth_factor)):
+        least = peak * initial / math.sqrt(before * after)
+        last = max(i for i, factor in enumerate(factors) if factor > least)
+        if last == len(grid) - 1:
+            break  # it ends above
+        between = range(grid[last], grid[last + 1] + 1)
+        table[between[bisect.bisect_left(between, -least, key=lambda samples: -lr_schedule(samples))]] = after
+    if len(table) == 1 < maximum / initial:
+        raise ValueError(
+            "`lr_schedule` must fall far enough for a growth, to "
+            f"{1 / math.sqrt(ladder(initial, maximum, growth_factor)[1] / initial):.3g} of its largest value, "
+            f"got {factors[-1] / peak:.3g} of it at the end; schedule=cosine, linear and wsd fall."
+        )
+    return schedule(list(table.values()), list(table)[1:])
 
 
 def fixed_growth(

@@ -1,13 +1,14 @@
 """The rules by the names that the slides and the command line give them, with epochs for their unit of time."""
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from hessabs.batch_size.bounds import Bounds, growth_bounds
 from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
-from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, timer
+from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, seesaw, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Remainder, epoch_examples
@@ -148,11 +149,18 @@ def per_epoch(run: PlanSettings, num_examples: int) -> int:
 
 
 def make_rule(
-    run: PlanSettings, method: Method, num_examples: int, *, lr: float = 0.1, warmup_epochs: float = 5
+    run: PlanSettings,
+    method: Method,
+    num_examples: int,
+    *,
+    lr: float = 0.1,
+    warmup_epochs: float = 5,
+    lr_schedule: Callable[[int], float] | None = None,
 ) -> Controller:
     """Make the rule of a method from settings, resolved or not; its epochs are turned into examples.
 
-    ``lr`` is the learning rate at the first batch size (read by stability), ``warmup_epochs`` are those of fb.
+    ``lr`` is the learning rate at the first batch size (read by stability), ``warmup_epochs`` are those of fb,
+    ``lr_schedule`` is the outer schedule by examples (read by seesaw; None for a rate that stays).
 
     >>> int(make_rule(PlanSettings(), choose("fb", {"max_batch_size": 640}), 50_000).init().batch_size)
     640
@@ -160,7 +168,8 @@ def make_rule(
     run, method = resolve(run, method, num_examples)
     epoch, fraction = per_epoch(run, num_examples), run.adversarial_fraction or 0.0
     decays = [point * epoch for point in run.lr_decay_epochs]
-    rule = _plain_rule(run, method, epoch, decays, lr, round(warmup_epochs * epoch))
+    warmup = round(warmup_epochs * epoch)
+    rule = _plain_rule(run, method, epoch, decays, lr, warmup, lr_schedule or (lambda samples: 1.0))
     if name_of(method) != "gg":
         rule = with_decay(rule, decays, run.lr_decay)
     coupling, decrease = getattr(method, "lr_coupling", None), getattr(method, "fraction_decrease", 1.0)
@@ -172,7 +181,13 @@ def make_rule(
 
 
 def _plain_rule(
-    run: PlanSettings, method: Method, epoch: int, decays: list[int], lr: float, warmup: int
+    run: PlanSettings,
+    method: Method,
+    epoch: int,
+    decays: list[int],
+    lr: float,
+    warmup: int,
+    lr_schedule: Callable[[int], float],
 ) -> Controller:
     own: Any = method  # its fields, whichever they are
     first = run.batch_size
@@ -195,6 +210,12 @@ def _plain_rule(
             return timer(**growing, every=own.patience * epoch)
         case "fixed":
             return fixed_growth(**growing, grow_at=[point * epoch for point in own.grow_epochs])
+        case "seesaw":
+
+            def falling(samples: int) -> float:
+                return lr_schedule(samples) * run.lr_decay ** bisect.bisect_right(decays, samples)
+
+            return seesaw(**growing, lr_schedule=falling, total=run.epochs * epoch)
         case "gns":
             return gradient_noise_scale(**measuring, scale=own.noise_scale)
         case "stability":
@@ -211,6 +232,7 @@ def make_plans(
     whole_updates: bool = False,
     lr: float = 0.1,
     warmup_epochs: float = 5,
+    lr_schedule: Callable[[int], float] | None = None,
 ) -> Bounds:
     """Plan the run of a method: between which bounds it lies, both the same for a rule that measures nothing.
 
@@ -226,7 +248,7 @@ def make_plans(
         run = run._replace(micro_batch_size=run.micro_batch_size or micro, remainder=run.remainder or slides)
     run, method = resolve(run, method, num_examples)
     return growth_bounds(
-        make_rule(run, method, num_examples, lr=lr, warmup_epochs=warmup_epochs),
+        make_rule(run, method, num_examples, lr=lr, warmup_epochs=warmup_epochs, lr_schedule=lr_schedule),
         num_examples=num_examples,
         epochs=run.epochs,
         micro_batch_size=run.micro_batch_size,

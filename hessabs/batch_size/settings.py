@@ -10,11 +10,14 @@ from hessabs.batch_size.planner import Remainder
 from hessabs.batch_size.rule import Coupling
 
 MethodName = Annotated[
-    Literal["bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed"],
+    Literal[
+        "bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed", "seesaw"
+    ],
     "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
     "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
     "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
-    "timer: the patience of abs, without an eigenvalue; fixed: at grow_epochs",
+    "timer: the patience of abs, without an eigenvalue; fixed: at grow_epochs; seesaw: as the schedule lets "
+    "the learning rate fall",
 ]
 MaxBatchSize = Annotated[
     int | None,
@@ -164,7 +167,16 @@ class Fixed(NamedTuple):
     grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated"] = ()
 
 
-Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed
+class Seesaw(NamedTuple):
+    """Growth as the schedule lets the learning rate fall."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = 2.0
+    growth_factor: GrowthFactor = None
+
+
+Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed | Seesaw
 
 _NAMES = get_args(get_args(MethodName)[0])
 METHODS: dict[str, type[Method]] = dict(zip(_NAMES, get_args(Method), strict=True))

@@ -172,7 +172,8 @@ def _make(
     shown = schedule._replace(warmup_epochs=warmup if is_fb else schedule.warmup_epochs)
     if is_fb:  # its warm-up is the rule's, up to the scaled rate
         schedule = schedule._replace(warmup_epochs=0)
-    pace: Any = {"lr": optimizer.lr, "warmup_epochs": warmup}
+    outer = of_settings(schedule, epochs=run.epochs, per_epoch=methods.per_epoch(run, num_examples))
+    pace: Any = {"lr": optimizer.lr, "warmup_epochs": warmup, "lr_schedule": outer}
     record: dict[str, Any] = {"method": chosen.name}
     for part in (run, method, chosen.optimizer._replace(lr=optimizer.lr), shown):
         record |= part._asdict()
@@ -183,7 +184,7 @@ def _make(
         method=method,
         rule=methods.make_rule(run, method, num_examples, **pace),
         optimizer=optimizer,
-        schedule=of_settings(schedule, epochs=run.epochs, per_epoch=methods.per_epoch(run, num_examples)),
+        schedule=outer,
         record=record,
         plans=functools.partial(methods.make_plans, chosen.run, method, num_examples, **pace),
     )

@@ -1,5 +1,7 @@
 """Growth at given times."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from hessabs.batch_size import (
     batch_growth,
     fixed_growth,
     hessian_adaptive,
+    plan,
+    seesaw,
     timer,
     with_adversarial,
     with_coupling,
@@ -73,6 +77,59 @@ def test_the_timer_is_abs_whose_eigenvalue_never_falls():
         b = grow(Observation(samples), b)
         np.testing.assert_allclose(a[:3], b[:3], rtol=1e-6)
     assert int(b.batch_size) == 24
+
+
+SCHEDULES = {
+    "linear": lambda samples: 1 - samples / 2**20,
+    "cosine": lambda samples: (1 + math.cos(math.pi * samples / 2**20)) / 2,
+    "wsd": lambda samples: min(1.0, 2 - samples / 2**19),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_seesaw_takes_the_batch_nearest_to_what_the_schedule_asks_for(name):
+    factor, sizes = SCHEDULES[name], [64 * 2**k for k in range(9)]
+    controller = seesaw(64, 64 * 2**8, lr_schedule=factor, total=2**20)
+    update = jax.jit(controller.update)
+    for samples in np.random.default_rng(0).integers(0, 2**20, 40):
+        got = int(update(Observation(int(samples)), controller.init()).batch_size)
+        wanted = math.log(64 / factor(int(samples)))
+        assert got == min(sizes, key=lambda size: abs(math.log(size) - wanted))
+
+
+@pytest.mark.parametrize(("name", "part"), [("linear", 1 / 2), ("cosine", 1 / 2), ("wsd", 3 / 4)])
+def test_seesaw_takes_as_many_updates_as_the_mean_of_the_schedule(name, part):
+    # In factors of two they are 3 / (4 sqrt 2) of a linear fall's examples, 6 % more than the mean.
+    rule = seesaw(8, 8192, lr_schedule=SCHEDULES[name], total=2**20)
+    updates = plan(rule, num_examples=2**20, epochs=1, micro_batch_size=8, whole_updates=True).updates
+    assert updates / (2**20 / 8) == pytest.approx(part, rel=0.065)
+
+
+def test_seesaw_of_a_rate_that_falls_by_several_steps_at_once_grows_by_all_of_them():
+    rule = with_coupling(
+        seesaw(1, 64, lr_schedule=lambda s: 0.1 ** (s >= 50), total=100, growth_factor=2.0), "sqrt"
+    )
+    assert course(rule) == [(50, 8, round(math.sqrt(8), 6))]
+
+
+def test_seesaw_waits_for_the_end_of_a_warm_up_and_ends_with_the_maximum():
+    rule = seesaw(1, 4, lr_schedule=lambda s: min((s + 1) / 100, 1.0) * (1 - s / 1000), total=1000)
+    (first, *_), (last, *_) = seen = course(rule)
+    # The largest factor is 0.901, after 100 examples; growths are at 1 / sqrt 2 and 1 / sqrt 8 of it.
+    assert (first, last) == (363, 682)
+    assert [batch for _, batch, _ in seen] == [2, 4]
+
+
+def test_seesaw_refuses_a_schedule_that_does_not_fall():
+    for factor in (lambda s: 1.0, lambda s: (s + 1) / 100, lambda s: 1 - 0.2 * s / 100):
+        with pytest.raises(
+            ValueError, match=r"must fall far enough for a growth, to 0\.707 of its largest value"
+        ):
+            seesaw(1, 64, lr_schedule=factor, total=100)
+    for factor in (lambda s: float("nan"), lambda s: 0.0, lambda s: 1 - s / 10):
+        with pytest.raises(ValueError, match="finite factors of at least 0"):
+            seesaw(1, 64, lr_schedule=factor, total=100)
+    assert course(seesaw(4, 4, lr_schedule=lambda s: 1.0, total=100)) == []
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ RULES = (
     "stability_limited",
     "timer",
     "fixed_growth",
+    "seesaw",
 )
 WRAPPERS = ("with_decay", "with_coupling", "with_adversarial")
 OTHER = {
@@ -125,10 +126,18 @@ OTHER = {
 }
 
 
+def called(options):
+    """Options, a schedule among them as what it gives over 90 epochs of 1280 examples."""
+    return {
+        key: [value(samples) for samples in range(0, 120_000, 1280)] if key == "lr_schedule" else value
+        for key, value in options.items()
+    }
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_of_a_method_reaches_its_rule(name, monkeypatch):
     for rule in (*RULES, *WRAPPERS):
-        monkeypatch.setattr(methods, rule, lambda *args, rule=rule, **options: (rule, args, options))
+        monkeypatch.setattr(methods, rule, lambda *args, rule=rule, **options: (rule, args, called(options)))
     run = PlanSettings(batch_size=64, adversarial_fraction=0.5)
     before = make_rule(run, small(name), 1280)
     for setting in METHODS[name]._fields:
@@ -137,6 +146,8 @@ def test_every_setting_of_a_method_reaches_its_rule(name, monkeypatch):
         assert make_rule(changed, small(name), 1280) != before
     assert (make_rule(run, small(name), 1280, lr=0.2) != before) == (name == "stability")
     assert (make_rule(run, small(name), 1280, warmup_epochs=2.5) != before) == (name == "fb")
+    outer = make_rule(run, small(name), 1280, lr_schedule=lambda samples: 1 / (1 + samples))
+    assert (outer != before) == (name == "seesaw")
     assert {setting for kind in METHODS.values() for setting in kind._fields} == set(OTHER)
 
 

@@ -76,7 +76,7 @@ def test_the_report_says_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(report.table, "read", lambda path: runs)
     text = report.write("mlp", tmp_path)
     assert "| sgd | 512 | 10 | 0.8 | 3 | 10 | 1,000 | 89.68 | 80.00 |" in text
-    assert "| sgd | stability_sqrt | 10 | 0.8 |" in text
+    assert "| sgd | stability_sqrt | 128 | 10 | 0.8 |" in text
     assert (tmp_path / "updates_to_target.png").exists() is False  # nothing reaches 90
     assert (tmp_path / "metric_by_updates.png").exists()
 

@@ -24,7 +24,10 @@ def before(run, count, act):
         def __call__(self, *arguments):
             nonlocal seen
             before = seen
-            seen += sum(len(part["weight"]) for part in arguments[1:] if isinstance(part, dict)) // run.micro_batch_size
+            seen += (
+                sum(len(part["weight"]) for part in arguments[1:] if isinstance(part, dict))
+                // run.micro_batch_size
+            )
             if before < count <= seen:
                 act()
             return self.function(*arguments)
