@@ -39,7 +39,7 @@ _CLEAN = {"adversarial_fraction": 0.0, "epsilon": None, "fgsm_epsilon": 0.02}
 _MLP = Problem(
     "MLP on Fashion-MNIST, a fifth of every batch adversarial to the end",
     {**_IMAGES, "model": "mlp", **_KEPT},
-    {"sgd": 0.2, "nesterov": 0.2, "adamw": 0.0015, "muon": 0.0025},
+    {"sgd": 0.2, "adamw": 0.0015, "muon": 0.0025, "nesterov": 0.2},
     512,
     (128, 512, 2048, 8192, 16384),
     (10, 30, 90),
@@ -96,9 +96,9 @@ RULES: dict[str, dict[str, Any]] = {
     "noise_scale": {"method": "gns"},
     "norm_test": {"method": "norm_test"},
     "timer": {"method": "timer"},
-    "seesaw": {"method": "seesaw"},
 }
 """Rules with their defaults, at the rate of the first batch. With adversarial examples ``abs`` is ABSA."""
+_SEESAW = {"method": "seesaw"}
 
 
 class Point(NamedTuple):
@@ -111,15 +111,15 @@ class Point(NamedTuple):
 
 
 def points(problem: Problem) -> list[Point]:
-    """List the constant batches, then the rules, the cheapest budgets first."""
+    """List the constant batches, seesaw from each of them, then the rules; the cheapest budgets first."""
     found = []
     for epochs in problem.budgets:
         for optimizer in problem.lr:
             found += [Point(optimizer, batch, epochs) for batch in reversed(problem.batches)]
+            # It claims half of the updates of any batch, so it is tried from all of them.
+            first = [batch for batch in problem.batches if batch < problem.largest]
+            found += [Point(optimizer, batch, epochs, "seesaw") for batch in first]
         for optimizer in problem.lr if epochs in problem.rule_budgets else ():
-            # What follows the schedule alone is tried from everywhere: it claims half of the updates of each.
-            larger = [batch for batch in problem.batches if problem.first < batch < problem.largest]
-            found += [Point(optimizer, batch, epochs, "seesaw") for batch in larger]
             found += [Point(optimizer, problem.first, epochs, rule) for rule in RULES]
     return found
 
@@ -148,7 +148,7 @@ def settings(problem: Problem, point: Point, lr: float, seed: int) -> dict[str, 
     rule: dict[str, Any] = {}
     if point.rule != "constant":
         kept = {"fraction_decrease": 1.0} if run.get("adversarial_fraction") else {}
-        rule = {"max_batch_size": problem.largest, **kept, **RULES[point.rule]}
+        rule = {"max_batch_size": problem.largest, **kept, **({"seesaw": _SEESAW} | RULES)[point.rule]}
         if rule["method"] in ("gns", "norm_test"):  # they compare the micro-batches of an update
             rule |= {"micro_batch": "fixed", "micro_batch_size": point.batch_size // 2}
     if rule.get("method") == "gg":  # grows where the rate would fall
