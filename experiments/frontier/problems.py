@@ -18,7 +18,13 @@ class Problem(NamedTuple):
     largest: int = 16384  # batch up to which a rule may grow
     metric: str = "validation_accuracy"  # of a summary; chooses the rate
     target: float = 90.0  # of the metric: Shallue et al. (2019) count the updates to 10 % validation error
+    untuned: tuple[str, ...] = ("prodigy",)  # optimisers that find their rate: with its factor 1
     seeds: tuple[int, ...] = (0, 1, 2)  # the first chooses, the others report its choice
+
+    @property
+    def optimizers(self) -> list[str]:
+        """All optimisers, the tuned ones first."""
+        return [*self.lr, *self.untuned]
 
     @property
     def sign(self) -> int:
@@ -114,7 +120,7 @@ def points(problem: Problem) -> list[Point]:
     """List the constant batches, seesaw from each of them, then the rules; the cheapest budgets first."""
     found = []
     for epochs in problem.budgets:
-        for optimizer in problem.lr:
+        for optimizer in problem.optimizers:
             found += [Point(optimizer, batch, epochs) for batch in reversed(problem.batches)]
             # It claims half of the updates of any batch, so it is tried from all of them.
             first = [batch for batch in problem.batches if batch < problem.largest]

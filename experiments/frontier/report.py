@@ -43,7 +43,7 @@ def write(name: str, results: pathlib.Path) -> str:
         f"seed {problem.seeds[0]}; warm-up in the first tenth, then linear decay to zero; mean ± standard "
         f"deviation over seeds. {len(runs)} runs, at least {left} to come.",
         "",
-        "## Constant batches, the rate tuned",
+        "## Constant batches, the rate tuned (of prodigy 1, which finds its own)",
         "",
         *_table(constant, columns, ("optimiser", "batch", "epochs", "rate")),
     ]
@@ -124,7 +124,7 @@ def _against(x: str, y: str, log: bool = True) -> Callable[[Axes, Problem, Seque
         x_field, y_field = (problem.metric if name == "metric" else name for name in (x, y))
         if "loss" in problem.metric and "accuracy" in x + y:
             return False
-        optimizers = list(problem.lr)
+        optimizers = problem.optimizers
         lines: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for place in places:
             a, b = _mean(place, x_field), _mean(place, y_field)

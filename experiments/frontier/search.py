@@ -35,7 +35,9 @@ def tried(problem: Problem, point: Point, runs: Mapping[str, Run]) -> dict[int, 
 
 
 def chosen(problem: Problem, point: Point, runs: Mapping[str, Run]) -> float | None:
-    """Return the rate of a point, None while the search goes on."""
+    """Return the rate of a point, None while the search goes on; the optimiser's own where it finds it."""
+    if point.optimizer in problem.untuned:
+        return 1.0
     if point.rule != "constant":
         first = point._replace(rule="constant")
         return chosen(problem, first, runs)

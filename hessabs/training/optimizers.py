@@ -22,21 +22,21 @@ from hessabs.training.muon import muon
 from hessabs.transforms import by_examples
 from hessabs.typing import Params
 
-Name = Literal["sgd", "nesterov", "adamw", "lion", "muon", "lamb", "lars", "schedule_free"]
+Name = Literal["sgd", "nesterov", "adamw", "lion", "muon", "lamb", "lars", "schedule_free", "prodigy"]
 
 _SGD = ("sgd", "nesterov", "lars")  # the kind whose step grows with its gradient
 _RATES = {
     **{"sgd": 0.1, "nesterov": 0.1, "lars": 1.0, "schedule_free": 2.5e-3},
-    **{"adamw": 1e-3, "lion": 1e-4, "muon": 1e-3, "lamb": 3e-3},
+    **{"adamw": 1e-3, "lion": 1e-4, "muon": 1e-3, "lamb": 3e-3, "prodigy": 1.0},
 }
 READ_WITH: dict[str, tuple[str, ...]] = {
     "momentum": ("sgd", "nesterov", "lars", "muon"),
-    "b1": ("adamw", "lion", "muon", "lamb", "schedule_free"),
-    "b2": ("adamw", "lion", "muon", "lamb", "schedule_free"),
+    "b1": ("adamw", "lion", "muon", "lamb", "schedule_free", "prodigy"),
+    "b2": ("adamw", "lion", "muon", "lamb", "schedule_free", "prodigy"),
     "weight_decay": tuple(_RATES),
-    "decay_mask": tuple(_RATES),
+    "decay_mask": tuple(name for name in _RATES if name != "prodigy"),
     "schedule_free_base": ("schedule_free",),
-    "follow_batch": tuple(_RATES),
+    "follow_batch": tuple(name for name in _RATES if name != "prodigy"),
 }
 """Settings that not every optimiser reads; one from a file reads none of them."""
 
@@ -52,7 +52,7 @@ class OptimizerSettings(NamedTuple):
     lr: Annotated[
         float | None,
         "learning rate at the first batch size; default: sgd, nesterov 0.1; lars 1; adamw, muon 0.001; lamb "
-        "0.003; lion 0.0001; schedule_free 0.0025, with base sgd 1",
+        "0.003; lion 0.0001; schedule_free 0.0025, with base sgd 1; prodigy 1, a factor on what it finds",
     ] = None
     momentum: Annotated[
         float | None, "momentum of sgd, nesterov, lars and muon, in [0, 1); default: 0.9, muon 0.95"
@@ -65,7 +65,7 @@ class OptimizerSettings(NamedTuple):
     b2: Annotated[
         float | None,
         "decay of the mean of squares (lion: of gradients), in [0, 1); default: 0.99, which suits batches that "
-        "grow better than optax's 0.999",
+        "grow better than optax's 0.999, which prodigy has",
     ] = None
     weight_decay: Annotated[
         float,
@@ -120,7 +120,7 @@ def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
         "lr": 1.0 if settings.schedule_free_base == "sgd" else _RATES[name],
         "momentum": 0.95 if name == "muon" else 0.9,
         "b1": 0.9,
-        "b2": 0.99,
+        "b2": 0.999 if name == "prodigy" else 0.99,
         "decay_mask": "all" if plain_sgd else "matrices",
         "follow_batch": "none" if name in _SGD else "half_life",
     }
@@ -157,6 +157,8 @@ def make_optimizer(
     steps = [*clip, *_steps(settings, batch_size, lr_coupling or own, num_classes)]
     if settings.optimizer == "schedule_free":
         return Optimizer(_schedule_free(steps, lr, cast(float, settings.b1)), own, lr, evaluation_params)
+    if settings.optimizer == "prodigy":
+        return Optimizer(_prodigy(clip, settings), own, lr, evaluation_params)
     tx = optax.with_extra_args_support(optax.chain(*steps, optax.scale_by_learning_rate(lr)))
     return Optimizer(tx, own, lr, evaluation_params)
 
@@ -218,6 +220,23 @@ def _schedule_free(steps: list[Any], lr: float, b1: float) -> optax.GradientTran
     def tx(rate: Any) -> optax.GradientTransformationExtraArgs:
         return contrib.schedule_free(optax.chain(*steps, optax.scale_by_learning_rate(rate)), rate, b1=b1)
 
+    return _with_rate_inside(tx, lr)
+
+
+def _prodigy(clip: list[Any], settings: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
+    own: Any = {"betas": (settings.b1, settings.b2), "weight_decay": settings.weight_decay}
+
+    def tx(rate: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(*clip, contrib.prodigy(rate, **own))
+
+    return _with_rate_inside(tx, cast(float, settings.lr))
+
+
+def _with_rate_inside(
+    tx: Callable[[Any], optax.GradientTransformationExtraArgs], lr: float
+) -> optax.GradientTransformationExtraArgs:
+    """Give every update its rate where what the optimiser remembers depends on it: no factor can come later."""
+
     def update(
         updates: optax.Updates,
         state: Any,
@@ -226,9 +245,8 @@ def _schedule_free(steps: list[Any], lr: float, b1: float) -> optax.GradientTran
         lr_scale: Any = 1.0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        # The rate stands in the weight of an iterate in the average too, so it cannot be multiplied later.
-        rate = jnp.asarray(lr * lr_scale, state.max_lr.dtype)
-        new, after = tx(rate).update(updates, state, params, **extra_args)
+        dtype = getattr(state, "max_lr", jnp.zeros((), jnp.float32)).dtype
+        new, after = tx(jnp.asarray(lr * lr_scale, dtype)).update(updates, state, params, **extra_args)
         return new, jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), after, state)
 
     return optax.GradientTransformationExtraArgs(tx(lr).init, update)

@@ -21,7 +21,18 @@ from hessabs.training.optimizers import (
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-NAMES = ("sgd", "nesterov", "adamw", "lion", "muon", "lamb", "lars", "schedule_free", "schedule_free_sgd")
+NAMES = (
+    "sgd",
+    "nesterov",
+    "adamw",
+    "lion",
+    "muon",
+    "lamb",
+    "lars",
+    "schedule_free",
+    "schedule_free_sgd",
+    "prodigy",
+)
 BATCH = 32
 LR, DECAY = 0.01, 0.1
 MASK = {"hidden": {"kernel": True, "bias": False}, "head": {"kernel": True, "bias": False}}
@@ -86,6 +97,7 @@ def plain(name: str, *, decay=DECAY, k: int = 1):
         "schedule_free_sgd": lambda: contrib.schedule_free(
             optax.chain(optax.add_decayed_weights(decay, MASK), optax.sgd(LR)), LR, b1=0.9
         ),
+        "prodigy": lambda: contrib.prodigy(LR, weight_decay=decay),
     }[name]()
 
 
@@ -178,7 +190,7 @@ def test_its_state_keeps_its_structure_and_lr_scale_is_for_the_loop(name, dtype)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     scale = program.jaxpr.invars[0]
     used = any(scale in equation.invars for equation in program.jaxpr.eqns)
-    assert used == ("free" in name)
+    assert used == ("free" in name or name == "prodigy")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +233,17 @@ def test_it_learns_digits(name):
     assert train(start) < 0.5 * loss(start, x, y)
 
 
+def test_prodigy_takes_the_rate_of_every_update_inside():
+    # The distance it estimates depends on the rates that were used.
+    gradients, scales = [draw(1)] * 8, [1.0, 0.5, 2.0, 1.0, 0.25, 4.0, 1.0, 0.0]
+    got, _, state = run(make("prodigy", lr=0.5).tx, gradients, scales)
+    schedule = contrib.prodigy(lambda count: 0.5 * jnp.asarray(scales)[count])
+    want, _, plain_state = run(optax.with_extra_args_support(schedule), gradients)
+    assert_close(got, want)
+    assert_close(optax.tree.get(state, "estim_lr"), plain_state.estim_lr)
+    assert float(plain_state.estim_lr) > 1e-6  # it has found something
+
+
 def test_clipping_is_by_global_norm():
     made = make("sgd", lr=1.0, momentum=0.0, clip=0.5)
     _, [updates], _ = run(made.tx, [draw(1)])
@@ -250,6 +273,7 @@ def test_defaults_are_each_ones_own():
     assert (make("sgd").lr, make("adamw").lr, make("schedule_free_sgd").lr) == (0.1, 1e-3, 1.0)
     assert make("sgd", lr=3.0).lr == 3.0
     assert set().union(*READ_WITH.values()) == set(NAMES) - {"schedule_free_sgd"}
+    assert (make("prodigy").coupling, make("prodigy").lr) == ("sqrt", 1.0)
 
 
 @pytest.mark.parametrize(
