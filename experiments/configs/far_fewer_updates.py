@@ -1,4 +1,4 @@
-"""How few updates the accuracy and the robustness of the tuned baseline need: Muon, more adversarial examples, seesaw.
+"""How few updates the tuned baseline's accuracy and robustness need: Muon, more adversarial examples, seesaw.
 
     python experiments/run.py far_fewer_updates --data_dir DIR --jobs 2
 
@@ -20,7 +20,8 @@ BASE = {
     "micro_batch_size": 128,
 }
 
-_HALF = {"optimizer": "muon", "adversarial_fraction": 0.5, "epochs": 30, "adversarial_epochs": 30, "warmup_epochs": 3.0}
+_HALF = {"optimizer": "muon", "adversarial_fraction": 0.5, "epochs": 30, "adversarial_epochs": 30}
+_HALF |= {"warmup_epochs": 3.0}
 _SEESAW = {**_HALF, "method": "seesaw", "fraction_decrease": 1.0, "max_batch_size": 32_768}
 
 GRID = {
