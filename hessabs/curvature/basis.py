@@ -30,18 +30,19 @@ def layout(vector: Params, host: bool) -> trees.Static:
 def to_row(vector: Params, form: trees.Static) -> Any:
     """Make a pytree a row, in at least float32."""
     kind, _ = form.value
+    dtype = jnp.result_type(jnp.float32, *[jnp.result_type(x) for x in jax.tree.leaves(vector)])
     if kind == "tree":
-        dtype = jnp.result_type(jnp.float32, *[x.dtype for x in jax.tree.leaves(vector)])
         return jax.tree.map(lambda x: x.astype(dtype), vector)
-    flat, _ = trees.ravel(vector)
-    return np.asarray(flat) if kind == "host" and not trees.is_traced(flat) else flat
+    if kind == "host" and not trees.is_traced(vector):  # nothing is compiled
+        return np.concatenate([np.asarray(x, dtype).ravel() for x in jax.tree.leaves(vector)])
+    return _ravel(vector)
 
 
 def to_params(rows: Any, form: trees.Static) -> Params:
     """Make rows pytrees again, in the dtypes of the params."""
     kind, shape = form.value
     if kind != "tree":
-        return trees.unravel(jnp.asarray(rows), shape)
+        return _unravel(rows, shape)
     treedef, shapes = shape.value
     leaves = treedef.flatten_up_to(rows)
     return treedef.unflatten([x.astype(dtype) for x, (_, dtype) in zip(leaves, shapes, strict=True)])
@@ -89,9 +90,9 @@ def combine(basis: Any, mix: np.ndarray, num_rows: int | None = None) -> Any:
         rows = np.zeros((lead, basis.shape[1]), basis.dtype)
         np.matmul(mix.astype(basis.dtype), basis[: mix.shape[1]], out=rows[: len(mix)])
         return rows
-    padded = np.zeros((lead, mix.shape[1]))
-    padded[: len(mix)] = mix
-    return jax.tree.map(lambda x: jnp.tensordot(padded.astype(x.dtype), x[: mix.shape[1]], axes=1), basis)
+    padded = np.zeros((lead, measure(basis)[0]))  # one program, however many rows are read
+    padded[: len(mix), : mix.shape[1]] = mix
+    return _combine(padded.astype(measure(basis)[2]), basis)
 
 
 def project_out(
@@ -122,6 +123,15 @@ def set_row(basis: Any, index: Any, vector: Any, norm: Any, keep: Any) -> Any:
 def dot(a: Any, b: Any) -> Any:
     """Inner product of two rows."""
     return a @ b if isinstance(a, np.ndarray) else trees.vdot(a, b)
+
+
+_ravel = jax.jit(lambda vector: trees.ravel(vector)[0])
+_unravel = jax.jit(trees.unravel)
+
+
+@jax.jit
+def _combine(mix: Any, basis: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.tensordot(mix.astype(x.dtype), x, axes=1), basis)
 
 
 @jax.jit

@@ -167,12 +167,12 @@ def _scaled(vector: Any) -> Any:
 
 
 def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
-    product = matvec(_jitted_to_params(row, form))
+    product = matvec(bases.to_params(row, form))
     _, shape = form.value
     treedef, leaves = shape.value
     want = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     trees.check_like(product, want, "matvec(v0)", "v0")
-    return _jitted_to_row(product, form)
+    return bases.to_row(product, form)
 
 
 def _store(state: KrylovState, product: Any) -> KrylovState:
@@ -201,6 +201,4 @@ _jitted_append = jax.jit(_append, donate_argnums=0)
 _jitted_store = jax.jit(_store, donate_argnums=0)
 _jitted_expand = programs.jit(_expand, donate_argnums=2)
 _jitted_multiply = programs.jit(_multiply)
-_jitted_to_params = jax.jit(bases.to_params)
 _jitted_unit = jax.jit(lambda vector: trees.normalize(vector)[0])
-_jitted_to_row = jax.jit(bases.to_row)
