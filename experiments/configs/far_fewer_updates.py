@@ -3,8 +3,8 @@
     python experiments/run.py far_fewer_updates --data_dir DIR --jobs 2
 
 The baseline is SGD with momentum at batch 128 with a tuned rate, a warm-up and linear decay to zero, a fifth of
-each batch adversarial to the end. The others have half of each batch adversarial, and a rate that was found for
-Muon at 4,096 and follows the root of the batch. 10,000 images are held out, and choose.
+each batch adversarial to the end, or half of it (``bl_half``). The others have half of each batch adversarial,
+and a rate that was found for Muon at 4,096 and follows the root of the batch. 10,000 images are held out.
 """
 
 SEEDS = (0, 1, 2)
@@ -32,5 +32,9 @@ GRID = {
         "batch_size": 128, "lr": 0.1, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.2,
         "adversarial_epochs": 90,
     },
-    "seesaw_2048": {**_SEESAW, "batch_size": 2048, "lr": 0.007},
+    "bl_half": {
+        "batch_size": 128, "lr": 0.05, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.5,
+        "adversarial_epochs": 90,
+    },
+    "seesaw_8192": {**_SEESAW, "batch_size": 8192, "lr": 0.014},
 }  # fmt: skip
