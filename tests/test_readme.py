@@ -76,7 +76,7 @@ def test_scripts_and_configs_are_there():
             grid.find(arguments[:1])
 
 
-@pytest.mark.parametrize("command", ["train", "spectrum", "attack", "report", "plan", "data"])
+@pytest.mark.parametrize("command", ["train", "spectrum", "attack", "report", "plan", "data", "advise"])
 def test_flags_of_the_command_line_are_there(command, capsys):
     lines = [line for line in commands("hessabs") if line.split()[1] == command]
     assert lines
@@ -87,7 +87,7 @@ def test_flags_of_the_command_line_are_there(command, capsys):
 
 
 def test_flags_in_the_text_are_those_of_some_command(capsys):
-    for command in ("train", "spectrum", "attack", "report", "plan", "data"):
+    for command in ("train", "spectrum", "attack", "report", "plan", "data", "advise"):
         cli.main([command, "--help"])
     known = set(re.findall(r"^ *--(?:\[no\])?(\w+)", capsys.readouterr().out, re.MULTILINE))
     assert set(re.findall(r"(?<![\w-])--(\w+)", README.read_text())) <= {*known, "help"}

@@ -19,6 +19,7 @@ from hessabs.cli.flags import config_flags, parse, refuse
 COMMANDS = {
     "train": "train a network with a batch size that follows the curvature",
     "data": "the prepared data sets: list them, or prepare one",
+    "advise": "a rate, a first batch and how it may grow, from minutes of trials",
     "plan": "batch size, learning rate and updates by epoch, without training",
     "report": "one HTML page of all the runs in a folder",
     "predict": "the classes of images by a network that was trained, with their probabilities",

@@ -3,6 +3,7 @@
 from hessabs.training import callbacks, objectives, tasks
 from hessabs.training.assemble import Parts, assemble
 from hessabs.training.durability import Durability
+from hessabs.training.look.advise import Advice, advise
 from hessabs.training.look.evaluate import evaluate
 from hessabs.training.look.predict import predict
 from hessabs.training.loop import Result, fit
@@ -13,6 +14,7 @@ from hessabs.training.task import LossOutput, Task
 from hessabs.training.trained import Trained, load_trained
 
 __all__ = [
+    "Advice",
     "Durability",
     "LossOutput",
     "Optimizer",
@@ -22,6 +24,7 @@ __all__ = [
     "RunSettings",
     "Task",
     "Trained",
+    "advise",
     "assemble",
     "callbacks",
     "evaluate",

@@ -1,0 +1,234 @@
+"""Curvature of transformers: our products and eigenpairs, and the peers on the same weights and tokens.
+
+    python experiments/benchmarks/transformer.py [--rounds 7] [--problems char,wide]
+
+``char`` is the character network of this library with 4 layers of width 128 on 8 sequences of 128 tokens of 96;
+``wide`` has 50,304 tokens, as GPT-2, and 2 layers of width 256 on 2 sequences. XLA and PyTorch are each in a
+process of their own, which sleeps while the other runs; each function runs once a round, in turn; medians.
+Needs torch, curvlinops-for-pytorch, hessian-eigenthings and scipy, and writes transformer.json and
+transformer.md beside this file.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from experiments import provenance
+from experiments.benchmarks import transformer_peers as peers
+from hessabs import curvature, models, trees
+
+_HERE = pathlib.Path(__file__).parent
+_Runs = dict[str, Callable[[], Any]]
+
+
+class Problem(NamedTuple):
+    """A network and its tokens."""
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    sequences: int
+    length: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} layers of width {self.width}, {self.vocabulary:,} tokens, "
+            f"{self.sequences} sequences of {self.length}"
+        )
+
+
+PROBLEMS = {"char": Problem(96, 4, 128, 4, 8, 128), "wide": Problem(50_304, 2, 256, 4, 2, 128)}
+OF_GRADIENTS = {
+    "hessian, recomputed": "gradient, XLA",
+    "hessian, linearised": "gradient, XLA",
+    "gauss_newton, linearised": "gradient, XLA",
+    "fisher, linearised": "gradient, XLA",
+    "curvlinops, Hessian": "gradient, PyTorch",
+    "curvlinops, GGN": "gradient, PyTorch",
+    "hessian-eigenthings, Hessian": "gradient, PyTorch",
+}
+"""Products, and the gradient that each is a multiple of."""
+
+
+def build(problem: Problem) -> tuple[Any, Any, Any, Any]:
+    """Make the model, the loss, the params after 20 steps, and the tokens of a problem."""
+    rng = np.random.default_rng(0)
+    tokens = rng.zipf(1.3, (problem.sequences, problem.length + 1)) % problem.vocabulary
+    batch = {"x": jnp.asarray(tokens[:, :-1], jnp.int32), "y": jnp.asarray(tokens[:, 1:], jnp.int32)}
+    module = models.char_transformer(*problem[:4])
+    params = module.init(jax.random.key(0), batch["x"])["params"]
+
+    def model_fn(params: Any, batch: Any) -> jax.Array:
+        logits: Any = module.apply({"params": params}, batch["x"])
+        return logits
+
+    def loss_fn(logits: jax.Array, batch: Any) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+    def whole(params: Any, batch: Any) -> jax.Array:
+        return loss_fn(model_fn(params, batch), batch)
+
+    step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 0.1 * g, p, jax.grad(whole)(p, batch)))
+    for _ in range(20):
+        params = step(params)
+    return (model_fn, loss_fn), whole, params, batch
+
+
+def ours(problem: Problem, arrays: Any) -> _Runs:
+    """Make our functions by name."""
+    (model_fn, loss_fn), whole, *_ = build(problem)
+    params, batch, vector = jax.tree.map(jnp.asarray, arrays)
+    gradient = jax.jit(jax.grad(whole))
+    product = jax.jit(lambda operator, v: operator(v))
+    operators = {
+        "hessian, recomputed": curvature.hessian(whole, params, batch),
+        "hessian, linearised": curvature.hessian(whole, params, batch, linearize=True),
+        "gauss_newton, linearised": curvature.gauss_newton(model_fn, loss_fn, params, batch, linearize=True),
+        "fisher, linearised": curvature.fisher(model_fn, params, batch, linearize=True),
+    }
+
+    def top() -> Any:
+        operator = curvature.hessian(whole, params, batch, linearize=True)
+        found = curvature.eigsh(operator, vector, 5, rtol=1e-3)
+        return {"products": found.num_matvecs, "values": found.eigenvalues, "residual": found.residuals.max()}
+
+    def memory() -> Any:
+        def temporary(function: Any, *args: Any) -> int:
+            analysis: Any = jax.jit(function).lower(*args).compile().memory_analysis()
+            return int(analysis.temp_size_in_bytes)
+
+        kept = sum(x.nbytes for x in jax.tree.leaves(operators["hessian, linearised"]))
+        return {
+            "gradient": temporary(jax.grad(whole), params, batch),
+            "hessian, recomputed": temporary(
+                lambda p, b, v: curvature.hessian(whole, p, b)(v), params, batch, vector
+            ),
+            "hessian, linearised": temporary(product, operators["hessian, linearised"], vector) + kept,
+        }
+
+    return {
+        "gradient, XLA": lambda: gradient(params, batch),
+        **{name: functools.partial(product, operator, vector) for name, operator in operators.items()},
+        "top 5, ours": top,
+        "memory": memory,
+    }
+
+
+def _serve(pipe: Any, kind: str, problem: Problem, arrays: Any) -> None:
+    runs = ours(problem, arrays) if kind == "ours" else peers.runs(problem, arrays)
+    pipe.send(list(runs))
+    while (name := pipe.recv()) is not None:
+        started = time.perf_counter()
+        answer = jax.block_until_ready(runs[name]())
+        seconds = time.perf_counter() - started
+        pipe.send((seconds, jax.tree.map(np.asarray, answer)))
+
+
+def measure(problem: Problem, rounds: int) -> dict[str, Any]:
+    """Time everything on one problem."""
+    _, _, params, batch = build(problem)
+    arrays = jax.tree.map(np.asarray, (params, batch, trees.normal_like(jax.random.key(1), params)))
+    context = multiprocessing.get_context("spawn")
+    places: dict[str, Any] = {}
+    for kind in ("ours", "peers"):
+        here, there = context.Pipe()
+        context.Process(target=_serve, args=(there, kind, problem, arrays), daemon=True).start()
+        there.close()  # a process that dies is told by the pipe
+        places |= dict.fromkeys(here.recv(), here)
+
+    def run(name: str) -> tuple[float, Any]:
+        places[name].send(name)
+        return places[name].recv()
+
+    memory = run("memory")[1]
+    times: dict[str, list[float]] = {}
+    answers = {name: run(name)[1] for name in places if name != "memory"}  # compiles
+    for number in range(rounds):
+        for name in answers:
+            if not name.startswith("top") or number < 3:
+                times.setdefault(name, []).append(run(name)[0])
+    for pipe in set(places.values()):
+        pipe.send(None)
+    want = np.asarray(trees.ravel(answers["hessian, recomputed"])[0], np.float64)
+    apart = {}
+    for name in ("hessian, linearised", "curvlinops, Hessian", "hessian-eigenthings, Hessian"):
+        got = np.asarray(trees.ravel(answers[name])[0], np.float64)
+        apart[name] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    return {
+        "problem": str(problem),
+        "params": sum(x.size for x in jax.tree.leaves(params)),
+        "ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
+        "apart": apart,
+        "top": {
+            name: {key: np.asarray(value).tolist() for key, value in answers[name].items()}
+            for name in answers
+            if name.startswith("top")
+        },
+        "memory": {name: int(value) for name, value in memory.items()},
+        "origin": f"commit {provenance.commit()[:12]}, {rounds} rounds; {provenance.hardware()}; "
+        f"jax {jax.__version__}; {peers.versions()}",
+    }
+
+
+def page(results: dict[str, Any]) -> str:
+    """Draw the page."""
+    lines = ["# Curvature of transformers", "", "`python experiments/benchmarks/transformer.py`", ""]
+    for name, found in results.items():
+        ms = found["ms"]
+        lines += [f"## {name}: {found['problem']}", "", f"{found['params']:,} params.", ""]
+        lines += ["| | ms | of the gradient beside it | apart from ours, recomputed |", "|---|---|---|---|"]
+        for what, value in ms.items():
+            if not what.startswith("top"):
+                gradient = OF_GRADIENTS.get(what)
+                ratio = f"{value / ms[gradient]:.2f}" if gradient else ""
+                apart = f"{found['apart'][what]:.1e}" if what in found["apart"] else ""
+                lines.append(f"| {what} | {value:.1f} | {ratio} | {apart} |")
+        lines += [
+            "",
+            "| top 5 to 1e-3 | seconds | products | largest residual | values |",
+            "|---|---|---|---|---|",
+        ]
+        for what, answer in found["top"].items():
+            values = ", ".join(f"{value:.4g}" for value in answer["values"])
+            residual = f"{answer['residual']:.1e}" if "residual" in answer else "not said"
+            lines.append(
+                f"| {what.removeprefix('top 5, ')} | {ms[what] / 1e3:.2f} | {answer.get('products', '')} "
+                f"| {residual} | {values} |"
+            )
+        memory = ", ".join(f"{what} {value / 2**20:.0f} MiB" for what, value in found["memory"].items())
+        lines += ["", f"Memory beside params and tokens, as XLA says: {memory}.", "", found["origin"], ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure the problems and write the page."""
+    parser = argparse.ArgumentParser(description="Curvature of transformers, and the peers.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    options = parser.parse_args()
+    kept = _HERE / "transformer.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in options.problems.split(","):
+        results[name] = measure(PROBLEMS[name], options.rounds)
+        kept.write_text(json.dumps(results, indent=1) + "\n")
+        kept.with_suffix(".md").write_text(page(results))
+        print(page({name: results[name]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

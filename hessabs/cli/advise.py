@@ -1,0 +1,44 @@
+"""``hessabs advise``: a rate, a first batch and how it may grow, from minutes of trials on this machine."""
+
+import pathlib
+import shlex
+
+from absl import flags
+
+from hessabs.cli.flags import given, read_config
+from hessabs.training import files
+from hessabs.training.look.advise import Advice, Options, advise, draw, report
+from hessabs.training.optimizers import OptimizerSettings, check_optimizer
+from hessabs.training.tasks.named import TaskSettings, make_named
+
+SETTINGS = (TaskSettings, OptimizerSettings, Options)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Try, and print what to begin with and the command for it."""
+    options, optimizer = read_config(Options, values), read_config(OptimizerSettings, values)
+    check_optimizer(optimizer)
+    task = make_named(read_config(TaskSettings, values))
+    files.say(f"trials of {task.name} for about {options.minutes:g} minutes, and some compilation")
+    found = advise(task, optimizer, epochs=options.epochs, minutes=options.minutes, seed=options.seed)
+    print(report(found, options.epochs, _command(values, found, options)))
+    if options.output is not None:
+        with files.usable("output", pathlib.Path(options.output)):
+            draw(found).savefig(options.output)
+        print(f"picture: {options.output}")
+    return 0
+
+
+def _command(values: flags.FlagValues, advice: Advice, options: Options) -> str:
+    typed = (given(TaskSettings, values) | given(OptimizerSettings, values)) - {"lr"}
+    chosen = {name: values[name].value for name in typed} | {
+        "lr": f"{advice.lr:g}",
+        "batch_size": advice.batch_size,
+        "method": "seesaw",
+        "max_batch_size": advice.max_batch_size,
+        "schedule": "linear",
+        "warmup_epochs": f"{advice.warmup_epochs:g}",
+        "epochs": options.epochs,
+        "workdir": "runs/advised",
+    }
+    return "hessabs train " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in chosen.items())

@@ -1,0 +1,288 @@
+"""``hessabs advise``: which rate, first batch and growth to begin with, from minutes of trials on this machine.
+
+The rate is that of short runs with a whole schedule each, by factors of two until both sides are worse on
+held-out training examples; a noise scale after the best of them says the batch. Nobody looks at the test set.
+"""
+
+import contextlib
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hessabs import batch_size as rules
+from hessabs import curvature
+from hessabs.curvature import CriticalBatchSize
+from hessabs.data import Source, eval_batches, hold_out, subset
+from hessabs.training import fields
+from hessabs.training.loop import train
+from hessabs.training.objectives import Objective
+from hessabs.training.optimizers import OptimizerSettings, make_optimizer
+from hessabs.training.run import Run, prepare
+from hessabs.training.schedules import make_schedule
+from hessabs.training.settings import RunSettings
+from hessabs.training.task import Task, evaluation_loss
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FEWEST_UPDATES = 40  # of a trial: with fewer, rates that diverge later look best
+_TRIALS = 8  # about as many as the search takes
+_BATCHES = 24  # of which the noise scale is estimated
+_FURTHEST = 10  # factors of two from the first rate
+_LARGER = 4  # factor between the batches whose gradients are timed
+
+
+class Options(NamedTuple):
+    """What the advice is for, and what it may cost."""
+
+    epochs: Annotated[int, "passes over the training set of the run that the advice is for"] = 30
+    minutes: Annotated[float, "about how long the trials may take; compilation comes on top"] = 3.0
+    seed: Annotated[int, "seed of the trials"] = 0
+    output: Annotated[str | None, "file for a picture, advice.png say"] = None
+
+
+class Advice(NamedTuple):
+    """What to begin with, and what it was read from."""
+
+    lr: float  # at `batch_size`
+    batch_size: int  # examples per update at the start
+    max_batch_size: int
+    warmup_epochs: float
+    updates: int  # of the run
+    constant_updates: int  # of a run that keeps its first batch
+    trials: Mapping[float, float]  # rate at `trial_batch_size` -> held-out loss in nats; inf: it diverged
+    trial_batch_size: int
+    trial_examples: int
+    noise: CriticalBatchSize  # after the best trial
+    seconds: Mapping[int, float]  # examples -> seconds of a gradient of so many at once
+
+
+def advise(
+    task: Task, optimizer: OptimizerSettings, *, epochs: int = 30, minutes: float = 3.0, seed: int = 0
+) -> Advice:
+    """Find a rate, a first batch and how far it may grow, for a run with ``seesaw`` and a linear schedule.
+
+    It is a place to begin, not an optimum: what a whole run comes to is not measured, and the best rate of a
+    long run may be half of that of a short one.
+
+    Args:
+      task: What is learnt; tenths of its training examples, 2,000 at most, judge the trials.
+      optimizer: What makes the optimiser; its ``lr`` is where the search begins, None for its default.
+      epochs: Passes of the run that the advice is for, at least 1.
+      minutes: About how long the trials may take, above 0; compilation comes on top.
+      seed: Of the trials.
+
+    Returns:
+      ``Advice``.
+
+    Raises:
+      ValueError: If a number is out of its range, or every rate diverges or is best at the end of the search.
+
+    Example:
+      >>> from hessabs import data, models, training
+      >>> task = training.tasks.linen(models.mlp(10, (16,)), data.load("digits"))
+      >>> advice = training.advise(task, training.OptimizerSettings("adamw"), minutes=0.02)
+      >>> advice.lr > 1e-4, 8 <= advice.batch_size <= 128, advice.updates < advice.constant_updates
+      (True, True, True)
+
+    References:
+      McCandlish et al. (2018), arXiv:1812.06162, for the noise scale; Meterez et al. (2025), arXiv:2510.14717,
+      for seesaw; Shallue et al. (2019), arXiv:1811.03600, tune the rate for each batch.
+    """
+    ranges = {"epochs": fields.AT_LEAST_ONE, "minutes": fields.POSITIVE}
+    fields.check_ranges(Options(epochs, minutes), ranges)
+    number = len(task.train)
+    rest, judges = hold_out(task.train, min(2000, number // 10))
+    size = _power_below(min(128, len(rest) // _FEWEST_UPDATES))
+    seconds = _gradient_seconds(task, rest, size)
+    affordable = int(60 * minutes / _TRIALS / min(seconds.values()) / 3)  # an update is more than a gradient
+    updates = min(max(affordable, _FEWEST_UPDATES), len(rest) // size)
+    places = np.random.default_rng(seed).permutation(len(rest))[: updates * size]
+    short = task._replace(train=subset(rest, places), test=judges, validation=None)
+
+    settings = RunSettings(seed=seed)
+    made = make_optimizer(optimizer, batch_size=size, num_classes=task.num_classes)
+    run = prepare(
+        short,
+        made,
+        rules.constant(size),
+        epochs=1,
+        micro_batch_size=size,
+        remainder="drop",
+        objective=Objective(),
+        schedule=None,
+        settings=settings,
+        record={},
+    )
+    best: dict[str, Any] = {"loss": math.inf}
+
+    def loss_at(exponent: int) -> float:
+        result = _trial(run, 2.0**exponent, updates * size)
+        loss = math.inf if result is None else float(result.records[-1]["test_loss"])
+        if result is not None and loss < best["loss"]:
+            best.update(loss=loss, params=result.params, model_state=result.model_state)
+        return loss
+
+    finds_its_own = optimizer.optimizer == "prodigy"
+    found = {0: loss_at(0)} if finds_its_own else bracket(loss_at)
+    rates = {float(f"{made.lr * 2.0**k:.3g}"): loss for k, loss in sorted(found.items())}
+    lr = min(rates, key=lambda rate: rates[rate])
+
+    batches = _batches(task, rest, size, _BATCHES, seed)
+    noise = curvature.critical_batch_size(evaluation_loss(task, best["model_state"]), best["params"], batches)
+    first = _first_batch(noise.value, number)
+    largest = first * _power_below(max(number // 2 // first, 1))
+    total, warmup = epochs * number, round(epochs * number / 10)
+    falling = make_schedule("linear", total=total, warmup=warmup)
+    rule = rules.seesaw(first, largest, lr_schedule=falling, total=total)
+    planned = [
+        rules.plan(r, num_examples=number, epochs=epochs, micro_batch_size=first, whole_updates=True).updates
+        for r in (rule, rules.constant(first))
+    ]
+    return Advice(
+        lr=float(f"{lr * math.sqrt(first / size):.2g}"),
+        batch_size=first,
+        max_batch_size=largest,
+        warmup_epochs=epochs / 10,
+        updates=planned[0],
+        constant_updates=planned[1],
+        trials=rates,
+        trial_batch_size=size,
+        trial_examples=updates * size,
+        noise=noise,
+        seconds=seconds,
+    )
+
+
+def bracket(loss_at: Callable[[int], float]) -> dict[int, float]:
+    """Try exponents until the best has worse ones on both sides: by two first, then by one.
+
+    >>> sorted(bracket(lambda k: abs(k - 3.2)))
+    [-2, 0, 2, 3, 4, 5, 6]
+    """
+    found = {k: loss_at(k) for k in (0, 2, -2)}
+
+    def best() -> int:
+        return min(found, key=lambda k: (found[k], k))  # where all diverge, the smallest
+
+    for step in (2, 1):
+        while missing := [k for k in (best() - step, best() + step) if k not in found]:
+            if abs(best()) >= _FURTHEST:
+                if math.isinf(found[best()]):
+                    raise ValueError(
+                        "no rate gave a finite loss; look at the data and the network, or pass a smaller `lr`."
+                    )
+                raise ValueError(
+                    f"the best rate is {_FURTHEST} factors of two from the first; pass an `lr` nearer to it."
+                )
+            found |= {k: loss_at(k) for k in missing}
+    return found
+
+
+def _trial(run: Run, factor: float, total: int) -> Any:
+    """Train once with a factor on the rate, None where it diverges."""
+    falling = make_schedule("linear", total=total, warmup=total // 10)
+    own = run._replace(state=jax.tree.map(jnp.copy, run.state), schedule=lambda n: factor * falling(n))
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress is not that of the command
+        try:
+            return train(own)
+        except FloatingPointError:
+            return None
+
+
+def _batches(task: Task, source: Source, size: int, number: int, seed: int) -> list[Any]:
+    places = np.random.default_rng(seed).permutation(len(source))[: number * size]
+    prepared = jax.jit(task.prepare)
+    places = places[: max(len(places) // size, 3) * size]
+    return [prepared(jax.device_put(batch)) for batch in eval_batches(subset(source, places), size)]
+
+
+def _gradient_seconds(task: Task, source: Source, size: int) -> dict[int, float]:
+    """Time gradients of more and more examples, while that makes an example cheaper; medians of five."""
+    params, model_state = jax.jit(task.init)(jax.random.key(0))
+    gradient, seconds = jax.jit(jax.grad(evaluation_loss(task, model_state))), {}
+    while size <= len(source):
+        (batch,) = _batches(task, source, size, 1, 0)[:1]
+        jax.block_until_ready(gradient(params, batch))
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            jax.block_until_ready(gradient(params, batch))
+            times.append(time.perf_counter() - started)
+        seconds[size] = sorted(times)[2]
+        before = seconds.get(size // _LARGER)
+        if seconds[size] > 1 or (before is not None and seconds[size] > 0.9 * _LARGER * before):
+            break
+        size *= _LARGER
+    return seconds
+
+
+def _first_batch(noise: float, number: int) -> int:
+    """Choose the power of two nearest to a noise scale; an epoch has 12 updates at least."""
+    most = _power_below(max(number // 12, 1))
+    if not noise > 0 or noise > most:  # no signal is left, or more noise than the set has examples for
+        return most
+    return min(max(2 ** round(math.log2(noise)), min(8, most)), most)
+
+
+def _power_below(number: int) -> int:
+    return 1 << (max(number, 1).bit_length() - 1)
+
+
+def report(advice: Advice, epochs: int, command: str) -> str:
+    """Write the advice down, with the numbers behind it and what it does not know."""
+    rates = ", ".join(
+        f"{rate:g}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}" for rate, loss in advice.trials.items()
+    )
+    speeds = ", ".join(f"{size:,}: {size / s:,.0f}" for size, s in advice.seconds.items())
+    slowest, fastest = (f(size / s for size, s in advice.seconds.items()) for f in (min, max))
+    gain = (
+        "a larger batch saves updates, and on this device alone no time"
+        if fastest < 1.5 * slowest
+        else f"larger batches run up to {fastest / slowest:.1f} times faster here"
+    )
+    noise = advice.noise
+    return "\n".join(
+        [
+            f"held-out loss by rate, after {advice.trial_examples:,} examples in batches of "
+            f"{advice.trial_batch_size}: {rates}",
+            f"gradient noise scale then: {noise.value:,.0f} ± {noise.standard_error:,.0f} examples",
+            f"examples a second by gradient: {speeds}: {gain}",
+            "",
+            f"first batch {advice.batch_size}, growing to {advice.max_batch_size} as the rate falls; rate "
+            f"{advice.lr:g}, warm-up of {advice.warmup_epochs:g} epochs, linear decay.",
+            f"{epochs} epochs are {advice.updates:,} updates, to {advice.constant_updates:,} of a batch that "
+            "does not grow.",
+            "not known: the accuracy of a whole run; whether the best rate of a longer run is half of this; "
+            "the noise scale later on, which is larger, so that a larger first batch may do as well.",
+            "",
+            command,
+        ]
+    )
+
+
+def draw(advice: Advice) -> "Figure":
+    """Draw the held-out loss by rate, and examples a second by batch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    fine = {rate: loss for rate, loss in advice.trials.items() if math.isfinite(loss)}
+    left.plot(list(fine), list(fine.values()), marker="o")
+    left.set(xscale="log", xlabel=f"learning rate at batch {advice.trial_batch_size}")
+    left.set_ylabel(f"held-out loss after {advice.trial_examples:,} examples")
+    sizes = list(advice.seconds)
+    right.plot(sizes, [size / advice.seconds[size] for size in sizes], marker="o")
+    right.axvline(advice.batch_size, linestyle="--", color="C1", label="first batch advised")
+    right.set(xscale="log", ylim=(0, None), xlabel="examples in a gradient", ylabel="examples a second")
+    ticks = sorted({*sizes, advice.batch_size})
+    right.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    right.minorticks_off()
+    right.legend()
+    return figure

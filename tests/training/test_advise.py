@@ -1,0 +1,102 @@
+"""Advice: the rate that trials are best with, a batch near the noise scale, and a command that trains."""
+
+import json
+import math
+import shlex
+
+import pytest
+
+from hessabs import data, models
+from hessabs.cli.main import main
+from hessabs.curvature import CriticalBatchSize
+from hessabs.training import Advice, OptimizerSettings, advise, tasks
+from hessabs.training.look.advise import _first_batch, bracket, draw, report
+
+ADVICE = Advice(
+    lr=0.02,
+    batch_size=256,
+    max_batch_size=16_384,
+    warmup_epochs=3.0,
+    updates=3000,
+    constant_updates=5859,
+    trials={0.01: 0.5, 0.02: 0.4, 0.04: math.inf},
+    trial_batch_size=128,
+    trial_examples=10_000,
+    noise=CriticalBatchSize(300.0, 20.0, 3.0, 0.01, {}),
+    seconds={128: 0.1, 512: 0.4},
+)
+
+
+@pytest.mark.parametrize("best", [-7.3, -1.0, 0.0, 0.4, 5.9])
+def test_the_best_rate_is_bracketed(best):
+    found = bracket(lambda k: abs(k - best))
+    chosen = min(found, key=found.get)
+    assert abs(chosen - best) <= 0.5
+    assert {chosen - 1, chosen + 1} <= found.keys()
+    assert len(found) <= 11
+
+
+def test_rates_that_diverge_are_worse_than_any_and_a_search_without_end_is_refused():
+    found = bracket(lambda k: math.inf if k > -3 else -k)
+    assert min(found, key=found.get) == -3
+    with pytest.raises(ValueError, match="best rate is 10 factors of two from the first; pass an `lr` nearer"):
+        bracket(lambda k: -k)
+    with pytest.raises(ValueError, match="no rate gave a finite loss"):
+        bracket(lambda k: math.inf)
+
+
+@pytest.mark.parametrize(
+    ("noise", "number", "size"),
+    [
+        (300.0, 50_000, 256),
+        (370.0, 50_000, 512),
+        (1e9, 50_000, 4096),
+        (math.inf, 50_000, 4096),
+        (2.0, 50_000, 8),
+        (300.0, 100, 8),
+        (1.0, 5, 1),
+    ],
+)
+def test_the_first_batch_is_the_power_of_two_nearest_to_the_noise_scale(noise, number, size):
+    assert _first_batch(noise, number) == size
+
+
+def test_the_report_says_what_was_measured_and_what_is_not_known():
+    text = report(ADVICE, 30, "hessabs train --lr 0.02")
+    assert "0.01: 0.5000, 0.02: 0.4000, 0.04: diverged" in text
+    assert "300 ± 20 examples" in text
+    assert "saves updates, and on this device alone no time" in text
+    assert "30 epochs are 3,000 updates, to 5,859 of a batch that does not grow." in text
+    assert "not known: the accuracy of a whole run" in text
+    assert text.endswith("hessabs train --lr 0.02")
+    faster = report(ADVICE._replace(seconds={128: 0.1, 512: 0.1}), 30, "")
+    assert "larger batches run up to 4.0 times faster here" in faster
+    assert [len(axes.get_lines()) for axes in draw(ADVICE).axes] == [1, 2]
+
+
+def test_what_is_out_of_range_is_refused_before_anything_is_tried():
+    task = tasks.linen(models.mlp(10, (4,)), data.load("digits"))
+    for options, message in (
+        ({"epochs": 0}, "`epochs` must be at least 1"),
+        ({"minutes": 0.0}, "`minutes` must"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            advise(task, OptimizerSettings(), **options)
+
+
+@pytest.mark.slow
+def test_the_command_advises_and_what_it_prints_trains_better_than_rates_far_from_it(capsys, tmp_path):
+    picture = tmp_path / "advice.png"
+    argv = ["advise", "--dataset=digits", "--model=mlp", "--optimizer=adamw", "--minutes=0.05", "--epochs=3"]
+    assert main([*argv, f"--output={picture}"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    command = shlex.split(next(line for line in out.splitlines() if line.startswith("hessabs train")))[1:]
+    losses = []
+    for factor in (1, 1 / 64):
+        lr = float(command[command.index("--lr") + 1]) * factor
+        workdir = tmp_path / str(factor)
+        given = [*command, "--lr", str(lr), "--workdir", str(workdir)]
+        assert main(given) == 0
+        losses.append(json.loads((workdir / "summary.json").read_text())["test_loss"])
+    assert losses[0] < losses[1] / 2
