@@ -2,11 +2,9 @@
 
     python examples/own_loop_nnx_batchnorm.py
 
-``nnx.Optimizer`` takes the library's transformations as any of optax, and its ``update`` passes keyword
-arguments (an ``eigenvalue``, say) on to them. The rule here, ``seesaw``, wants none: the batch grows as a
-cosine lets the learning rate fall. Params, statistics, random streams, moments, the rule and the micro-batches
-added up so far are one ``nnx.state``: orbax saves it after any micro-batch, and the resumed run ends with the
-same bits.
+``nnx.Optimizer`` passes keyword arguments of ``update`` (an ``eigenvalue``, say) on to the chain. ``seesaw``
+wants none: the batch grows as a cosine lets the learning rate fall. All there is, what is added up so far too,
+is one ``nnx.state``: orbax saves it after any micro-batch, and the resumed run ends with the same bits.
 """
 
 import pathlib
@@ -42,8 +40,14 @@ class Network(nnx.Module):
         return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
 
 
-def make(seed: int) -> tuple[Network, nnx.Optimizer]:
-    """Make the model and its optimizer, which holds the rule."""
+def make(tx: optax.GradientTransformationExtraArgs, seed: int) -> tuple[Network, nnx.Optimizer]:
+    """Make the model and its optimizer."""
+    model = Network(nnx.Rngs(seed))
+    return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+
+def make_tx() -> optax.GradientTransformationExtraArgs:
+    """Chain AdamW, the rule and the schedule, once for each batch."""
     cosine = optax.cosine_decay_schedule(3e-3, STEPS)
     rule = hessabs.batch_size.seesaw(
         MICRO, LARGEST, lr_schedule=lambda samples: float(cosine(samples / MICRO)), total=STEPS * MICRO
@@ -54,8 +58,7 @@ def make(seed: int) -> tuple[Network, nnx.Optimizer]:
         hessabs.adaptive_batch_size(hessabs.batch_size.with_coupling(rule, "sqrt")),
         hessabs.by_samples(cosine, MICRO),
     )
-    model = Network(nnx.Rngs(seed))
-    return model, nnx.Optimizer(model, hessabs.accumulate(per_batch, micro_batch_size=MICRO), wrt=nnx.Param)
+    return hessabs.accumulate(per_batch, micro_batch_size=MICRO)
 
 
 @nnx.jit
@@ -79,11 +82,10 @@ def train(model: Network, optimizer: nnx.Optimizer, data: Any, first: int, last:
 
 def bits(*parts: Any) -> list[bytes]:
     """Return the bytes of all the state: NaN equals NaN, and 0 is not -0."""
+
     leaves = jax.tree.leaves(nnx.as_pure(nnx.state(parts)))
-    keys = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
-    return [
-        np.asarray(jax.random.key_data(x) if key else x).tobytes() for x, key in zip(leaves, keys, strict=True)
-    ]
+    arrays = [x if isinstance(x.dtype, np.dtype) else jax.random.key_data(x) for x in leaves]
+    return [np.asarray(x).tobytes() for x in arrays]
 
 
 def main() -> None:
@@ -91,7 +93,8 @@ def main() -> None:
     digits, order = load_digits(), np.random.default_rng(0).permutation(1797)
     data: Any = {"image": np.float32(digits.data[order] / 16), "label": np.int32(digits.target[order])}
 
-    model, optimizer = make(seed=0)
+    tx = make_tx()
+    model, optimizer = make(tx, seed=0)
     for first in range(0, STEPS, STEPS // EPOCHS):
         train(model, optimizer, data, first, first + STEPS // EPOCHS)
         now = hessabs.read(optimizer.opt_state)
@@ -100,10 +103,7 @@ def main() -> None:
     predicted = jnp.argmax(model(data["image"][TRAIN:]), axis=-1)
     print(f"accuracy {100 * np.mean(predicted == data['label'][TRAIN:]):.1f} %")
 
-    stopped, resumed = (
-        make(seed=0),
-        make(seed=1),
-    )  # of the second only the structure counts, as in a new process
+    stopped, resumed = make(tx, seed=0), make(tx, seed=1)  # of the second only the structure counts
     train(*stopped, data, 0, STOP)
     added, size = stopped[1].opt_state.num_accumulated, hessabs.read(stopped[1].opt_state).batch_size
     print(f"saved after {STOP} micro-batches, with {int(added)} of {int(size) // MICRO} added up")
