@@ -82,7 +82,6 @@ def train(model: Network, optimizer: nnx.Optimizer, data: Any, first: int, last:
 
 def bits(*parts: Any) -> list[bytes]:
     """Return the bytes of all the state: NaN equals NaN, and 0 is not -0."""
-
     leaves = jax.tree.leaves(nnx.as_pure(nnx.state(parts)))
     arrays = [x if isinstance(x.dtype, np.dtype) else jax.random.key_data(x) for x in leaves]
     return [np.asarray(x).tobytes() for x in arrays]
