@@ -1,7 +1,10 @@
 """The examples run and say what they are to say; each file of examples/ has its check here."""
 
+import os
 import pathlib
+import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -48,6 +51,45 @@ def check_optax_chain(lines, folder):
     assert float(lines[-1].removeprefix("final loss ")) < 0.6  # 0.69 is guessing
 
 
+def check_own_loop_equinox(lines, folder):
+    measured = [
+        re.search(r"eigenvalue +([\d.]+) .* batch (\d+), learning rate ([\d.]+)", line) for line in lines[:-1]
+    ]
+    eigenvalues, sizes, rates = zip(*(map(float, found.groups()) for found in measured), strict=True)
+    assert rates == tuple(0.05 * size / 16 for size in sizes)
+    steps = [(before, after) for before, after in zip((16, *sizes), sizes, strict=False) if after != before]
+    assert steps == [(16, 32), (32, 64)]  # twice as far as below, and no further
+    for eigenvalue, rate, size, before in zip(eigenvalues, rates, sizes, (16, *sizes), strict=False):
+        assert 2 * rate * eigenvalue >= 1.24
+        assert size == before or rate * eigenvalue < 1.26
+    assert float(lines[-1].split()[-2]) > 95
+
+
+def check_own_loop_linen(lines, folder):
+    compiled, *measured, updates, accuracies = lines
+    assert (compiled, lines.count(compiled)) == ("compiling the step", 1)
+    products, sizes = zip(
+        *(map(int, re.search(r"after +(\d+) .* batch (\d+)", line).groups()) for line in measured), strict=True
+    )
+    assert sizes == tuple(sorted(sizes))
+    assert (sizes[0], sizes[-1]) == (32, 256)
+    assert sum(products[-3:]) < 0.6 * sum(products[:3])  # each measurement begins where the last one ended
+    assert measured[-1].endswith(" 0.0% adversarial")
+    made, micro_batches = (int(word) for word in updates.split() if word.isdigit())
+    assert made < 0.6 * micro_batches
+    clean, attacked = map(float, re.findall(r"([\d.]+) %", accuracies))
+    assert clean > 95
+    assert 75 < attacked < clean
+
+
+def check_own_loop_nnx_batchnorm(lines, folder):
+    *sizes, accuracy, stopped, same = lines
+    assert [int(line.split()[-1]) for line in sizes] == [32, 32, 64, 128, 256, 256]  # the rule measures nothing
+    assert float(accuracy.split()[1]) > 90
+    assert stopped == "saved after 198 micro-batches, with 5 of 8 added up"
+    assert same == "the same bits: True"
+
+
 def check_top_eigenvalue(lines, folder):
     values = [float(line.split()[0]) for line in lines[1:11]]
     assert values == sorted(values, reverse=True)
@@ -89,3 +131,19 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     except SystemExit as end:
         assert not end.code  # noqa: PT017
     globals()[f"check_{name.removesuffix('.py')}"](capsys.readouterr().out.splitlines(), tmp_path)
+
+
+@pytest.mark.slow
+def test_image_folder(tmp_path):
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(EXAMPLES.parent), "JAX_NUM_CPU_DEVICES": "1"}
+    command = ["bash", str(EXAMPLES / "image_folder.sh"), str(tmp_path / "folder")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    trained = next(line for line in lines if line.startswith("| absa")).split("|")
+    assert float(trained[2]) > 90
+    assert [line.split()[1] for line in lines if line.startswith("training ")] == list("12345")
+    assert sum(line.startswith("pgd ") for line in lines) == 2
+    assert [line.split()[-1] for line in lines[-2:]] == ["digit_3", "digit_7"]
+    assert (tmp_path / "folder" / "run" / "curves.png").is_file()

@@ -32,8 +32,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add what the site carries, and a page for each example."""
     for place, path in carried().items():
         files.append(File.generated(config, place, abs_src_path=str(path)))
-    for path in sorted((ROOT / "examples").glob("*.py")):
-        text = f"# {path.name}\n\n```python\n{path.read_text()}```\n"
+    for path in sorted(p for p in (ROOT / "examples").iterdir() if p.suffix in (".py", ".sh")):
+        text = f"# {path.name}\n\n```{path.suffix[1:]}\n{path.read_text()}```\n"
         files.append(File.generated(config, f"examples/{path.stem}.md", content=text))
     return files
 
@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 
 def _page(path: str, files: Files) -> str | None:
-    example = re.sub(r"^examples/(\w+)\.py$", r"examples/\1.md", path)
+    example = re.sub(r"^examples/(\w+)\.(?:py|sh)$", r"examples/\1.md", path)
     for uri in (path.removeprefix("docs/"), example, f"{path}/README.md"):
         if files.get_file_from_path(uri) is not None:
             return uri
