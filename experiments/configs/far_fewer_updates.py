@@ -36,5 +36,8 @@ GRID = {
         "batch_size": 128, "lr": 0.05, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.5,
         "adversarial_epochs": 90,
     },
+    "seesaw_4096_decay_0.1": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.1},
+    "seesaw_4096_decay_0.5": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.5},
+    "seesaw_6144": {**_SEESAW, "batch_size": 6144, "max_batch_size": 30_720, "lr": 0.012},
     "seesaw_8192": {**_SEESAW, "batch_size": 8192, "lr": 0.014},
 }  # fmt: skip
