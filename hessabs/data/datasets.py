@@ -1,7 +1,7 @@
 """Data sets by name: scikit-learn's digits, any image classification set of TFDS, a folder of images, or text.
 
-Nothing is downloaded here: ``hessabs train`` and ``hessabs data prepare`` do that. Images are uint8, 0..255; the
-training step divides by 255 on the device, so a batch that a loss or an attack sees is float32 in [0, 1].
+Nothing is downloaded here: ``hessabs train`` and ``hessabs data prepare`` do that. Images are uint8, 0..255;
+the training step divides by 255 on the device, so a batch that a loss or an attack sees is float32 in [0, 1].
 """
 
 import functools
