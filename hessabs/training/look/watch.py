@@ -178,7 +178,7 @@ def _several(runs: Sequence[Seen], width: int, levels: str) -> RenderableType:
             f"{len(run.records)}/{run.epochs or '?'}",
             _count(last.get("updates")),
             _count(last.get("batch_size")),
-            *(_shown(last.get(name)) for name in ("lr", "eigenvalue", field)),
+            *(_shown(_latest(run.records, name)) for name in ("lr", "eigenvalue", field)),
             _shown(best(known) if known else None),
             _clock(run.seconds),
         )
@@ -206,6 +206,11 @@ def _metric(runs: Sequence[Seen]) -> tuple[str, str, str]:
     """Choose the number that runs go by: the accuracy if each has one, else the loss."""
     begun = [run.last for run in runs if run.records]
     return CURVE_PANELS[-1] if all("test_accuracy" in last for last in begun) else LOSS_PANEL
+
+
+def _latest(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Find the last one there is: not every epoch measures an eigenvalue."""
+    return next((x for x in reversed(_values(records, name, "linear")) if x is not None), None)
 
 
 def _values(records: Sequence[Mapping[str, Any]], name: str, scale: str) -> list[float | None]:

@@ -158,15 +158,16 @@ def test_runs_beside_each_other(tmp_path, capsys, monkeypatch):
     write(tmp_path / "a")
     write(tmp_path / "b", 8, 8, test_accuracy=50.0)
     (tmp_path / "b/summary.json").write_text('{"epochs": 8, "diverged": "loss NaN"}')
+    files.append_line(tmp_path / "b/metrics.jsonl", record(9, test_accuracy=50.0, eigenvalue=None))
     assert cli.main(["watch", "--workdir=a", "--compare=a,b"]) == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert lines[1][1:] == ["finished", "4/4", "4,000", "256", "0.1", "2.5", "84", "84", "1:01:40"]
-    assert lines[3][1:] == ["diverged", "8/8", "8,000", "4,096", "0.1", "1.25", "50", "50", "0:00:48"]
-    assert "50 to 84, epochs 1 to 8" in text
-    # on one scale: the lower run stays in the lowest line, and the shorter one takes half of the columns
+    assert lines[3][1:] == ["diverged", "9/8", "9,000", "8,192", "0.1", "1.25", "50", "50", "0:00:54"]
+    assert "50 to 84, epochs 1 to 9" in text
+    # on one scale: the lower run stays in the lowest line, and the shorter one takes 4 of 9 epochs
     *_, a1, a2, b1, b2 = (line[len("test accuracy (%)  ") :].rstrip() for line in text.splitlines())
-    assert (a2, b1, b2) == ("█" * 16, "", "▁" * 32)
+    assert (a2, b1, b2) == ("█" * 16, "", "▁" * 36)
     assert "▁" not in a1
     assert len(a1) == 16
 
