@@ -1,6 +1,7 @@
 """ResNet-20 with ABSA on CIFAR-10, as in the slides: batch 128 growing up to 128 times, no augmentation.
 
-    python examples/cifar10.py --data_dir DIR             # DIR: CIFAR-10 as TFDS prepares it (array_record)
+    python examples/cifar10.py                # TFDS downloads and prepares the data first (extra `prepare`)
+    python examples/cifar10.py --data_dir DIR             # in DIR, or where DIR holds them already
     python examples/cifar10.py --dataset digits --epochs 2      # a machine without the data
 
 Takes every flag of `hessabs train` (`--help` lists them): `--method bl` trains the baseline, `--max_batch_size

@@ -27,13 +27,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
-import chex
 import jax
+import optax
 
-Params: TypeAlias = chex.ArrayTree
+Params: TypeAlias = optax.Params
 """A pytree of floating-point arrays."""
 
-Batch: TypeAlias = chex.ArrayTree
+Batch: TypeAlias = optax.Params  # the same kind of tree
 """A pytree of arrays that share a leading example axis, but for scalars and random keys."""
 
 LossFn: TypeAlias = Callable[[Params, Any], jax.Array]

@@ -16,7 +16,7 @@ import pytest
 import hessabs
 from hessabs import cli
 from hessabs.cli import train
-from hessabs.data import Dataset
+from hessabs.data import Dataset, catalog
 from hessabs.training import run as run_lib
 from hessabs.training.assemble import SETTINGS
 from hessabs.training.fields import declared
@@ -92,10 +92,11 @@ def test_bad_input_is_one_line_and_leaves_no_folder(capsys, tmp_path, flags, got
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
-def test_data_that_is_not_on_disk(capsys, tmp_path, name):
-    status, out, err = run(
-        capsys, "train", f"--dataset={name}", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}"
-    )
+@pytest.mark.parametrize("tensorflow", [True, False])
+def test_data_that_is_not_on_disk(capsys, tmp_path, monkeypatch, name, tensorflow):
+    monkeypatch.setattr(catalog, "can_prepare", lambda: tensorflow)
+    flags = [f"--dataset={name}", f"--data_dir={tmp_path}", *["--no_download"] * tensorflow]
+    status, out, err = run(capsys, "train", *flags, f"--workdir={tmp_path / 'run'}")
     parts = (repr(name), str(tmp_path), "--dataset digits", "--data_dir", "hessabs[prepare]")
     assert_refused(status, out, err, *parts)
     assert list(tmp_path.iterdir()) == []

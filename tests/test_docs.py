@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_every_entry_of_the_site_is_there_and_every_page_has_one():
     missing = [entry for entry in entries if not ((DOCS / entry).is_file() or (ROOT / entry).is_file())]
     assert missing == []
     assert {str(page.relative_to(DOCS)) for page in PAGES} <= set(entries)
+
+
+def test_every_extra_has_its_row():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "about/versions.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(extras)
+    everything = " ".join(extras["all"])
+    assert all(name in everything for name in ("train", "data", "prepare"))
 
 
 @per_page

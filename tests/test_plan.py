@@ -1,9 +1,16 @@
 """``hessabs plan``: what it prints, and what it refuses in one line."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from hessabs import cli
+from hessabs.training.look.plan import num_examples
+from hessabs.training.tasks.named import TaskSettings, make_named
 from tests.batch_size.slides import SETTINGS, UPDATES
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(capsys, *flags):
@@ -95,6 +102,8 @@ def test_input_that_cannot_be_used_ends_in_one_line(capsys, flags, message):
         (["--method=abs", "--threshold=1.25"], "`threshold` is read"),  # its default, and given all the same
         (["--t_comm=1"], "`t_comm` is read with --t_comp; pass that too"),
         (["--model=c1"], "`model` is read with --measure_times; pass that too"),
+        (["--validation_examples=9"], "`validation_examples` is read with --dataset or --measure_times; pass"),
+        (["--dataset=digits"], "say how many training examples there are, got 1280 and digits: leave one out"),
     ],
 )
 def test_flags_that_nothing_reads_are_refused(capsys, flags, message):
@@ -102,6 +111,47 @@ def test_flags_that_nothing_reads_are_refused(capsys, flags, message):
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_examples_are_counted_by_the_name_of_the_set(capsys):
+    flags = ["--method=bl", "--epochs=1", "--lr_decay_epochs="]
+    status, out, _ = run(capsys, *flags, "--dataset=digits", "--validation_examples=200")
+    assert status == 0
+    assert f"updates of `hessabs train`: {(1437 - 200) // 128}\n" in out
+    status, _, err = run(capsys, *flags, "--dataset=digits", "--validation_examples=1437")
+    assert status == 2
+    assert "`validation_examples` must lie in [0, 1436]" in err
+
+
+def test_examples_of_text_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("some text, of a few letters. " * 20)
+    settings = TaskSettings(
+        dataset=f"text:{tmp_path / 'a.txt'}", sequence_length=8, model="char_transformer_small"
+    )
+    assert num_examples(settings) == len(make_named(settings).train)
+
+
+def test_images_are_counted_unread(tmp_path):
+    pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
+    from tests.tfds_writer import write_dataset
+
+    splits = {
+        split: {"image": [np.zeros((4, 4, 3), np.uint8)] * number, "label": [0] * number}
+        for split, number in (("train", 9), ("extra", 4), ("test", 2))
+    }
+    folder = write_dataset(tmp_path, "svhn_cropped", splits, shards=2)
+    for path in folder.glob("*.array_record*"):
+        path.unlink()
+    settings = TaskSettings(dataset="svhn_cropped", data_dir=str(tmp_path))
+    assert num_examples(settings) == 9
+    assert num_examples(settings._replace(train_split="train+extra", validation_examples=3)) == 10
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            # the first one tells how many channels there are
+            image = (ROOT / "docs/pictures/density.png").read_bytes() if name == "a" else b""
+            (tmp_path / f"images/{name}/{number}.png").write_bytes(image)
+    assert num_examples(TaskSettings(dataset=f"folder:{tmp_path / 'images'}")) == 16
 
 
 def test_epochs_that_a_plan_does_not_reach_are_said(capsys):

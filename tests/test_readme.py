@@ -112,4 +112,4 @@ def test_commands_that_need_no_data_run(tmp_path, monkeypatch):
             few = {"train": ["--epochs=2"], "attack": ["--num_examples=50"], "spectrum": ["--top=3"]}
             assert cli.main([*argv, *few.get(argv[0], [])]) == 0, line
             ran.append(argv[0])
-    assert {"train", "spectrum", "attack", "report", "plan"} <= set(ran)
+    assert {"train", "spectrum", "attack", "watch", "report", "plan"} <= set(ran)

@@ -21,6 +21,7 @@ COMMANDS = {
     "data": "the prepared data sets: list them, or prepare one",
     "advise": "a rate, a first batch and how it may grow, from minutes of trials",
     "plan": "batch size, learning rate and updates by epoch, without training",
+    "watch": "curves of a run, or of several, in the terminal, while they train",
     "report": "one HTML page of all the runs in a folder",
     "predict": "the classes of images by a network that was trained, with their probabilities",
     "evaluate": "the loss and metrics of a network that was trained",
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 def _with_extra(error: Exception) -> Exception | str:
     """Say what to install where a package of the extra `train` is missing."""
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing in ("flax", "matplotlib", "orbax", "sklearn", "tensorboardX", "tqdm"):
+    if missing in ("flax", "matplotlib", "orbax", "rich", "sklearn", "tensorboardX", "tqdm"):
         return f'{missing} is not installed, which the commands need: pip install "hessabs[train]"'
     return error
 

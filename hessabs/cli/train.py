@@ -2,19 +2,33 @@
 
 import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
+import jax
 from absl import flags
 
 from hessabs.cli.flags import given, read_config, refuse
+from hessabs.data import catalog
 from hessabs.training import durability, files, joining, processes
 from hessabs.training.assemble import SETTINGS as RUN
-from hessabs.training.assemble import assemble
+from hessabs.training.assemble import Parts, assemble
 from hessabs.training.callbacks import CallbackError, CallbackSettings, make_callbacks
 from hessabs.training.interruption import Interrupted
 from hessabs.training.look.results import summary_table
 from hessabs.training.loop import fit
 
-SETTINGS = (*RUN, CallbackSettings, durability.Durability, files.RunFolder, joining.Processes)
+
+class Download(NamedTuple):
+    """Where a data set may come from."""
+
+    no_download: Annotated[
+        bool,
+        "refuse a TFDS set that is not prepared; default: TFDS downloads and prepares it (extra `prepare`)",
+    ] = False
+
+
+SETTINGS = (*RUN, Download, CallbackSettings, durability.Durability, files.RunFolder, joining.Processes)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -33,7 +47,8 @@ def main(values: flags.FlagValues) -> int:
     with joining.noticed():
         processes.on_first(lambda: files.check_workdir(folder, overwrite=values.overwrite or options.resume))
         named = set().union(*(given(kind, values) for kind in RUN))
-        parts = assemble({name: values[name].value for name in named})
+        given_values = {name: values[name].value for name in named}
+        parts = assemble(given_values) if values.no_download else _assemble(given_values)
         callbacks = make_callbacks(values.callbacks, folder)
     for line in parts.notes if processes.is_first() else ():
         files.say(line)
@@ -57,3 +72,23 @@ def main(values: flags.FlagValues) -> int:
         print(summary_table({result.summary["method"]: result.summary}))
         print(f"curves: {folder / files.CURVES}")
     return 0
+
+
+def _assemble(given: Mapping[str, Any]) -> Parts:
+    """Make the parts of a run; its data set is prepared first if it is not yet, and can be here."""
+    try:
+        return assemble(given)
+    except catalog.NotPreparedError:
+        # Several processes would write one folder at once, or would not all write theirs.
+        if not catalog.can_prepare() or jax.process_count() > 1:
+            raise
+    name = given["dataset"]
+
+    def announce(place: pathlib.Path) -> None:
+        files.say(
+            f"{name!r} is not prepared yet: TFDS downloads it and prepares it in {place}, which may take "
+            "minutes (--no_download refuses that)."
+        )
+
+    catalog.prepare(name, given.get("data_dir"), announce=announce)
+    return assemble(given)

@@ -3,20 +3,28 @@
 Preparing more alone downloads something, and needs TensorFlow.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hessabs.data.prepared import import_tfds
+from hessabs.data.prepared import check_features, import_tfds
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_NEAREST = re.compile(r"Did you mean.*")
 
 
 class DatasetNotFoundError(ValueError):
     """No data set of that name: it is not built in, and not prepared in the data folder."""
+
+
+class NotPreparedError(DatasetNotFoundError):
+    """A set that TFDS may know is not prepared in the data folder."""
 
 
 class Entry(NamedTuple):
@@ -36,12 +44,16 @@ def list_sets(data_dir: str | os.PathLike[str] | None = None) -> list[Entry]:
 
 
 def prepare(
-    name: str, data_dir: str | os.PathLike[str] | None = None, archive: str | os.PathLike[str] | None = None
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    archive: str | os.PathLike[str] | None = None,
+    announce: Callable[[Path], object] = lambda place: None,
 ) -> Path:
     """Download a set and prepare it in array_record format, with TFDS's builder or our own for
-    ``tiny_imagenet`` (from its ``archive``, if it is here already); return the folder of the version.
+    ``tiny_imagenet`` (from its ``archive``, if it is here already); return the folder of the version, which is
+    announced when the set is known to be one of images and labels.
     """
-    if importlib.util.find_spec("tensorflow") is None:
+    if not can_prepare():
         raise ImportError(
             f"Preparing {name!r} needs TensorFlow, which reading it does not: "
             "install the extra `hessabs[prepare]`."
@@ -49,6 +61,14 @@ def prepare(
     tfds = import_tfds(name)
     if archive is not None and name != "tiny_imagenet":
         raise ValueError(f"`archive` is for tiny_imagenet alone, got it for {name!r}.")
+    download = tfds.core.download
+    errors = (
+        AssertionError,  # where an archive has to be put in place by hand, as that of imagenet2012
+        tfds.core.registered.DatasetNotFoundError,
+        download.util.DownloadError,
+        download.download_manager.NonMatchingChecksumError,
+        download.extractor.ExtractError,
+    )
     try:
         builder: Any
         if name == "tiny_imagenet":
@@ -58,11 +78,19 @@ def prepare(
             builder.archive = Path(archive) if archive is not None else None
         else:
             builder = tfds.builder(name, data_dir=default_dir(data_dir), file_format="array_record")
-        builder.download_and_prepare()
-    except (AssertionError, tfds.core.registered.DatasetNotFoundError) as e:
-        # TFDS says so where an archive has to be put in place by hand, as that of imagenet2012.
-        raise ValueError(f"TFDS cannot prepare {name!r}: {e}") from e
+        check_features(name, builder)
+        announce(Path(builder.data_path))
+        with contextlib.redirect_stdout(sys.stderr):  # it says what it does
+            builder.download_and_prepare()
+    except errors as e:
+        first, _, others = str(e).partition("Available datasets:")  # all of them
+        raise ValueError(f"TFDS cannot prepare {name!r}: {first}{''.join(_NEAREST.findall(others))}") from e
     return Path(builder.data_path)
+
+
+def can_prepare() -> bool:
+    """Tell whether TensorFlow is installed, which preparing a set needs, and reading it does not."""
+    return importlib.util.find_spec("tensorflow") is not None
 
 
 def default_dir(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -92,7 +120,7 @@ def find_set(name: str, data_dir: Path) -> Path:
             return found[-1]
     prepared = [str(path.relative_to(data_dir)) for path in all_sets(data_dir)]
     there = ", ".join(prepared) or ("none" if data_dir.is_dir() else "there is no such folder")
-    raise DatasetNotFoundError(
+    raise (NotPreparedError if match else DatasetNotFoundError)(
         f"No data set {name!r} in {data_dir} (prepared there: {there}). Use `--dataset digits`, "
         "name the folder of prepared sets with `--data_dir` (or TFDS_DATA_DIR), or prepare it: "
         f"install the extra `hessabs[prepare]` and run `hessabs data prepare {name}`."

@@ -1,7 +1,7 @@
 """Data sets by name: scikit-learn's digits, any image classification set of TFDS, a folder of images, or text.
 
-Nothing is ever downloaded. Images are uint8, 0..255; the training step divides by 255 on the device, so a batch
-that a loss or an attack sees is float32 in [0, 1].
+Nothing is downloaded here: ``hessabs train`` and ``hessabs data prepare`` do that. Images are uint8, 0..255;
+the training step divides by 255 on the device, so a batch that a loss or an attack sees is float32 in [0, 1].
 """
 
 import functools
@@ -152,15 +152,7 @@ def _load_prepared(
     image_size: int | None,
     resize: int | None,
 ) -> Dataset:
-    opened = prepared.open_set(name, find_set(name, default_dir(data_dir)))
-    held_out = "test" if "test" in opened.splits else "validation"
-    parts = train_split.split("+")
-    missing = [split for split in [*parts, held_out] if split not in opened.splits]
-    if missing or len(set(parts)) < len(parts):
-        wanted = " and ".join(repr(part) for part in parts)
-        raise ValueError(
-            f"{name!r} needs the splits {wanted} and 'test' (or 'validation'), got {sorted(opened.splits)}."
-        )
+    opened, parts, held_out = _open_prepared(name, data_dir, train_split)
     train: Source
     test: Source
     if image_size is not None:
@@ -178,6 +170,41 @@ def _load_prepared(
         )
         test = Arrays(prepared.read_split(opened, held_out, resize))
     return Dataset(name, train, test, opened.num_classes, opened.class_names)
+
+
+def _open_prepared(
+    name: str, data_dir: str | os.PathLike[str] | None, train_split: str
+) -> tuple[prepared.Prepared, list[str], str]:
+    opened = prepared.open_set(name, find_set(name, default_dir(data_dir)))
+    held_out = "test" if "test" in opened.splits else "validation"
+    parts = train_split.split("+")
+    missing = [split for split in [*parts, held_out] if split not in opened.splits]
+    if missing or len(set(parts)) < len(parts):
+        wanted = " and ".join(repr(part) for part in parts)
+        raise ValueError(
+            f"{name!r} needs the splits {wanted} and 'test' (or 'validation'), got {sorted(opened.splits)}."
+        )
+    return opened, parts, held_out
+
+
+def count_train(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    train_split: str = "train",
+    sequence_length: int | None = None,
+) -> int:
+    """Count the training examples that ``load`` would return, without decoding an image of a folder or of TFDS.
+
+    >>> count_train("digits")
+    1437
+    """
+    if name == "digits" or is_text(name) or name.startswith(_FOLDER):
+        size = 1 if name.startswith(_FOLDER) else None  # images are decoded when used: never
+        loaded = load(name, train_split=train_split, image_size=size, sequence_length=sequence_length)
+        return len(loaded.train)
+    opened, parts, _ = _open_prepared(name, data_dir, train_split)
+    return sum(number for part in parts for _, number in opened.splits[part])
 
 
 def check_examples(dataset: Dataset) -> Dataset:

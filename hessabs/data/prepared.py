@@ -49,6 +49,19 @@ def open_set(name: str, folder: Path) -> Prepared:
             f"{name!r} in {folder} is prepared as {', '.join(formats)}, which is not read here: "
             "prepare it again with `--file_format=array_record`."
         )
+    features = check_features(name, builder)
+    splits = {
+        split: [(Path(p), n) for p, n in zip(info.filepaths, info.shard_lengths, strict=True)]
+        for split, info in builder.info.splits.items()
+    }
+    label = features["label"]
+    names = tuple(label.names) if label.num_classes else None
+    return Prepared(name, folder, builder, features["image"].shape[-1], label.num_classes, names, splits)
+
+
+def check_features(name: str, builder: Any) -> dict[str, Any]:
+    """Return the features of a set of TFDS, prepared or not; refuse what is no set of images and labels."""
+    tfds = import_tfds(name)
     features = dict(builder.info.features.items())
     is_image = isinstance(features.get("image"), tfds.features.Image)
     if not is_image or not isinstance(features.get("label"), tfds.features.ClassLabel):
@@ -58,13 +71,7 @@ def open_set(name: str, folder: Path) -> Prepared:
         )
     if np.dtype(features["image"].np_dtype) != np.uint8:
         raise ValueError(f"Images of {name!r} must be uint8, got {np.dtype(features['image'].np_dtype)}.")
-    splits = {
-        split: [(Path(p), n) for p, n in zip(info.filepaths, info.shard_lengths, strict=True)]
-        for split, info in builder.info.splits.items()
-    }
-    label = features["label"]
-    names = tuple(label.names) if label.num_classes else None
-    return Prepared(name, folder, builder, features["image"].shape[-1], label.num_classes, names, splits)
+    return features
 
 
 def read_split(opened: Prepared, split: str, resize: int | None) -> dict[str, np.ndarray]:

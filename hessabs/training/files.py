@@ -116,6 +116,19 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
         os.close(file)
 
 
+def lock_owner(workdir: pathlib.Path) -> str | None:
+    """Say which other process runs in a folder; None for none. One that asks about itself loses its lock."""
+    try:
+        with (workdir / LOCK).open() as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return file.read(200).strip() or "another process"
+    except OSError:  # no lock, or a file system without any
+        pass
+    return None
+
+
 def _open_locked(path: pathlib.Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

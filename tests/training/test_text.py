@@ -163,6 +163,6 @@ def test_characters_are_not_attacked_while_training(home, capsys, flag, said):
 
 @pytest.mark.slow
 def test_a_plan_measures_its_times(capsys):
-    flags = ("--dataset=stdlib", "--model=char_transformer_small", "--num_examples=40000")
+    flags = ("--dataset=stdlib", "--model=char_transformer_small")
     assert main(["plan", *flags, "--measure_times", "--method=bl", "--batch_size=8", "--epochs=1"]) == 0
     assert "seconds:" in capsys.readouterr().out

@@ -14,7 +14,7 @@ CURVE_PANELS = (
     ("eigenvalue", "top Hessian eigenvalue", "log"),
     ("test_accuracy", "test accuracy (%)", "linear"),
 )
-_LOSS_PANEL = ("test_loss", "test loss (nats)", "linear")  # where no run classifies
+LOSS_PANEL = ("test_loss", "test loss (nats)", "linear")  # where no run classifies
 TRACKED_PANELS = (
     (
         "largest Hessian eigenvalue",
@@ -46,7 +46,7 @@ def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, An
     axes = figure.subplots(2, 2, sharex=True)
     panels = list(CURVE_PANELS)
     if not any("test_accuracy" in record for records in runs.values() for record in records):
-        panels[-1] = _LOSS_PANEL
+        panels[-1] = LOSS_PANEL
     for axis, (field, title, scale) in zip(axes.flat, panels, strict=True):
         _draw_lines(axis, {n: _points(records, field, positive=scale == "log") for n, records in runs.items()})
         if scale == "log" and axis.lines:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from hessabs.batch_size import Bounds, Plan, constant, training_seconds
-from hessabs.data import Position
+from hessabs.data import Position, hold_out
+from hessabs.data.datasets import count_train
 from hessabs.training.loop_state import start
 from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
@@ -16,6 +18,7 @@ from hessabs.training.run import prepare
 from hessabs.training.schedules import Schedule
 from hessabs.training.settings import RunSettings
 from hessabs.training.task import Task
+from hessabs.training.tasks.named import TaskSettings
 
 _REPEATS = 5
 
@@ -61,6 +64,18 @@ def report(
         parts = f"T_comp {times.compute:.3g}, T_comm {times.communicate:.3g}, T_Hess {times.hessian:.3g}"
         lines.append(f"seconds: {_both(bounds, seconds)} ({parts})")
     return "\n".join(lines)
+
+
+def num_examples(settings: TaskSettings) -> int:
+    """Count the examples that a run trains on, without those that it holds out."""
+    number = count_train(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        train_split=settings.train_split,
+        sequence_length=settings.sequence_length,
+    )
+    rest, _ = hold_out({"row": np.arange(number)}, settings.validation_examples)
+    return len(rest)
 
 
 def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
