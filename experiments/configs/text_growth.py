@@ -1,9 +1,9 @@
-"""Growth as the rate falls on text: the updates that a character transformer needs for the loss of small batches.
+"""Growth as the rate falls, on text: how many updates a character transformer needs for a loss.
 
     python experiments/run.py text_growth --jobs 2
 
-One pass over the source of Python's standard library in sequences of 64 characters; the rate follows the root of
-the batch from 0.02 (``_low``: 0.01) at 64 for Muon. 2,000 sequences are held out.
+One pass over the source of Python's standard library in sequences of 64 characters; the rate of Muon follows
+the root of the batch from 0.02 (``_low``: 0.01) at 64. 2,000 sequences are held out.
 """
 
 SEEDS = (0, 1, 2)

@@ -37,7 +37,9 @@ def stability_limited(
     around this rule, ``Observation.lr_scale``, and the coupling (``with_coupling(rule, "none")`` goes to the
     maximum as soon as the rate is stable).
 
-    A negative, zero, subnormal or non-finite eigenvalue changes nothing; NaN is as in ``hessian_adaptive``.
+    A network that is hardly trained is often flat, which would let the batch grow to the maximum at once: let
+    the first measurement come after an epoch or more. A negative, zero, subnormal or non-finite eigenvalue
+    changes nothing; NaN is as in ``hessian_adaptive``.
 
     Args:
       initial, maximum: As in ``timer``.
