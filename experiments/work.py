@@ -104,7 +104,10 @@ def line(run: table.Run) -> str:
     summary = run.summary
     if "diverged" in summary:
         return f"{run.name}: diverged; {summary['diverged']}"
+    result = f"loss {summary['test_loss']:.4f}"
+    if "test_accuracy" in summary:
+        result = f"{summary['test_accuracy']:.2f} % right, {summary['fgsm_accuracy']:.2f} % under FGSM"
     return (
-        f"{run.name}: {summary['test_accuracy']:.2f} % right, {summary['fgsm_accuracy']:.2f} % under FGSM, "
-        f"{summary['updates']:,} updates, eigenvalue {summary['eigenvalue']:.2f}, {summary['seconds']:.0f} s"
+        f"{run.name}: {result}, {summary['updates']:,} updates, eigenvalue {summary['eigenvalue']:.2f}, "
+        f"{summary['seconds']:.0f} s"
     )
