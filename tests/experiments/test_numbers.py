@@ -12,8 +12,11 @@ from hessabs.training.look.results import cell
 ROOT = grid.RESULTS.parents[1]
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs/results/index.md").read_text()
+VALUE = (ROOT / "docs/explanations/worth.md").read_text()
 FIELDS = {
+    "held-out %": "validation_accuracy",
     "test %": "test_accuracy",
+    "held-out PGD %": "validation_pgd_accuracy",
     "FGSM %": "fgsm_accuracy",
     "PGD %": "pgd_accuracy",
     "updates": "updates",
@@ -23,6 +26,10 @@ LABELS = {  # of rows whose label is not that of their method and largest batch
     "FB, 3200 and above": "fb_3200",
     "BL, a fifth adversarial to the end, 128": "bl_kept_128",
     "`stability`, a fifth adversarial to the end, 16384": "stability_kept_16384",
+    "SGD, a fifth adversarial, 128": "bl",
+    "SGD, half adversarial, 128": "bl_half",
+    **{f"Muon, half adversarial, {batch}": f"muon_{batch}" for batch in (4096, 8192)},
+    **{f"Muon, half adversarial, `seesaw`, {batch}": f"seesaw_{batch}" for batch in (4096, 8192)},
 }
 
 read = functools.cache(table.read)
@@ -46,9 +53,17 @@ def accuracy(name, label):
     return statistics.mean(values(name, label, "test_accuracy"))
 
 
-@pytest.mark.parametrize(("page", "least"), [(README, 4), (PAGE, 8)], ids=["README", "results"])
-@pytest.mark.parametrize(("place", "name"), [(0, "fashion_mnist_mlp"), (1, "fashion_mnist_c1")])
-def test_tables_are_those_of_the_runs(page, least, place, name):
+@pytest.mark.parametrize(
+    ("page", "place", "name", "least"),
+    [
+        pytest.param(README, 0, "far_fewer_updates", 5, id="README-far_fewer_updates"),
+        pytest.param(README, 1, "fashion_mnist_mlp", 4, id="README-fashion_mnist_mlp"),
+        pytest.param(PAGE, 0, "fashion_mnist_mlp", 8, id="results-fashion_mnist_mlp"),
+        pytest.param(PAGE, 1, "fashion_mnist_c1", 8, id="results-fashion_mnist_c1"),
+        pytest.param(VALUE, 0, "far_fewer_updates", 6, id="worth-far_fewer_updates"),
+    ],
+)
+def test_tables_are_those_of_the_runs(page, place, name, least):
     head, *body = re.findall(r"^\| run \|.*\n\|[-|]+\n(?:\|.*\n)+", page, re.MULTILINE)[place].splitlines()
     titles = [title.strip() for title in head.split("|")][3:-1]
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in body[1:]]
