@@ -26,6 +26,7 @@ _SEESAW = {"method": "seesaw", "max_batch_size": 1024}
 
 GRID = {
     "seesaw_64": {**_SEESAW, "batch_size": 64, "lr": 0.02},
+    "seesaw_128": {**_SEESAW, "batch_size": 128, "lr": 0.028},
     "muon_128": {"batch_size": 128, "lr": 0.028},
     "muon_64": {"batch_size": 64, "lr": 0.02},
     "adamw_16": {"optimizer": "adamw", "batch_size": 16, "lr": 0.006},
