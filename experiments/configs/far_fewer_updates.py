@@ -23,6 +23,10 @@ BASE = {
 _HALF = {"optimizer": "muon", "adversarial_fraction": 0.5, "epochs": 30, "adversarial_epochs": 30}
 _HALF |= {"warmup_epochs": 3.0}
 _SEESAW = {**_HALF, "method": "seesaw", "fraction_decrease": 1.0, "max_batch_size": 32_768}
+_BL_HALF = {
+    "batch_size": 128, "lr": 0.05, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.5,
+    "adversarial_epochs": 90,
+}  # fmt: skip
 
 GRID = {
     "seesaw_4096": {**_SEESAW, "batch_size": 4096, "lr": 0.01},
@@ -32,11 +36,11 @@ GRID = {
         "batch_size": 128, "lr": 0.1, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.2,
         "adversarial_epochs": 90,
     },
-    "bl_half": {
-        "batch_size": 128, "lr": 0.05, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.5,
-        "adversarial_epochs": 90,
-    },
+    "bl_half": _BL_HALF,
+    "bl_half_decay_1e-4": {**_BL_HALF, "weight_decay": 1e-4},
+    "bl_half_decay_5e-4": {**_BL_HALF, "weight_decay": 5e-4},
     "seesaw_4096_decay_0.1": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.1},
+    "seesaw_4096_decay_0.25": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.25},
     "seesaw_4096_decay_0.5": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.5},
     "seesaw_4096_decay_1": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 1.0},
     "seesaw_6144": {**_SEESAW, "batch_size": 6144, "max_batch_size": 30_720, "lr": 0.012},
