@@ -15,6 +15,8 @@ PAGE = (ROOT / "docs/results/index.md").read_text()
 VALUE = (ROOT / "docs/explanations/worth.md").read_text()
 FIELDS = {
     "held-out %": "validation_accuracy",
+    "held-out loss": "validation_loss",
+    "test loss": "test_loss",
     "test %": "test_accuracy",
     "held-out PGD %": "validation_pgd_accuracy",
     "FGSM %": "fgsm_accuracy",
@@ -27,6 +29,9 @@ LABELS = {  # of rows whose label is not that of their method and largest batch
     "BL, a fifth adversarial to the end, 128": "bl_kept_128",
     "`stability`, a fifth adversarial to the end, 16384": "stability_kept_16384",
     "SGD, a fifth adversarial, 128": "bl",
+    "AdamW, 16": "adamw_16",
+    **{f"Muon, {batch}": f"muon_{batch}" for batch in (64, 128)},
+    **{f"Muon, `seesaw`, {batch}": f"seesaw_{batch}" for batch in (64, 128)},
     "SGD, half adversarial, 128": "bl_half",
     **{f"Muon, half adversarial, {batch}": f"muon_{batch}" for batch in (4096, 8192)},
     **{f"Muon, half adversarial, `seesaw`, {batch}": f"seesaw_{batch}" for batch in (4096, 8192)},
@@ -61,6 +66,7 @@ def accuracy(name, label):
         pytest.param(PAGE, 0, "fashion_mnist_mlp", 8, id="results-fashion_mnist_mlp"),
         pytest.param(PAGE, 1, "fashion_mnist_c1", 8, id="results-fashion_mnist_c1"),
         pytest.param(VALUE, 0, "far_fewer_updates", 6, id="worth-far_fewer_updates"),
+        pytest.param(VALUE, 1, "text_growth", 5, id="worth-text_growth"),
     ],
 )
 def test_tables_are_those_of_the_runs(page, place, name, least):

@@ -1,5 +1,6 @@
 """Advice: the rate that trials are best with, a batch near the noise scale, and a command that trains."""
 
+import doctest
 import json
 import math
 import shlex
@@ -100,3 +101,10 @@ def test_the_command_advises_and_what_it_prints_trains_better_than_rates_far_fro
         assert main(given) == 0
         losses.append(json.loads((workdir / "summary.json").read_text())["test_loss"])
     assert losses[0] < losses[1] / 2
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docstring_runs():
+    text = advise.__doc__.replace("# doctest: +SKIP", "")  # it takes seconds
+    example = doctest.DocTestParser().get_doctest(text, {}, "advise", None, 0)
+    assert doctest.DocTestRunner().run(example) == doctest.TestResults(failed=0, attempted=4)

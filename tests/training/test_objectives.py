@@ -368,6 +368,7 @@ OF_METHOD = {
     **{name: {"max_batch_size": 64, "patience": 1} for name in ("abs", "absa", "timer")},
     "cyclical": {"max_batch_size": 64, "cycle_epochs": 2},
     "fixed": {"max_batch_size": 64, "grow_epochs": (1,)},
+    "seesaw": {"max_batch_size": 64, "schedule": "linear"},
 }
 OF_ROBUST = {
     "none": {},
@@ -417,7 +418,14 @@ def assert_trains(task, method, robust):
 PAIRS = [
     *[("gns", "free"), ("abs", "sam"), ("gns", "trades"), ("bl", "pgd"), ("fb", "absa"), ("gg", "free")],
     *[("absa", "absa"), ("cyclical", "sam"), ("norm_test", "pgd"), ("stability", "trades"), ("timer", "free")],
-    *[("fixed", "trades"), ("gns", "absa"), ("gns", "sam"), ("abs", "pgd"), ("stability", "free")],
+    *[
+        ("fixed", "trades"),
+        ("gns", "absa"),
+        ("gns", "sam"),
+        ("abs", "pgd"),
+        ("stability", "free"),
+        ("seesaw", "sam"),
+    ],
 ]
 
 

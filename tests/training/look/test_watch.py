@@ -154,6 +154,7 @@ def test_a_last_line_that_is_not_whole_is_left_out(tmp_path):
 
 
 def test_runs_beside_each_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a")
     write(tmp_path / "b", 8, 8, test_accuracy=50.0)
