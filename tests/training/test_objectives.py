@@ -368,7 +368,7 @@ OF_METHOD = {
     **{name: {"max_batch_size": 64, "patience": 1} for name in ("abs", "absa", "timer")},
     "cyclical": {"max_batch_size": 64, "cycle_epochs": 2},
     "fixed": {"max_batch_size": 64, "grow_epochs": (1,)},
-    "seesaw": {"max_batch_size": 64, "schedule": "linear"},
+    "seesaw": {"max_batch_size": 64},
 }
 OF_ROBUST = {
     "none": {},
