@@ -18,9 +18,9 @@ from hessabs.training.look.results import Group
 
 def draw(results: pathlib.Path, groups: Sequence[Group], runs: Mapping[str, Run]) -> list[str]:
     """Draw all pictures for which there is something to draw; returns the names of the files."""
-    columns = _by_method(groups)
+    columns = _by_method([g for g in groups if g.values("test_accuracy")])
     records = {g.name: runs[str(g.runs[0].folder)].records for g in groups}
-    records = {name: lines for name, lines in records.items() if lines}
+    records = {name: lines for name, lines in records.items() if len(lines) > 1}  # one epoch is no curve
     measured = {name: found[0] for name, found in curvatures(groups, runs).items()}
     tracked = {name: lines for name, lines in records.items() if "gradient_norm" in lines[-1]}
     pictures: list[tuple[str, Any, Callable[[Any], Figure]]] = [

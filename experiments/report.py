@@ -79,9 +79,10 @@ def describe(
         lines += ["", (results / FINDINGS).read_text().strip()]
     lines += _robustness(grid, runs)
     lines += _spectra(grid.name, groups, runs)
-    first = groups[0].runs[0].summary["seed"]
-    lines += ["", f"Curves: seed {first}; curvature: the first seed that was measured.", ""]
-    lines += [f"![{name.removesuffix('.png')}]({name})" for name in drawn]
+    if drawn:
+        first = groups[0].runs[0].summary["seed"]
+        lines += ["", f"Curves: seed {first}; curvature: the first seed that was measured.", ""]
+        lines += [f"![{name.removesuffix('.png')}]({name})" for name in drawn]
     return "\n".join([*lines, ""])
 
 

@@ -42,7 +42,7 @@ GRID = {
     "seesaw_4096_decay_0.1": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.1},
     "seesaw_4096_decay_0.25": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.25},
     "seesaw_4096_decay_0.5": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.5},
-    "seesaw_4096_decay_1": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 1.0},
+    "seesaw_4096_decay_1.0": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 1.0},
     "seesaw_6144": {**_SEESAW, "batch_size": 6144, "max_batch_size": 30_720, "lr": 0.012},
     "seesaw_8192": {**_SEESAW, "batch_size": 8192, "lr": 0.014},
 }  # fmt: skip
