@@ -23,6 +23,7 @@ TRACKED_PANELS = (
     ("norm of the total gradient", {"gradient_norm": "whole training set"}),
 )
 _DPI = 120
+_TICKS = 9  # of a logarithmic axis, about
 _WIDE = 20  # a wider range than this asks for a logarithmic axis
 
 
@@ -48,15 +49,63 @@ def draw_curves(path: pathlib.Path | BinaryIO, runs: dict[str, list[dict[str, An
     if not any("test_accuracy" in record for records in runs.values() for record in records):
         panels[-1] = LOSS_PANEL
     for axis, (field, title, scale) in zip(axes.flat, panels, strict=True):
-        _draw_lines(axis, {n: _points(records, field, positive=scale == "log") for n, records in runs.items()})
+        lines = {n: _points(records, field, positive=scale == "log") for n, records in runs.items()}
+        decided = field in ("batch_size", "lr")  # it holds until the next decision
+        _draw_lines(axis, lines, drawstyle="steps-mid" if decided else "default")
         if scale == "log" and axis.lines:
-            axis.set_yscale("log", base=2 if field == "batch_size" else 10)
+            _log_in_numbers(axis, [y for points in lines.values() for _, y in points], field == "batch_size")
         axis.set_title(title)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
     if len(runs) > 1:
         axes.flat[0].legend()
+    for records in runs.values() if len(runs) == 1 else ():
+        _say_where_it_ends(axes.flat[2], records)
     figure.savefig(path, dpi=_DPI)
+
+
+def _log_in_numbers(axis: Any, values: Sequence[float], are_sizes: bool) -> None:
+    """Make an axis logarithmic whose ticks are numbers as one says them: the sizes there are, or 1, 2, 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    if are_sizes:
+        shown: list[int] = []
+        apart = max(1.7, (max(values) / min(values)) ** (1 / _TICKS))
+        for size in sorted({int(value) for value in values}, reverse=True):
+            if not shown or shown[-1] >= apart * size:
+                shown.append(size)
+        axis.set_yticks(shown, [f"{size:,}" for size in shown])
+        axis.minorticks_off()
+        return
+    if max(values) < 1.5 * min(values):  # nearly one number: a range around it, so that a tick is in it
+        axis.set_ylim(min(values) / 2, max(values) * 2)
+    low, high = axis.get_ylim()
+    decades = np.log10(high / low)
+    subs = (1, 2, 3, 4, 5, 7) if decades < 1 else (1, 2, 5) if decades < _TICKS / 3 else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=_TICKS))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _say_where_it_ends(axis: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    """Say that no eigenvalue is measured any more where the batch is the largest one."""
+    measured = [r["epoch"] for r in records if (r.get("eigenvalue") or 0) > 0]
+    if not measured or measured[-1] == records[-1]["epoch"]:
+        return
+    later = {r["batch_size"] for r in records if r["epoch"] > measured[-1]}
+    if later == {max(r["batch_size"] for r in records)}:
+        axis.axvline(measured[-1], color="0.6", linestyle=":")
+        axis.annotate(
+            "largest batch:\nnot measured\nany more",
+            (measured[-1], 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            color="0.4",
+        )
 
 
 def draw_tracked(path: pathlib.Path, records: list[dict[str, Any]], *, title: str = "") -> bool:
@@ -131,9 +180,11 @@ def _points(records: list[dict[str, Any]], field: str, *, positive: bool) -> lis
     return [(x, y) for x, y in known if y > 0] if positive else known
 
 
-def _draw_lines(axis: Any, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+def _draw_lines(
+    axis: Any, lines: Mapping[str, Sequence[tuple[float, float]]], drawstyle: str = "default"
+) -> None:
     for place, (name, points) in enumerate(lines.items()):
         if points:
-            marker = "." if len(points) < 40 else ""
-            axis.plot(*zip(*points, strict=True), marker=marker, color=f"C{place}", label=name)
+            look: dict[str, Any] = {"marker": "." if len(points) < 40 else "", "drawstyle": drawstyle}
+            axis.plot(*zip(*points, strict=True), color=f"C{place}", label=name, **look)
     axis.grid(alpha=0.3)

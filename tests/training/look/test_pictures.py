@@ -63,3 +63,33 @@ def test_tracked_curves_are_drawn_as_recorded(tmp_path, monkeypatch):
     assert gradient.lines[0].get_ydata().tolist() == [0.5, 0.25, 0.125]
     assert not draw_tracked(tmp_path / "none.png", [{"epoch": 1, "eigenvalue": None}])
     assert len(drawn) == 1
+
+
+def test_axes_are_in_numbers_and_steps_and_an_eigenvalue_that_ends_says_why(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    sizes = [32, 64, 96, 128, 256, 512, 512, 512]
+    lines = [
+        {
+            **record,
+            "batch_size": size,
+            "lr": 0.1 * size / 32,
+            "eigenvalue": None if size == 512 else 2.0 + place,
+        }
+        for place, (record, size) in enumerate(zip(records(8), sizes, strict=True))
+    ]
+    draw_curves(tmp_path / "one.png", {"absa": lines})
+    draw_curves(tmp_path / "two.png", {"absa": lines, "bl": records(8)})
+    draw_curves(tmp_path / "bl.png", {"bl": records(8)})
+    for figure, notes in zip(drawn, (["largest batch:\nnot measured\nany more"], [], []), strict=True):
+        batch, lr, eigenvalue, accuracy = figure.axes
+        figure.draw_without_rendering()
+        for axis in (lr, eigenvalue):
+            low, high = axis.get_ylim()
+            shown = {t.get_text() for t in axis.get_yticklabels() if low <= t.get_position()[1] <= high}
+            assert len(shown) >= 3
+            assert {f"{float(text):g}" for text in shown} == shown
+        assert {line.get_drawstyle() for axis in (batch, lr) for line in axis.lines} == {"steps-mid"}
+        assert accuracy.lines[0].get_drawstyle() == "default"
+        assert [text.get_text() for text in eigenvalue.texts] == notes
+    assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == ["512", "256", "128", "64", "32"]
