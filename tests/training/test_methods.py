@@ -26,7 +26,7 @@ OWN = {
     "gg": {},
     "cyclical": {"cycle_epochs": 3},
     "timer": {"patience": 2},
-    "seesaw": {"schedule": "linear"},
+    "seesaw": {},
     "fixed": {"grow_epochs": (1, 4)},
 }
 
