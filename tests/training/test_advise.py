@@ -65,7 +65,9 @@ def test_the_first_batch_is_the_power_of_two_nearest_to_the_noise_scale(noise, n
 def test_the_report_says_what_was_measured_and_what_is_not_known():
     text = report(ADVICE, 30, "hessabs train --lr 0.02")
     assert "0.01: 0.5000, 0.02: 0.4000, 0.04: diverged" in text
-    assert "300 ± 20 examples" in text
+    assert "noise scale then: 300 ± 20 examples" in text
+    loud = ADVICE._replace(noise=CriticalBatchSize(math.inf, math.nan, 3.0, -0.01, {}))
+    assert "noise scale then: more than the 3,072 examples it was looked for in" in report(loud, 30, "")
     assert "saves updates, and on this device alone no time" in text
     assert "30 epochs are 3,000 updates, to 5,859 of a batch that does not grow." in text
     assert "not known: the accuracy of a whole run" in text
