@@ -102,9 +102,9 @@ RULES: dict[str, dict[str, Any]] = {
     "noise_scale": {"method": "gns"},
     "norm_test": {"method": "norm_test"},
     "timer": {"method": "timer"},
+    "seesaw": {"method": "seesaw"},
 }
 """Rules with their defaults, at the rate of the first batch. With adversarial examples ``abs`` is ABSA."""
-_SEESAW = {"method": "seesaw"}
 
 
 class Point(NamedTuple):
@@ -126,7 +126,7 @@ def points(problem: Problem) -> list[Point]:
             first = [batch for batch in problem.batches if batch < problem.largest]
             found += [Point(optimizer, batch, epochs, "seesaw") for batch in first]
         for optimizer in problem.lr if epochs in problem.rule_budgets else ():
-            found += [Point(optimizer, problem.first, epochs, rule) for rule in RULES]
+            found += [Point(optimizer, problem.first, epochs, rule) for rule in RULES if rule != "seesaw"]
     return found
 
 
@@ -154,7 +154,7 @@ def settings(problem: Problem, point: Point, lr: float, seed: int) -> dict[str, 
     rule: dict[str, Any] = {}
     if point.rule != "constant":
         kept = {"fraction_decrease": 1.0} if run.get("adversarial_fraction") else {}
-        rule = {"max_batch_size": problem.largest, **kept, **({"seesaw": _SEESAW} | RULES)[point.rule]}
+        rule = {"max_batch_size": problem.largest, **kept, **RULES[point.rule]}
         if rule["method"] in ("gns", "norm_test"):  # they compare the micro-batches of an update
             rule |= {"micro_batch": "fixed", "micro_batch_size": point.batch_size // 2}
     if rule.get("method") == "gg":  # grows where the rate would fall

@@ -91,9 +91,9 @@ def seesaw(
     Where the schedule has fallen to a part s of its largest value the batch is the step of growth nearest to
     ``initial / s``. The rate is the schedule's times what the coupling gives for the batch: with the square
     root (Adam's kind) it falls as the square root of s, with ``"linear"`` (SGD) it stays; once the batch is at
-    its maximum, the rate falls as the schedule does. The updates are those of the first batch times the mean of
-    the schedule after its largest value: half of them for a linear or cosine decay to zero, if the maximum lets
-    it. It is no licence to begin beyond the critical batch size.
+    its maximum, the rate falls as the schedule does. The updates are about those of the first batch times the
+    mean of the schedule (half for a linear or cosine decay to zero; 0.53 in doublings), more where the maximum
+    is soon reached. It is no licence to begin beyond the critical batch size.
 
     Args:
       initial, maximum, growth_factor: As in ``timer``.
@@ -131,19 +131,19 @@ def seesaw(
             f"{min(factors)} to {peak}."
         )
 
+    sizes = ladder(initial, maximum, growth_factor)
     table = {0: initial}  # where the rate falls by several steps at once, the batch grows by all of them
-    for before, after in itertools.pairwise(ladder(initial, maximum, growth_factor)):
+    for before, after in itertools.pairwise(sizes):
         least = peak * initial / math.sqrt(before * after)
         last = max(i for i, factor in enumerate(factors) if factor > least)
         if last == len(grid) - 1:
             break  # it ends above
         between = range(grid[last], grid[last + 1] + 1)
         table[between[bisect.bisect_left(between, -least, key=lambda samples: -lr_schedule(samples))]] = after
-    if len(table) == 1 < maximum / initial:
+    if len(table) == 1 < len(sizes):
         raise ValueError(
-            "`lr_schedule` must fall far enough for a growth, to "
-            f"{1 / math.sqrt(ladder(initial, maximum, growth_factor)[1] / initial):.3g} of its largest value, "
-            f"got {factors[-1] / peak:.3g} of it at the end; schedule=cosine, linear and wsd fall."
+            f"`lr_schedule` must fall far enough for a growth, to {math.sqrt(initial / sizes[1]):.3g} of its "
+            f"largest value, got {factors[-1] / peak:.3g} of it at the end; schedule=cosine, linear and wsd fall."
         )
     return schedule(list(table.values()), list(table)[1:])
 

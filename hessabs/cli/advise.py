@@ -21,7 +21,7 @@ def main(values: flags.FlagValues) -> int:
     task = make_named(read_config(TaskSettings, values))
     files.say(f"trials of {task.name} for about {options.minutes:g} minutes, and some compilation")
     found = advise(task, optimizer, epochs=options.epochs, minutes=options.minutes, seed=options.seed)
-    print(report(found, options.epochs, _command(values, found, options)))
+    print(report(found, _command(values, found)))
     if options.output is not None:
         with files.usable("output", pathlib.Path(options.output)):
             draw(found).savefig(options.output)
@@ -29,16 +29,11 @@ def main(values: flags.FlagValues) -> int:
     return 0
 
 
-def _command(values: flags.FlagValues, advice: Advice, options: Options) -> str:
-    typed = (given(TaskSettings, values) | given(OptimizerSettings, values)) - {"lr"}
-    chosen = {name: values[name].value for name in typed} | {
-        "lr": f"{advice.lr:g}",
-        "batch_size": advice.batch_size,
-        "method": "seesaw",
-        "max_batch_size": advice.max_batch_size,
-        "schedule": "linear",
-        "warmup_epochs": f"{advice.warmup_epochs:g}",
-        "epochs": options.epochs,
+def _command(values: flags.FlagValues, advice: Advice) -> str:
+    typed = given(TaskSettings, values) | given(OptimizerSettings, values)
+    chosen = {
+        **{name: values[name].value for name in sorted(typed)},
+        **advice.settings,
         "workdir": "runs/advised",
     }
     return "hessabs train " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in chosen.items())

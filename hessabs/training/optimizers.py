@@ -29,14 +29,15 @@ _RATES = {
     **{"sgd": 0.1, "nesterov": 0.1, "lars": 1.0, "schedule_free": 2.5e-3},
     **{"adamw": 1e-3, "lion": 1e-4, "muon": 1e-3, "lamb": 3e-3, "prodigy": 1.0},
 }
+_FOLLOWING = tuple(name for name in _RATES if name != "prodigy")  # whose parts are optax's own
 READ_WITH: dict[str, tuple[str, ...]] = {
     "momentum": ("sgd", "nesterov", "lars", "muon"),
     "b1": ("adamw", "lion", "muon", "lamb", "schedule_free", "prodigy"),
     "b2": ("adamw", "lion", "muon", "lamb", "schedule_free", "prodigy"),
     "weight_decay": tuple(_RATES),
-    "decay_mask": tuple(name for name in _RATES if name != "prodigy"),
+    "decay_mask": _FOLLOWING,
     "schedule_free_base": ("schedule_free",),
-    "follow_batch": tuple(name for name in _RATES if name != "prodigy"),
+    "follow_batch": _FOLLOWING,
 }
 """Settings that not every optimiser reads; one from a file reads none of them."""
 
@@ -154,11 +155,11 @@ def make_optimizer(
     of_sgd = settings.optimizer in _SGD or settings.schedule_free_base == "sgd"
     own: Coupling = "linear" if of_sgd else "sqrt"
     lr = cast(float, settings.lr)
+    if settings.optimizer == "prodigy":
+        return Optimizer(_prodigy(clip, settings), own, lr, evaluation_params)
     steps = [*clip, *_steps(settings, batch_size, lr_coupling or own, num_classes)]
     if settings.optimizer == "schedule_free":
         return Optimizer(_schedule_free(steps, lr, cast(float, settings.b1)), own, lr, evaluation_params)
-    if settings.optimizer == "prodigy":
-        return Optimizer(_prodigy(clip, settings), own, lr, evaluation_params)
     tx = optax.with_extra_args_support(optax.chain(*steps, optax.scale_by_learning_rate(lr)))
     return Optimizer(tx, own, lr, evaluation_params)
 

@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 
+import numpy as np
 import pytest
 
 from hessabs import data, models
@@ -14,10 +15,7 @@ from hessabs.training import Advice, OptimizerSettings, advise, tasks
 from hessabs.training.look.advise import _first_batch, bracket, draw, report
 
 ADVICE = Advice(
-    lr=0.02,
-    batch_size=256,
-    max_batch_size=16_384,
-    warmup_epochs=3.0,
+    settings={"lr": 0.02, "batch_size": 256, "max_batch_size": 16_384, "warmup_epochs": 3.0, "epochs": 30},
     updates=3000,
     constant_updates=5859,
     trials={0.01: 0.5, 0.02: 0.4, 0.04: math.inf},
@@ -63,16 +61,16 @@ def test_the_first_batch_is_the_power_of_two_nearest_to_the_noise_scale(noise, n
 
 
 def test_the_report_says_what_was_measured_and_what_is_not_known():
-    text = report(ADVICE, 30, "hessabs train --lr 0.02")
+    text = report(ADVICE, "hessabs train --lr 0.02")
     assert "0.01: 0.5000, 0.02: 0.4000, 0.04: diverged" in text
     assert "noise scale then: 300 ± 20 examples" in text
     loud = ADVICE._replace(noise=CriticalBatchSize(math.inf, math.nan, 3.0, -0.01, {}))
-    assert "noise scale then: more than the 3,072 examples it was looked for in" in report(loud, 30, "")
+    assert "noise scale then: more than the 3,072 examples it was looked for in" in report(loud, "")
     assert "saves updates, and on this device alone no time" in text
     assert "30 epochs are 3,000 updates, to 5,859 of a batch that does not grow." in text
     assert "not known: the accuracy of a whole run" in text
     assert text.endswith("hessabs train --lr 0.02")
-    faster = report(ADVICE._replace(seconds={128: 0.1, 512: 0.1}), 30, "")
+    faster = report(ADVICE._replace(seconds={128: 0.1, 512: 0.1}), "")
     assert "larger batches run up to 4.0 times faster here" in faster
     assert [len(axes.get_lines()) for axes in draw(ADVICE).axes] == [1, 2]
 
@@ -85,6 +83,17 @@ def test_what_is_out_of_range_is_refused_before_anything_is_tried():
     ):
         with pytest.raises(ValueError, match=message):
             advise(task, OptimizerSettings(), **options)
+    few = task._replace(train=data.subset(task.train, np.arange(99)))
+    with pytest.raises(ValueError, match="at least 100 training examples to try rates on, got 99"):
+        advise(few, OptimizerSettings())
+
+
+def test_an_optimizer_without_a_rate_is_refused_before_anything_is_tried(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("import optax\n\n\ndef make():\n    return optax.sgd(0.1)\n")
+    task = tasks.linen(models.mlp(10, (4,)), data.load("digits"))
+    with pytest.raises(ValueError, match=r"`lr` is not read by .*which has no such parameter"):
+        advise(task, OptimizerSettings(f"{path}:make"))
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ held-out training examples; a noise scale after the best of them says the batch.
 """
 
 import contextlib
+import functools
 import io
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import batch_size as rules
 from hessabs import curvature
+from hessabs.batch_size import constant
 from hessabs.curvature import CriticalBatchSize
 from hessabs.data import Source, eval_batches, hold_out, subset
 from hessabs.training import fields
+from hessabs.training.assemble import read_rule
+from hessabs.training.look.plan import median_seconds
 from hessabs.training.loop import train
 from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
@@ -31,6 +33,7 @@ from hessabs.training.task import Task, evaluation_loss
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FEWEST_EXAMPLES = 100
 _FEWEST_UPDATES = 40  # of a trial: with fewer, rates that diverge later look best
 _TRIALS = 8  # about as many as the search takes
 _BATCHES = 24  # of which the noise scale is estimated
@@ -50,10 +53,9 @@ class Options(NamedTuple):
 class Advice(NamedTuple):
     """What to begin with, and what it was read from."""
 
-    lr: float  # at `batch_size`
-    batch_size: int  # examples per update at the start
-    max_batch_size: int
-    warmup_epochs: float
+    settings: Mapping[
+        str, Any
+    ]  # of the run, for `assemble`: lr, batch_size, max_batch_size, method, epochs, ...
     updates: int  # of the run
     constant_updates: int  # of a run that keeps its first batch
     trials: Mapping[float, float]  # rate at `trial_batch_size` -> held-out loss in nats; inf: it diverged
@@ -72,7 +74,8 @@ def advise(
     best one of the trials, for a long run wants a smaller one, times the root of how much larger the batch is.
 
     Args:
-      task: What is learnt; tenths of its training examples, 2,000 at most, judge the trials.
+      task: What is learnt; a tenth of its training examples, 2,000 at most, judges the trials, which are plain:
+        no adversarial examples.
       optimizer: What makes the optimiser; its ``lr`` is where the search begins, None for its default.
       epochs: Passes of the run that the advice is for, at least 1.
       minutes: About how long the trials may take, above 0; compilation comes on top.
@@ -82,13 +85,14 @@ def advise(
       ``Advice``.
 
     Raises:
-      ValueError: If a number is out of its range, or every rate diverges or is best at the end of the search.
+      ValueError: If a number is out of its range, there are fewer than 100 training examples, the optimiser
+        takes no rate, or every rate diverges or is best at the end of the search.
 
     Example:
       >>> from hessabs import data, models, training
       >>> task = training.tasks.linen(models.mlp(10, (16,)), data.load("digits"))
       >>> advice = training.advise(task, training.OptimizerSettings("adamw"), minutes=0.02)  # doctest: +SKIP
-      >>> advice.lr > 1e-4, advice.updates < advice.constant_updates  # doctest: +SKIP
+      >>> advice.settings["lr"] > 1e-4, advice.updates < advice.constant_updates  # doctest: +SKIP
       (True, True)
 
     References:
@@ -98,61 +102,60 @@ def advise(
     ranges = {"epochs": fields.AT_LEAST_ONE, "minutes": fields.POSITIVE}
     fields.check_ranges(Options(epochs, minutes), ranges)
     number = len(task.train)
+    if number < _FEWEST_EXAMPLES:
+        raise ValueError(
+            f"`task` must have at least {_FEWEST_EXAMPLES} training examples to try rates on, got {number}."
+        )
     rest, judges = hold_out(task.train, min(2000, number // 10))
     size = _power_below(min(128, len(rest) // _FEWEST_UPDATES))
+    made = make_optimizer(optimizer, batch_size=size, num_classes=task.num_classes)
+    # Refused now if it takes no rate, which is what is looked for.
+    make_optimizer(optimizer._replace(lr=made.lr), batch_size=size, num_classes=task.num_classes)
+
     seconds = _gradient_seconds(task, rest, size)
-    affordable = int(60 * minutes / _TRIALS / min(seconds.values()) / 3)  # an update is more than a gradient
+    affordable = int(60 * minutes / _TRIALS / seconds[size] / 3)  # an update is more than a gradient
     updates = min(max(affordable, _FEWEST_UPDATES), len(rest) // size)
     places = np.random.default_rng(seed).permutation(len(rest))[: updates * size]
-    short = task._replace(train=subset(rest, places), test=judges, validation=None)
-
-    settings = RunSettings(seed=seed)
-    made = make_optimizer(optimizer, batch_size=size, num_classes=task.num_classes)
     run = prepare(
-        short,
+        task._replace(train=subset(rest, places), test=judges, validation=None),
         made,
-        rules.constant(size),
+        constant(size),
         epochs=1,
         micro_batch_size=size,
         remainder="drop",
         objective=Objective(),
         schedule=None,
-        settings=settings,
+        settings=RunSettings(seed=seed),
         record={},
     )
-    best: dict[str, Any] = {"loss": math.inf}
+    best: Any = None
 
     def loss_at(exponent: int) -> float:
+        nonlocal best
         result = _trial(run, 2.0**exponent, updates * size)
-        loss = math.inf if result is None else float(result.records[-1]["test_loss"])
-        if result is not None and loss < best["loss"]:
-            best.update(loss=loss, params=result.params, model_state=result.model_state)
-        return loss
+        if result is None:
+            return math.inf
+        if best is None or result.summary["test_loss"] < best.summary["test_loss"]:
+            best = result
+        return float(result.summary["test_loss"])
 
-    finds_its_own = optimizer.optimizer == "prodigy"
-    found = {0: loss_at(0)} if finds_its_own else bracket(loss_at)
+    found = {0: loss_at(0)} if optimizer.optimizer == "prodigy" else bracket(loss_at)  # it finds its own
     rates = {float(f"{made.lr * 2.0**k:.3g}"): loss for k, loss in sorted(found.items())}
-    lr = min(rates, key=lambda rate: rates[rate])
-
-    batches = _batches(task, rest, size, _BATCHES, seed)
-    noise = curvature.critical_batch_size(evaluation_loss(task, best["model_state"]), best["params"], batches)
-    first = _first_batch(min(noise.value, float(size * len(batches))), number)  # more cannot be told from them
-    largest = first * _power_below(max(number // 2 // first, 1))
-    total, warmup = epochs * number, round(epochs * number / 10)
-    falling = make_schedule("linear", total=total, warmup=warmup)
-    rule = rules.seesaw(first, largest, lr_schedule=falling, total=total)
-    planned = [
-        rules.plan(r, num_examples=number, epochs=epochs, micro_batch_size=first, whole_updates=True).updates
-        for r in (rule, rules.constant(first))
-    ]
+    loss_fn = evaluation_loss(task, best.model_state)
+    noise = curvature.critical_batch_size(loss_fn, best.params, _batches(task, rest, size, _BATCHES, seed))
+    first = _first_batch(min(noise.value, float(size * _BATCHES)), number)  # more cannot be told from them
+    # Half: a long run wants a smaller rate than a short one.
+    lr = min(rates, key=lambda rate: rates[rate]) * math.sqrt(first / size) / 2
+    schedule = {"epochs": epochs, "batch_size": first, "schedule": "linear", "warmup_epochs": epochs / 10}
+    growing = {"method": "seesaw", "max_batch_size": first * _power_below(max(number // 2 // first, 1))}
+    planned, constantly = (
+        read_rule({**schedule, **method}, number).plans(whole_updates=True).most.updates
+        for method in (growing, {"method": "bl"})
+    )
     return Advice(
-        # Half: a long run wants a smaller rate (Muon on the MLP: 89.97 % with it, 89.05 without).
-        lr=float(f"{lr * math.sqrt(first / size) / 2:.2g}"),
-        batch_size=first,
-        max_batch_size=largest,
-        warmup_epochs=epochs / 10,
-        updates=planned[0],
-        constant_updates=planned[1],
+        settings={"lr": float(f"{lr:.2g}"), **schedule, **growing},
+        updates=planned,
+        constant_updates=constantly,
         trials=rates,
         trial_batch_size=size,
         trial_examples=updates * size,
@@ -200,25 +203,23 @@ def _trial(run: Run, factor: float, total: int) -> Any:
 def _batches(task: Task, source: Source, size: int, number: int, seed: int) -> list[Any]:
     places = np.random.default_rng(seed).permutation(len(source))[: number * size]
     prepared = jax.jit(task.prepare)
-    places = places[: max(len(places) // size, 3) * size]
     return [prepared(jax.device_put(batch)) for batch in eval_batches(subset(source, places), size)]
 
 
 def _gradient_seconds(task: Task, source: Source, size: int) -> dict[int, float]:
-    """Time gradients of more and more examples, while that makes an example cheaper; medians of five."""
+    """Time gradients of more and more examples, while that makes an example cheaper and memory holds them."""
     params, model_state = jax.jit(task.init)(jax.random.key(0))
     gradient, seconds = jax.jit(jax.grad(evaluation_loss(task, model_state))), {}
     while size <= len(source):
-        (batch,) = _batches(task, source, size, 1, 0)[:1]
-        jax.block_until_ready(gradient(params, batch))
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            jax.block_until_ready(gradient(params, batch))
-            times.append(time.perf_counter() - started)
-        seconds[size] = sorted(times)[2]
-        before = seconds.get(size // _LARGER)
-        if seconds[size] > 1 or (before is not None and seconds[size] > 0.9 * _LARGER * before):
+        (batch,) = _batches(task, source, size, 1, seed=0)
+        try:
+            seconds[size] = median_seconds(functools.partial(gradient, params, batch))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error) and seconds:
+                break
+            raise
+        before = seconds.get(size // _LARGER, math.inf)
+        if seconds[size] > 1 or seconds[size] > 0.9 * _LARGER * before:
             break
         size *= _LARGER
     return seconds
@@ -236,7 +237,7 @@ def _power_below(number: int) -> int:
     return 1 << (max(number, 1).bit_length() - 1)
 
 
-def report(advice: Advice, epochs: int, command: str) -> str:
+def report(advice: Advice, command: str) -> str:
     """Write the advice down, with the numbers behind it and what it does not know."""
     rates = ", ".join(
         f"{rate:g}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}" for rate, loss in advice.trials.items()
@@ -248,7 +249,7 @@ def report(advice: Advice, epochs: int, command: str) -> str:
         if fastest < 1.5 * slowest
         else f"larger batches run up to {fastest / slowest:.1f} times faster here"
     )
-    noise, looked_at = advice.noise, _BATCHES * advice.trial_batch_size
+    run, noise, looked_at = advice.settings, advice.noise, _BATCHES * advice.trial_batch_size
     scale = f"{noise.value:,.0f} ± {noise.standard_error:,.0f} examples"
     if not noise.value <= looked_at:
         scale = f"more than the {looked_at:,} examples it was looked for in"
@@ -259,11 +260,11 @@ def report(advice: Advice, epochs: int, command: str) -> str:
             f"gradient noise scale then: {scale}",
             f"examples a second by gradient: {speeds}: {gain}",
             "",
-            f"first batch {advice.batch_size}, growing to {advice.max_batch_size} as the rate falls; rate "
-            f"{advice.lr:g} (half of the best one above, by the root of the batch), warm-up of "
-            f"{advice.warmup_epochs:g} epochs, linear decay.",
-            f"{epochs} epochs are {advice.updates:,} updates, to {advice.constant_updates:,} of a batch that "
-            "does not grow.",
+            f"first batch {run['batch_size']}, growing to {run['max_batch_size']} as the rate falls; rate "
+            f"{run['lr']:g} (half of the best one above, by the root of the batch), warm-up of "
+            f"{run['warmup_epochs']:g} epochs, linear decay.",
+            f"{run['epochs']} epochs are {advice.updates:,} updates, to {advice.constant_updates:,} of a batch "
+            "that does not grow.",
             "not known: the accuracy of a whole run; whether half of the rate is right for one of this length; "
             "the noise scale later on, which is larger, so that a larger first batch may do as well.",
             "",
@@ -284,9 +285,10 @@ def draw(advice: Advice) -> "Figure":
     left.set_ylabel(f"held-out loss after {advice.trial_examples:,} examples")
     sizes = list(advice.seconds)
     right.plot(sizes, [size / advice.seconds[size] for size in sizes], marker="o")
-    right.axvline(advice.batch_size, linestyle="--", color="C1", label="first batch advised")
+    first = advice.settings["batch_size"]
+    right.axvline(first, linestyle="--", color="C1", label="first batch advised")
     right.set(xscale="log", ylim=(0, None), xlabel="examples in a gradient", ylabel="examples a second")
-    ticks = sorted({*sizes, advice.batch_size})
+    ticks = sorted({*sizes, first})
     right.set_xticks(ticks, [f"{size:,}" for size in ticks])
     right.minorticks_off()
     right.legend()

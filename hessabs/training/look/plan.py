@@ -108,10 +108,11 @@ def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
     def measure() -> Any:
         return run.measure(train.params, train.model_state, eigenvector)
 
-    return StepSeconds(_median_seconds(update), 0.0, _median_seconds(measure))
+    return StepSeconds(median_seconds(update), 0.0, median_seconds(measure))
 
 
-def _median_seconds(function: Callable[[], Any]) -> float:
+def median_seconds(function: Callable[[], Any]) -> float:
+    """Time a function, the median of five calls after one that compiles."""
     jax.block_until_ready(function())
     taken = []
     for _ in range(_REPEATS):
