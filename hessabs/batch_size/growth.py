@@ -143,7 +143,7 @@ def seesaw(
     if len(table) == 1 < len(sizes):
         raise ValueError(
             f"`lr_schedule` must fall far enough for a growth, to {math.sqrt(initial / sizes[1]):.3g} of its "
-            f"largest value, got {factors[-1] / peak:.3g} of it at the end; schedule=cosine, linear and wsd fall."
+            f"largest value, got {factors[-1] / peak:.3g} of it at the end; cosine, linear and wsd fall."
         )
     return schedule(list(table.values()), list(table)[1:])
 
