@@ -88,7 +88,9 @@ def test_the_report_says_what_was_measured(tmp_path, monkeypatch):
 )
 def test_the_committed_page_is_that_of_the_table_and_runs_say_where_they_come_from(path, tmp_path):
     name = path.parent.name.removeprefix("frontier_")
-    shutil.copy(path, tmp_path)
+    for source in (path, path.parent / report.FINDINGS):
+        if source.exists():
+            shutil.copy(source, tmp_path)
     report.write(name, tmp_path)
     assert (path.parent / "README.md").read_text() == (tmp_path / "README.md").read_text()
     for run in table.read(path.parent).values():
