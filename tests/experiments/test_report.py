@@ -67,7 +67,7 @@ def test_draws_what_there_is(tmp_path):
     bl = make("bl_128/seed0", test_accuracy=90.0)
     other = make("bl_128/seed1", test_accuracy=90.0, commit="d")  # a group of its own
     assert draw(tmp_path, bl, other) == ["schedules", "curves"]
-    measured = make("bl_640/seed0", pgd_accuracy=60.0, measured={"curvature": CURVATURE})
+    measured = make("bl_640/seed0", test_accuracy=85.0, pgd_accuracy=60.0, measured={"curvature": CURVATURE})
     tracked = make("robust/seed0", tracked=True)
     model = make("plain/seed0", measured=attacked(80.0, 4.0))
     drawn = draw(tmp_path, bl, other, measured, tracked, model)
