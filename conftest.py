@@ -19,6 +19,7 @@ os.environ.setdefault(
 )
 
 import jax
+import jax.extend
 import pytest
 
 # Tests compile for longer than they compute, and many the same programs. JAX does not write a file of its cache
@@ -27,6 +28,8 @@ _CACHE = pathlib.Path(__file__).parent / ".jax_cache" / os.environ.get("PYTEST_X
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+_MANY = 200  # programs; a megabyte or two each, with what JAX keeps beside them
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,9 +58,10 @@ def four_devices() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def drop_programs() -> Iterator[None]:
-    """Drop what a file has compiled when it ends: all of them together would take gigabytes."""
+    """Drop what files have compiled once it is many programs: all together would take gigabytes."""
     yield
-    jax.clear_caches()
+    if len(jax.extend.backend.get_backend().live_executables()) > _MANY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
