@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.table import Run
+from hessabs import plots
 from hessabs.training.look.pictures import draw_curves
 from hessabs.training.look.results import Group
 
@@ -63,7 +64,7 @@ def robustness(labels: Sequence[str], runs: Mapping[str, Run]) -> dict[str, list
 
 
 def _figure(columns: int = 1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.5 * columns + 1, 3.8), layout="constrained")
+    figure = plots.figure(4.5 * columns + 1, 3.8)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -95,13 +96,7 @@ def _one_column(records: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedules(records: Mapping[str, Any]) -> Figure:
-    figure, axes = _figure(2)
-    for axis, field, title in zip(axes, ("batch_size", "lr"), ("batch size", "learning rate"), strict=True):
-        for name, lines in records.items():
-            axis.plot([r["epoch"] for r in lines], [r[field] for r in lines], label=name)
-        axis.set(yscale="log", xlabel="epoch", title=title)
-    axes[0].legend(fontsize=7)
-    return figure
+    return _by_epoch(records, ("batch_size", "lr"))
 
 
 def _accuracy(tables: Mapping[str, Any]) -> Figure:
@@ -113,7 +108,8 @@ def _accuracy(tables: Mapping[str, Any]) -> Figure:
             spread = [stdev(values) if len(values) > 1 else 0.0 for _, values in known]
             heights = [mean(values) for _, values in known]
             axis.errorbar([c for c, _ in known], heights, spread, marker=".", capsize=2, label=method)
-        axis.set(xscale="log", xlabel="largest batch", title=title)
+        sizes = [column for points in tables.values() for column, _ in points]
+        plots.log_axis(axis, "x", sizes, sizes=True).set(xlabel="largest batch (examples)", title=title)
     axes[0].legend(fontsize=7)
     return figure
 
@@ -121,7 +117,7 @@ def _accuracy(tables: Mapping[str, Any]) -> Figure:
 def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
     """Paint accuracies by model and attack, and the spectra, means over seeds."""
     found = {label: [run.measured["robustness"] for run in runs] for label, runs in measured.items()}
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = plots.figure(13, 5)
     left, right = figure.subplots(1, 2)
     names = list(next(iter(found.values()))[0]["accuracy"])
     means = [
@@ -146,13 +142,13 @@ def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
 
 
 def _tracked(records: Mapping[str, Any]) -> Figure:
+    return _by_epoch(records, ("eigenvalue", "gradient_norm"))
+
+
+def _by_epoch(records: Mapping[str, Any], fields: Sequence[str]) -> Figure:
     figure, axes = _figure(2)
-    fields = (("eigenvalue", "dominant eigenvalue"), ("gradient_norm", "norm of the total gradient"))
-    for axis, (field, title) in zip(axes, fields, strict=True):
-        for name, lines in records.items():
-            points = [(r["epoch"], r[field]) for r in lines if r.get(field)]
-            axis.plot(*zip(*points, strict=True), label=name)
-        axis.set(yscale="log", xlabel="epoch", title=title)
+    for axis, field in zip(axes, fields, strict=True):
+        plots.curves(records, field, axis)
     axes[0].legend(fontsize=7)
     return figure
 
@@ -160,11 +156,8 @@ def _tracked(records: Mapping[str, Any]) -> Figure:
 def _spectra(measured: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     for axis, split in zip(axes, ("train", "test"), strict=True):
-        for name, record in measured.items():
-            values = record[split]
-            axis.plot(range(1, len(values) + 1), values, marker=".", label=name)
-        axis.set(yscale="log", xlabel="number", title=f"largest Hessian eigenvalues, {split}")
-    axes[0].legend(fontsize=7)
+        plots.eigenvalues({name: record[split] for name, record in measured.items()}, axis)
+        axis.set_title(f"largest Hessian eigenvalues, {split}")
     return figure
 
 
