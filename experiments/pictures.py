@@ -108,8 +108,7 @@ def _accuracy(tables: Mapping[str, Any]) -> Figure:
             spread = [stdev(values) if len(values) > 1 else 0.0 for _, values in known]
             heights = [mean(values) for _, values in known]
             axis.errorbar([c for c, _ in known], heights, spread, marker=".", capsize=2, label=method)
-        sizes = [column for points in tables.values() for column, _ in points]
-        plots.log_axis(axis, "x", sizes, sizes=True).set(xlabel="largest batch (examples)", title=title)
+        plots.log_axis(axis, "x", sizes=True).set(xlabel="largest batch (examples)", title=title)
     axes[0].legend(fontsize=7)
     return figure
 
@@ -135,7 +134,7 @@ def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
         spectrum = [mean(values) for values in zip(*(record["eigenvalues"] for record in records), strict=True)]
         style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{(number - 1) % 10}"}
         right.plot(range(1, len(spectrum) + 1), spectrum, marker=".", label=label, **style)
-    right.set(yscale="log", xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
+    plots.log_axis(right, "y").set(xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
     right.grid(alpha=0.3)
     right.legend(ncols=2, fontsize=8)
     return figure
@@ -149,7 +148,7 @@ def _by_epoch(records: Mapping[str, Any], fields: Sequence[str]) -> Figure:
     figure, axes = _figure(2)
     for axis, field in zip(axes, fields, strict=True):
         plots.curves(records, field, axis)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
 
@@ -158,16 +157,17 @@ def _spectra(measured: Mapping[str, Any]) -> Figure:
     for axis, split in zip(axes, ("train", "test"), strict=True):
         plots.eigenvalues({name: record[split] for name, record in measured.items()}, axis)
         axis.set_title(f"largest Hessian eigenvalues, {split}")
+    axes[0].legend(fontsize=7)
     return figure
 
 
 def _block(measured: Mapping[str, Any]) -> Figure:
     figure, (axis,) = _figure()
-    for number, (name, record) in enumerate(measured.items()):
-        whole, block = record["train"], record["last_layer"]
-        axis.plot(range(1, len(whole) + 1), whole, color=f"C{number}", marker=".", label=name)
+    plots.eigenvalues({name: record["train"] for name, record in measured.items()}, axis)
+    for number, record in enumerate(measured.values()):
+        block = record["last_layer"]
         axis.plot(range(1, len(block) + 1), block, color=f"C{number}", linestyle=":")
-    axis.set(yscale="log", xlabel="number", title="whole Hessian, and dotted the last layer's block")
+    plots.log_axis(axis, "y").set_title("whole Hessian, and dotted the last layer's block")
     axis.legend(fontsize=7)
     return figure
 
@@ -177,7 +177,9 @@ def _line(measured: Mapping[str, Any]) -> Figure:
     for axis, split in zip(axes, ("train", "test"), strict=True):
         for name, record in measured.items():
             axis.plot(record["line_at"], record[f"line_{split}"], label=name)
-        axis.set(yscale="log", xlabel="step along the dominant eigenvector", title=f"loss, {split}")
+        plots.log_axis(axis, "y").set(
+            xlabel="step along the dominant eigenvector", title=f"loss (nats), {split}"
+        )
     axes[0].legend(fontsize=7)
     return figure
 
@@ -189,6 +191,6 @@ def _single(measured: Mapping[str, Any]) -> Figure:
             values = [value for value in record[image] if value > 0]
             label = name if image == "image_0" else None
             axis.plot(range(1, len(values) + 1), values, color=f"C{number}", alpha=0.6, label=label)
-    axis.set(yscale="log", xlabel="number", title="Hessian eigenvalues of single training images")
+    plots.log_axis(axis, "y").set(xlabel="number", title="Hessian eigenvalues of single training images")
     axis.legend(fontsize=7)
     return figure

@@ -50,6 +50,7 @@ _LABELS = {
 _DECIDED = ("batch_size", "lr")  # they hold until the next decision
 _ENDS = "largest batch: not measured any more"
 _NORMS: dict[Norm, str] = {"linf": "L-infinity norm", "l2": "L2 norm", "l1": "L1 norm"}
+_DASHES = ("-", "--", ":")
 _TICKS = 9  # of a logarithmic axis, about
 _WIDE = 20  # a wider range than this asks for a logarithmic axis
 _LEGEND = 8  # more names than these would cover the picture
@@ -86,7 +87,7 @@ def eigenvalues(spectra: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None = 
         ax.plot(numbers[below], shown[below], "o", color=color, markerfacecolor="white")
     negative = any((values < 0).any() for values in found.values())
     if wide:
-        log_axis(ax, "y", sizes[sizes > 0])
+        log_axis(ax, "y")
     elif negative:
         ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="number", xlim=(0.5, max([1, *map(len, found.values())]) + 0.5))
@@ -125,7 +126,7 @@ def density(found: SpectralDensity, ax: Axes | None = None, *, width: float | No
     if np.isfinite(error).all():
         ax.fill_between(grid, np.maximum(curve - error, 1e-300), curve + error, alpha=0.3)
     least = max(curve.max() * 1e-8, 1e-300)
-    ax.set(xlabel="eigenvalue", ylabel="density (share of eigenvalues per unit)", ylim=(least, 3 * curve.max()))
+    ax.set(xlabel="eigenvalue", ylabel="density (share per unit)", ylim=(least, 3 * curve.max()))
     log_axis(ax, "y", (least, curve.max()))
     if low < 0 < high:
         ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)  # negative ones lie on its left
@@ -184,7 +185,7 @@ def landscape(found: Landscape, ax: Axes | None = None) -> Axes:
     if found.values.ndim == 1:
         ax.plot(found.coordinates[0], np.ma.masked_invalid(found.values), marker=".")
         if wide:
-            log_axis(ax, "y", known)
+            log_axis(ax, "y")
         return ax
     ax.set(ylabel="step along direction 2 (times its length)")
     if not known.size:
@@ -268,10 +269,11 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], field: str, ax: Axes
             epochs, values = [r["epoch"] for r in records], [r[field] for r in records]
             style = "steps-mid" if decided else "default"
             marker = "." if len(records) < _MARKED else ""
-            ax.plot(epochs, values, color=f"C{place}", label=name, drawstyle=style, marker=marker)
+            dashes = _DASHES[place // 10 % len(_DASHES)]  # there are ten colours
+            ax.plot(epochs, values, dashes, color=f"C{place}", label=name, drawstyle=style, marker=marker)
     values = [r[field] for records in known.values() for r in records]
     if values and (decided or ("accuracy" not in field and min(values) > 0 and _is_wide(values))):
-        log_axis(ax, "y", values, sizes=field == "batch_size")
+        log_axis(ax, "y", sizes=field == "batch_size")
     ax.set(xlabel="epoch", ylabel=_LABELS.get(field, field.replace("_", " ")))
     ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
@@ -315,14 +317,14 @@ def noise_scale(found: CriticalBatchSize, ax: Axes | None = None) -> Axes:
 
 
 def log_axis(
-    ax: Axes, which: Literal["x", "y"], values: Sequence[float] | np.ndarray, *, sizes: bool = False
+    ax: Axes, which: Literal["x", "y"], values: Sequence[float] | np.ndarray = (), *, sizes: bool = False
 ) -> Axes:
     """Make an axis logarithmic, with at least three ticks that are numbers as one says them: no powers.
 
     Args:
       ax: Axes in which all is drawn.
       which: The axis.
-      values: What is drawn along it, positive.
+      values: What is drawn along it, positive; by default what is positive of the lines.
       sizes: Whether the ticks are the values themselves, as of batch sizes, as far as there is room.
 
     Returns:
@@ -330,12 +332,18 @@ def log_axis(
 
     Example:
       >>> ax = figure().subplots()
-      >>> ax = log_axis(ax, "x", [32, 64, 4096], sizes=True)
+      >>> lines = ax.plot([32, 64, 4096], [1, 2, 3])
+      >>> ax = log_axis(ax, "x", sizes=True)
       >>> [text.get_text() for text in ax.get_xticklabels()]
       ['4,096', '64', '32']
     """
-    low, high = min(values), max(values)
     axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
+    if not len(values):
+        drawn = [line.get_data()["xy".index(which)] for line in ax.lines]
+        values = [value for line in drawn for value in np.asarray(line, np.float64) if value > 0]
+    if not len(values):
+        return ax
+    low, high = min(values), max(values)
     ax.set(**{f"{which}scale": "log"})
     axis.set_minor_formatter(ticker.NullFormatter())
     if sizes:
@@ -418,6 +426,7 @@ def _make_legible(text: Text) -> None:
     lacking = frozenset(c for c in text.get_text() if c != "\n" and not own.get_char_index(ord(c)))
     if not lacking:
         return
+    text.set_parse_math(False)
     family = _family_with(lacking)
     if family is not None:
         text.set_fontfamily([*text.get_fontfamily(), family])

@@ -20,6 +20,7 @@ _TRACKED = {  # field: (the one whose panel it shares, name)
     "last_layer_eigenvalue": ("eigenvalue", "last layer's block"),
     "gradient_norm": ("gradient_norm", ""),
 }
+_INSIDE = 6  # more names would cover the curves
 _DPI = 120
 
 
@@ -48,7 +49,9 @@ def draw_curves(path: File, runs: Mapping[str, list[dict[str, Any]]]) -> None:
         plots.curves(runs, field, axis)
     for axis in axes[0]:
         axis.set_xlabel("")
-    if len(runs) > 1:
+    if len(runs) > _INSIDE:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    elif len(runs) > 1:
         axes[0, 0].legend()
     figure.savefig(path, dpi=_DPI)
 
@@ -99,13 +102,12 @@ def draw_advice(path: File, advice: "Advice") -> None:
     left.plot(list(fine), list(fine.values()), marker="o")
     left.set(xlabel=f"learning rate at batch {advice.trial_batch_size}")
     left.set_ylabel(f"held-out loss after {advice.trial_examples:,} examples (nats)")
-    if fine:
-        plots.log_axis(left, "x", list(fine))
+    plots.log_axis(left, "x")
     sizes, first = list(advice.seconds), advice.settings["batch_size"]
     middle.plot(sizes, [size / advice.seconds[size] for size in sizes], marker="o")
     middle.axvline(first, linestyle="--", color="C1", label="first batch advised")
     middle.set(ylim=(0, None), xlabel="examples in a gradient", ylabel="examples a second")
-    plots.log_axis(middle, "x", [*sizes, first], sizes=True)
+    plots.log_axis(middle, "x", sizes=True)
     middle.legend()
     plots.noise_scale(advice.noise, right)
     figure.savefig(path, dpi=_DPI)
