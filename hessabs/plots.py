@@ -22,6 +22,7 @@ try:
     from matplotlib import colors, font_manager, ticker
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
+    from matplotlib.lines import Line2D
     from matplotlib.text import Text
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -261,31 +262,27 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], field: str, ax: Axes
       ['64', '32']
     """
     ax, decided = _axes(ax), field in _DECIDED
-    known = {name: [r for r in records if r.get(field) is not None] for name, records in runs.items()}
-    if decided:
-        known = {name: [r for r in records if r[field] > 0] for name, records in known.items()}
-    for place, (name, records) in enumerate(known.items()):
-        if records:
-            epochs, values = [r["epoch"] for r in records], [r[field] for r in records]
-            style = "steps-mid" if decided else "default"
-            marker = "." if len(records) < _MARKED else ""
-            dashes = _DASHES[place // 10 % len(_DASHES)]  # there are ten colours
-            ax.plot(epochs, values, dashes, color=f"C{place}", label=name, drawstyle=style, marker=marker)
-    values = [r[field] for records in known.values() for r in records]
-    if values and (decided or ("accuracy" not in field and min(values) > 0 and _is_wide(values))):
+    ends: list[Line2D] = []
+    for place, (name, records) in enumerate(runs.items()):
+        known = [r for r in records if r.get(field) is not None and (r[field] > 0 or not decided)]
+        if not known:
+            continue
+        color, dashes = f"C{place}", _DASHES[place // 10 % len(_DASHES)]  # there are ten colours
+        style, marker = "steps-mid" if decided else "default", "." if len(known) < _MARKED else ""
+        epochs, values = zip(*((r["epoch"], r[field]) for r in known), strict=True)
+        ax.plot(epochs, values, dashes, color=color, label=name, drawstyle=style, marker=marker)
+        sizes = {r["epoch"]: r["batch_size"] for r in records if "batch_size" in r}
+        later = {size for epoch, size in sizes.items() if epoch > epochs[-1]}
+        if field == "eigenvalue" and later and later == {max(sizes.values())}:
+            ends += ax.plot(epochs[-1], values[-1], "X", color=color, label="_" if ends else _ENDS)
+    if ends:
+        ax.legend(handles=ends[:1], fontsize=8)
+    drawn = np.concatenate([[], *(np.asarray(line.get_ydata()) for line in ax.lines)])
+    if decided or ("accuracy" not in field and (drawn > 0).all() and _is_wide(drawn)):
         log_axis(ax, "y", sizes=field == "batch_size")
     ax.set(xlabel="epoch", ylabel=_LABELS.get(field, field.replace("_", " ")))
     ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     ax.grid(alpha=0.3)
-    ends = [
-        (place, records[-1])
-        for place, (name, records) in enumerate(known.items())
-        if field == "eigenvalue" and records and _ends_at_the_largest(runs[name], records[-1]["epoch"])
-    ]
-    for place, last in ends:
-        ax.plot(last["epoch"], last[field], "X", color=f"C{place}", label="_" if place != ends[0][0] else _ENDS)
-    if ends:
-        ax.legend(handles=[line for line in ax.lines if line.get_label() == _ENDS], fontsize=8)
     return ax
 
 
@@ -413,12 +410,6 @@ def _fine(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> tuple[np.ndarray,
     fine = np.linspace(x[0], x[-1], _FINE), np.linspace(y[0], y[-1], _FINE)
     between = RectBivariateSpline(x, y, values)(*fine)
     return *fine, np.clip(between, values.min(), values.max())
-
-
-def _ends_at_the_largest(records: Sequence[Mapping[str, Any]], epoch: int) -> bool:
-    """Say whether the batch is the largest one wherever there is a record after an epoch."""
-    later = {record["batch_size"] for record in records if record["epoch"] > epoch}
-    return later == {max(record["batch_size"] for record in records)}
 
 
 def _make_legible(text: Text) -> None:

@@ -190,7 +190,8 @@ def to_html(text: str) -> str:
 def sentence(groups: Sequence[Group]) -> str:
     """Say in one sentence what the numbers come to, beside the constant batch where there is one.
 
-    It is of the group with the fewest updates among those no worse than the other, or of all if none is.
+    It is of the group with the fewest updates among those no worse than the other, or of all if none is; of
+    runs on several data sets there is none.
 
     Example:
       >>> def one(name, accuracy, updates):
@@ -199,7 +200,8 @@ def sentence(groups: Sequence[Group]) -> str:
       >>> sentence([one("absa", 89.9, 6_886), one("bl", 89.3, 35_100)])
       'absa: 89.9 % in 6,886 updates, 5.1 times fewer than bl with 89.3 %.'
     """
-    for field, sign, form in _SCORES:
+    several = len({str(run.summary.get("dataset")) for g in groups for run in g.runs}) > 1
+    for field, sign, form in () if several else _SCORES:
         known = [g for g in groups if g.values(field) and g.values("updates") and not g.diverged]
         if not known:
             continue
@@ -223,7 +225,8 @@ def _section(number: int, section: Section, root: pathlib.Path, say: Callable[[s
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
     groups = group(section.runs)
     if section.runs:
-        parts += [_facts(section.runs), f'<p class="sentence">{html.escape(sentence(groups))}</p>']
+        said = html.escape(sentence(groups))
+        parts += [_facts(section.runs), f'<p class="sentence">{said}</p>' if said else ""]
     if section.text is not None:
         parts.append(to_html(section.text))
     elif section.runs:
@@ -236,6 +239,7 @@ def _section(number: int, section: Section, root: pathlib.Path, say: Callable[[s
         parts.append(_curves(groups, say))
     for path in section.pictures:
         words = next((text for form, text in _CAPTIONS.items() if re.fullmatch(form, path.stem)), "")
+        words = words or path.stem.replace("_", " ")
         parts.append(_figure(path.read_bytes(), words, str(path.relative_to(root))))
     return "\n".join([*parts, "</section>"])
 
@@ -299,7 +303,7 @@ def _curves(groups: Sequence[Group], say: Callable[[str], None]) -> str:
 
 def _figure(png: bytes, words: str, source: str) -> str:
     data = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    text = html.escape(f"{words} ({source})" if words else source)
+    text = html.escape(f"{words} ({source})")
     return f'<figure><img src="{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 

@@ -122,6 +122,7 @@ def test_one_sentence_of_a_group_alone_of_losses_and_of_none():
     assert report.sentence([alone]) == "mine: 90.0 % in 10 updates."
     losses = [one("a", test_loss=1.0, updates=10), one("b", test_loss=2.0, updates=30)]
     assert report.sentence(losses) == "a: 1.000 nats in 10 updates, 3.0 times fewer than b with 2.000 nats."
+    assert report.sentence([alone, one("b", test_accuracy=1.0, updates=9, dataset="other")]) == ""
     assert report.sentence([one("a", updates=10), one("b", test_loss=1.0, updates=3, diverged="at once")]) == ""
 
 
