@@ -52,15 +52,15 @@ _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-spacing: 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid; }
-th button::after { content: " ↕"; opacity: .5; }
-[aria-sort=ascending] button::after { content: " ▲"; }
-[aria-sort=descending] button::after { content: " ▼"; }
+th button::after { content: "\\00a0↕"; opacity: .5; }
+[aria-sort=ascending] button::after { content: "\\00a0▲"; }
+[aria-sort=descending] button::after { content: "\\00a0▼"; }
 dl { display: grid; grid-template-columns: max-content auto; gap: 0 1rem; }
 dt, figcaption, .note { color: light-dark(#555, #aaa); }
 dd { margin: 0; overflow-wrap: anywhere; }
