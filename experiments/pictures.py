@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.table import Run
+from hessabs import plots
 from hessabs.training.look.pictures import draw_curves
 from hessabs.training.look.results import Group
 
@@ -63,7 +64,7 @@ def robustness(labels: Sequence[str], runs: Mapping[str, Run]) -> dict[str, list
 
 
 def _figure(columns: int = 1) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.5 * columns + 1, 3.8), layout="constrained")
+    figure = plots.figure(4.5 * columns + 1, 3.8)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -95,13 +96,7 @@ def _one_column(records: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schedules(records: Mapping[str, Any]) -> Figure:
-    figure, axes = _figure(2)
-    for axis, field, title in zip(axes, ("batch_size", "lr"), ("batch size", "learning rate"), strict=True):
-        for name, lines in records.items():
-            axis.plot([r["epoch"] for r in lines], [r[field] for r in lines], label=name)
-        axis.set(yscale="log", xlabel="epoch", title=title)
-    axes[0].legend(fontsize=7)
-    return figure
+    return _by_epoch(records, ("batch_size", "lr"))
 
 
 def _accuracy(tables: Mapping[str, Any]) -> Figure:
@@ -113,7 +108,7 @@ def _accuracy(tables: Mapping[str, Any]) -> Figure:
             spread = [stdev(values) if len(values) > 1 else 0.0 for _, values in known]
             heights = [mean(values) for _, values in known]
             axis.errorbar([c for c, _ in known], heights, spread, marker=".", capsize=2, label=method)
-        axis.set(xscale="log", xlabel="largest batch", title=title)
+        plots.log_axis(axis, "x", sizes=True).set(xlabel="largest batch (examples)", title=title)
     axes[0].legend(fontsize=7)
     return figure
 
@@ -121,7 +116,7 @@ def _accuracy(tables: Mapping[str, Any]) -> Figure:
 def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
     """Paint accuracies by model and attack, and the spectra, means over seeds."""
     found = {label: [run.measured["robustness"] for run in runs] for label, runs in measured.items()}
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = plots.figure(13, 5)
     left, right = figure.subplots(1, 2)
     names = list(next(iter(found.values()))[0]["accuracy"])
     means = [
@@ -139,42 +134,40 @@ def _models(measured: Mapping[str, Sequence[Run]]) -> Figure:
         spectrum = [mean(values) for values in zip(*(record["eigenvalues"] for record in records), strict=True)]
         style = {"color": "k", "linewidth": 2.5} if label == "plain" else {"color": f"C{(number - 1) % 10}"}
         right.plot(range(1, len(spectrum) + 1), spectrum, marker=".", label=label, **style)
-    right.set(yscale="log", xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
+    plots.log_axis(right, "y").set(xlabel="number", title=f"top {len(spectrum)} Hessian eigenvalues")
     right.grid(alpha=0.3)
     right.legend(ncols=2, fontsize=8)
     return figure
 
 
 def _tracked(records: Mapping[str, Any]) -> Figure:
+    return _by_epoch(records, ("eigenvalue", "gradient_norm"))
+
+
+def _by_epoch(records: Mapping[str, Any], fields: Sequence[str]) -> Figure:
     figure, axes = _figure(2)
-    fields = (("eigenvalue", "dominant eigenvalue"), ("gradient_norm", "norm of the total gradient"))
-    for axis, (field, title) in zip(axes, fields, strict=True):
-        for name, lines in records.items():
-            points = [(r["epoch"], r[field]) for r in lines if r.get(field)]
-            axis.plot(*zip(*points, strict=True), label=name)
-        axis.set(yscale="log", xlabel="epoch", title=title)
-    axes[0].legend(fontsize=7)
+    for axis, field in zip(axes, fields, strict=True):
+        plots.curves(records, field, axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
 
 def _spectra(measured: Mapping[str, Any]) -> Figure:
     figure, axes = _figure(2)
     for axis, split in zip(axes, ("train", "test"), strict=True):
-        for name, record in measured.items():
-            values = record[split]
-            axis.plot(range(1, len(values) + 1), values, marker=".", label=name)
-        axis.set(yscale="log", xlabel="number", title=f"largest Hessian eigenvalues, {split}")
+        plots.eigenvalues({name: record[split] for name, record in measured.items()}, axis)
+        axis.set_title(f"largest Hessian eigenvalues, {split}")
     axes[0].legend(fontsize=7)
     return figure
 
 
 def _block(measured: Mapping[str, Any]) -> Figure:
     figure, (axis,) = _figure()
-    for number, (name, record) in enumerate(measured.items()):
-        whole, block = record["train"], record["last_layer"]
-        axis.plot(range(1, len(whole) + 1), whole, color=f"C{number}", marker=".", label=name)
+    plots.eigenvalues({name: record["train"] for name, record in measured.items()}, axis)
+    for number, record in enumerate(measured.values()):
+        block = record["last_layer"]
         axis.plot(range(1, len(block) + 1), block, color=f"C{number}", linestyle=":")
-    axis.set(yscale="log", xlabel="number", title="whole Hessian, and dotted the last layer's block")
+    plots.log_axis(axis, "y").set_title("whole Hessian, and dotted the last layer's block")
     axis.legend(fontsize=7)
     return figure
 
@@ -184,7 +177,9 @@ def _line(measured: Mapping[str, Any]) -> Figure:
     for axis, split in zip(axes, ("train", "test"), strict=True):
         for name, record in measured.items():
             axis.plot(record["line_at"], record[f"line_{split}"], label=name)
-        axis.set(yscale="log", xlabel="step along the dominant eigenvector", title=f"loss, {split}")
+        plots.log_axis(axis, "y").set(
+            xlabel="step along the dominant eigenvector", title=f"loss (nats), {split}"
+        )
     axes[0].legend(fontsize=7)
     return figure
 
@@ -196,6 +191,6 @@ def _single(measured: Mapping[str, Any]) -> Figure:
             values = [value for value in record[image] if value > 0]
             label = name if image == "image_0" else None
             axis.plot(range(1, len(values) + 1), values, color=f"C{number}", alpha=0.6, label=label)
-    axis.set(yscale="log", xlabel="number", title="Hessian eigenvalues of single training images")
+    plots.log_axis(axis, "y").set(xlabel="number", title="Hessian eigenvalues of single training images")
     axis.legend(fontsize=7)
     return figure

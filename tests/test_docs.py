@@ -25,6 +25,7 @@ PACKAGES = (
     "hessabs.attacks",
     "hessabs.attacks.losses",
     "hessabs.batch_size",
+    "hessabs.plots",
     "hessabs.transforms",
     "hessabs.data",
     "hessabs.models",

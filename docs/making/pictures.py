@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 from experiments import table  # noqa: E402
-from hessabs import curvature, data  # noqa: E402
+from hessabs import curvature, data, plots  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 NAMES = {
@@ -83,7 +83,9 @@ def draw_density() -> None:
         params = descend(params)
     operator = curvature.hessian(loss_fn, params, batch)
     density = curvature.spectral_density(operator, params, jax.random.key(2), num_probes=10, num_iters=60)
-    curvature.draw_density(density, PICTURES / "density.png", title="digits, a network of 2,410 params")
+    axes = plots.density(density)
+    axes.set_title("digits, a network of 2,410 params")
+    axes.figure.savefig(PICTURES / "density.png")
 
 
 if __name__ == "__main__":

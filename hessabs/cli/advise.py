@@ -7,7 +7,8 @@ from absl import flags
 
 from hessabs.cli.flags import given, read_config
 from hessabs.training import files
-from hessabs.training.look.advise import Advice, Options, advise, draw, report
+from hessabs.training.look.advise import Advice, Options, advise, report
+from hessabs.training.look.pictures import draw_advice
 from hessabs.training.optimizers import OptimizerSettings, check_optimizer
 from hessabs.training.tasks.named import TaskSettings, make_named
 
@@ -24,7 +25,7 @@ def main(values: flags.FlagValues) -> int:
     print(report(found, _command(values, found)))
     if options.output is not None:
         with files.usable("output", pathlib.Path(options.output)):
-            draw(found).savefig(options.output)
+            draw_advice(options.output, found)
         print(f"picture: {options.output}")
     return 0
 

@@ -5,10 +5,11 @@ from typing import Annotated, NamedTuple
 
 from absl import flags
 
-from hessabs.batch_size import methods, picture
+from hessabs.batch_size import methods
 from hessabs.cli.flags import given, read_config
 from hessabs.training import files
 from hessabs.training.assemble import RULE_SETTINGS, read_rule
+from hessabs.training.look.pictures import draw_plans
 from hessabs.training.look.plan import StepSeconds, measure_seconds, num_examples, report
 from hessabs.training.tasks.named import TaskSettings, make_named
 
@@ -65,6 +66,6 @@ def main(values: flags.FlagValues) -> int:
     if options.output is not None:
         title = f"{methods.name_of(rule.method)}, {rule.run.epochs} epochs"
         with files.usable("output", pathlib.Path(options.output)):
-            picture.draw_plans(bounds, rule.optimizer.lr, title).savefig(options.output)
+            draw_plans(options.output, bounds, rule.optimizer.lr, title)
         print(f"picture: {options.output}")
     return 0

@@ -21,7 +21,6 @@ from hessabs.curvature.landscape import Landscape, filter_normalized_direction, 
 from hessabs.curvature.last_layer import last_layer
 from hessabs.curvature.layers import Layer, last_layer_path, layers
 from hessabs.curvature.operators import hessian, hvp, input_hessian
-from hessabs.curvature.pictures import draw_density, draw_landscape, draw_spectra, plot_density
 from hessabs.curvature.power import PowerIterationResult, deflated_power_iteration, power_iteration
 from hessabs.curvature.preconditioning import adam_scale, preconditioned
 from hessabs.curvature.summary import Summary, summary
@@ -56,9 +55,6 @@ __all__ = [
     "debiased_eigenvalue",
     "deflated_power_iteration",
     "diagonal",
-    "draw_density",
-    "draw_landscape",
-    "draw_spectra",
     "eigsh",
     "empirical_fisher",
     "evaluate_density",
@@ -75,7 +71,6 @@ __all__ = [
     "last_layer_path",
     "layer_table",
     "layers",
-    "plot_density",
     "power_iteration",
     "preconditioned",
     "restrict",

@@ -1,6 +1,6 @@
 """The spectrum of an operator in one call: the largest eigenvalues, the trace, the density."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -8,7 +8,6 @@ import numpy as np
 from hessabs import trees
 from hessabs.curvature.density import SpectralDensity, spectral_density
 from hessabs.curvature.eigsh import EigshResult, eigsh
-from hessabs.curvature.pictures import plot_density
 from hessabs.curvature.trace import Estimate, trace
 from hessabs.typing import MatVec, Params
 
@@ -20,14 +19,6 @@ class Summary(NamedTuple):
     trace: Estimate  # with a standard error
     density: SpectralDensity  # of all eigenvalues
     num_params: int
-
-    def plot(self, ax: Any) -> None:
-        """Draw the density, and the largest eigenvalues as ticks, into axes of matplotlib."""
-        plot_density(self.density, ax)
-        for value in self.top.eigenvalues:
-            ax.axvline(value, color="k", linewidth=0.8, ymax=0.05)
-        mean = float(self.trace.value) / self.num_params
-        ax.set_title(f"top {self.top.eigenvalues[0]:.3g}, mean {mean:.2g} of {self.num_params:,} eigenvalues")
 
 
 def summary(

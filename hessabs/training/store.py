@@ -13,7 +13,6 @@ from hessabs.training.checkpoints import Checkpoints, DamagedError, Saved
 from hessabs.training.factories import FACTORIES, Origin
 from hessabs.training.files import say
 from hessabs.training.finite import MOST_REWINDS, NonFiniteError, dropped, next_event
-from hessabs.training.look.pictures import draw_curves
 from hessabs.training.loop_state import Drop, LoopState, Snapshot, restore, templates
 from hessabs.training.network import save_network
 from hessabs.training.run import Run
@@ -110,6 +109,8 @@ class Store:
         self, network: dict[str, Any], records: list[dict[str, Any]], summary: Mapping[str, Any]
     ) -> None:
         """Write what a run leaves: its network, a picture, and the summary, which says that it has finished."""
+        from hessabs.training.look.pictures import draw_curves  # with matplotlib, which training needs not
+
         # A run that went on had finished before, with another network.
         (self.folder / files.SUMMARY).unlink(missing_ok=True)
         files.remove_derived(self.folder)

@@ -73,6 +73,10 @@ class Task(NamedTuple):
         """Whether attacks and predictions of classes make sense."""
         return self.logits is not None and self.bounds is not None
 
+    def class_name(self, label: int) -> str:
+        """Name a class, by its number where the data have no names."""
+        return str(label) if self.class_names is None else self.class_names[label]
+
 
 def evaluation_loss(task: Task, model_state: Any) -> LossFn:
     """Return the loss in evaluation mode, for curvature: ``loss_fn(params, prepared batch) -> scalar``.

@@ -7,7 +7,6 @@ import pytest
 
 from hessabs.batch_size import Observation, methods
 from hessabs.batch_size.methods import check, choose, make_plans, make_rule, never_reached, per_epoch, resolve
-from hessabs.batch_size.picture import draw_plans
 from hessabs.batch_size.settings import (
     METHODS,
     Abs,
@@ -51,14 +50,6 @@ def test_a_plan_counts_as_the_slides_and_one_of_whole_updates_as_the_training(wh
     assert make_plans(run, Bl(), 50_000, whole_updates=whole) == make_plans(
         said, Bl(), 50_000, whole_updates=whole
     )
-
-
-def test_the_picture_has_a_line_for_each_bound():
-    run = PlanSettings(epochs=12, batch_size=64)
-    figure = draw_plans(make_plans(run, Abs(max_batch_size=256), 1280), 0.1, "abs")
-    assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]
-    figure = draw_plans(make_plans(run, Bl(), 1280), 0.1, "bl")
-    assert [len(axes.get_lines()) for axes in figure.axes] == [1, 1]
 
 
 def test_a_fixed_schedule_and_its_coupling():

@@ -136,19 +136,3 @@ def test_bad_input_is_refused():
         curvature.landscape(loss, w, [w], [jnp.ones(3)], [grid])
     with pytest.raises(ValueError, match="The data set is empty"):
         curvature.landscape(loss, w, [], [w], [grid])
-
-
-def test_pictures_are_written(tmp_path, matrix_operator):
-    pytest.importorskip("matplotlib")
-    problem = matrix_operator(np.linspace(-1, 3, 20))
-    density = curvature.spectral_density(
-        problem.matvec, problem.v0, jax.random.key(0), num_probes=2, num_iters=8
-    )
-    curvature.draw_density(density, tmp_path / "density.png")
-    grid = np.linspace(-1, 1, 4)
-    curvature.draw_landscape(curvature.Landscape((grid,), grid**2), tmp_path / "line.png")
-    plane = curvature.Landscape((grid, grid[:3]), np.add.outer(grid**2, grid[:3]))
-    curvature.draw_landscape(plane, tmp_path / "plane.png")
-    curvature.draw_spectra({"training": grid[::-1], "test": grid[::-1] / 2}, tmp_path / "spectra.png")
-    for name in ("density", "line", "plane", "spectra"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from hessabs import plots
 from hessabs.curvature import summary
 
 VALUES = np.linspace(-1.0, 2.0, 30).astype(np.float32)
@@ -26,6 +27,6 @@ def test_it_knows_the_top_the_trace_and_the_density_of_a_known_spectrum():
 def test_the_plot_says_the_top_and_the_mean():
     found = summary(lambda v: VALUES * v, jnp.zeros(30), jax.random.key(0), k=1)
     ax = Figure().subplots()
-    found.plot(ax)
+    plots.summary(found, ax)
     assert ax.get_title() == "top 2, mean 0.5 of 30 eigenvalues"  # the trace of a diagonal is exact
-    assert len(ax.lines) == 2
+    assert len(ax.lines) == 3  # the density, the top, zero

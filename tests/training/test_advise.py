@@ -7,12 +7,14 @@ import shlex
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hessabs import data, models
 from hessabs.cli.main import main
 from hessabs.curvature import CriticalBatchSize
 from hessabs.training import Advice, OptimizerSettings, advise, tasks
-from hessabs.training.look.advise import _first_batch, bracket, draw, report
+from hessabs.training.look.advise import _first_batch, bracket, report
+from hessabs.training.look.pictures import draw_advice
 
 ADVICE = Advice(
     settings={"lr": 0.02, "batch_size": 256, "max_batch_size": 16_384, "warmup_epochs": 3.0, "epochs": 30},
@@ -60,7 +62,7 @@ def test_the_first_batch_is_the_power_of_two_nearest_to_the_noise_scale(noise, n
     assert _first_batch(noise, number) == size
 
 
-def test_the_report_says_what_was_measured_and_what_is_not_known():
+def test_the_report_says_what_was_measured_and_what_is_not_known(monkeypatch):
     text = report(ADVICE, "hessabs train --lr 0.02")
     assert "0.01: 0.5000, 0.02: 0.4000, 0.04: diverged" in text
     assert "noise scale then: 300 ± 20 examples" in text
@@ -72,7 +74,10 @@ def test_the_report_says_what_was_measured_and_what_is_not_known():
     assert text.endswith("hessabs train --lr 0.02")
     faster = report(ADVICE._replace(seconds={128: 0.1, 512: 0.1}), "")
     assert "larger batches run up to 4.0 times faster here" in faster
-    assert [len(axes.get_lines()) for axes in draw(ADVICE).axes] == [1, 2]
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    draw_advice("", ADVICE)
+    assert [len(axes.get_lines()) for axes in drawn[0].axes] == [1, 2, 1]
 
 
 def test_what_is_out_of_range_is_refused_before_anything_is_tried():

@@ -9,7 +9,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,6 @@ from hessabs.training.run import Run, prepare
 from hessabs.training.schedules import make_schedule
 from hessabs.training.settings import RunSettings
 from hessabs.training.task import Task, evaluation_loss
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _FEWEST_EXAMPLES = 100
 _FEWEST_UPDATES = 40  # of a trial: with fewer, rates that diverge later look best
@@ -271,25 +268,3 @@ def report(advice: Advice, command: str) -> str:
             command,
         ]
     )
-
-
-def draw(advice: Advice) -> "Figure":
-    """Draw the held-out loss by rate, and examples a second by batch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    fine = {rate: loss for rate, loss in advice.trials.items() if math.isfinite(loss)}
-    left.plot(list(fine), list(fine.values()), marker="o")
-    left.set(xscale="log", xlabel=f"learning rate at batch {advice.trial_batch_size}")
-    left.set_ylabel(f"held-out loss after {advice.trial_examples:,} examples")
-    sizes = list(advice.seconds)
-    right.plot(sizes, [size / advice.seconds[size] for size in sizes], marker="o")
-    first = advice.settings["batch_size"]
-    right.axvline(first, linestyle="--", color="C1", label="first batch advised")
-    right.set(xscale="log", ylim=(0, None), xlabel="examples in a gradient", ylabel="examples a second")
-    ticks = sorted({*sizes, first})
-    right.set_xticks(ticks, [f"{size:,}" for size in ticks])
-    right.minorticks_off()
-    right.legend()
-    return figure

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs import attacks, data
+from hessabs import attacks, data, plots
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.evaluate import report
 from hessabs.attacks.misleading import Misleading
@@ -148,7 +148,7 @@ def attack(
     chunks = list(_chunks(task, options))
     clean, signs = (outcomes.join(parts) for parts in zip(*(_clean(shared, c) for c in chunks), strict=True))
     results: dict[tuple[str, float], Outcome] = {}
-    sheet = None
+    shown: dict[tuple[str, float], dict[str, Any]] = {}  # of the first chunk
     with Progress(len(clean.right) * len(options.attack) * len(options.epsilon)) as bar:
         for epsilon, name in itertools.product(options.epsilon, options.attack):
             parts = []
@@ -156,7 +156,7 @@ def attack(
                 parts.append(_attacked(shared, name, epsilon, chunk))
                 done = len(results) * len(clean.right) + chunk.start + chunk.size
                 bar.show(done, attack=name, epsilon=epsilon)
-            sheet = _sheet(f"{name}, epsilon {epsilon:g}", task, parts[0], epsilon) or sheet
+            shown[name, epsilon] = parts[0]
             results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
     minimal, black_box = ({n for n in MENU if getattr(MENU[n], kind)} for kind in ("minimal", "black_box"))
     rows, warnings = report(
@@ -172,8 +172,12 @@ def attack(
     name = stem(options, how)
     files.write_json(workdir / f"{name}.json", record)
     files.write_csv(workdir / f"{name}.csv", record["rows"])
-    title = f"accuracy on {record['images']} test images, {options.norm}"
-    pictures.draw_accuracy(workdir / f"{name}.png", rows, title)
+    plot = plots.robustness(rows, plots.figure(7, 4.5).subplots(), norm=options.norm, bounds=task.bounds)
+    pictures.save(workdir / f"{name}.png", plot, f"accuracy on {record['images']} test images")
+    attacked = (row for row in rows if (row.attack, row.epsilon) in shown)
+    strongest = sorted(attacked, key=lambda row: (-row.epsilon, row.accuracy))
+    sheets = (_sheet(task, row.attack, row.epsilon, shown[row.attack, row.epsilon]) for row in strongest)
+    sheet = next((sheet for sheet in sheets if sheet is not None), None)
     if sheet is not None:
         pictures.draw_sheet(workdir / f"{name}_sheet.png", sheet)
     return record
@@ -304,10 +308,12 @@ def _take(kind: Any, found: Mapping[str, Any]) -> Any:
     return kind(**{name: found[name] for name in kind._fields})
 
 
-def _sheet(title: str, task: Task, part: dict[str, Any], epsilon: float) -> pictures.Sheet | None:
+def _sheet(task: Task, attack: str, epsilon: float, part: dict[str, Any]) -> pictures.Sheet | None:
     within, shape = part["least"][part["places"]] <= epsilon, part["clean"].shape
     if not within.any() or len(shape) != 4 or shape[-1] not in (1, 3) or task.bounds is None:
         return None
     low, high = task.bounds
     clean, attacked = ((part[name][within] - low) / (high - low) for name in ("clean", "attacked"))
-    return pictures.Sheet(title, clean, attacked, part["before"][within], part["after"][within])
+    # Those that fell were right before.
+    before, after = ([task.class_name(label) for label in part[name][within]] for name in ("before", "after"))
+    return pictures.Sheet(attack, epsilon, clean, attacked, before, before, after)

@@ -82,7 +82,7 @@ def predict_files(
         rows.append(
             {
                 "image": file,
-                "class": str(label) if task.class_names is None else task.class_names[label],
+                "class": task.class_name(label),
                 "label": label,
                 "probability": float(row[label]),
                 "probabilities": row.tolist(),

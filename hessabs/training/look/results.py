@@ -80,8 +80,8 @@ class Group(NamedTuple):
         return sum("diverged" in run.summary for run in self.runs)
 
 
-def find(root: pathlib.Path) -> list[Finished]:
-    """Find every finished run in a folder and below it, by path; what cannot be read is left out and named."""
+def find(root: pathlib.Path, say: Callable[[str], None] = files.say) -> list[Finished]:
+    """Find every finished run in a folder and below it, by path; what cannot be read is left out and said."""
     runs = []
     for path in sorted(root.rglob(files.SUMMARY)):
         try:
@@ -89,7 +89,7 @@ def find(root: pathlib.Path) -> list[Finished]:
             if not isinstance(summary, dict):
                 raise ValueError(f"it must hold an object, got {type(summary).__name__}")
         except (OSError, ValueError) as error:
-            files.say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
+            say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
             continue
         folder = path.parent.relative_to(root)
         folder = folder.parent if _SEED.fullmatch(folder.name) else folder

@@ -16,12 +16,12 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs import curvature, paths, trees
+from hessabs import curvature, paths, plots, trees
 from hessabs.data import Source
 from hessabs.training import files
 from hessabs.training.look import cache
 from hessabs.training.look.measure import raw_loss, raw_weight
-from hessabs.training.look.pictures import draw_tracked
+from hessabs.training.look.pictures import draw_tracked, save
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task
 from hessabs.typing import LossFn, MatVec, Params
@@ -111,7 +111,7 @@ def spectrum(
     path = workdir / stem(options, how)
     if options.density:
         density = _density(shared, density_key)
-        curvature.draw_density(density, f"{path}_density.png", title="training set")
+        save(f"{path}_density.png", plots.density(density), "Hessian of the training loss")
         record["density"] = {name: np.asarray(value).tolist() for name, value in density._asdict().items()}
     files.write_json(path.with_suffix(".json"), record)
     files.write_csv(path.with_suffix(".csv"), rows)
@@ -231,7 +231,7 @@ def _landscapes(shared: _Shared, path: pathlib.Path) -> dict[str, list[Any]]:
             values=(kept.find(name) or {}).get("values"),
             on_point=keep,
         )
-        curvature.draw_landscape(result, f"{path}_{name}.png", title="training loss along eigenvectors")
+        save(f"{path}_{name}.png", plots.landscape(result), "training loss (nats) along eigenvectors")
         losses[name] = result.values.tolist()
     kept.drop(_DIRECTIONS)  # as large as two networks
     return losses
@@ -309,10 +309,9 @@ def _draw(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         spectra.setdefault(row["matrix"], []).append(row["eigenvalue"])
     single = {name: spectra.pop(name) for name in list(spectra) if name.startswith(_SINGLE)}
-    curvature.draw_spectra(spectra, f"{path}.png", title="largest Hessian eigenvalues")
+    save(f"{path}.png", plots.eigenvalues(spectra), "largest Hessian eigenvalues")
     if single:
-        title = "largest Hessian eigenvalues of single examples"
-        curvature.draw_spectra(single, f"{path}_examples.png", title=title)
+        save(f"{path}_examples.png", plots.eigenvalues(single), "largest Hessian eigenvalues, single examples")
     epochs = path.with_name(files.METRICS)
     if epochs.exists():
         draw_tracked(path.with_name("tracked.png"), files.read_lines(epochs), title="by epoch")

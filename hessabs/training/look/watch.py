@@ -20,8 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hessabs.training import files
-from hessabs.training.look.pictures import CURVE_PANELS, LOSS_PANEL
 
+_PANELS = (
+    ("batch_size", "batch size", "log"),
+    ("lr", "learning rate", "log"),
+    ("eigenvalue", "top Hessian eigenvalue", "log"),
+    ("test_accuracy", "test accuracy (%)", "linear"),
+)
+_LOSS_PANEL = ("test_loss", "test loss (nats)", "linear")  # where no run classifies
 _SECONDS_BETWEEN = 1.0
 _NO_TERMINAL = 120  # columns, where nothing says how many there are
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " _.:-=+*#"
@@ -127,7 +133,7 @@ def curve(
 def _one(run: Seen, width: int, levels: str) -> RenderableType:
     field, *_ = metric = _metric([run])
     table = _table("", f"epochs 1 to {len(run.records)}", right=("lowest", "highest", "last"))
-    shown = [metric, *(panel for panel in CURVE_PANELS if panel[0] not in ("test_accuracy", "test_loss"))]
+    shown = [metric, *(panel for panel in _PANELS if panel[0] not in ("test_accuracy", "test_loss"))]
     for name, title, scale in shown:
         values = _values(run.records, name, scale)
         known = [value for value in values if value is not None]
@@ -205,7 +211,7 @@ def _table(*left: str, right: Sequence[str] = ()) -> Table:
 def _metric(runs: Sequence[Seen]) -> tuple[str, str, str]:
     """Choose the number that runs go by: the accuracy if each has one, else the loss."""
     begun = [run.last for run in runs if run.records]
-    return CURVE_PANELS[-1] if all("test_accuracy" in last for last in begun) else LOSS_PANEL
+    return _PANELS[-1] if all("test_accuracy" in last for last in begun) else _LOSS_PANEL
 
 
 def _latest(records: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -21,7 +21,7 @@ SMALL = Options(("fgsm", "pgd"), (0.03, 0.1), steps=5, num_examples=80, batch_si
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    for name in ("draw_accuracy", "draw_sheet"):
+    for name in ("save", "draw_sheet"):
         monkeypatch.setattr(pictures, name, lambda *args: None)
 
 

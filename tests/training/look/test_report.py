@@ -45,7 +45,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Runs of two grids, pictures and texts; curves are drawn in test_pictures.py."""
+    """Runs of two grids, pictures and texts; curves are drawn in test_plots.py."""
     monkeypatch.setattr(report, "draw_curves", lambda file, curves: file.write(PNG + str(curves).encode()))
     for seed, accuracy in enumerate((90.0, 92.0)):
         write(tmp_path / f"grid/bl <1>/seed{seed}", seed=seed, test_accuracy=accuracy, commit="a" * 40)
@@ -66,14 +66,15 @@ def root(tmp_path, monkeypatch):
 def test_the_page_is_whole_and_needs_no_network(root):
     checker = Checker(report.render(root))
     assert checker.open == []
-    assert not {"script", "link", "iframe"} & set(checker.tags)
+    assert not {"link", "iframe"} & set(checker.tags)
+    assert checker.tags.count("script") == 1  # in the page: it has no src
     pictures = [r for r in checker.references if not r.startswith("#")]
     drawn = [base64.b64decode(r.partition(",")[2])[len(PNG) :].decode() for r in pictures]
     assert str({"run": [RECORD]}) in drawn
     # grid/curves.png, figures/a.png, mine/run/spectrum.png, and the curves of `mine`, drawn anew
     assert len(pictures) == 4
     assert all(re.match(r"data:image/png;base64,iVBOR", reference) for reference in pictures)
-    assert "http" not in report._STYLE
+    assert "http" not in report._STYLE + report._SCRIPT
 
 
 def test_sections(root):
@@ -83,7 +84,7 @@ def test_sections(root):
     text = report.render(root)
     assert "<h2>The grid &amp; more</h2>" in text
     assert "<p>Some &lt;text&gt; on <code>bl</code>, see there.</p>" in text
-    assert "<tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr>" in text
+    assert "<tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr>" in text
     assert "<ul><li>one goes on</li><li><b>two</b></li></ul>" in text
     assert "<p>A plan.</p>" in text
 
@@ -91,8 +92,38 @@ def test_sections(root):
 def test_a_table_is_made_where_no_text_has_one(root):
     (root / "grid/README.md").unlink()
     text = report.render(root)
-    assert "<td>bl &lt;1&gt;</td><td>0, 1</td><td>91.00 ± 1.41</td>" in text
+    assert "<td>bl &lt;1&gt;</td><td>2</td><td>91.00 ± 1.41</td>" in text
     assert f"commit: {'a' * 40}, {'b' * 40}" in text
+
+
+def test_what_the_runs_are_what_they_come_to_and_their_times_stand_on_top(tmp_path):
+    same = {"dataset": "digits", "model": "mlp", "optimizer": "sgd", "lr": 0.1, "seconds_compile": 2.0}
+    for method, accuracy, updates in (("bl", 89.3, 35_100), ("absa", 89.9, 6_886), ("fb", 80.0, 500)):
+        write(
+            tmp_path / method,
+            **{**same, "method": method, "test_accuracy": accuracy, "updates": updates, "seconds": 5.5},
+        )
+    (tmp_path / "absa/spectrum-1a_plane.png").write_bytes(PNG)
+    text = report.render(tmp_path)
+    assert "<dt>data set</dt><dd>digits</dd><dt>model</dt><dd>mlp</dd><dt>optimiser</dt><dd>sgd</dd>" in text
+    assert "<dt>learning rate</dt><dd>0.1</dd><dt>method</dt><dd>absa, bl, fb</dd>" in text
+    assert ">absa: 89.9 % in 6,886 updates, 5.1 times fewer than bl with 89.3 %.<" in text
+    assert "<th>compiling (s)</th><th>training (s)</th>" in text
+    assert "<td>2.0</td><td>3.5</td>" in text
+    caption = "Training loss on the plane of the first two eigenvectors (absa/spectrum-1a_plane.png)"
+    assert f"<figcaption>{caption}</figcaption>" in text
+
+
+def test_one_sentence_of_a_group_alone_of_losses_and_of_none():
+    def one(name, **summary):
+        return report.Group(name, [report.Finished(name, "", summary, None)])
+
+    alone = one("mine", test_accuracy=90.0, updates=10)
+    assert report.sentence([alone]) == "mine: 90.0 % in 10 updates."
+    losses = [one("a", test_loss=1.0, updates=10), one("b", test_loss=2.0, updates=30)]
+    assert report.sentence(losses) == "a: 1.000 nats in 10 updates, 3.0 times fewer than b with 2.000 nats."
+    assert report.sentence([alone, one("b", test_accuracy=1.0, updates=9, dataset="other")]) == ""
+    assert report.sentence([one("a", updates=10), one("b", test_loss=1.0, updates=3, diverged="at once")]) == ""
 
 
 def test_a_single_run_is_a_page_too(root):
@@ -118,7 +149,8 @@ def test_a_broken_run_is_left_out_and_named(root, tmp_path, capsys):
     assert out.count("\n") == 1
     assert "seed1 is left out, for its summary.json cannot be read" in err
     assert "seed0 has no curve, for its metrics.jsonl cannot be read" in err
-    assert "<td>bl &lt;1&gt;</td><td>0</td><td>90.00</td>" in (tmp_path / "out.html").read_text()
+    assert "<td>bl &lt;1&gt;</td><td>1</td><td>90.00</td>" in (text := (tmp_path / "out.html").read_text())
+    assert "seed1 is left out, for its summary.json" in text
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import pytest
 
-from hessabs.training import store
+from hessabs.training.look import pictures
 
 
 @pytest.fixture(scope="module")
 def empty_curves():
     """No pictures, which take longer than these runs; that of `test_loop.py` is real."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "draw_curves", lambda path, runs: path.touch())
+        patch.setattr(pictures, "draw_curves", lambda path, runs: path.touch())
         yield
