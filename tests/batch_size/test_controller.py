@@ -1,5 +1,7 @@
 """The protocol: shared checks, and properties that every rule has under any sequence of measurements."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,8 +75,8 @@ MEASURED = [name for name, controller in CONTROLLERS.items() if controller.measu
 # Of these the learning rate is not the decayed base rate times the growth of the batch.
 OTHER_RATES = ("linear_scaling", "batch_growth", "stability_shrinking", "adascale")
 COUPLINGS = {"timer": np.sqrt, "absa_sqrt": np.sqrt, "absa_none": np.ones_like, "cyclical": np.ones_like}
-SCANS = {name: drive.scan(controller) for name, controller in CONTROLLERS.items()}
-FIRST = {name: jax.device_get(controller.init()) for name, controller in CONTROLLERS.items()}
+scans = functools.cache(lambda name: drive.scan(CONTROLLERS[name]))  # lazily: collecting must cost nothing
+started = functools.cache(lambda name: jax.device_get(CONTROLLERS[name].init()))
 UPDATES = 40
 # Each shares its arithmetic with one of the others.
 SLOW = ("constant", "fixed_growth", "triangular", "absa_none", "stability", "inner_product", "hessianflow")
@@ -99,7 +101,7 @@ def draw(name):
 def test_a_python_loop_and_a_scan_give_the_same_bits(name):
     values, few = draw(name), 16
     states = drive.stack(drive.host(CONTROLLERS[name], values[:few]))
-    drive.assert_same_bits(states, jax.tree.map(lambda leaf: leaf[:few], SCANS[name](values)))
+    drive.assert_same_bits(states, jax.tree.map(lambda leaf: leaf[:few], scans(name)(values)))
 
 
 @pytest.mark.parametrize("name", ["linear_scaling", "absa_sqrt", "adascale"])
@@ -111,7 +113,7 @@ def test_one_call_at_a_time_is_traced_once_and_gives_the_same_bits_too(name):
         return CONTROLLERS[name].update(observation, state)
 
     states = drive.host(CONTROLLERS[name], values, update=jax.jit(update))
-    drive.assert_same_bits(drive.stack(states), SCANS[name](values))
+    drive.assert_same_bits(drive.stack(states), scans(name)(values))
     assert len(traces) == 1
 
 
@@ -119,8 +121,8 @@ def test_one_call_at_a_time_is_traced_once_and_gives_the_same_bits_too(name):
 @few
 @given(values=eigenvalues)
 def test_decisions_keep_their_bounds(name, values):
-    first = FIRST[name]
-    later = SCANS[name](values)
+    first = started(name)
+    later = scans(name)(values)
     states = jax.tree.map(lambda one, more: np.concatenate([one[None], more]), first, later)
     initial = int(first.batch_size)
     if name not in ("cyclical", "triangular"):
@@ -151,10 +153,10 @@ def test_decisions_keep_their_bounds(name, values):
 @few
 @given(values=eigenvalues, cut=st.integers(1, UPDATES - 1))
 def test_a_saved_state_has_the_same_future(name, values, cut):
-    controller, whole = CONTROLLERS[name], SCANS[name](values)
-    samples = int(FIRST[name].batch_size) + int(whole.batch_size[: cut - 1].sum())
+    controller, whole = CONTROLLERS[name], scans(name)(values)
+    samples = int(started(name).batch_size) + int(whole.batch_size[: cut - 1].sum())
     restored = restore(controller, jax.tree.map(lambda leaf: leaf[cut - 1], whole))
-    rest = SCANS[name](values[cut:] + values[:cut], restored, samples)
+    rest = scans(name)(values[cut:] + values[:cut], restored, samples)
     left = UPDATES - cut
     drive.assert_same_bits(
         jax.tree.map(lambda leaf: leaf[:left], rest), jax.tree.map(lambda leaf: leaf[cut:], whole)
@@ -182,7 +184,7 @@ def test_the_state_keeps_its_shape_and_types(name):
 @few
 @given(bad=st.sampled_from([float("nan"), float("inf"), -float("inf"), 0.0, -1.0, -50.0, 1e-39]))
 def test_what_is_no_measurement_never_grows_the_batch(name, bad):
-    states = SCANS[name]([bad] * UPDATES)
+    states = scans(name)([bad] * UPDATES)
     assert (states.batch_size == states.batch_size[0]).all()
     assert np.isfinite(states.lr_scale).all()
 
@@ -191,7 +193,7 @@ def test_what_is_no_measurement_never_grows_the_batch(name, bad):
 def test_a_measured_rule_grows_when_it_should(name):
     falling, noisy = [1e4 * 0.5**k for k in range(UPDATES)], [120.0] * UPDATES
     values = noisy if CONTROLLERS[name].measures == "gradient" else falling
-    assert int(SCANS[name](values).batch_size[-1]) > 48 * 6
+    assert int(scans(name)(values).batch_size[-1]) > 48 * 6
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
