@@ -2,11 +2,11 @@
 
     python experiments/benchmarks/krylov_limit.py --data_dir DIR [--problems mlp,cnn,char]
 
-The limit is a Krylov process in float64 on the same operator from the same start, with all of its vectors kept and
-orthogonalised twice, looked at after each product: the first at which the residuals of all wanted pairs are small.
-It does not know whether it has missed one; ``eigsh`` then runs its check, whose products stand apart. The other
-table is of ``power_iteration`` from the last eigenvector, as training measures, after so many updates of SGD.
-Counts, no times. Writes krylov_limit.json and krylov_limit.md beside this file.
+The limit is a Krylov process in float64 on the same operator from the same start, with all of its vectors kept
+and orthogonalised twice, looked at after each product: the first at which the residuals of all wanted pairs are
+small. It does not know whether it has missed one; ``eigsh`` then runs its check, whose products stand apart.
+The other table is of ``power_iteration`` from the last eigenvector, as training measures, after so many updates
+of SGD. Counts, no times. Writes krylov_limit.json and krylov_limit.md beside this file.
 """
 
 import argparse
@@ -113,8 +113,8 @@ def page(results: dict[str, Any]) -> str:
         "",
         "`python experiments/benchmarks/krylov_limit.py --data_dir DIR`",
         "",
-        f"Pairs to a relative residual of {_RTOL:g}. A check has to tell that no pair was missed, which the limit"
-        " does not know.",
+        f"Pairs to a relative residual of {_RTOL:g}. A check has to tell that no pair was missed, which the"
+        " limit does not know.",
         "",
         "| problem | pairs | limit | until the residuals are small | of the limit | with the check |",
         "|---|---|---|---|---|---|",
@@ -127,8 +127,8 @@ def page(results: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        f"Measurements as in training, `power_iteration` to {_MEASURED['rtol']:g} from the last eigenvector, after"
-        f" updates of SGD at a rate of {_LR:g}:",
+        f"Measurements as in training, `power_iteration` to {_MEASURED['rtol']:g} from the last eigenvector,"
+        f" after updates of SGD at a rate of {_LR:g}:",
         "",
         "| problem | updates between | products | cosine of the eigenvectors | eigenvalue before, after |",
         "|---|---|---|---|---|",

@@ -6,8 +6,8 @@
 ``wide`` has 50,304 tokens, as GPT-2, and 2 layers of width 256 on 2 sequences. XLA and PyTorch are each in a
 process of their own, which sleeps while the other runs; each function runs once a round, in turn; medians.
 Needs torch, curvlinops-for-pytorch, hessian-eigenthings and scipy, and writes transformer.json and
-transformer.md beside this file. With --bfloat16 it measures no time, but the eigenvalues of the same networks in
-bfloat16, activations alone and with their params; that needs no peer.
+transformer.md beside this file. With --bfloat16 it measures no time, but the eigenvalues of the same
+networks in bfloat16, activations alone and with their params; that needs no peer.
 """
 
 import argparse
@@ -67,7 +67,7 @@ OF_GRADIENTS = {
 
 
 def build(problem: Problem, dtype: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Make the model, the loss, the params after 20 steps, and the tokens of a problem; dtype of activations."""
+    """Make the model, the loss, the params after 20 steps, and the tokens; dtype of activations."""
     rng = np.random.default_rng(0)
     tokens = rng.zipf(1.3, (problem.sequences, problem.length + 1)) % problem.vocabulary
     batch = {"x": jnp.asarray(tokens[:, :-1], jnp.int32), "y": jnp.asarray(tokens[:, 1:], jnp.int32)}
@@ -221,7 +221,7 @@ def _bfloat16_lines(measured: dict[str, Any]) -> list[str]:
         f"| {100 * np.abs(np.asarray(record['values']) / want - 1).max():.2f} % |"
         for name, record in measured["found"].items()
     ]
-    head = ["", "| top 5 to 1e-2 | values | largest distance |", "|---|---|---|"]
+    head = ["| top 5 to 1e-2 | values | largest distance |", "|---|---|---|"]
     return [*head, *rows, "", f"`--bfloat16`, {measured['origin']}", ""]
 
 
