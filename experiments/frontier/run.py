@@ -1,10 +1,12 @@
 """Draw the frontier: what a constant batch comes to when its rate is tuned, and what the untuned rules come to.
 
-    python -m experiments.frontier.run PROBLEM [--data_dir DIR] [--jobs N] [--hours H] [--report]
+    python -m experiments.frontier.run PROBLEM [--data_dir DIR] [--jobs N] [--hours H] [--optimizers A,B]
+        [--report]
 
 PROBLEM is one of ``problems.PROBLEMS``. A run that has finished is a line of
 experiments/results/frontier_PROBLEM/runs.jsonl, so the command goes on where it was cut; several processes may
-work on one problem. --hours ends it after the run in which they have passed, --report only writes the tables.
+work on one problem. --hours ends it after the run in which they have passed, --optimizers begins runs of
+these alone, --report only writes the tables.
 """
 
 import argparse
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each single-threaded if several")
     parser.add_argument("--hours", type=float, default=float("inf"), help="time after which no run begins")
+    parser.add_argument("--optimizers", help="comma-separated: no run of another is begun")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures")
     options = parser.parse_args()
     name = f"frontier_{options.problem}"
@@ -32,13 +35,23 @@ def main() -> None:
     if options.jobs > 1 and not options.report:
         work.share([sys.executable, "-m", "experiments.frontier.run", *sys.argv[1:], "--jobs=1"], options.jobs)
     elif not options.report:
-        _work(options.problem, place, options.data_dir, options.hours)
+        names = options.optimizers.split(",") if options.optimizers else None
+        _work(options.problem, names, place, options.data_dir, options.hours)
     if not work.is_worker():
         print(report.write(options.problem, place.results))
 
 
-def _work(name: str, place: work.Place, data_dir: str | None, hours: float) -> None:
+def _work(
+    name: str, optimizers: list[str] | None, place: work.Place, data_dir: str | None, hours: float
+) -> None:
     problem, end = PROBLEMS[name], time.monotonic() + 3600 * hours
+    if optimizers is not None:
+        if unknown := set(optimizers) - set(problem.optimizers):
+            raise SystemExit(f"--optimizers: {', '.join(problem.optimizers)}; got {', '.join(sorted(unknown))}")
+        problem = problem._replace(
+            lr={name: lr for name, lr in problem.lr.items() if name in optimizers},
+            untuned=tuple(name for name in problem.untuned if name in optimizers),
+        )
     source = work.origin(f"python -m experiments.frontier.run {name}")
     while time.monotonic() < end:
         wanted = list(search.wanted(problem, table.read(place.results)))
