@@ -30,6 +30,14 @@ def main(problem: str, setting: dict[str, Any]) -> None:
     repeated = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=setting["step_size"]).repeat(restarts)
     single = torchattacks.PGD(network, eps=epsilon, alpha=setting["step_size"], steps=steps)
     multi = torchattacks.MultiAttack([single] * restarts)
+    automatic = torchattacks.AutoAttack(network, norm="Linf", eps=epsilon, version="standard", n_classes=10)
+    passes = 0  # of single images through the network
+
+    def count(module: torch.nn.Module, arguments: Any) -> None:
+        nonlocal passes
+        passes += len(arguments[0])
+
+    network.register_forward_pre_hook(count)
 
     def standing(got: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -42,12 +50,13 @@ def main(problem: str, setting: dict[str, Any]) -> None:
             np.all([standing(single(*tensors)) for _ in range(restarts)], axis=0).mean()
         ),
         "multiattack": lambda: float(standing(multi(*tensors)).mean()),
+        "autoattack": lambda: float(standing(automatic(*tensors)).mean()),
     }
     versions = dict.fromkeys(runs, f"torchattacks {torchattacks.__version__}")
     versions["foolbox"] = f"foolbox {foolbox.__version__}"
     found = {}
     for who in setting["peers"]:
-        timings, accuracy = [], 0.0
+        timings, accuracy, passes = [], 0.0, 0
         for _ in range(setting["rounds"]):
             start, cpu = time.perf_counter(), time.process_time()
             accuracy = runs[who]()
@@ -56,6 +65,7 @@ def main(problem: str, setting: dict[str, Any]) -> None:
             "seconds": [wall for wall, _ in timings],
             "cpu": [cpu for _, cpu in timings],
             "accuracy": accuracy,
+            "passes": passes / setting["rounds"],
             "version": f"{versions[who]}, torch {torch.__version__}",
             "load": os.getloadavg()[0],
         }
