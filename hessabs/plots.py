@@ -259,7 +259,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], field: str, ax: Axes
       >>> sizes = {"absa": [{"epoch": 1, "batch_size": 32}, {"epoch": 2, "batch_size": 64}]}
       >>> ax = curves(sizes, "batch_size")
       >>> [text.get_text() for text in ax.get_yticklabels()]
-      ['64', '32']
+      ['32', '64']
     """
     ax, decided = _axes(ax), field in _DECIDED
     ends: list[Line2D] = []
@@ -332,7 +332,7 @@ def log_axis(
       >>> lines = ax.plot([32, 64, 4096], [1, 2, 3])
       >>> ax = log_axis(ax, "x", sizes=True)
       >>> [text.get_text() for text in ax.get_xticklabels()]
-      ['4,096', '64', '32']
+      ['32', '64', '4,096']
     """
     axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
     if not len(values):
@@ -349,6 +349,7 @@ def log_axis(
         for size in sorted({int(value) for value in values}, reverse=True):
             if not shown or shown[-1] >= apart * size:
                 shown.append(size)
+        shown.reverse()
         axis.set_ticks(shown, [f"{size:,}" for size in shown])
         axis.set_minor_locator(ticker.NullLocator())
         return ax

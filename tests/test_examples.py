@@ -1,5 +1,6 @@
 """The examples run and say what they are to say; each file of examples/ has its check here."""
 
+import functools
 import os
 import pathlib
 import re
@@ -7,6 +8,7 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import pytest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -123,7 +125,11 @@ FLAGS = {
         for path in sorted(EXAMPLES.glob("*.py"))
     ],
 )
-def test_example(name, tmp_path, monkeypatch, capsys):
+def test_example(name, tmp_path, monkeypatch, capsys, request):
+    if name == "cifar10.py":  # convolutions that nobody optimised take minutes
+        option = "jax_disable_most_optimizations"
+        request.addfinalizer(functools.partial(jax.config.update, option, jax.config.values[option]))
+        jax.config.update(option, False)
     flags = [*FLAGS[name], f"--workdir={tmp_path / 'run'}"] if name in FLAGS else []
     monkeypatch.setattr(sys, "argv", [name, *flags])
     try:

@@ -117,7 +117,7 @@ def test_axes_are_in_numbers_and_steps_and_an_eigenvalue_that_ends_says_why(draw
             if "eigenvalue" in axis.get_ylabel():
                 texts = [] if axis.get_legend() is None else axis.get_legend().get_texts()
                 assert any("largest batch" in text.get_text() for text in texts) == ends
-    assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == ["512", "256", "128", "64", "32"]
+    assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == ["32", "64", "128", "256", "512"]
 
 
 def test_the_picture_of_a_plan_has_a_line_for_each_bound(drawn):
@@ -125,7 +125,7 @@ def test_the_picture_of_a_plan_has_a_line_for_each_bound(drawn):
     for rule in (Abs(max_batch_size=256), Bl()):
         pictures.draw_plans("", methods.make_plans(run, rule, 1280), 0.1, "a plan")
     assert [[len(axes.get_lines()) for axes in figure.axes] for figure in drawn] == [[2, 2], [1, 1]]
-    assert ticks(drawn[0].axes[0]) == ["256", "128", "64"]
+    assert ticks(drawn[0].axes[0]) == ["64", "128", "256"]
 
 
 @pytest.mark.parametrize(
