@@ -27,6 +27,7 @@ from experiments import provenance
 from experiments.benchmarks import attacks as speed
 from hessabs import attacks, data, models
 from hessabs.attacks import losses
+from hessabs.training.look.results import markdown
 
 _IMAGES = flags.DEFINE_integer("images", 500, "how many test images")
 _KEPT = pathlib.Path(__file__).with_suffix(".json")
@@ -92,7 +93,20 @@ def ours(logits_fn: Any, variables: Any, image: np.ndarray, label: np.ndarray) -
 
 def table(record: dict[str, Any]) -> str:
     """Write the numbers as Markdown."""
-    lines = [
+    titles = "network, images, who, robust accuracy %, seconds, CPU s, passes an image, rounds, load, commit"
+    lines = [titles.split(", ")]
+    for network, rows in record.items():
+        for who, row in rows.items():
+            first = f" (first run {row['first']:.1f})" if "first" in row else ""
+            seconds, cpu = (statistics.median(row[key]) for key in ("seconds", "cpu"))
+            lines.append(
+                [
+                    *(network, str(row["images"]), f"{who} ({row['version']})", f"{100 * row['accuracy']:.1f}"),
+                    *(f"{seconds:.1f}{first}", f"{cpu:.1f}", f"{row['passes'] / row['images']:,.0f}"),
+                    *(str(len(row["seconds"])), f"{row['load']:.1f}", row["commit"][:7]),
+                ]
+            )
+    text = [
         "# The ensemble beside AutoAttack",
         "",
         f"L-infinity {speed.SETTING['epsilon']}, test images of Fashion-MNIST, defaults of both; medians of the"
@@ -100,19 +114,10 @@ def table(record: dict[str, Any]) -> str:
         "",
         f"`python experiments/benchmarks/autoattack.py --data_dir DIR`; {provenance.hardware()}.",
         "",
-        "| network | images | who | robust % | seconds | CPU s | passes an image | rounds | load | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *markdown(lines),
+        "",
     ]
-    for network, rows in record.items():
-        for who, row in rows.items():
-            first = f" (first run {row['first']:.1f})" if "first" in row else ""
-            seconds, cpu = (statistics.median(row[key]) for key in ("seconds", "cpu"))
-            lines.append(
-                f"| {network} | {row['images']} | {who} ({row['version']}) | {100 * row['accuracy']:.1f} "
-                f"| {seconds:.1f}{first} | {cpu:.1f} | {row['passes'] / row['images']:,.0f} "
-                f"| {len(row['seconds'])} | {row['load']:.1f} | {row['commit'][:7]} |"
-            )
-    return "\n".join(lines) + "\n"
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

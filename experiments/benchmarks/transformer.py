@@ -1,13 +1,12 @@
 """Curvature of transformers: our products and eigenpairs, and the peers on the same weights and tokens.
 
-    python experiments/benchmarks/transformer.py [--rounds 7] [--problems char,wide] [--bfloat16]
+    python experiments/benchmarks/transformer.py [--rounds 7] [--problems char,wide]
 
 ``char`` is the character network of this library with 4 layers of width 128 on 8 sequences of 128 tokens of 96;
 ``wide`` has 50,304 tokens, as GPT-2, and 2 layers of width 256 on 2 sequences. XLA and PyTorch are each in a
 process of their own, which sleeps while the other runs; each function runs once a round, in turn; medians.
 Needs torch, curvlinops-for-pytorch, hessian-eigenthings and scipy, and writes transformer.json and
-transformer.md beside this file. With --bfloat16 it measures no time, but the eigenvalues of the same
-networks in bfloat16, activations alone and with their params; that needs no peer.
+transformer.md beside this file.
 """
 
 import argparse
@@ -19,41 +18,24 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
-from hessabs import curvature, models, trees
+from experiments.benchmarks import transformer_peers as peers
+from experiments.benchmarks.transformer_problem import PROBLEMS, Problem, build
+from hessabs import curvature, trees
 
 _LONG = 30.0  # seconds: what takes longer is timed once, after the run that compiles
 _HERE = pathlib.Path(__file__).parent
 _Runs = dict[str, Callable[[], Any]]
 
 
-class Problem(NamedTuple):
-    """A network and its tokens."""
-
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    sequences: int
-    length: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.layers} layers of width {self.width}, {self.vocabulary:,} tokens, "
-            f"{self.sequences} sequences of {self.length}"
-        )
-
-
-PROBLEMS = {"char": Problem(96, 4, 128, 4, 8, 128), "wide": Problem(50_304, 2, 256, 4, 2, 128)}
 OF_GRADIENTS = {
     "hessian, recomputed": "gradient, XLA",
     "hessian, linearised": "gradient, XLA",
@@ -64,30 +46,6 @@ OF_GRADIENTS = {
     "hessian-eigenthings, Hessian": "gradient, PyTorch",
 }
 """Products, and the gradient that each is a multiple of."""
-
-
-def build(problem: Problem, dtype: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Make the model, the loss, the params after 20 steps, and the tokens; dtype of activations."""
-    rng = np.random.default_rng(0)
-    tokens = rng.zipf(1.3, (problem.sequences, problem.length + 1)) % problem.vocabulary
-    batch = {"x": jnp.asarray(tokens[:, :-1], jnp.int32), "y": jnp.asarray(tokens[:, 1:], jnp.int32)}
-    module = models.char_transformer(*problem[:4], dtype=dtype)
-    params = module.init(jax.random.key(0), batch["x"])["params"]
-
-    def model_fn(params: Any, batch: Any) -> jax.Array:
-        logits: Any = module.apply({"params": params}, batch["x"])
-        return logits
-
-    def loss_fn(logits: jax.Array, batch: Any) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
-
-    def whole(params: Any, batch: Any) -> jax.Array:
-        return loss_fn(model_fn(params, batch), batch)
-
-    step = jax.jit(lambda p: jax.tree.map(lambda x, g: x - 0.1 * g, p, jax.grad(whole)(p, batch)))
-    for _ in range(20):
-        params = step(params)
-    return (model_fn, loss_fn), whole, params, batch
 
 
 def ours(problem: Problem, arrays: Any) -> _Runs:
@@ -131,7 +89,7 @@ def ours(problem: Problem, arrays: Any) -> _Runs:
 
 
 def _serve(pipe: Any, kind: str, problem: Problem, arrays: Any) -> None:
-    runs = ours(problem, arrays) if kind == "ours" else _peers().runs(problem, arrays)
+    runs = ours(problem, arrays) if kind == "ours" else peers.runs(problem, arrays)
     pipe.send(list(runs))
     while (name := pipe.recv()) is not None:
         started = time.perf_counter()
@@ -187,42 +145,8 @@ def measure(problem: Problem, rounds: int) -> dict[str, Any]:
         },
         "memory": {name: int(value) for name, value in memory.items()},
         "origin": f"commit {provenance.commit()[:12]}, {rounds} rounds; {provenance.hardware()}; "
-        f"jax {jax.__version__}; {_peers().versions()}",
+        f"jax {jax.__version__}; {peers.versions()}",
     }
-
-
-def low_precision(problem: Problem) -> dict[str, Any]:
-    """Compare the top 5 eigenvalues in bfloat16 with those in float32 at the same params."""
-    _, exact, params, batch = build(problem)
-    _, rough, _, _ = build(problem, jnp.bfloat16)
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    found = {}
-    for name, loss_fn, at in (
-        ("float32", exact, params),
-        ("activations in bfloat16", rough, params),
-        ("activations and params in bfloat16", rough, rounded),
-    ):
-        start = trees.normal_like(jax.random.key(1), at)
-        pairs = curvature.eigsh(curvature.hessian(loss_fn, at, batch, linearize=True), start, 5, rtol=1e-2)
-        found[name] = {"values": pairs.eigenvalues.tolist(), "converged": bool(pairs.converged.all())}
-    return {"found": found, "origin": f"commit {provenance.commit()[:12]}; {provenance.hardware()}"}
-
-
-def _peers() -> Any:
-    from experiments.benchmarks import transformer_peers
-
-    return transformer_peers
-
-
-def _bfloat16_lines(measured: dict[str, Any]) -> list[str]:
-    want = np.asarray(measured["found"]["float32"]["values"])
-    rows = [
-        f"| {name} | {', '.join(f'{value:.5g}' for value in record['values'])} "
-        f"| {100 * np.abs(np.asarray(record['values']) / want - 1).max():.2f} % |"
-        for name, record in measured["found"].items()
-    ]
-    head = ["| top 5 to 1e-2 | values | largest distance |", "|---|---|---|"]
-    return [*head, *rows, "", f"`--bfloat16`, {measured['origin']}", ""]
 
 
 def page(results: dict[str, Any]) -> str:
@@ -253,8 +177,6 @@ def page(results: dict[str, Any]) -> str:
             )
         memory = ", ".join(f"{what} {value / 2**20:.0f} MiB" for what, value in found["memory"].items())
         lines += ["", f"Memory beside params and tokens, as XLA says: {memory}.", "", found["origin"], ""]
-        if "bfloat16" in found:
-            lines += _bfloat16_lines(found["bfloat16"])
     return "\n".join(lines)
 
 
@@ -263,15 +185,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Curvature of transformers, and the peers.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--bfloat16", action="store_true", help="eigenvalues in bfloat16, nothing else")
     options = parser.parse_args()
     kept = _HERE / "transformer.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for name in options.problems.split(","):
-        if options.bfloat16:
-            results[name]["bfloat16"] = low_precision(PROBLEMS[name])
-        else:
-            results[name] = {**results.get(name, {}), **measure(PROBLEMS[name], options.rounds)}
+        results[name] = measure(PROBLEMS[name], options.rounds)
         kept.write_text(json.dumps(results, indent=1) + "\n")
         kept.with_suffix(".md").write_text(page(results))
         print(page({name: results[name]}), flush=True)

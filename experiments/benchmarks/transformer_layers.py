@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/transformer_layers.py [--rounds 7]
 
-The character network of ``transformer.py``, the same params and tokens; functions run in turn, medians. Writes
-transformer_layers.json and transformer_layers.md beside this file.
+The character network of ``transformer_problem.py``, the same params and tokens; functions run in turn, medians.
+Writes transformer_layers.json and transformer_layers.md beside this file.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from flax import linen as nn
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments import provenance
-from experiments.benchmarks import transformer
+from experiments.benchmarks.transformer_problem import PROBLEMS, build
 from hessabs import curvature, trees
 from hessabs.models.transformer import _Layer
+from hessabs.training.look.results import markdown
 
 _HERE = pathlib.Path(__file__).parent
-_PROBLEM = transformer.PROBLEMS["char"]
+_PROBLEM = PROBLEMS["char"]
 FORMS = {"loop": (False, False), "remat": (True, False), "scan": (False, True), "remat, scan": (True, True)}
 FUNCTIONS = ("gradient", "hessian, recomputed", "hessian, linearised")
 
@@ -55,7 +56,7 @@ def logits(remat: bool, scan: bool, params: Any, tokens: jax.Array) -> jax.Array
 
 def measure(rounds: int) -> dict[str, Any]:
     """Time the products of each form."""
-    (model_fn, _), _, params, batch = transformer.build(_PROBLEM)
+    (model_fn, _), _, params, batch = build(_PROBLEM)
     names = [f"_Layer_{i}" for i in range(_PROBLEM.layers)]
     stacked = {
         **{name: value for name, value in params.items() if name not in names},
@@ -107,22 +108,25 @@ def measure(rounds: int) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     """Draw the page."""
+    rows = [["layers", *(title for name in FUNCTIONS for title in (f"{name}, ms", "of the loop's", "MiB"))]]
+    for form in FORMS:
+        ms, memory = found["ms"][form], found["memory"][form]
+        cells = (
+            (f"{ms[name]:.1f}", f"{ms[name] / found['ms']['loop'][name]:.2f}", f"{memory[name] / 2**20:.0f}")
+            for name in FUNCTIONS
+        )
+        rows.append([form, *(text for cell in cells for text in cell)])
     lines = [
         "# Layers that are rematerialised or scanned",
         "",
         f"`python experiments/benchmarks/transformer_layers.py`; {_PROBLEM}.",
         "",
-        "| layers | " + " | ".join(f"{name}, ms | of the loop's | MiB" for name in FUNCTIONS) + " |",
-        "|---" * (1 + 3 * len(FUNCTIONS)) + "|",
+        *markdown(rows),
+        "",
+        found["origin"],
+        "",
     ]
-    for form in FORMS:
-        cells = (
-            f"{found['ms'][form][name]:.1f} | {found['ms'][form][name] / found['ms']['loop'][name]:.2f} "
-            f"| {found['memory'][form][name] / 2**20:.0f}"
-            for name in FUNCTIONS
-        )
-        lines.append(f"| {form} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", found["origin"], ""])
+    return "\n".join(lines)
 
 
 def main() -> None:

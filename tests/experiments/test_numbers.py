@@ -4,9 +4,12 @@ import functools
 import re
 import statistics
 
+import numpy as np
 import pytest
 
 from experiments import grid, table
+from experiments.frontier import search
+from experiments.frontier.problems import PROBLEMS, Point
 from hessabs.training.look.results import cell
 
 ROOT = grid.RESULTS.parents[1]
@@ -86,6 +89,59 @@ def test_tables_are_those_of_the_runs(page, place, name, least):
             elif shown:
                 digits = len(shown.split()[0].partition(".")[2])
                 assert shown == cell(numbers, f"{{:,.{digits}f}}"), (label, title)
+
+
+@functools.cache
+def frontier():
+    """The runs of each point of the MLP's frontier that did not diverge."""
+    places = search.places(PROBLEMS["mlp"], read(grid.RESULTS / "frontier_mlp"))
+    return {
+        place.point: [run.summary for run in place.runs if "diverged" not in run.summary] for place in places
+    }
+
+
+def of_point(point, field):
+    return [summary[field] for summary in frontier()[point]]
+
+
+def test_the_table_of_the_frontier_is_that_of_its_runs():
+    [lines] = re.findall(r"^\| optimiser \| first batch .*\n\|[-|]+\n((?:\|.*\n)+)", VALUE, re.MULTILINE)
+    optimizer, shown = "", 0
+    for line in lines.splitlines():
+        name, batch, *cells = (part.strip() for part in line.split("|")[1:-1])
+        optimizer = name.lower() or optimizer
+        for rule, (updates, accuracy, pgd) in zip(("constant", "seesaw"), (cells[:3], cells[3:]), strict=True):
+            point = Point(optimizer, int(batch.replace(",", "")), 10, rule)
+            if not updates:
+                assert point not in frontier()
+                continue
+            accuracies = of_point(point, "validation_accuracy")
+            diverged = ", one diverged" if len(accuracies) < 3 else ""
+            assert accuracy == cell(accuracies, "{:.2f}") + diverged, point
+            assert updates == f"{statistics.mean(of_point(point, 'updates')):,.0f}"
+            assert pgd == f"{statistics.mean(of_point(point, 'validation_pgd_accuracy')):.2f}"
+            shown += 1
+    assert shown == 21
+
+
+def test_what_the_text_says_of_the_frontier():
+    def mean(optimizer, batch, rule="constant", field="validation_accuracy"):
+        return statistics.mean(of_point(Point(optimizer, batch, 10, rule), field))
+
+    constant = {
+        mean("muon", batch, field="updates"): mean("muon", batch) for batch in (16384, 8192, 2048, 1024)
+    }
+    gains, robust = [], []
+    for batch in (1024, 2048, 8192):
+        line = np.interp(mean("muon", batch, "seesaw", "updates"), list(constant), list(constant.values()))
+        gains.append(mean("muon", batch, "seesaw") - line)
+        pgd = "validation_pgd_accuracy"
+        robust.append(mean("muon", batch, "seesaw", pgd) - mean("muon", batch, field=pgd))
+    assert (f"{min(gains):.1f}", f"{max(gains):.1f}") == ("0.1", "0.2")
+    assert (f"{min(robust):.1f}", f"{max(robust):.1f}") == ("0.7", "1.9")
+    best = max(mean("sgd", batch) for batch in PROBLEMS["mlp"].batches)
+    assert best == mean("sgd", 128) == pytest.approx(mean("muon", 16384), abs=0.1)
+    assert mean("sgd", 128, field="updates") == 130 * mean("muon", 16384, field="updates")
 
 
 WORTH, BEYOND, C1 = "hessian_worth", "go_beyond", "fashion_mnist_c1"

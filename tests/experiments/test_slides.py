@@ -58,18 +58,24 @@ def test_where_the_plan_differs_from_the_slides():
     }
 
 
-def test_the_committed_plan_is_the_planners(monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "some"),
+    [
+        ("cifar10_resnet20", ("bl_640", "gg_3200", "absa_16000")),
+        pytest.param("imagenet_alexnet", ("fb_16384", "abs_4096"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_committed_plan_is_the_planners(monkeypatch, config, some):
     load_whole = grid.load
 
     def few(path):
         this = load_whole(path)
-        some = ("bl_640", "gg_3200", "absa_16000")
         return this._replace(runs={name: run for name, run in this.runs.items() if name.split("/")[0] in some})
 
     monkeypatch.setattr(grid, "load", few)
     rows = {(row["config"], row["method"], row["largest_batch"]): row for row in committed()}
-    got = slides.plan("cifar10_resnet20")
-    assert len(got) == 3
+    got = slides.plan(config)
+    assert len(got) == len(some)
     for row in got:
         want = rows[row.config, row.method, row.largest_batch]
         assert {name: str(value) for name, value in row._asdict().items()} == {

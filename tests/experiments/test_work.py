@@ -126,22 +126,26 @@ def test_runs_of_another_commit_move_aside_with_their_params(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_report(trained):
+def test_report(trained, tmp_path):
+    results = tmp_path / "results"
+    with table.changing(results) as runs:
+        runs |= table.read(trained.results)
+        run = runs["bl_128/seed0"]  # of one epoch: a curve has two at least
+        runs[run.name] = run._replace(records=[*run.records, {**run.records[0], "epoch": 2}])
     grid = Grid("mine", "Mine.", dict.fromkeys(("wild/seed0", "bl_128/seed0", "bl_128/seed1"), SETTINGS))
-    findings = trained.results / report.FINDINGS
-    findings.write_text("What it means.\n")
-    text = report.write(trained.results, grid)
-    findings.unlink()
-    assert "\n\nWhat it means.\n" in text
+    (results / report.FINDINGS).write_text("What it means.\n")
+    text = report.write(results, grid)
+    assert "\n\nWhat it means.\n\n" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["run", "---", "wild", "bl_128"]  # as in the config
     assert "| 0 (1 diverged) | " in rows[2]
     assert "| 10.00 | 10.00 | 10.00 |" in rows[2]
     assert "1 of the 3 runs of the grid are missing." in text
     assert " seconds | CPU seconds |" not in rows[0]  # of several runs at a time the clock says nothing
-    assert text == (trained.results / "README.md").read_text()
-    assert [path.name for path in trained.results.glob("*.png")] == []  # one epoch is no curve
-    (trained.results / "README.md").unlink()
+    assert text == (results / "README.md").read_text()
+    drawn = ["curves.png", "schedules.png"]
+    assert sorted(path.name for path in results.glob("*.png")) == drawn
+    assert all(f"]({name})" in text for name in drawn)
 
 
 @pytest.mark.slow
