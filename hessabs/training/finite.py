@@ -25,16 +25,22 @@ class NonFiniteError(FloatingPointError):
         self.update = update
 
 
-def check_loss(run: Run, state: LoopState, epoch: int | None = None) -> None:
-    """Raise ``NonFiniteError`` unless every training loss was finite; ``epoch`` is one that has ended."""
+def check_loss(run: Run, state: LoopState) -> None:
+    """Raise ``NonFiniteError`` unless every training loss was finite.
+
+    It names the epoch and the rate that the update began with, which may be long ago: the loop asks before it
+    changes its decision or drops a batch, so all updates since the one that failed were of the same size.
+    """
     update = int(state.train.nonfinite_update)
     if update:
-        # At the end of an epoch the position is already that of the next one.
-        epoch = epoch or state.position.epoch + (state.position.index > 0)
+        decision, position = state.decision, state.position
+        done = position.epoch * run.epoch_micro_batches + position.index
+        began = done - (state.updates - update + 1) * -(-decision.batch_size // run.micro_batch_size)
+        epoch, index = divmod(began, run.epoch_micro_batches)
+        rate = learning_rate(run, decision, epoch * run.epoch_examples + index * run.micro_batch_size)
         raise NonFiniteError(
-            f"The training loss is not finite at update {update} (epoch {epoch}, batch size "
-            f"{state.decision.batch_size}, learning rate {learning_rate(run, state):g}); lower --lr, or the "
-            "largest batch size.",
+            f"The training loss is not finite at update {update} (epoch {epoch + 1}, batch size "
+            f"{decision.batch_size}, learning rate {rate:g}); lower --lr, or the largest batch size.",
             update,
         )
 

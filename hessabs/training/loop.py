@@ -17,7 +17,7 @@ from hessabs.training import processes
 from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
-from hessabs.training.finite import NonFiniteError, check_params
+from hessabs.training.finite import NonFiniteError, check_loss, check_params
 from hessabs.training.loop_state import Decision, LoopState, Snapshot
 from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
@@ -173,6 +173,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
         state = _decide(run, state, session, measured)
         while _micro_batches_left(run, state) >= _micro_batches(run, state):
             if state.drops and state.updates + 1 >= state.drops[0].update:
+                check_loss(run, state)
                 state = _drop(run, state, read)
             else:
                 state = _update(run, state, read, sizes, clock)
@@ -188,6 +189,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
             if observes:
                 state = _decide(run, state, session, measured)
             session.between_updates(state, records, clock)
+        check_loss(run, state)
         # What is left fills no update; a run of more epochs goes on with it.
         saved = Snapshot(state, list(records), clock.save())
         state = state._replace(position=Position(run.epochs, 0), samples=total)
@@ -202,6 +204,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
 def _decide(run: Run, state: LoopState, session: Session, measured: tuple[float, float]) -> LoopState:
     decision = Decision.of(run.objective, state.controller)
     if decision != state.decision:
+        check_loss(run, state)
         state = state._replace(decision=decision)
         session.tell("decision", {**said(run, state), "eigenvalue": measured[0], "residual": measured[1]})
     return state

@@ -86,9 +86,9 @@ def start(run: Run) -> LoopState:
     )
 
 
-def learning_rate(run: Run, state: LoopState) -> float:
-    """Return the learning rate of the next update, in as many digits as a float32 has."""
-    return float(f"{run.optimizer.lr * state.decision.lr_scale * run.schedule(state.samples):.7g}")
+def learning_rate(run: Run, decision: Decision, samples: int) -> float:
+    """Return the learning rate of an update that begins after so many samples, in a float32's digits."""
+    return float(f"{run.optimizer.lr * decision.lr_scale * run.schedule(samples):.7g}")
 
 
 def arrays_of(state: LoopState) -> dict[str, np.ndarray]:

@@ -27,14 +27,14 @@ def said(run: Run, state: LoopState) -> dict[str, Any]:
         "updates": state.updates,
         "samples": state.samples,
         "batch_size": decision.batch_size,
-        "lr": learning_rate(run, state),
+        "lr": learning_rate(run, state.decision, state.samples),
         "adversarial_fraction": decision.adversarial_fraction,
     }
 
 
 def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:
     """Evaluate at the end of an epoch: its line of ``metrics.jsonl``, and the state in the next one."""
-    check_loss(run, state, epoch)
+    check_loss(run, state)
     loss, train_state = read_loss(state.train)
     jax.block_until_ready(train_state)
     seen = evaluated(run, train_state)
@@ -90,7 +90,7 @@ def show(run: Run, state: LoopState, progress: Progress, ended: dict[str, Any] |
         loss=loss if loss == loss else None,
         **shown,
         batch=state.decision.batch_size,
-        lr=learning_rate(run, state),
+        lr=learning_rate(run, state.decision, state.samples),
         eigenvalue=state.last_eigenvalue,
         updates=state.updates,
     )

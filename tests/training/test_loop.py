@@ -328,6 +328,23 @@ def test_huge_rate_stops_and_names_the_update(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize("often", [True, False])
+def test_a_loss_that_breaks_is_told_with_the_epoch_size_and_rate_of_its_update(base, monkeypatch, often):
+    # Update 13 begins in epoch 1 and ends in epoch 2, where the rate is a fifth.
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKS", -1 if often else 1e9)
+    run, _ = prepare(base, method="bl", break_after=12, eigenvalues=(), lr_decay_epochs=(1,))
+    with pytest.raises(FloatingPointError, match=r"update 13 \(epoch 1, batch size 16, learning rate 0\.02\)"):
+        train(run)
+    # After update 10 the batch doubles, and the rate with it.
+    falling = [9.0, *[1.0] * 14]
+    run, _ = prepare(base, method="abs", measure_every=80, patience=0, break_after=9, eigenvalues=falling)
+    with pytest.raises(FloatingPointError, match=r"update 10 \(epoch 1, batch size 16, learning rate 0\.02\)"):
+        train(run)
+    run, spy = prepare(base, method="abs", measure_every=80, patience=0, epochs=1, eigenvalues=falling)
+    train(run)
+    assert [len(fractions) for fractions, _ in spy.updates] == [2] * 10 + [4]
+
+
 def test_nan_keeps_what_was_written(base, tmp_path):
     # 13 updates of two micro-batches end in epoch 2; the params break after update 15.
     run, _ = prepare(base, method="bl", break_after=15, eigenvalues=(), lr_decay_epochs=())
