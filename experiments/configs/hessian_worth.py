@@ -22,7 +22,12 @@ BASE = {
 
 _KEPT = {"fraction_decrease": 1.0, "adversarial_epochs": 90}
 _STABILITY = {"method": "stability", "threshold": 2.0}
-_GRADIENT = {"micro_batch": "fixed", "micro_batch_size": 64}  # these rules compare micro-batches of one update
+_GRADIENT = {  # these rules compare micro-batches of one update, here of the last one of an epoch
+    "micro_batch": "fixed",
+    "micro_batch_size": 64,
+    "measure_every": 59_968,
+    "fraction_decrease": 2.0,
+}
 
 GRID = {
     # The rule: what each part of ABSA's does alone, and rules without a Hessian.

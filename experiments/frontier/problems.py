@@ -103,8 +103,11 @@ RULES: dict[str, dict[str, Any]] = {
     "norm_test": {"method": "norm_test"},
     "timer": {"method": "timer"},
     "seesaw": {"method": "seesaw"},
+    "ramp": {"method": "ramp"},
 }
 """Rules with their defaults, at the rate of the first batch. With adversarial examples ``abs`` is ABSA."""
+
+FROM_ALL = ("seesaw", "ramp")  # they claim to save updates wherever they begin
 
 
 class Point(NamedTuple):
@@ -117,16 +120,15 @@ class Point(NamedTuple):
 
 
 def points(problem: Problem) -> list[Point]:
-    """List the constant batches, seesaw from each of them, then the rules; the cheapest budgets first."""
+    """List the constant batches, the rules that begin at each of them, then the others; cheap budgets first."""
     found = []
     for epochs in problem.budgets:
         for optimizer in problem.optimizers:
             found += [Point(optimizer, batch, epochs) for batch in reversed(problem.batches)]
-            # It claims half of the updates of any batch, so it is tried from all of them.
             first = [batch for batch in problem.batches if batch < problem.largest]
-            found += [Point(optimizer, batch, epochs, "seesaw") for batch in first]
+            found += [Point(optimizer, batch, epochs, rule) for rule in FROM_ALL for batch in first]
         for optimizer in problem.lr if epochs in problem.rule_budgets else ():
-            found += [Point(optimizer, problem.first, epochs, rule) for rule in RULES if rule != "seesaw"]
+            found += [Point(optimizer, problem.first, epochs, rule) for rule in RULES if rule not in FROM_ALL]
     return found
 
 
@@ -155,7 +157,7 @@ def settings(problem: Problem, point: Point, lr: float, seed: int) -> dict[str, 
     if point.rule != "constant":
         kept = {"fraction_decrease": 1.0} if run.get("adversarial_fraction") else {}
         rule = {"max_batch_size": problem.largest, **kept, **RULES[point.rule]}
-        if rule["method"] in ("gns", "norm_test"):  # they compare the micro-batches of an update
+        if rule["method"] in ("gns", "norm_test", "ramp"):  # they compare the micro-batches of an update
             rule |= {"micro_batch": "fixed", "micro_batch_size": point.batch_size // 2}
     if rule.get("method") == "gg":  # grows where the rate would fall
         ends = sorted({max(1, round(point.epochs * part)) for part in (1 / 3, 2 / 3, 8 / 9)})

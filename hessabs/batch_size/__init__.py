@@ -16,6 +16,7 @@ from hessabs.batch_size.growth import batch_growth, fixed_growth, seesaw, timer
 from hessabs.batch_size.hessian import absa, hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Plan, PlannedEpoch, plan
+from hessabs.batch_size.ramp import ramp
 from hessabs.batch_size.rule import (
     Coupling,
     Decision,
@@ -62,6 +63,7 @@ __all__ = [
     "noise_and_signal",
     "norm_test",
     "plan",
+    "ramp",
     "restore",
     "schedule",
     "seesaw",

@@ -119,33 +119,52 @@ def seesaw(
       paper: a growth comes where the batch is nearest to what the schedule asks for, half a step earlier, so
       that the mean of the logarithms is right.
     """
+    table = growths(initial, maximum, lr_schedule=lr_schedule, total=total, growth_factor=growth_factor)
+    if len(table) == 1 and initial < maximum:
+        least = math.sqrt(initial / ladder(initial, maximum, growth_factor)[1])
+        raise ValueError(
+            f"`lr_schedule` must fall far enough for a growth, to {least:.3g} of its largest value, got "
+            f"{lr_schedule(total) / max(_factors(lr_schedule, total).values()):.3g} of it at the end; cosine, "
+            "linear and wsd fall."
+        )
+    return schedule(list(table.values()), list(table)[1:])
+
+
+def growths(
+    initial: int,
+    maximum: int,
+    *,
+    lr_schedule: Callable[[int], float],
+    total: int,
+    growth_factor: float,
+) -> dict[int, int]:
+    """Return the batch sizes of ``seesaw`` by the examples from which they hold, with the first at 0."""
     require_sizes(initial, maximum)
     require("be above 1", growth_factor=growth_factor)
     require("be at least 1 example", total=total)
-    grid = sorted({round(total * part / _GRID) for part in range(_GRID + 1)})
-    factors = [lr_schedule(samples) for samples in grid]
-    peak = max(factors)
-    if not (math.isfinite(peak) and peak > 0 and min(factors) >= 0):
+    factors = _factors(lr_schedule, total)
+    peak = max(factors.values())
+    if not (math.isfinite(peak) and peak > 0 and min(factors.values()) >= 0):
         raise ValueError(
             "`lr_schedule` must give finite factors of at least 0, one of them above 0, got "
-            f"{min(factors)} to {peak}."
+            f"{min(factors.values())} to {peak}."
         )
 
-    sizes = ladder(initial, maximum, growth_factor)
+    grid = list(factors)
     table = {0: initial}  # where the rate falls by several steps at once, the batch grows by all of them
-    for before, after in itertools.pairwise(sizes):
+    for before, after in itertools.pairwise(ladder(initial, maximum, growth_factor)):
         least = peak * initial / math.sqrt(before * after)
-        last = max(i for i, factor in enumerate(factors) if factor > least)
+        last = max(i for i, samples in enumerate(grid) if factors[samples] > least)
         if last == len(grid) - 1:
             break  # it ends above
         between = range(grid[last], grid[last + 1] + 1)
         table[between[bisect.bisect_left(between, -least, key=lambda samples: -lr_schedule(samples))]] = after
-    if len(table) == 1 < len(sizes):
-        raise ValueError(
-            f"`lr_schedule` must fall far enough for a growth, to {math.sqrt(initial / sizes[1]):.3g} of its "
-            f"largest value, got {factors[-1] / peak:.3g} of it at the end; cosine, linear and wsd fall."
-        )
-    return schedule(list(table.values()), list(table)[1:])
+    return table
+
+
+def _factors(lr_schedule: Callable[[int], float], total: int) -> dict[int, float]:
+    grid = sorted({round(total * part / _GRID) for part in range(_GRID + 1)})
+    return {samples: lr_schedule(samples) for samples in grid}
 
 
 def fixed_growth(

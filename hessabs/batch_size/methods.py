@@ -12,6 +12,7 @@ from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, seesa
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Remainder, epoch_examples
+from hessabs.batch_size.ramp import ramp
 from hessabs.batch_size.rule import with_adversarial, with_coupling, with_decay
 from hessabs.batch_size.settings import METHODS, Method, PlanSettings
 from hessabs.batch_size.stability import stability_limited
@@ -97,7 +98,7 @@ def check(run: PlanSettings, method: Method) -> None:
 
 def compares_parts(method: Method) -> bool:
     """Tell whether a method compares the micro-batches of an update: it needs two at least, equally large."""
-    return name_of(method) in ("gns", "norm_test")
+    return name_of(method) in ("gns", "norm_test", "ramp")
 
 
 def resolve(
@@ -130,7 +131,9 @@ def resolve(
         "max_batch_size": min(128 * initial, fits),
         "lr_coupling": "none" if name in ("gg", "cyclical") else "linear",
         "growth_factor": inverse(run.lr_decay) if name == "gg" else 2.0,
-        "measure_every": per_epoch(run, num_examples),
+        "fraction_decrease": 1.0 if compares_parts(method) else 2.0,
+        "noise_scale": 2.0 if name == "ramp" else 1.0,
+        "measure_every": max(1, per_epoch(run, num_examples) // (256 if compares_parts(method) else 1)),
     }
     unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
     filled: Any = method._replace(**unset)
@@ -160,7 +163,7 @@ def make_rule(
     """Make the rule of a method from settings, resolved or not; its epochs are turned into examples.
 
     ``lr`` is the learning rate at the first batch size (read by stability), ``warmup_epochs`` are those of fb,
-    ``lr_schedule`` is the outer schedule by examples (read by seesaw; None for a rate that stays).
+    ``lr_schedule`` is the outer schedule by examples (read by seesaw and ramp; None for a rate that stays).
 
     >>> int(make_rule(PlanSettings(), choose("fb", {"max_batch_size": 640}), 50_000).init().batch_size)
     640
@@ -201,6 +204,10 @@ def _plain_rule(
             return norm_test(first, own.max_batch_size, measure_every=every, tolerance=own.tolerance)
     growing = {"initial": first, "maximum": own.max_batch_size, "growth_factor": own.growth_factor}
     measuring = {**growing, "measure_every": getattr(own, "measure_every", None)}
+
+    def falling(samples: int) -> float:
+        return lr_schedule(samples) * run.lr_decay ** bisect.bisect_right(decays, samples)
+
     match name_of(method):
         case "gg":
             return batch_growth(**growing, lr_decay_at=decays, lr_decay=run.lr_decay)
@@ -211,11 +218,9 @@ def _plain_rule(
         case "fixed":
             return fixed_growth(**growing, grow_at=[point * epoch for point in own.grow_epochs])
         case "seesaw":
-
-            def falling(samples: int) -> float:
-                return lr_schedule(samples) * run.lr_decay ** bisect.bisect_right(decays, samples)
-
             return seesaw(**growing, lr_schedule=falling, total=run.epochs * epoch)
+        case "ramp":
+            return ramp(**measuring, lr_schedule=falling, total=run.epochs * epoch, scale=own.noise_scale)
         case "gns":
             return gradient_noise_scale(**measuring, scale=own.noise_scale)
         case "stability":

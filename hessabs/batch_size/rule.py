@@ -216,6 +216,11 @@ def with_adversarial(
     return _compose(_options(rule, "with_adversarial")._replace(adversarial=adversarial))
 
 
+def rule_of(controller: Controller) -> Rule:
+    """Return the bare rule that ``make_controller`` made a controller of."""
+    return _options(controller, "rule_of").rule
+
+
 def _options(rule: Controller, caller: str) -> _Options:
     if not isinstance(rule.options, _Options):
         raise ValueError(

@@ -11,13 +11,25 @@ from hessabs.batch_size.rule import Coupling
 
 MethodName = Annotated[
     Literal[
-        "bl", "fb", "gg", "abs", "absa", "cyclical", "gns", "norm_test", "stability", "timer", "fixed", "seesaw"
+        "bl",
+        "fb",
+        "gg",
+        "abs",
+        "absa",
+        "cyclical",
+        "gns",
+        "norm_test",
+        "stability",
+        "timer",
+        "fixed",
+        "seesaw",
+        "ramp",
     ],
     "bl: one batch size; fb: one batch size, linear scaling and warm-up; gg: growth instead of "
     "learning-rate decay; abs, absa: growth where the top Hessian eigenvalue falls, absa with adversarial "
     "examples; cyclical; gns: gradient noise scale; norm_test; stability: the largest stable step; "
     "timer: the patience of abs, without an eigenvalue; fixed: at grow_epochs; seesaw: as the schedule lets "
-    "the learning rate fall",
+    "the learning rate fall; ramp: the larger of two noise scales and what seesaw says",
 ]
 MaxBatchSize = Annotated[
     int | None,
@@ -30,11 +42,18 @@ LrCoupling = Annotated[
     "else linear; bl has one batch",
 ]
 FractionDecrease = Annotated[
-    float, "divides the adversarial fraction when the batch grows (omega); 1 to keep it"
+    float | None,
+    "divides the adversarial fraction when the batch grows (omega); 1 keeps it; default: 2, 1 for gns, "
+    "norm_test and ramp, which grow in many small steps",
 ]
 GrowthFactor = Annotated[float | None, "growth of the batch (beta); default: 2, gg: 1 / lr_decay"]
-MeasureEvery = Annotated[int | None, "examples between measurements (n); default: an epoch"]
+MeasureEvery = Annotated[
+    int | None,
+    "examples between measurements (n); default: an epoch, a 256th of one for gns, norm_test and ramp, whose "
+    "measurements are free",
+]
 EigenvalueDecrease = Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"]
+NoiseScale = Annotated[float | None, "batch size in gradient noise scales; default: 1 for gns, 2 for ramp"]
 Patience = Annotated[
     int,
     "measurements (timer: epochs) without growth after which the batch grows anyway (kappa); 0 for never",
@@ -49,7 +68,7 @@ class PlanSettings(NamedTuple):
     micro_batch_size: Annotated[
         int | None,
         "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
-        "default: batch_size, or 128 where that divides it; gns, norm_test: half of batch_size at most",
+        "default: batch_size, or 128 where that divides it; gns, norm_test, ramp: half of batch_size at most",
     ] = None
     remainder: Annotated[
         Remainder | None,
@@ -84,7 +103,7 @@ class Gg(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
 
 
@@ -93,7 +112,7 @@ class Abs(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
     measure_every: MeasureEvery = None
     eigenvalue_decrease: EigenvalueDecrease = 2.0
@@ -120,10 +139,10 @@ class Gns(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
     measure_every: MeasureEvery = None
-    noise_scale: Annotated[float, "batch size in gradient noise scales"] = 1.0
+    noise_scale: NoiseScale = None
 
 
 class NormTest(NamedTuple):
@@ -131,7 +150,7 @@ class NormTest(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     measure_every: MeasureEvery = None
     tolerance: Annotated[float, "tolerance of the test"] = 1.0
 
@@ -141,7 +160,7 @@ class Stability(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
     measure_every: MeasureEvery = None
     threshold: Annotated[float, "bound on eigenvalue times learning rate"] = 1.25
@@ -152,7 +171,7 @@ class Timer(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
     patience: Patience = 10
 
@@ -162,7 +181,7 @@ class Fixed(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
     grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated"] = ()
 
@@ -172,11 +191,22 @@ class Seesaw(NamedTuple):
 
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = 2.0
+    fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
 
 
-Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed | Seesaw
+class Ramp(NamedTuple):
+    """The larger of some noise scales and what seesaw says."""
+
+    max_batch_size: MaxBatchSize = None
+    lr_coupling: LrCoupling = None
+    fraction_decrease: FractionDecrease = None
+    growth_factor: GrowthFactor = None
+    measure_every: MeasureEvery = None
+    noise_scale: NoiseScale = None
+
+
+Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed | Seesaw | Ramp
 
 _NAMES = get_args(get_args(MethodName)[0])
 METHODS: dict[str, type[Method]] = dict(zip(_NAMES, get_args(Method), strict=True))

@@ -26,7 +26,7 @@ from hessabs.batch_size.settings import (
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NAN, INF = math.nan, math.inf
-MEASURED = ("abs", "absa", "gns", "norm_test", "stability")
+MEASURED = ("abs", "absa", "gns", "norm_test", "stability", "ramp")
 SMALL = {"max_batch_size": 256, "patience": 3, "cycle_epochs": 4, "grow_epochs": (2, 3)}
 
 
@@ -99,6 +99,7 @@ RULES = (
     "timer",
     "fixed_growth",
     "seesaw",
+    "ramp",
 )
 WRAPPERS = ("with_decay", "with_coupling", "with_adversarial")
 OTHER = {
@@ -111,7 +112,7 @@ OTHER = {
     "eigenvalue_decrease": 5.0,
     "patience": 7,
     "threshold": 2.0,
-    "noise_scale": 2.0,
+    "noise_scale": 3.0,
     "tolerance": 2.0,
     "fraction_decrease": 4.0,
 }
@@ -138,7 +139,7 @@ def test_every_setting_of_a_method_reaches_its_rule(name, monkeypatch):
     assert (make_rule(run, small(name), 1280, lr=0.2) != before) == (name == "stability")
     assert (make_rule(run, small(name), 1280, warmup_epochs=2.5) != before) == (name == "fb")
     outer = make_rule(run, small(name), 1280, lr_schedule=lambda samples: 1 / (1 + samples))
-    assert (outer != before) == (name == "seesaw")
+    assert (outer != before) == (name in ("seesaw", "ramp"))
     assert {setting for kind in METHODS.values() for setting in kind._fields} == set(OTHER)
 
 
@@ -292,10 +293,19 @@ def test_default_sizes(batch_size, n, method, micro, largest):
 
 def test_resolving_keeps_what_was_said_and_is_done_once():
     run = PlanSettings(micro_batch_size=32, remainder="keep", adversarial_fraction=0.0, adversarial_epochs=0)
-    method = Absa(256, "sqrt", growth_factor=3.0, measure_every=7)
+    method = Absa(256, "sqrt", 2.0, growth_factor=3.0, measure_every=7)
     assert resolve(run, method, 1000) == (run, method)
     once = resolve(PlanSettings(), Gns(), 1000)
     assert resolve(*once, 1000) == once
+
+
+def test_rules_whose_measurements_are_free_measure_often_and_keep_the_adversarial_fraction():
+    for name, scale in (("gns", 1.0), ("ramp", 2.0)):
+        _, method = resolve(PlanSettings(), choose(name, {}), 50_000)
+        assert (method.measure_every, method.fraction_decrease, method.noise_scale) == (195, 1.0, scale)
+    assert resolve(PlanSettings(), choose("norm_test", {}), 200)[1].measure_every == 1
+    _, method = resolve(PlanSettings(), choose("stability", {}), 50_000)
+    assert (method.measure_every, method.fraction_decrease) == (49_920, 2.0)
 
 
 @pytest.mark.parametrize(("remainder", "want"), [("drop", 896), ("keep", 1000), ("fill", 1024)])
