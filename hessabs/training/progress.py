@@ -1,10 +1,12 @@
-"""The progress of a run: a bar on a terminal, a line at each end of an epoch in a log."""
+"""The progress of a run: how long it will take, then a bar on a terminal or a line for each epoch in a log."""
 
 import sys
 import time
 from typing import Any, Self
 
 _SECONDS_BETWEEN_LINES = 600.0  # in an epoch that takes longer
+_SECONDS_OF_AN_ESTIMATE = 5.0  # after the first examples, which wait for what is compiled
+_LONG = 60.0  # seconds
 _TIMES = "{percentage:3.0f}% [{elapsed}<{remaining}"
 _SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
 
@@ -12,7 +14,8 @@ _SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
 class Progress:
     """The ``total`` examples of a run, some ``done``, with how many there are in a second and the time left.
 
-    Where the output is no terminal it ``logs`` lines; of several processes one does.
+    What will take more than a minute is told so after some seconds. Where the output is no terminal it ``logs``
+    lines; of several processes one does.
     """
 
     def __init__(self, total: int, done: int = 0, *, logs: bool = True) -> None:
@@ -23,6 +26,8 @@ class Progress:
         self._logs = logs and self._bar.disable
         self._total, self._done = total, done
         self._started = self._said = time.monotonic()
+        self._first: tuple[int, float] | None = None  # examples and time when the first are done
+        self._estimated = False
 
     def __enter__(self) -> Self:
         return self
@@ -39,12 +44,25 @@ class Progress:
             name: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
             for name, value in values.items()
         }
+        self._estimate(samples)
         if self._logs and (milestone or time.monotonic() - self._said > _SECONDS_BETWEEN_LINES):
             self._say(samples, text)
         if not self._bar.disable:
             self._bar.bar_format, kept = fitting(self._bar.format_dict, text)
             self._bar.set_postfix(kept, refresh=False)
         self._bar.update(samples - self._bar.n)
+
+    def _estimate(self, samples: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (samples, now) if samples > self._done else None
+        elif (
+            not self._estimated and now - self._first[1] >= _SECONDS_OF_AN_ESTIMATE and samples > self._first[0]
+        ):
+            self._estimated = True
+            left = (now - self._first[1]) / (samples - self._first[0]) * (self._total - samples)
+            if left > _LONG and (self._logs or not self._bar.disable):
+                self._bar.write(f"hessabs: about {self._bar.format_interval(left)} to go.", file=sys.stderr)
 
     def _say(self, samples: int, text: dict[str, str]) -> None:
         self._said = time.monotonic()

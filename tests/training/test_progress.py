@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 from tqdm import tqdm
@@ -49,6 +50,23 @@ def test_a_log_has_a_line_for_each_milestone(capsys, logs, want):
     if logs:
         assert lines[0].startswith("50%: epoch 1/2, loss 0.5123, lr - [00:00<")
         assert lines[1].startswith("100%: epoch 2/2")
+
+
+@pytest.mark.parametrize(
+    ("total", "logs", "want"),
+    [(10_000, True, "hessabs: about 01:32 to go.\n"), (5_000, True, ""), (10_000, False, "")],
+)
+def test_what_takes_more_than_a_minute_says_so_when_it_is_known(capsys, monkeypatch, total, logs, want):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress(total, 100, logs=logs) as progress:
+        now += 40.0  # what is compiled says nothing of the rest
+        progress.show(300)
+        for _ in range(30):  # 100 examples a second
+            now += 1.0
+            progress.show(int(300 + 100 * (now - 1040.0)))
+    # 5 s later 9,200 are left, and they are told, once.
+    assert capsys.readouterr().err == want
 
 
 class Terminal(io.StringIO):
