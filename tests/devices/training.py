@@ -102,8 +102,8 @@ def rules_and_replays():
     """The rules that compare micro-batches, and replays under a perturbation that lives on, on 8 and on 1."""
     results = {}
     for name, changes in {
-        "gns": {"method": "gns", "noise_scale": 4.0},
-        "norm_test": {"method": "norm_test", "tolerance": 0.5},
+        "gns": {"method": "gns", "noise_scale": 4.0, "measure_every": 224},
+        "norm_test": {"method": "norm_test", "tolerance": 0.5, "measure_every": 224},
         "free": {"method": "bl", "robust": "free", "free_replays": 2},
     }.items():
         changes = {"batch_size": 2 * MICRO, "epochs": 3, "lr_decay_epochs": (), **changes}

@@ -364,7 +364,7 @@ SMALL = {
 OF_METHOD = {
     "bl": {},
     "fb": {"max_batch_size": 64, "warmup_epochs": 1.0},
-    **{name: {"max_batch_size": 64} for name in ("gg", "norm_test", "gns", "stability")},
+    **{name: {"max_batch_size": 64} for name in ("gg", "norm_test", "gns", "ramp", "stability")},
     **{name: {"max_batch_size": 64, "patience": 1} for name in ("abs", "absa", "timer")},
     "cyclical": {"max_batch_size": 64, "cycle_epochs": 2},
     "fixed": {"max_batch_size": 64, "grow_epochs": (1,)},
@@ -421,7 +421,7 @@ PAIRS = [
     *[
         ("fixed", "trades"),
         ("gns", "absa"),
-        ("gns", "sam"),
+        ("ramp", "sam"),
         ("abs", "pgd"),
         ("stability", "free"),
         ("seesaw", "sam"),
