@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from hessabs import models
+from hessabs.models.transformer import _Layer
 
 
 class Problem(NamedTuple):
@@ -52,3 +54,22 @@ def build(problem: Problem, dtype: Any = None) -> tuple[Any, Any, Any, Any]:
     for _ in range(20):
         params = step(params)
     return (model_fn, loss_fn), whole, params, batch
+
+
+def hidden(problem: Problem, params: Any, tokens: jax.Array, *, remat: bool, scan: bool) -> jax.Array:
+    """Compute what the last layer of the library's network reads; layers stacked in params["layers"]."""
+    module = _Layer(tokens.shape[1], problem.heads, 2 * problem.layers, None)
+
+    def layer(h: jax.Array, params: Any) -> tuple[jax.Array, None]:
+        return module.apply({"params": params}, h), None  # type: ignore[return-value]
+
+    layer = jax.checkpoint(layer) if remat else layer
+    h = (params["embed"]["embedding"][tokens] + params["position_embed"]).reshape(-1, problem.width)
+    if scan:
+        h, _ = jax.lax.scan(layer, h, params["layers"])
+    else:
+        for i in range(problem.layers):
+            h, _ = layer(h, jax.tree.map(lambda x, i=i: x[i], params["layers"]))
+    normed: Any = nn.LayerNorm().apply({"params": params["LayerNorm_0"]}, h)
+    out: jax.Array = normed.reshape(*tokens.shape, -1)
+    return out

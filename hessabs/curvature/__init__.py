@@ -20,6 +20,7 @@ from hessabs.curvature.lanczos import LanczosResult, lanczos
 from hessabs.curvature.landscape import Landscape, filter_normalized_direction, landscape
 from hessabs.curvature.last_layer import last_layer
 from hessabs.curvature.layers import Layer, last_layer_path, layers
+from hessabs.curvature.linear_cross_entropy import linear_cross_entropy
 from hessabs.curvature.operators import hessian, hvp, input_hessian
 from hessabs.curvature.power import PowerIterationResult, deflated_power_iteration, power_iteration
 from hessabs.curvature.preconditioning import adam_scale, preconditioned
@@ -71,6 +72,7 @@ __all__ = [
     "last_layer_path",
     "layer_table",
     "layers",
+    "linear_cross_entropy",
     "power_iteration",
     "preconditioned",
     "restrict",
