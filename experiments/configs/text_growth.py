@@ -1,4 +1,4 @@
-"""Growth as the rate falls, on text: how many updates a character transformer needs for a loss.
+"""Growth on text, as the rate falls and with the gradient's noise: updates that a transformer needs for a loss.
 
     python experiments/run.py text_growth --jobs 2
 
@@ -23,8 +23,11 @@ BASE = {
 }
 
 _SEESAW = {"method": "seesaw", "max_batch_size": 1024}
+_RAMP = {"method": "ramp", "max_batch_size": 1024}
 
 GRID = {
+    "ramp_64": {**_RAMP, "batch_size": 64, "lr": 0.02},
+    "ramp_128": {**_RAMP, "batch_size": 128, "lr": 0.028},
     "seesaw_64": {**_SEESAW, "batch_size": 64, "lr": 0.02},
     "seesaw_128": {**_SEESAW, "batch_size": 128, "lr": 0.028},
     "muon_128": {"batch_size": 128, "lr": 0.028},

@@ -1,21 +1,22 @@
 """Draw the frontier: what a constant batch comes to when its rate is tuned, and what the untuned rules come to.
 
     python -m experiments.frontier.run PROBLEM [--data_dir DIR] [--jobs N] [--hours H] [--optimizers A,B]
-        [--report]
+        [--rules A,B] [--report]
 
 PROBLEM is one of ``problems.PROBLEMS``. A run that has finished is a line of
 experiments/results/frontier_PROBLEM/runs.jsonl, so the command goes on where it was cut; several processes may
-work on one problem. --hours ends it after the run in which they have passed, --optimizers begins runs of
-these alone, --report only writes the tables.
+work on one problem. --hours ends it after the run in which they have passed, --optimizers and
+--rules begin runs of these alone (``constant`` is a rule, too), --report only writes the tables.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Collection
 
 from experiments import grid, table, work
 from experiments.frontier import report, search
-from experiments.frontier.problems import PROBLEMS
+from experiments.frontier.problems import PROBLEMS, RULES
 
 _WAIT = 5.0  # seconds until the runs that others are at are looked at again
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, each single-threaded if several")
     parser.add_argument("--hours", type=float, default=float("inf"), help="time after which no run begins")
     parser.add_argument("--optimizers", help="comma-separated: no run of another is begun")
+    parser.add_argument("--rules", help="comma-separated: no run of another is begun; constant is one")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures")
     options = parser.parse_args()
     name = f"frontier_{options.problem}"
@@ -35,26 +37,31 @@ def main() -> None:
     if options.jobs > 1 and not options.report:
         work.share([sys.executable, "-m", "experiments.frontier.run", *sys.argv[1:], "--jobs=1"], options.jobs)
     elif not options.report:
-        names = options.optimizers.split(",") if options.optimizers else None
-        _work(options.problem, names, place, options.data_dir, options.hours)
+        _work(options, place)
     if not work.is_worker():
         print(report.write(options.problem, place.results))
 
 
-def _work(
-    name: str, optimizers: list[str] | None, place: work.Place, data_dir: str | None, hours: float
-) -> None:
-    problem, end = PROBLEMS[name], time.monotonic() + 3600 * hours
-    if optimizers is not None:
-        if unknown := set(optimizers) - set(problem.optimizers):
-            raise SystemExit(f"--optimizers: {', '.join(problem.optimizers)}; got {', '.join(sorted(unknown))}")
-        problem = problem._replace(
-            lr={name: lr for name, lr in problem.lr.items() if name in optimizers},
-            untuned=tuple(name for name in problem.untuned if name in optimizers),
-        )
+def _only(flag: str, given: str | None, known: Collection[str]) -> Collection[str]:
+    names = given.split(",") if given else known
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"--{flag}: {', '.join(known)}; got {', '.join(sorted(unknown))}")
+    return names
+
+
+def _work(options: argparse.Namespace, place: work.Place) -> None:
+    name, data_dir = options.problem, options.data_dir
+    problem, end = PROBLEMS[name], time.monotonic() + 3600 * options.hours
+    optimizers = _only("optimizers", options.optimizers, problem.optimizers)
+    rules = _only("rules", options.rules, ("constant", *RULES))
+    problem = problem._replace(
+        lr={name: lr for name, lr in problem.lr.items() if name in optimizers},
+        untuned=tuple(name for name in problem.untuned if name in optimizers),
+    )
     source = work.origin(f"python -m experiments.frontier.run {name}")
     while time.monotonic() < end:
-        wanted = list(search.wanted(problem, table.read(place.results)))
+        runs = table.read(place.results)
+        wanted = [run for run in search.wanted(problem, runs) if run.rule in rules]
         if not wanted:
             return
         for run in wanted:

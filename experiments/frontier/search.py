@@ -17,6 +17,7 @@ class Wanted(NamedTuple):
     """A run to be done."""
 
     name: str  # LABEL/seedN
+    rule: str
     settings: dict[str, Any]
 
 
@@ -69,7 +70,7 @@ def wanted(problem: Problem, runs: Mapping[str, Run]) -> Iterator[Wanted]:
         for rate_, seed in todo:
             name = f"{label(point, rate_)}/seed{seed}"
             if name not in runs:
-                yield Wanted(name, settings(problem, point, rate_, seed))
+                yield Wanted(name, point.rule, settings(problem, point, rate_, seed))
 
 
 class Place(NamedTuple):
