@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/large_vocabulary.py [--rounds 3]
 
-The wide network of ``transformer_problem.py``, its embedding tied, with eight times the tokens; functions run in
-turn, medians. Writes large_vocabulary.json and large_vocabulary.md beside this file.
+The wide network of ``transformer_problem.py``, its embedding tied, with eight times the tokens; functions run
+in turn, medians. Writes large_vocabulary.json and large_vocabulary.md beside this file.
 """
 
 import argparse
