@@ -1,7 +1,8 @@
 """``hessabs advise``: which rate, first batch and growth to begin with, from minutes of trials on this machine.
 
 The rate is that of short runs with a whole schedule each, by factors of two until both sides are worse on
-held-out training examples; a noise scale after the best of them says the batch. Nobody looks at the test set.
+held-out training examples; a noise scale after the best of them says the first batch, and growth is left to
+``ramp``. Nobody looks at the test set.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ class Advice(NamedTuple):
     settings: Mapping[
         str, Any
     ]  # of the run, for `assemble`: lr, batch_size, max_batch_size, method, epochs, ...
-    updates: int  # of the run
+    updates: int  # of the run, at most: those of a batch that grows as the rate falls, whatever the noise
     constant_updates: int  # of a run that keeps its first batch
     trials: Mapping[float, float]  # rate at `trial_batch_size` -> held-out loss in nats; inf: it diverged
     trial_batch_size: int
@@ -65,7 +66,7 @@ class Advice(NamedTuple):
 def advise(
     task: Task, optimizer: OptimizerSettings, *, epochs: int = 30, minutes: float = 3.0, seed: int = 0
 ) -> Advice:
-    """Find a rate, a first batch and how far it may grow, for a run with ``seesaw`` and a linear schedule.
+    """Find a rate, a first batch and how far it may grow, for a run with ``ramp`` and a linear schedule.
 
     It is a place to begin, not an optimum: what a whole run comes to is not measured. The rate is half of the
     best one of the trials, for a long run wants a smaller one, times the root of how much larger the batch is.
@@ -93,8 +94,8 @@ def advise(
       (True, True)
 
     References:
-      McCandlish et al. (2018), arXiv:1812.06162, for the noise scale; Meterez et al. (2025), arXiv:2510.14717,
-      for seesaw; Shallue et al. (2019), arXiv:1811.03600, tune the rate for each batch.
+      McCandlish et al. (2018), arXiv:1812.06162, for the noise scale; Shallue et al. (2019), arXiv:1811.03600,
+      tune the rate for each batch.
     """
     ranges = {"epochs": fields.AT_LEAST_ONE, "minutes": fields.POSITIVE}
     fields.check_ranges(Options(epochs, minutes), ranges)
@@ -144,7 +145,7 @@ def advise(
     # Half: a long run wants a smaller rate than a short one.
     lr = min(rates, key=lambda rate: rates[rate]) * math.sqrt(first / size) / 2
     schedule = {"epochs": epochs, "batch_size": first, "schedule": "linear", "warmup_epochs": epochs / 10}
-    growing = {"method": "seesaw", "max_batch_size": first * _power_below(max(number // 2 // first, 1))}
+    growing = {"method": "ramp", "max_batch_size": first * _power_below(max(number // 2 // first, 1))}
     planned, constantly = (
         read_rule({**schedule, **method}, number).plans(whole_updates=True).most.updates
         for method in (growing, {"method": "bl"})
@@ -257,13 +258,13 @@ def report(advice: Advice, command: str) -> str:
             f"gradient noise scale then: {scale}",
             f"examples a second by gradient: {speeds}: {gain}",
             "",
-            f"first batch {run['batch_size']}, growing to {run['max_batch_size']} as the rate falls; rate "
-            f"{run['lr']:g} (half of the best one above, by the root of the batch), warm-up of "
+            f"first batch {run['batch_size']}, growing to {run['max_batch_size']} with the noise of the "
+            f"gradient and as the rate falls; rate {run['lr']:g} (half of the best one above, by the root of the batch), warm-up of "
             f"{run['warmup_epochs']:g} epochs, linear decay.",
-            f"{run['epochs']} epochs are {advice.updates:,} updates, to {advice.constant_updates:,} of a batch "
-            "that does not grow.",
+            f"{run['epochs']} epochs are at most {advice.updates:,} updates, fewer where noise lets the batch grow "
+            f"sooner, to {advice.constant_updates:,} of a batch that does not grow.",
             "not known: the accuracy of a whole run; whether half of the rate is right for one of this length; "
-            "the noise scale later on, which is larger, so that a larger first batch may do as well.",
+            "the noise scale later on, and so how many updates there will be.",
             "",
             command,
         ]
