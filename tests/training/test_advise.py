@@ -47,19 +47,20 @@ def test_rates_that_diverge_are_worse_than_any_and_a_search_without_end_is_refus
 
 
 @pytest.mark.parametrize(
-    ("noise", "number", "size"),
+    ("noise", "trial", "size"),
     [
-        (300.0, 50_000, 256),
-        (370.0, 50_000, 512),
-        (1e9, 50_000, 4096),
-        (math.inf, 50_000, 4096),
-        (2.0, 50_000, 8),
-        (300.0, 100, 8),
-        (1.0, 5, 1),
+        (300.0, 128, 128),
+        (math.inf, 128, 128),
+        (math.nan, 128, 128),
+        (-5.0, 128, 128),
+        (50.0, 128, 64),
+        (44.0, 128, 32),
+        (2.0, 128, 8),
+        (1.0, 4, 4),
     ],
 )
-def test_the_first_batch_is_the_power_of_two_nearest_to_the_noise_scale(noise, number, size):
-    assert _first_batch(noise, number) == size
+def test_the_first_batch_is_that_of_the_trials_unless_the_noise_scale_is_smaller(noise, trial, size):
+    assert _first_batch(noise, trial) == size
 
 
 def test_the_report_says_what_was_measured_and_what_is_not_known(monkeypatch):

@@ -1,8 +1,8 @@
 """``hessabs advise``: which rate, first batch and growth to begin with, from minutes of trials on this machine.
 
 The rate is that of short runs with a whole schedule each, by factors of two until both sides are worse on
-held-out training examples; a noise scale after the best of them says the first batch, and growth is left to
-``ramp``. Nobody looks at the test set.
+held-out training examples. The run begins with the batch of the trials, or a smaller one where the gradient is
+less noisy than that, and ``ramp`` lets it grow. Nobody looks at the test set.
 """
 
 import contextlib
@@ -68,8 +68,9 @@ def advise(
 ) -> Advice:
     """Find a rate, a first batch and how far it may grow, for a run with ``ramp`` and a linear schedule.
 
-    It is a place to begin, not an optimum: what a whole run comes to is not measured. The rate is half of the
-    best one of the trials, for a long run wants a smaller one, times the root of how much larger the batch is.
+    It is a place to begin, not an optimum: what a whole run comes to is not measured. The first batch is that
+    of the trials, for which the rate is known, unless the noise scale is smaller. The rate is half of the best
+    one of the trials, for a long run wants a smaller one.
 
     Args:
       task: What is learnt; a tenth of its training examples, 2,000 at most, judges the trials, which are plain:
@@ -141,8 +142,8 @@ def advise(
     rates = {float(f"{made.lr * 2.0**k:.3g}"): loss for k, loss in sorted(found.items())}
     loss_fn = evaluation_loss(task, best.model_state)
     noise = curvature.critical_batch_size(loss_fn, best.params, _batches(task, rest, size, _BATCHES, seed))
-    first = _first_batch(min(noise.value, float(size * _BATCHES)), number)  # more cannot be told from them
-    # Half: a long run wants a smaller rate than a short one.
+    first = _first_batch(noise.value, size)
+    # Half: a long run wants a smaller rate than a short one. A smaller batch than that of the trials, too.
     lr = min(rates, key=lambda rate: rates[rate]) * math.sqrt(first / size) / 2
     schedule = {"epochs": epochs, "batch_size": first, "schedule": "linear", "warmup_epochs": epochs / 10}
     growing = {"method": "ramp", "max_batch_size": first * _power_below(max(number // 2 // first, 1))}
@@ -223,12 +224,11 @@ def _gradient_seconds(task: Task, source: Source, size: int) -> dict[int, float]
     return seconds
 
 
-def _first_batch(noise: float, number: int) -> int:
-    """Choose the power of two nearest to a noise scale; an epoch has 12 updates at least."""
-    most = _power_below(max(number // 12, 1))
-    if not noise > 0 or noise > most:  # no signal is left, or more noise than the set has examples for
-        return most
-    return min(max(2 ** round(math.log2(noise)), min(8, most)), most)
+def _first_batch(noise: float, size: int) -> int:
+    """Choose the batch of the trials, or the power of two nearest to a smaller noise scale, 8 at least."""
+    if not 0 < noise < size:  # no signal is left, or the batch is below its noise anyway
+        return size
+    return min(max(2 ** round(math.log2(noise)), min(8, size)), size)
 
 
 def _power_below(number: int) -> int:
@@ -259,10 +259,10 @@ def report(advice: Advice, command: str) -> str:
             f"examples a second by gradient: {speeds}: {gain}",
             "",
             f"first batch {run['batch_size']}, growing to {run['max_batch_size']} with the noise of the "
-            f"gradient and as the rate falls; rate {run['lr']:g} (half of the best one above, by the root of the batch), warm-up of "
-            f"{run['warmup_epochs']:g} epochs, linear decay.",
-            f"{run['epochs']} epochs are at most {advice.updates:,} updates, fewer where noise lets the batch grow "
-            f"sooner, to {advice.constant_updates:,} of a batch that does not grow.",
+            f"gradient and as the rate falls; rate {run['lr']:g} (half of the best one above, by the root of the "
+            f"batch), warm-up of {run['warmup_epochs']:g} epochs, linear decay.",
+            f"{run['epochs']} epochs are at most {advice.updates:,} updates, fewer where noise lets the batch "
+            f"grow sooner, to {advice.constant_updates:,} of a batch that does not grow.",
             "not known: the accuracy of a whole run; whether half of the rate is right for one of this length; "
             "the noise scale later on, and so how many updates there will be.",
             "",
