@@ -5,7 +5,9 @@ import time
 from typing import Any, Self
 
 _SECONDS_BETWEEN_LINES = 600.0  # in an epoch that takes longer
-_SECONDS_OF_AN_ESTIMATE = 5.0  # after the first examples, which wait for what is compiled
+# An estimate is of so many seconds after the first examples, which wait for what is compiled: the fewer, if they
+# are a hundredth of the run by then.
+_SECONDS_OF_AN_ESTIMATE = (5.0, 30.0)
 _LONG = 60.0  # seconds
 _TIMES = "{percentage:3.0f}% [{elapsed}<{remaining}"
 _SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
@@ -56,11 +58,12 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = (samples, now) if samples > self._done else None
-        elif (
-            not self._estimated and now - self._first[1] >= _SECONDS_OF_AN_ESTIMATE and samples > self._first[0]
-        ):
+        elif not self._estimated and samples > self._first[0]:
+            seconds, done = now - self._first[1], samples - self._first[0]
+            if seconds < _SECONDS_OF_AN_ESTIMATE[100 * done < self._total]:
+                return
             self._estimated = True
-            left = (now - self._first[1]) / (samples - self._first[0]) * (self._total - samples)
+            left = seconds / done * (self._total - samples)
             if left > _LONG and (self._logs or not self._bar.disable):
                 self._bar.write(f"hessabs: about {self._bar.format_interval(left)} to go.", file=sys.stderr)
 

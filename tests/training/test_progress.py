@@ -54,7 +54,12 @@ def test_a_log_has_a_line_for_each_milestone(capsys, logs, want):
 
 @pytest.mark.parametrize(
     ("total", "logs", "want"),
-    [(10_000, True, "hessabs: about 01:32 to go.\n"), (5_000, True, ""), (10_000, False, "")],
+    [
+        (10_000, True, "hessabs: about 01:32 to go.\n"),
+        (60_000, True, "hessabs: about 09:27 to go.\n"),  # 5 s are too few of it, 30 are enough
+        (5_000, True, ""),
+        (10_000, False, ""),
+    ],
 )
 def test_what_takes_more_than_a_minute_says_so_when_it_is_known(capsys, monkeypatch, total, logs, want):
     now = 1000.0
@@ -62,10 +67,10 @@ def test_what_takes_more_than_a_minute_says_so_when_it_is_known(capsys, monkeypa
     with Progress(total, 100, logs=logs) as progress:
         now += 40.0  # what is compiled says nothing of the rest
         progress.show(300)
-        for _ in range(30):  # 100 examples a second
+        for _ in range(31):  # 100 examples a second
             now += 1.0
             progress.show(int(300 + 100 * (now - 1040.0)))
-    # 5 s later 9,200 are left, and they are told, once.
+    # 5 s later 9,200 of 10,000 are left, 30 s later 56,700 of 60,000; told once.
     assert capsys.readouterr().err == want
 
 

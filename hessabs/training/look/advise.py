@@ -259,8 +259,8 @@ def report(advice: Advice, command: str) -> str:
             f"examples a second by gradient: {speeds}: {gain}",
             "",
             f"first batch {run['batch_size']}, growing to {run['max_batch_size']} with the noise of the "
-            f"gradient and as the rate falls; rate {run['lr']:g} (half of the best one above, by the root of the "
-            f"batch), warm-up of {run['warmup_epochs']:g} epochs, linear decay.",
+            f"gradient and as the rate falls; rate {run['lr']:g} (half of the best one above, by the root of "
+            f"the batch), warm-up of {run['warmup_epochs']:g} epochs, linear decay.",
             f"{run['epochs']} epochs are at most {advice.updates:,} updates, fewer where noise lets the batch "
             f"grow sooner, to {advice.constant_updates:,} of a batch that does not grow.",
             "not known: the accuracy of a whole run; whether half of the rate is right for one of this length; "
