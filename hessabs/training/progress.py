@@ -5,8 +5,8 @@ import time
 from typing import Any, Self
 
 _SECONDS_BETWEEN_LINES = 600.0  # in an epoch that takes longer
-# An estimate is of so many seconds after the first examples, which wait for what is compiled: the fewer, if they
-# are a hundredth of the run by then.
+# An estimate is of so many seconds after the first examples, which wait for what is compiled: the fewer, if
+# they are a hundredth of the run by then.
 _SECONDS_OF_AN_ESTIMATE = (5.0, 30.0)
 _LONG = 60.0  # seconds
 _TIMES = "{percentage:3.0f}% [{elapsed}<{remaining}"
