@@ -1,22 +1,22 @@
 """Draw the frontier: what a constant batch comes to when its rate is tuned, and what the untuned rules come to.
 
-    python -m experiments.frontier.run PROBLEM [--data_dir DIR] [--jobs N] [--hours H] [--optimizers A,B]
-        [--rules A,B] [--report]
+    python -m experiments.frontier.run PROBLEM [--data_dir DIR] [--jobs N] [--hours H] [--only PATTERN,...]
+        [--report]
 
 PROBLEM is one of ``problems.PROBLEMS``. A run that has finished is a line of
 experiments/results/frontier_PROBLEM/runs.jsonl, so the command goes on where it was cut; several processes may
-work on one problem. --hours ends it after the run in which they have passed, --optimizers and
---rules begin runs of these alone (``constant`` is a rule, too), --report only writes the tables.
+work on one problem. --hours ends it after the run in which they have passed, --only
+begins those alone whose names match (``muon-ramp-b512-*``), --report only writes the tables.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Collection
+from fnmatch import fnmatch
 
 from experiments import grid, table, work
 from experiments.frontier import report, search
-from experiments.frontier.problems import PROBLEMS, RULES
+from experiments.frontier.problems import PROBLEMS
 
 _WAIT = 5.0  # seconds until the runs that others are at are looked at again
 
@@ -28,8 +28,7 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each single-threaded if several")
     parser.add_argument("--hours", type=float, default=float("inf"), help="time after which no run begins")
-    parser.add_argument("--optimizers", help="comma-separated: no run of another is begun")
-    parser.add_argument("--rules", help="comma-separated: no run of another is begun; constant is one")
+    parser.add_argument("--only", default="*", help="names of runs, comma-separated; * stands for anything")
     parser.add_argument("--report", action="store_true", help="only write tables and pictures")
     options = parser.parse_args()
     name = f"frontier_{options.problem}"
@@ -42,30 +41,16 @@ def main() -> None:
         print(report.write(options.problem, place.results))
 
 
-def _only(flag: str, given: str | None, known: Collection[str]) -> Collection[str]:
-    names = given.split(",") if given else known
-    if unknown := set(names) - set(known):
-        raise SystemExit(f"--{flag}: {', '.join(known)}; got {', '.join(sorted(unknown))}")
-    return names
-
-
 def _work(options: argparse.Namespace, place: work.Place) -> None:
-    name, data_dir = options.problem, options.data_dir
-    problem, end = PROBLEMS[name], time.monotonic() + 3600 * options.hours
-    optimizers = _only("optimizers", options.optimizers, problem.optimizers)
-    rules = _only("rules", options.rules, ("constant", *RULES))
-    problem = problem._replace(
-        lr={name: lr for name, lr in problem.lr.items() if name in optimizers},
-        untuned=tuple(name for name in problem.untuned if name in optimizers),
-    )
-    source = work.origin(f"python -m experiments.frontier.run {name}")
+    problem, end = PROBLEMS[options.problem], time.monotonic() + 3600 * options.hours
+    source = work.origin(f"python -m experiments.frontier.run {options.problem}")
     while time.monotonic() < end:
-        runs = table.read(place.results)
-        wanted = [run for run in search.wanted(problem, runs) if run.rule in rules]
-        if not wanted:
+        wanted = list(search.wanted(problem, table.read(place.results)))
+        chosen = [run for run in wanted if any(fnmatch(run.name, name) for name in options.only.split(","))]
+        if not chosen:
             return
-        for run in wanted:
-            done = work.do(place, run.name, run.settings, source, data_dir)
+        for run in chosen:
+            done = work.do(place, run.name, run.settings, source, options.data_dir)
             if done is not None:
                 print(_line(problem.metric, done), flush=True)
                 break  # what is wanted may have changed

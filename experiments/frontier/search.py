@@ -17,7 +17,6 @@ class Wanted(NamedTuple):
     """A run to be done."""
 
     name: str  # LABEL/seedN
-    rule: str
     settings: dict[str, Any]
 
 
@@ -70,7 +69,7 @@ def wanted(problem: Problem, runs: Mapping[str, Run]) -> Iterator[Wanted]:
         for rate_, seed in todo:
             name = f"{label(point, rate_)}/seed{seed}"
             if name not in runs:
-                yield Wanted(name, point.rule, settings(problem, point, rate_, seed))
+                yield Wanted(name, settings(problem, point, rate_, seed))
 
 
 class Place(NamedTuple):
