@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hessabs import models
+from hessabs.jaxprs import equations
 from hessabs.models import MODELS, ResNet, create, mlp, num_params, resnet20
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -77,13 +78,18 @@ def test_bfloat16_is_close(name):
     np.testing.assert_allclose(logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
 
 
-def test_bfloat16_is_what_is_computed_in():
-    model, x = resnet20(dtype=jnp.bfloat16), jnp.zeros((2, 8, 8, 1))
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_bfloat16_is_what_is_computed_in(name):
+    model, x = MODELS[name](num_classes=7, dtype=jnp.bfloat16), jnp.zeros((2, 64, 64, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    eqns = jax.make_jaxpr(model.apply)(variables, x).eqns
-    convs = [e for e in eqns if e.primitive.name == "conv_general_dilated"]
-    assert len(convs) == 21
-    assert all(e.outvars[0].aval.dtype == jnp.bfloat16 for e in convs)
+    program = jax.make_jaxpr(model.apply)(variables, x)
+    layers = [
+        e for e in equations(program.jaxpr) if e.primitive.name in ("conv_general_dilated", "dot_general")
+    ]
+    assert all(e.outvars[0].aval.dtype == jnp.bfloat16 for e in layers)
+    assert all(operand.aval.dtype == jnp.bfloat16 for e in layers for operand in e.invars)
+    kernels = [x for x in jax.tree.leaves(variables["params"]) if x.ndim > 1]
+    assert len(layers) >= len(kernels)  # AlexNet averages by products, too
 
 
 def test_strides_and_pooling():

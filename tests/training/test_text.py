@@ -161,8 +161,7 @@ def test_characters_are_not_attacked_while_training(home, capsys, flag, said):
     refused(capsys, said)
 
 
-@pytest.mark.slow
-def test_a_plan_measures_its_times(capsys):
-    flags = ("--dataset=stdlib", "--model=char_transformer_small")
+def test_a_plan_measures_its_times(home, capsys):
+    flags = (f"--dataset=text:{home}/a.txt", f"--sequence_length={LENGTH}", f"--model={home}/net.py:tiny")
     assert main(["plan", *flags, "--measure_times", "--method=bl", "--batch_size=8", "--epochs=1"]) == 0
     assert "seconds:" in capsys.readouterr().out
