@@ -54,6 +54,6 @@ def test_time_is_shared_and_a_late_section_gets_what_earlier_ones_left(monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [name for name in accelerator.SECTIONS if name != "tests"])
 def test_every_section_runs_on_the_cpu(monkeypatch, tmp_path, section):
-    found = run(monkeypatch, tmp_path, f"--sections={section}", "--seconds=30")[section]
+    found = run(monkeypatch, tmp_path, f"--sections={section}", "--seconds=12")[section]
     assert found["failed"] is None
     assert found["rows"]
