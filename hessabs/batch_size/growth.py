@@ -143,23 +143,29 @@ def growths(
     require("be above 1", growth_factor=growth_factor)
     require("be at least 1 example", total=total)
     factors = _factors(lr_schedule, total)
-    peak = max(factors.values())
-    if not (math.isfinite(peak) and peak > 0 and min(factors.values()) >= 0):
+    largest = max(factors.values())
+    if not (math.isfinite(largest) and largest > 0 and min(factors.values()) >= 0):
         raise ValueError(
             "`lr_schedule` must give finite factors of at least 0, one of them above 0, got "
-            f"{min(factors.values())} to {peak}."
+            f"{min(factors.values())} to {largest}."
         )
 
     grid = list(factors)
     table = {0: initial}  # where the rate falls by several steps at once, the batch grows by all of them
     for before, after in itertools.pairwise(ladder(initial, maximum, growth_factor)):
-        least = peak * initial / math.sqrt(before * after)
+        least = largest * initial / math.sqrt(before * after)
         last = max(i for i, samples in enumerate(grid) if factors[samples] > least)
         if last == len(grid) - 1:
             break  # it ends above
         between = range(grid[last], grid[last + 1] + 1)
         table[between[bisect.bisect_left(between, -least, key=lambda samples: -lr_schedule(samples))]] = after
     return table
+
+
+def peak(lr_schedule: Callable[[int], float], total: int) -> int:
+    """Return about how many examples a schedule takes to rise to its largest value: the length of a warm-up."""
+    factors = _factors(lr_schedule, total)
+    return max(factors, key=lambda samples: factors[samples])
 
 
 def _factors(lr_schedule: Callable[[int], float], total: int) -> dict[int, float]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
-from hessabs.batch_size.counting import NEVER, where
-from hessabs.batch_size.growth import growths
+from hessabs.batch_size.counting import NEVER, Count, where
+from hessabs.batch_size.growth import growths, peak
 from hessabs.batch_size.noise import gradient_noise_scale
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller, rule_of
 from hessabs.batch_size.table import schedule
@@ -27,8 +27,9 @@ def ramp(
 
     Below a few noise scales a larger batch saves updates at next to no loss, so the batch follows
     ``gradient_noise_scale``; where the schedule has lowered the rate by more than that, it grows as ``seesaw``
-    does, for noise that a lower rate would average away may as well be averaged by the batch. It never falls.
-    Measure often: the two estimates are free, and those of the first updates are the most useful.
+    does, for noise that a lower rate would average away may as well be averaged by the batch. It never falls,
+    so the noise is heard from the end of the warm-up on, and not before ``average_over`` measurements: that of
+    an untrained network is often large, and falls. Measure often, the two estimates are free.
 
     Args:
       initial: Examples per update at the start, at least two parts of an update.
@@ -69,8 +70,9 @@ def ramp(
             growth_factor=growth_factor,
         )
     )
-    table = {0: initial}
+    table, begin = {0: initial}, average_over * measure_every
     if lr_schedule is not None and total is not None:
+        begin = max(begin, peak(lr_schedule, total))
         table = growths(initial, maximum, lr_schedule=lr_schedule, total=total, growth_factor=growth_factor)
     decay = rule_of(schedule(list(table.values()), list(table)[1:]))
 
@@ -88,6 +90,9 @@ def ramp(
         return decide(noise.init(rate), decay.init(rate), rate)
 
     def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
-        return decide(noise.update(observation, state, rate), decay.update(observation, state, rate), rate)
+        heard = noise.update(observation, state, rate)
+        early = Count.of(observation.samples) < begin
+        heard = heard._replace(batch_size=jnp.where(early, state.batch_size, heard.batch_size))
+        return decide(heard, decay.update(observation, state, rate), rate)
 
     return make_controller(Rule(init, update, (initial, maximum), "gradient"))

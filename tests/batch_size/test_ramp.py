@@ -69,7 +69,15 @@ def test_without_a_schedule_it_is_the_noise_scale_alone():
     assert sizes(states) == sizes(want)
     assert [int(state.observe_at) for state in states] == [int(state.observe_at) for state in want]
     never = ramp(**NOISY, lr_schedule=lambda samples: 1.0, total=TOTAL)
-    assert sizes(course(never, SCALES)) == sizes(want)
+    assert sizes(course(never, SCALES)) == sizes(states)
+
+
+def test_the_noise_of_a_warm_up_is_not_heard():
+    warming = ramp(**NOISY, lr_schedule=lambda samples: min(samples / 10_000, 1.0), total=TOTAL)
+    loud = np.concatenate([np.full(15, 900.0), np.full(25, 20.0)])  # it falls before the warm-up ends
+    assert sizes(course(warming, loud))[:19] == [32] * 19
+    assert sizes(course(ramp(**NOISY), loud))[:8] == [32, 32, 32, 64, 128, 256, 512, 1024]
+    assert sizes(course(warming, SCALES))[-1] > 32
 
 
 def test_without_noise_it_is_seesaw_and_measures_until_the_maximum():
@@ -86,7 +94,7 @@ def test_a_plan_lies_between_the_decay_alone_and_noise_alone():
     run = {"num_examples": TOTAL, "epochs": 1, "micro_batch_size": 16, "whole_updates": True}
     bounds = growth_bounds(ramp(**NOISY, **FALLS), **run)
     assert bounds.most.updates == plan(seesaw(**SIZES, **FALLS), **run).updates
-    assert bounds.fewest.updates < bounds.most.updates / 4
+    assert bounds.fewest.updates < bounds.most.updates / 3
 
 
 @pytest.mark.parametrize(
