@@ -25,16 +25,15 @@ _STABILITY = {"method": "stability", "threshold": 2.0}
 _GRADIENT = {  # these rules compare micro-batches of one update, here of the last one of an epoch
     "micro_batch": "fixed",
     "micro_batch_size": 64,
-    "measure_every": 59_968,
-    "fraction_decrease": 2.0,
 }
+_ONCE = {"measure_every": 59_968, "fraction_decrease": 2.0}  # in an epoch, as norm_test does
 
 GRID = {
     # The rule: what each part of ABSA's does alone, and rules without a Hessian.
     "timer": {"method": "timer"},
     "eigenvalue_alone": {"method": "absa", "patience": 0},
     "fixed": {"method": "fixed", "grow_epochs": (5, 15, 25, 35, 45, 55, 65)},  # as ABSA grew, not measured
-    "gns": {"method": "gns", **_GRADIENT},
+    "gns": {"method": "gns", **_GRADIENT, **_ONCE},
     "norm_test": {"method": "norm_test", **_GRADIENT},
     # The examples: every rule with a fifth of each batch adversarial to the end.
     "bl_kept": {"method": "bl", **_KEPT},

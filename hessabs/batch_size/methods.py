@@ -8,7 +8,7 @@ from hessabs.batch_size.bounds import Bounds, growth_bounds
 from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
-from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, seesaw, timer
+from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, peak, seesaw, timer
 from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Remainder, epoch_examples
@@ -21,6 +21,7 @@ from hessabs.batch_size.table import constant, linear_scaling
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 _NAMES = {kind: name for name, kind in METHODS.items()}
+_NOISE = ("gns", "ramp")  # their measurements are free, and averaged
 _RANGES = {  # what settings must
     "be at least 1": (
         *("epochs", "batch_size", "max_batch_size", "micro_batch_size", "measure_every"),
@@ -131,9 +132,9 @@ def resolve(
         "max_batch_size": min(128 * initial, fits),
         "lr_coupling": "none" if name in ("gg", "cyclical") else "linear",
         "growth_factor": inverse(run.lr_decay) if name == "gg" else 2.0,
-        "fraction_decrease": 1.0 if compares_parts(method) else 2.0,
+        "fraction_decrease": 1.0 if name in _NOISE else 2.0,
         "noise_scale": 2.0 if name == "ramp" else 1.0,
-        "measure_every": max(1, per_epoch(run, num_examples) // (256 if compares_parts(method) else 1)),
+        "measure_every": max(1, per_epoch(run, num_examples) // (256 if name in _NOISE else 1)),
     }
     unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
     filled: Any = method._replace(**unset)
@@ -222,7 +223,8 @@ def _plain_rule(
         case "ramp":
             return ramp(**measuring, lr_schedule=falling, total=run.epochs * epoch, scale=own.noise_scale)
         case "gns":
-            return gradient_noise_scale(**measuring, scale=own.noise_scale)
+            start = peak(falling, run.epochs * epoch)
+            return gradient_noise_scale(**measuring, scale=own.noise_scale, start=start)
         case "stability":
             return stability_limited(**measuring, lr=lr, threshold=own.threshold)
     fall, patience = own.eigenvalue_decrease, own.patience or None

@@ -49,6 +49,7 @@ def gradient_noise_scale(
     scale: float = 1.0,
     average_over: int = 8,
     growth_factor: float = 2.0,
+    start: int = 0,
 ) -> Controller:
     """Let the batch follow the gradient noise scale ``tr(Sigma) / |G|^2``, which rises as the loss falls.
 
@@ -63,6 +64,8 @@ def gradient_noise_scale(
       scale: Batch size in noise scales, above 0.
       average_over: Observations that the running means cover (their weight is its inverse), a power of two.
       growth_factor: The most that the batch grows by at once, above 1.
+      start: Examples before which the estimates are averaged and nothing is decided, at least 0: the noise
+        scale of an untrained network is often large, and falls.
 
     Returns:
       A ``Controller`` that measures ``"gradient"``: ``Observation.gradient`` must then be of the last update.
@@ -86,12 +89,15 @@ def gradient_noise_scale(
     require("be above 0", scale=scale)
     require("be a power of two observations", average_over=average_over)
     require("be above 1", growth_factor=growth_factor)
+    require("be at least 0 examples", start=start)
 
     def wanted(observation: Observation, state: ControllerState, measured: jax.Array) -> tuple[jax.Array, Any]:
         noise, signal = noise_and_signal(need_gradient(observation, "gradient_noise_scale"))
         valid = measured & jnp.isfinite(noise) & jnp.isfinite(signal)
         average = state.rule.average.add(noise, signal, valid, average_over)
-        usable = valid & (average.signal >= jnp.finfo(jnp.float32).tiny)
+        usable = (
+            valid & (average.signal >= jnp.finfo(jnp.float32).tiny) & (Count.of(observation.samples) >= start)
+        )
         size = scale * average.noise / jnp.where(usable, average.signal, 1.0)
         size = jnp.minimum(size, growth_factor * state.batch_size.astype(jnp.float32))
         return jnp.where(usable, jnp.minimum(size, maximum), 0.0).astype(jnp.int32) // initial, average

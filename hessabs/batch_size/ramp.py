@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
-from hessabs.batch_size.counting import NEVER, Count, where
+from hessabs.batch_size.counting import NEVER, where
 from hessabs.batch_size.growth import growths, peak
 from hessabs.batch_size.noise import gradient_noise_scale
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller, rule_of
@@ -60,6 +61,10 @@ def ramp(
     """
     if (lr_schedule is None) != (total is None):
         raise ValueError("`lr_schedule` and `total` go together, got one of them.")
+    require_sizes(initial, maximum)
+    start = average_over * measure_every
+    if lr_schedule is not None and total is not None:
+        start = max(start, peak(lr_schedule, total))
     noise = rule_of(
         gradient_noise_scale(
             initial,
@@ -68,11 +73,11 @@ def ramp(
             scale=scale,
             average_over=average_over,
             growth_factor=growth_factor,
+            start=start,
         )
     )
-    table, begin = {0: initial}, average_over * measure_every
+    table = {0: initial}
     if lr_schedule is not None and total is not None:
-        begin = max(begin, peak(lr_schedule, total))
         table = growths(initial, maximum, lr_schedule=lr_schedule, total=total, growth_factor=growth_factor)
     decay = rule_of(schedule(list(table.values()), list(table)[1:]))
 
@@ -90,9 +95,6 @@ def ramp(
         return decide(noise.init(rate), decay.init(rate), rate)
 
     def update(observation: Observation, state: ControllerState, rate: Rate) -> Decision:
-        heard = noise.update(observation, state, rate)
-        early = Count.of(observation.samples) < begin
-        heard = heard._replace(batch_size=jnp.where(early, state.batch_size, heard.batch_size))
-        return decide(heard, decay.update(observation, state, rate), rate)
+        return decide(noise.update(observation, state, rate), decay.update(observation, state, rate), rate)
 
     return make_controller(Rule(init, update, (initial, maximum), "gradient"))

@@ -43,13 +43,13 @@ LrCoupling = Annotated[
 ]
 FractionDecrease = Annotated[
     float | None,
-    "divides the adversarial fraction when the batch grows (omega); 1 keeps it; default: 2, 1 for gns, "
-    "norm_test and ramp, which grow in many small steps",
+    "divides the adversarial fraction when the batch grows (omega); 1 keeps it; default: 2, 1 for gns and "
+    "ramp, which grow in many small steps",
 ]
 GrowthFactor = Annotated[float | None, "growth of the batch (beta); default: 2, gg: 1 / lr_decay"]
 MeasureEvery = Annotated[
     int | None,
-    "examples between measurements (n); default: an epoch, a 256th of one for gns, norm_test and ramp, whose "
+    "examples between measurements (n); default: an epoch, a 256th of one for gns and ramp, whose "
     "measurements are free",
 ]
 EigenvalueDecrease = Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"]

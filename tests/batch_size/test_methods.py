@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hessabs.batch_size import Observation, methods
+from hessabs.batch_size import GradientStatistics, Observation, methods
 from hessabs.batch_size.methods import check, choose, make_plans, make_rule, never_reached, per_epoch, resolve
 from hessabs.batch_size.settings import (
     METHODS,
@@ -303,9 +303,26 @@ def test_rules_whose_measurements_are_free_measure_often_and_keep_the_adversaria
     for name, scale in (("gns", 1.0), ("ramp", 2.0)):
         _, method = resolve(PlanSettings(), choose(name, {}), 50_000)
         assert (method.measure_every, method.fraction_decrease, method.noise_scale) == (195, 1.0, scale)
-    assert resolve(PlanSettings(), choose("norm_test", {}), 200)[1].measure_every == 1
-    _, method = resolve(PlanSettings(), choose("stability", {}), 50_000)
-    assert (method.measure_every, method.fraction_decrease) == (49_920, 2.0)
+    assert resolve(PlanSettings(), choose("gns", {}), 200)[1].measure_every == 1
+    for name in ("norm_test", "stability"):
+        _, method = resolve(PlanSettings(micro_batch_size=64), choose(name, {}), 50_000)
+        assert (method.measure_every, method.fraction_decrease) == (49_984, 2.0)
+
+
+@pytest.mark.parametrize("name", ["gns", "ramp"])
+def test_noise_is_heard_from_the_end_of_the_warm_up_on(name):
+    def warming(samples):
+        return min(samples / 5_000, 1.0)
+
+    rule = make_rule(PlanSettings(epochs=2), choose(name, {}), 10_000, lr_schedule=warming)
+    loud = GradientStatistics(64, 2, mean_square=10.0, square_mean=6.0)
+    sizes = []
+    for samples in (4_900, 5_100):
+        state = rule.init()
+        for _ in range(8):
+            state = rule.update(Observation(samples, gradient=loud), state)
+        sizes.append(int(state.batch_size))
+    assert sizes[0] == 128 < sizes[1]
 
 
 @pytest.mark.parametrize(("remainder", "want"), [("drop", 896), ("keep", 1000), ("fill", 1024)])
