@@ -3,8 +3,8 @@
     python experiments/benchmarks/start.py [--rounds 3]
 
 ABSA on the digits and a character transformer, each in a process of its own: with an empty compilation cache
-(``JAX_COMPILATION_CACHE_DIR``), and once more with what the first one left there. Medians. The first update is made
-when the loop asks for the rate of the next one. Writes start.md beside this file.
+(``JAX_COMPILATION_CACHE_DIR``), and once more with what the first one left there. Medians. The first update is
+done when the loop asks for the rate of the next one. Writes start.md beside this file.
 """
 
 import argparse
