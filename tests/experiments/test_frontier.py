@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from experiments import grid, table, training
-from experiments.frontier import report, search
+from experiments.frontier import advice, report, search
 from experiments.frontier.problems import PROBLEMS, Point, points, rate, settings
 from experiments.table import Run
 
@@ -96,3 +96,15 @@ def test_the_committed_page_is_that_of_the_table_and_runs_say_where_they_come_fr
     for run in table.read(path.parent).values():
         assert run.summary["command"] == f"python -m experiments.frontier.run {name}"
         assert (len(run.commit), bool(run.summary["hardware"])) == (40, True)
+
+
+def test_the_page_of_the_advice_is_that_of_its_runs():
+    assert (grid.RESULTS / "advice/README.md").read_text() == advice.page(grid.RESULTS / "advice")
+
+
+def test_the_fewest_updates_of_a_front_lie_between_its_batches_on_a_logarithmic_scale():
+    front = [(100.0, 88.0), (400.0, 90.0), (1600.0, 89.0)]
+    assert advice.fewest(PROBLEMS["mlp"], front, 89.0) == pytest.approx(200)
+    assert advice.fewest(PROBLEMS["mlp"], front, 87.0) == 100
+    assert advice.fewest(PROBLEMS["mlp"], front, 90.1) is None
+    assert advice.fewest(PROBLEMS["text"], [(100.0, 1.6), (400.0, 1.4)], 1.5) == pytest.approx(200)

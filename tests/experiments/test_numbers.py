@@ -37,6 +37,10 @@ LABELS = {  # of rows whose label is not that of their method and largest batch
     **{f"Muon, `seesaw`, {batch}": f"seesaw_{batch}" for batch in (64, 128)},
     "SGD, half adversarial, 128": "bl_half",
     "SGD, half adversarial, weight decay, 128": "bl_half_decay_5e-4",
+    "SGD, half adversarial, `ramp`, 128": "ramp_half",
+    "SGD, half adversarial, weight decay, `ramp`, 128": "ramp_half_decay_5e-4",
+    "Muon, half adversarial, `ramp`, 512": "ramp_muon_512",
+    "Muon, `ramp`, 64": "ramp_64",
     "Muon, half adversarial, `seesaw`, weight decay, 4096": "seesaw_4096_decay_0.5",
     **{f"Muon, half adversarial, {batch}": f"muon_{batch}" for batch in (4096, 8192)},
     **{f"Muon, half adversarial, `seesaw`, {batch}": f"seesaw_{batch}" for batch in (4096, 8192)},
@@ -70,8 +74,8 @@ def accuracy(name, label):
         pytest.param(README, 1, "fashion_mnist_mlp", 4, id="README-fashion_mnist_mlp"),
         pytest.param(PAGE, 0, "fashion_mnist_mlp", 8, id="results-fashion_mnist_mlp"),
         pytest.param(PAGE, 1, "fashion_mnist_c1", 8, id="results-fashion_mnist_c1"),
-        pytest.param(VALUE, 0, "far_fewer_updates", 8, id="worth-far_fewer_updates"),
-        pytest.param(VALUE, 1, "text_growth", 5, id="worth-text_growth"),
+        pytest.param(VALUE, 0, "far_fewer_updates", 11, id="worth-far_fewer_updates"),
+        pytest.param(VALUE, 1, "text_growth", 6, id="worth-text_growth"),
     ],
 )
 def test_tables_are_those_of_the_runs(page, place, name, least):
@@ -105,23 +109,28 @@ def of_point(point, field):
 
 
 def test_the_table_of_the_frontier_is_that_of_its_runs():
-    [lines] = re.findall(r"^\| optimiser \| first batch .*\n\|[-|]+\n((?:\|.*\n)+)", VALUE, re.MULTILINE)
-    optimizer, shown = "", 0
+    [lines] = re.findall(
+        r"^\| optimiser, epochs \| first batch .*\n\|[-|]+\n((?:\|.*\n)+)", VALUE, re.MULTILINE
+    )
+    optimizer, epochs, shown = "", 0, 0
     for line in lines.splitlines():
         name, batch, *cells = (part.strip() for part in line.split("|")[1:-1])
-        optimizer = name.lower() or optimizer
-        for rule, (updates, accuracy, pgd) in zip(("constant", "seesaw"), (cells[:3], cells[3:]), strict=True):
-            point = Point(optimizer, int(batch.replace(",", "")), 10, rule)
+        if name:
+            optimizer, epochs = name.lower().split(", ")
+        for i, rule in enumerate(("constant", "seesaw", "ramp")):
+            updates, accuracy, pgd = cells[3 * i : 3 * i + 3]
+            point = Point(optimizer, int(batch.replace(",", "")), int(epochs), rule)
             if not updates:
                 assert point not in frontier()
                 continue
             accuracies = of_point(point, "validation_accuracy")
-            diverged = ", one diverged" if len(accuracies) < 3 else ""
+            lost = 3 - len(accuracies)
+            diverged = f", {('one', 'two', 'all')[lost - 1]} diverged" if lost else ""
             assert accuracy == cell(accuracies, "{:.2f}") + diverged, point
             assert updates == f"{statistics.mean(of_point(point, 'updates')):,.0f}"
             assert pgd == f"{statistics.mean(of_point(point, 'validation_pgd_accuracy')):.2f}"
             shown += 1
-    assert shown == 21
+    assert shown == 30
 
 
 def test_what_the_text_says_of_the_frontier():
@@ -140,8 +149,29 @@ def test_what_the_text_says_of_the_frontier():
     assert (f"{min(gains):.1f}", f"{max(gains):.1f}") == ("0.1", "0.2")
     assert (f"{min(robust):.1f}", f"{max(robust):.1f}") == ("0.7", "1.9")
     best = max(mean("sgd", batch) for batch in PROBLEMS["mlp"].batches)
+    constant = {mean("sgd", batch, field="updates"): mean("sgd", batch) for batch in (1024, 512, 256)}
+    gains = [
+        mean("sgd", batch, "ramp")
+        - np.interp(mean("sgd", batch, "ramp", "updates"), list(constant), list(constant.values()))
+        for batch in (128, 256, 512)
+    ]
+    assert (f"{min(gains):.1f}", f"{max(gains):.1f}") == ("0.5", "1.5")
+    assert best - mean("sgd", 256, "ramp") < 0.2
+    ratios = [3900 / mean("sgd", batch, "ramp", "updates") for batch in (128, 256)]
+    assert [f"{ratio:.1f}" for ratio in ratios] == ["4.4", "5.5"]
     assert best == mean("sgd", 128) == pytest.approx(mean("muon", 16384), abs=0.1)
     assert mean("sgd", 128, field="updates") == 130 * mean("muon", 16384, field="updates")
+
+
+def test_what_the_text_says_of_the_advice():
+    page = (grid.RESULTS / "advice/README.md").read_text()
+    sgd, muon, text = re.findall(r"^\| (?:MLP|Char).* (\d\.\d\d) \|$", page, re.MULTILINE)
+    said = re.search(
+        r"run takes (\S+) of them for SGD on the MLP, (\S+) for Muon on text, and (\S+) for Muon on the MLP",
+        " ".join(VALUE.split()),
+    )
+    assert said
+    assert said.groups() == (sgd, text, muon)
 
 
 WORTH, BEYOND, C1 = "hessian_worth", "go_beyond", "fashion_mnist_c1"

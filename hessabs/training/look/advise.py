@@ -264,7 +264,8 @@ def report(advice: Advice, command: str) -> str:
             f"{run['epochs']} epochs are at most {advice.updates:,} updates, fewer where noise lets the batch "
             f"grow sooner, to {advice.constant_updates:,} of a batch that does not grow.",
             "not known: the accuracy of a whole run; whether half of the rate is right for one of this length; "
-            "the noise scale later on, and so how many updates there will be.",
+            "the noise scale later on, and so how many updates there will be; whether a first batch many times "
+            "larger does as well, as it may with Muon.",
             "",
             command,
         ]
