@@ -1,6 +1,9 @@
 """Several forms of one loss, the same numbers: what their gradient and products take, in time and memory."""
 
+import argparse
 import functools
+import json
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -51,8 +54,20 @@ def compare(forms: Mapping[str, Callable[..., Any]], params: Any, batch: Any, ro
     }
 
 
-def table(found: Mapping[str, Any], what: str) -> list[str]:
-    """Draw the table: a row for each form, times beside those of the first."""
+def main(path: str, title: str, note: str, what: str, measure: Callable[[int], dict[str, Any]]) -> None:
+    """Measure as the command line says, and write a script's .json and .md beside it."""
+    parser = argparse.ArgumentParser(description=f"{title}.")
+    parser.add_argument("--rounds", type=int, default=3)
+    script = pathlib.Path(path)
+    found = measure(parser.parse_args().rounds)
+    script.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    head = f"`python experiments/benchmarks/{script.name}`; {note}"
+    page = "\n".join([f"# {title}", "", head, "", *_table(found, what), "", found["origin"], ""])
+    script.with_suffix(".md").write_text(page)
+    print(page)
+
+
+def _table(found: Mapping[str, Any], what: str) -> list[str]:
     first, *_ = found["ms"]
     rows = [[what, *(t for name in FUNCTIONS for t in (f"{name}, ms", f"of {first}", "MiB"))]]
     for form, ms in found["ms"].items():

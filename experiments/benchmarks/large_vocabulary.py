@@ -1,13 +1,11 @@
 """Products of a language model with a large vocabulary: its logits whole, or a chunk of tokens at a time.
 
-    python experiments/benchmarks/large_vocabulary.py [--rounds 3]
+    python experiments/benchmarks/large_vocabulary.py [--rounds N]
 
 The wide network of ``transformer_problem.py``, its embedding tied, with eight times the tokens; functions run
 in turn, medians. Writes large_vocabulary.json and large_vocabulary.md beside this file.
 """
 
-import argparse
-import json
 import pathlib
 import sys
 from typing import Any
@@ -22,7 +20,6 @@ from experiments.benchmarks import forms
 from experiments.benchmarks.transformer_problem import PROBLEMS, build, hidden
 from hessabs.curvature import linear_cross_entropy
 
-_HERE = pathlib.Path(__file__).parent
 _PROBLEM = PROBLEMS["wide"]._replace(sequences=8, length=256)
 _CHUNKS = (512, 128)
 
@@ -49,35 +46,14 @@ def measure(rounds: int) -> dict[str, Any]:
     return forms.compare(losses, params, batch, rounds)
 
 
-def page(found: dict[str, Any]) -> str:
-    """Draw the page."""
-    logits = 4 * _PROBLEM.sequences * _PROBLEM.length * _PROBLEM.vocabulary
-    lines = [
-        "# A large vocabulary",
-        "",
-        f"`python experiments/benchmarks/large_vocabulary.py`; {_PROBLEM}; the logits are "
-        f"{logits / 2**20:.0f} MiB, the params {4 * _PROBLEM.vocabulary * _PROBLEM.width / 2**20:.0f} MiB of "
-        "embedding and little else. Memory is what a function holds beside params, vector and result, and for "
-        "linearised products what the operator keeps.",
-        "",
-        *forms.table(found, "cross-entropy"),
-        "",
-        found["origin"],
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Measure and write the page."""
-    parser = argparse.ArgumentParser(description="Products with a large vocabulary.")
-    parser.add_argument("--rounds", type=int, default=3)
-    found = measure(parser.parse_args().rounds)
-    kept = _HERE / "large_vocabulary.json"
-    kept.write_text(json.dumps(found, indent=1) + "\n")
-    kept.with_suffix(".md").write_text(page(found))
-    print(page(found))
-
-
 if __name__ == "__main__":
-    main()
+    logits, embedding = (
+        4 * rows * _PROBLEM.vocabulary / 2**20
+        for rows in (_PROBLEM.sequences * _PROBLEM.length, _PROBLEM.width)
+    )
+    note = (
+        f"{_PROBLEM}; the logits are {logits:.0f} MiB, the params {embedding:.0f} MiB of embedding and little "
+        "else. Memory is what a function holds beside params, vector and result, and for linearised products "
+        "what the operator keeps."
+    )
+    forms.main(__file__, "A large vocabulary", note, "cross-entropy", measure)

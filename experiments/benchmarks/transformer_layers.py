@@ -1,13 +1,11 @@
 """Products of a transformer whose layers are a loop of Python, rematerialised, scanned, or both.
 
-    python experiments/benchmarks/transformer_layers.py [--rounds 7]
+    python experiments/benchmarks/transformer_layers.py [--rounds N]
 
 The character network of ``transformer_problem.py``, the same params and tokens; functions run in turn, medians.
 Writes transformer_layers.json and transformer_layers.md beside this file.
 """
 
-import argparse
-import json
 import pathlib
 import sys
 from typing import Any
@@ -22,7 +20,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from experiments.benchmarks import forms
 from experiments.benchmarks.transformer_problem import PROBLEMS, build, hidden
 
-_HERE = pathlib.Path(__file__).parent
 _PROBLEM = PROBLEMS["char"]
 FORMS = {"loop": (False, False), "remat": (True, False), "scan": (False, True), "remat, scan": (True, True)}
 
@@ -54,31 +51,5 @@ def measure(rounds: int) -> dict[str, Any]:
     return forms.compare({name: make(*form) for name, form in FORMS.items()}, stacked, batch, rounds)
 
 
-def page(found: dict[str, Any]) -> str:
-    """Draw the page."""
-    lines = [
-        "# Layers that are rematerialised or scanned",
-        "",
-        f"`python experiments/benchmarks/transformer_layers.py`; {_PROBLEM}.",
-        "",
-        *forms.table(found, "layers"),
-        "",
-        found["origin"],
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Measure and write the page."""
-    parser = argparse.ArgumentParser(description="Layers that are rematerialised or scanned.")
-    parser.add_argument("--rounds", type=int, default=7)
-    found = measure(parser.parse_args().rounds)
-    kept = _HERE / "transformer_layers.json"
-    kept.write_text(json.dumps(found, indent=1) + "\n")
-    kept.with_suffix(".md").write_text(page(found))
-    print(page(found))
-
-
 if __name__ == "__main__":
-    main()
+    forms.main(__file__, "Layers that are rematerialised or scanned", f"{_PROBLEM}.", "layers", measure)

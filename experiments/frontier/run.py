@@ -5,8 +5,8 @@
 
 PROBLEM is one of ``problems.PROBLEMS``. A run that has finished is a line of
 experiments/results/frontier_PROBLEM/runs.jsonl, so the command goes on where it was cut; several processes may
-work on one problem. --hours ends it after the run in which they have passed, --only
-begins those alone whose names match (``muon-ramp-b512-*``), --report only writes the tables.
+work on one problem. --hours ends it after the run in which they have passed, --only begins those alone whose
+names match (``muon-ramp-b512-*``), --report only writes the tables.
 """
 
 import argparse

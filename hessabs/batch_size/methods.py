@@ -99,7 +99,7 @@ def check(run: PlanSettings, method: Method) -> None:
 
 def compares_parts(method: Method) -> bool:
     """Tell whether a method compares the micro-batches of an update: it needs two at least, equally large."""
-    return name_of(method) in ("gns", "norm_test", "ramp")
+    return name_of(method) in (*_NOISE, "norm_test")
 
 
 def resolve(
@@ -223,7 +223,8 @@ def _plain_rule(
         case "ramp":
             return ramp(**measuring, lr_schedule=falling, total=run.epochs * epoch, scale=own.noise_scale)
         case "gns":
-            start = peak(falling, run.epochs * epoch)
+            # Not before about as many measurements as it averages, if there are 256 in an epoch.
+            start = max(peak(falling, run.epochs * epoch), epoch // 32)
             return gradient_noise_scale(**measuring, scale=own.noise_scale, start=start)
         case "stability":
             return stability_limited(**measuring, lr=lr, threshold=own.threshold)

@@ -38,7 +38,8 @@ def ramp(
       measure_every, average_over: As in ``gradient_noise_scale``.
       lr_schedule, total: As in ``seesaw``; None, both, for the noise scale alone.
       scale: Batch size in noise scales, above 0: by the trade-off of McCandlish et al. a batch of 1 takes twice
-        the updates of an endless one and twice the examples of a tiny one, one of 2 takes 1.5 and 3 times.
+        the updates of an endless one and twice the examples of a tiny one, one of 2 takes 1.5 and 3 times. The
+        default was chosen by hand among 1, 2, 4 and 8, with one seed, on held-out images of a perceptron.
 
     Returns:
       A ``Controller`` that measures ``"gradient"``.

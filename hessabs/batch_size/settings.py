@@ -195,15 +195,10 @@ class Seesaw(NamedTuple):
     growth_factor: GrowthFactor = None
 
 
-class Ramp(NamedTuple):
+class Ramp(Gns):
     """The larger of some noise scales and what seesaw says."""
 
-    max_batch_size: MaxBatchSize = None
-    lr_coupling: LrCoupling = None
-    fraction_decrease: FractionDecrease = None
-    growth_factor: GrowthFactor = None
-    measure_every: MeasureEvery = None
-    noise_scale: NoiseScale = None
+    __slots__ = ()
 
 
 Method = Bl | Fb | Gg | Abs | Absa | Cyclical | Gns | NormTest | Stability | Timer | Fixed | Seesaw | Ramp

@@ -21,7 +21,8 @@ def linear_cross_entropy(
     With a vocabulary of 50,000 the logits are most of what a language model keeps, and a Hessian-vector product
     holds them, their tangents and their softmax at once. Here a chunk of tokens makes its logits, and makes
     them anew in the backward pass: value, gradient and any product hold ``chunk_size`` rows of them. It is
-    exact, and any transformation of JAX goes through it.
+    exact, and any transformation of JAX goes through it. It saves memory where there are many more tokens than
+    d, for the gradient of the kernel is as large as the logits of d tokens.
 
     Args:
       hidden: What the last layer reads, shape (..., d), a float dtype; with tied embeddings the kernel is

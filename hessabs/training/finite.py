@@ -35,7 +35,7 @@ def check_loss(run: Run, state: LoopState) -> None:
     if update:
         decision, position = state.decision, state.position
         done = position.epoch * run.epoch_micro_batches + position.index
-        began = done - (state.updates - update + 1) * -(-decision.batch_size // run.micro_batch_size)
+        began = done - (state.updates - update + 1) * run.micro_batches(decision.batch_size)
         epoch, index = divmod(began, run.epoch_micro_batches)
         rate = learning_rate(run, decision, epoch * run.epoch_examples + index * run.micro_batch_size)
         raise NonFiniteError(

@@ -171,7 +171,7 @@ def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, l
         state = _end_epochs(run, state, session, records, clock, progress)
         measured = (records[-1]["eigenvalue"], records[-1]["residual"]) if records else state.measured
         state = _decide(run, state, session, measured)
-        while _micro_batches_left(run, state) >= _micro_batches(run, state):
+        while _micro_batches_left(run, state) >= run.micro_batches(state.decision.batch_size):
             if state.drops and state.updates + 1 >= state.drops[0].update:
                 check_loss(run, state)
                 state = _drop(run, state, read)
@@ -210,10 +210,6 @@ def _decide(run: Run, state: LoopState, session: Session, measured: tuple[float,
     return state
 
 
-def _micro_batches(run: Run, state: LoopState) -> int:
-    return -(-state.decision.batch_size // run.micro_batch_size)
-
-
 def _micro_batches_left(run: Run, state: LoopState) -> int:
     return (run.epochs - state.position.epoch) * run.epoch_micro_batches - state.position.index
 
@@ -222,7 +218,7 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
     """Make one update: read its micro-batches, add their gradients up, descend."""
     functions, train, position, samples = run.functions, state.train, state.position, state.samples
     fraction = state.decision.adversarial_fraction or None
-    wanted, done = _micro_batches(run, state), 0
+    wanted, done = run.micro_batches(state.decision.batch_size), 0
     lr_scale = _on_device(state.decision.lr_scale * run.schedule(samples))
     totals = None
     if wanted > 1:
@@ -253,7 +249,7 @@ def _drop(run: Run, state: LoopState, read: Reader) -> LoopState:
     """Pass over batches that are to be dropped; their examples count, for rules and epochs go by them."""
     drop, *later = state.drops
     position, samples = state.position, state.samples
-    wanted = drop.batches * _micro_batches(run, state)
+    wanted = drop.batches * run.micro_batches(state.decision.batch_size)
     for _ in range(min(_micro_batches_left(run, state), wanted)):
         samples += run.examples(position, 1)
         _, position = read(1)
@@ -268,7 +264,7 @@ def _on_device(lr_scale: float) -> jax.Array:
 def _largest_next(run: Run, batch_size: int) -> int:
     # Twice as much, or as many as the rule may say: compiled while this size is in use.
     maximum = batch_size if run.rule.batch_sizes is None else run.rule.batch_sizes[1]
-    return -(-min(max(batch_size, maximum), 2 * batch_size) // run.micro_batch_size)
+    return run.micro_batches(min(max(batch_size, maximum), 2 * batch_size))
 
 
 def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> LoopState:

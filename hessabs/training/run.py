@@ -105,6 +105,10 @@ class Run(NamedTuple):
             num_workers=self.task.num_workers,
         )
 
+    def micro_batches(self, batch_size: int) -> int:
+        """Count the micro-batches of an update."""
+        return -(-batch_size // self.micro_batch_size)
+
     def examples(self, position: Position, count: int) -> int:
         """Count the examples of the micro-batches from a position on: the last of an epoch may have fewer."""
         left = self.epoch_examples - position.index * self.micro_batch_size

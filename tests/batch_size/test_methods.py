@@ -310,6 +310,17 @@ def test_rules_whose_measurements_are_free_measure_often_and_keep_the_adversaria
 
 
 @pytest.mark.parametrize("name", ["gns", "ramp"])
+def test_without_a_warm_up_one_noisy_measurement_decides_nothing(name):
+    rule = make_rule(PlanSettings(epochs=2, lr_decay_epochs=()), choose(name, {}), 51_200)
+    loud = GradientStatistics(64, 2, mean_square=10.0, square_mean=6.0)
+    state, sizes = rule.init(), []
+    for count in range(1, 9):
+        state = rule.update(Observation(200 * count, gradient=loud), state)
+        sizes.append(int(state.batch_size))
+    assert sizes == [128] * 7 + [256]
+
+
+@pytest.mark.parametrize("name", ["gns", "ramp"])
 def test_noise_is_heard_from_the_end_of_the_warm_up_on(name):
     def warming(samples):
         return min(samples / 5_000, 1.0)

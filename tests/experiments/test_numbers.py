@@ -163,6 +163,46 @@ def test_what_the_text_says_of_the_frontier():
     assert mean("sgd", 128, field="updates") == 130 * mean("muon", 16384, field="updates")
 
 
+def test_what_the_text_says_of_ramp_beside_the_baselines_of_its_settings():
+    def mean(label, field):
+        return statistics.mean(values("far_fewer_updates", label, field))
+
+    pairs = [("bl_half", "ramp_half"), ("bl_half_decay_5e-4", "ramp_half_decay_5e-4")]
+    for field, lost in (
+        ("validation_accuracy", ["0.0", "0.4"]),
+        ("test_accuracy", ["0.2", "0.4"]),
+    ):
+        assert [f"{mean(bl, field) - mean(ramp, field):.1f}" for bl, ramp in pairs] == lost, field
+    robust = [mean(ramp, "validation_pgd_accuracy") - mean(bl, "validation_pgd_accuracy") for bl, ramp in pairs]
+    assert f"{robust[0]:.1f}" == "0.4"  # "0.4 points more under PGD"
+    assert abs(robust[1]) < 0.1  # "as robust"
+    fewer = [mean(bl, "updates") / mean(ramp, "updates") for bl, ramp in pairs]
+    assert [f"{ratio:.0f}" for ratio in fewer] == ["20", "12"]
+
+
+def test_what_the_text_says_of_text():
+    def below(run, line):
+        (x, y), (first, low), (last, high) = run, *line
+        part = np.log(x / first) / np.log(last / first)
+        return low + part * (high - low) - y
+
+    def point(label):
+        return [statistics.mean(values("text_growth", label, f)) for f in ("updates", "validation_loss")]
+
+    line = [point("muon_128"), point("muon_64")]
+    found = [f"{below(point(label), line):.3f}" for label in ("seesaw_64", "ramp_64")]
+    assert f"lies {found[0]} (`seesaw`) and {found[1]} (`ramp`) below the line" in " ".join(VALUE.split())
+    places = {
+        place.point: [
+            statistics.mean(run.summary[f] for run in place.runs) for f in ("updates", "validation_loss")
+        ]
+        for place in search.places(PROBLEMS["text"], read(grid.RESULTS / "frontier_text"))
+    }
+    line = [places[Point("adamw", batch, 1)] for batch in (64, 16)]
+    found = [f"{below(places[Point('adamw', 16, 1, rule)], line):.2f}" for rule in ("ramp", "seesaw")]
+    assert f"which is {found[0]} and {found[1]} below the line" in " ".join(VALUE.split())
+
+
 def test_what_the_text_says_of_the_advice():
     page = (grid.RESULTS / "advice/README.md").read_text()
     sgd, muon, text = re.findall(r"^\| (?:MLP|Char).* (\d\.\d\d) \|$", page, re.MULTILINE)
