@@ -3,10 +3,11 @@
     python experiments/benchmarks/transformer.py [--rounds 7] [--problems char,wide]
 
 ``char`` is the character network of this library with 4 layers of width 128 on 8 sequences of 128 tokens of 96;
-``wide`` has 50,304 tokens, as GPT-2, and 2 layers of width 256 on 2 sequences. XLA and PyTorch are each in a
-process of their own, which sleeps while the other runs; each function runs once a round, in turn; medians.
+``wide`` has 50,304 tokens, as GPT-2, and 2 layers of width 256 on 2 sequences; ``nanogpt``, for an accelerator,
+is nanoGPT's network for characters on 16 sequences of 256. XLA and PyTorch are each in a process of their own,
+which sleeps while the other runs, both in full float32; each function runs once a round, in turn; medians.
 Needs torch, curvlinops-for-pytorch, hessian-eigenthings and scipy, and writes transformer.json and
-transformer.md beside this file.
+transformer.md (transformer_gpu on a GPU) beside this file.
 """
 
 import argparse
@@ -89,13 +90,14 @@ def ours(problem: Problem, arrays: Any) -> _Runs:
 
 
 def _serve(pipe: Any, kind: str, problem: Problem, arrays: Any) -> None:
-    runs = ours(problem, arrays) if kind == "ours" else peers.runs(problem, arrays)
+    jax.config.update("jax_default_matmul_precision", "highest")  # as PyTorch's default is
+    runs, read = (ours(problem, arrays), lambda x: x) if kind == "ours" else peers.runs(problem, arrays)
     pipe.send(list(runs))
     while (name := pipe.recv()) is not None:
         started = time.perf_counter()
         answer = jax.block_until_ready(runs[name]())
         seconds = time.perf_counter() - started
-        pipe.send((seconds, jax.tree.map(np.asarray, answer)))
+        pipe.send((seconds, jax.tree.map(np.asarray, read(answer))))
 
 
 def measure(problem: Problem, rounds: int) -> dict[str, Any]:
@@ -184,9 +186,9 @@ def main() -> None:
     """Measure the problems and write the page."""
     parser = argparse.ArgumentParser(description="Curvature of transformers, and the peers.")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--problems", default=",".join(PROBLEMS))
+    parser.add_argument("--problems", default="char,wide")
     options = parser.parse_args()
-    kept = _HERE / "transformer.json"
+    kept = _HERE / f"transformer{provenance.platform_suffix()}.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for name in options.problems.split(","):
         results[name] = measure(PROBLEMS[name], options.rounds)

@@ -15,17 +15,19 @@ def versions() -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 
 
-def runs(problem: Any, arrays: Any) -> dict[str, Callable[[], Any]]:
-    """Make the functions of the peers by name; products come back as trees like the params."""
+def runs(problem: Any, arrays: Any) -> tuple[dict[str, Callable[[], Any]], Callable[[Any], Any]]:
+    """Make the functions of the peers by name, and what makes a tree like the params of an answer."""
     import hessian_eigenthings as he
     import scipy.sparse.linalg
     import torch
     from curvlinops import GGNLinearOperator, HessianLinearOperator
 
     params, batch, vector = arrays
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(problem)
     places = _load(model, params)
-    data = [(torch.tensor(batch["x"]).long(), torch.tensor(batch["y"]).long())]
+    model.to(device)
+    data = [(torch.tensor(batch["x"]).long().to(device), torch.tensor(batch["y"]).long().to(device))]
 
     def criterion(logits: Any, labels: Any) -> Any:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -35,15 +37,18 @@ def runs(problem: Any, arrays: Any) -> dict[str, Callable[[], Any]]:
             return criterion(logits, labels)
 
     weights = dict(model.named_parameters())
-    flat = torch.cat([_to_torch(vector, path, turned).flatten() for path, turned in places.values()])
+    flat = torch.cat([_to_torch(vector, path, turned).flatten() for path, turned in places.values()]).to(device)
     hessian = HessianLinearOperator(model, Loss(), list(weights.values()), data, check_deterministic=False)
     eigenthings = he.HessianOperator(model, data, he.supervised_loss(criterion))
 
-    def tree(row: Any) -> Any:
+    def read(row: Any) -> Any:
         """Take a row in PyTorch's order apart, as a tree like the params."""
+        if not isinstance(row, torch.Tensor):
+            return row
+        row = row.detach().cpu()
         out, begin = jax.tree.map(np.zeros_like, params), 0
         for name, (path, turned) in places.items():
-            part = row[begin : begin + weights[name].numel()].detach().numpy().reshape(weights[name].shape)
+            part = row[begin : begin + weights[name].numel()].numpy().reshape(weights[name].shape)
             begin += weights[name].numel()
             _leaf(out, path)[...] = part.T if turned else part
         return out
@@ -53,8 +58,8 @@ def runs(problem: Any, arrays: Any) -> dict[str, Callable[[], Any]]:
 
     found: dict[str, Callable[[], Any]] = {
         "gradient, PyTorch": gradient,
-        "curvlinops, Hessian": lambda: tree(hessian @ flat),
-        "hessian-eigenthings, Hessian": lambda: tree(eigenthings.matvec(flat)),
+        "curvlinops, Hessian": lambda: hessian @ flat,
+        "hessian-eigenthings, Hessian": lambda: eigenthings.matvec(flat),
     }
 
     class Flat(torch.nn.Module):
@@ -72,7 +77,7 @@ def runs(problem: Any, arrays: Any) -> dict[str, Callable[[], Any]]:
         Flat(), torch.nn.CrossEntropyLoss(), list(weights.values()), rows, check_deterministic=False,
         num_data=len(rows[0][1]), batch_size_fn=lambda x: x.numel(),
     )  # fmt: skip
-    found["curvlinops, GGN"] = lambda: tree(ggn @ flat)
+    found["curvlinops, GGN"] = lambda: ggn @ flat
 
     def scipy_top() -> Any:
         values, _ = scipy.sparse.linalg.eigsh(hessian.to_scipy(), 5, which="LA", tol=1e-3)
@@ -80,11 +85,24 @@ def runs(problem: Any, arrays: Any) -> dict[str, Callable[[], Any]]:
 
     def eigenthings_top() -> Any:
         found = he.lanczos(eigenthings, k=5, which="LA", seed=0, reorthogonalize=True)
-        return {"values": np.sort(found.eigenvalues.detach().numpy())[::-1].copy()}
+        return {"values": np.sort(found.eigenvalues.detach().cpu().numpy())[::-1].copy()}
 
     found["top 5, curvlinops + SciPy"] = scipy_top
     found["top 5, hessian-eigenthings"] = eigenthings_top
-    return found
+    return {name: _finished(function) for name, function in found.items()}, read
+
+
+def _finished(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Make a function that returns when its answer is there: PyTorch's GPU works behind its calls."""
+    import torch
+
+    def run() -> Any:
+        answer = function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return answer
+
+    return run
 
 
 def _model(problem: Any) -> Any:
@@ -104,7 +122,7 @@ def _model(problem: Any) -> Any:
             parts = self.qkv(self.first(h)).view(n, length, 3, self.heads, width // self.heads)
             query, key, value = (parts[:, :, i].transpose(1, 2) for i in range(3))
             scores = query @ key.transpose(-1, -2) * (width // self.heads) ** -0.5
-            unseen = torch.ones(length, length, dtype=torch.bool).triu(1)
+            unseen = torch.ones(length, length, dtype=torch.bool, device=h.device).triu(1)
             shares = scores.masked_fill(unseen, torch.finfo(scores.dtype).min).softmax(-1)
             h = h + self.out((shares @ value).transpose(1, 2).reshape(n, length, width))
             return h + self.down(nn.functional.gelu(self.up(self.second(h)), approximate="tanh"))

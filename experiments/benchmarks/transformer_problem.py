@@ -29,7 +29,11 @@ class Problem(NamedTuple):
         )
 
 
-PROBLEMS = {"char": Problem(96, 4, 128, 4, 8, 128), "wide": Problem(50_304, 2, 256, 4, 2, 128)}
+PROBLEMS = {
+    "char": Problem(96, 4, 128, 4, 8, 128),
+    "wide": Problem(50_304, 2, 256, 4, 2, 128),
+    "nanogpt": Problem(65, 6, 384, 6, 16, 256),  # nanoGPT's network for characters; for an accelerator
+}
 
 
 def build(problem: Problem, dtype: Any = None) -> tuple[Any, Any, Any, Any]:
