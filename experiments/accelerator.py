@@ -8,7 +8,8 @@ README.md in experiments/results/accelerator/DEVICE, of which a section that is 
 part. A section that fails says so there, and the next begins. Without ``--data_dir`` (Fashion-MNIST as TFDS
 prepares it) images are random, and runs train on the embedded digits. On an accelerator compilation takes most
 of the time, so a third of it goes into compiling everything ahead, side by side, into a cache (JAX's, or a
-folder that is thrown away); what is timed is timed alone. On the CPU the same sections run with smaller sizes,
+folder that is thrown away); what is timed is timed alone. Matrix products are the vendor's unless XLA_FLAGS
+says something: XLA takes minutes to choose among its own. On the CPU the same sections run with smaller sizes,
 which proves the script and no more.
 """
 
@@ -402,6 +403,8 @@ def measure(
 ) -> None:
     """Measure the chosen sections until the end, each in its part of the time, and write as they go."""
     device, path = jax.devices()[0], out / "results.json"
+    command = [f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}", "python experiments/accelerator.py"]
+    command += [f"--seconds {options.seconds:g}", *(["--data_dir DIR"] if options.data_dir else [])]
     results = json.loads(path.read_text()) if path.exists() else {}
     for number, name in enumerate(chosen):
         function, _ = SECTIONS[name]
@@ -422,8 +425,7 @@ def measure(
             "failed": failed,
             "seconds": time.monotonic() - begun,
             "commit": provenance.commit(),
-            "command": f"python experiments/accelerator.py --seconds {options.seconds:g}"
-            + (" --data_dir DIR" if options.data_dir else ""),
+            "command": " ".join(command),
             "hardware": provenance.hardware(),
             "jax": jax.__version__,
         }
@@ -462,4 +464,5 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")
     main()
