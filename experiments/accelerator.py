@@ -320,12 +320,17 @@ def training(bench: Bench) -> Iterator[_Row]:
         target = min(max(line["test_accuracy"] for line in lines) for lines in records.values())
         for method, lines in records.items():
             at = next(i for i, line in enumerate(lines) if line["test_accuracy"] >= target)
-            spent = [v for line in lines[: at + 1] for k, v in line.items() if k.startswith("seconds_")]
+            spent = {
+                key: sum(line[key] for line in lines[: at + 1])
+                for key in lines[0]
+                if key.startswith("seconds_")
+            }
             yield {
                 "network": model,
                 "method": method,
                 "accuracy of all, %": target,
-                "seconds to it": sum(spent),
+                "seconds to it": sum(spent.values()),
+                "compiling, s": spent["seconds_compile"],
                 "updates to it": lines[at]["updates"],
                 "best accuracy, %": max(line["test_accuracy"] for line in lines),
             }
