@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"  # a worker has one core
     # Half of a compilation; later versions lack the flag.
     + (" --xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else ""),
 )
@@ -29,7 +30,7 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-_MANY = 200  # programs; a megabyte or two each, with what JAX keeps beside them
+_MANY = 380  # programs; a megabyte or two each, with what JAX keeps beside them
 
 
 @pytest.hookimpl(tryfirst=True)
