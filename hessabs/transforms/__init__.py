@@ -32,6 +32,7 @@ from hessabs.transforms.adaptive import (
 )
 from hessabs.transforms.adversarial import adversarial_gradient
 from hessabs.transforms.following import ByExamplesState, by_examples
+from hessabs.transforms.guard import GuardedLearningRateState, guarded_learning_rate
 from hessabs.transforms.laws import follow_batch
 from hessabs.transforms.reading import Reading, measurement_due, read
 from hessabs.transforms.scaling import BySamplesState, ScaleByBatchSizeState, by_samples, scale_by_batch_size
@@ -41,6 +42,7 @@ __all__ = [
     "AdaptiveBatchSizeState",
     "ByExamplesState",
     "BySamplesState",
+    "GuardedLearningRateState",
     "Reading",
     "ScaleByBatchSizeState",
     "accumulate",
@@ -49,6 +51,7 @@ __all__ = [
     "by_examples",
     "by_samples",
     "follow_batch",
+    "guarded_learning_rate",
     "measurement_due",
     "read",
     "scale_by_batch_size",

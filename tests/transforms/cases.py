@@ -69,6 +69,14 @@ CASES = {
         arguments={"attack": attack(), "max_fraction": 0.5},
         static=("attack", "max_fraction", "axis_name"),
     ),
+    "guarded_learning_rate": Case(
+        make=functools.partial(hessabs.guarded_learning_rate, 8.0, flip_sign=False),
+        extra=lambda batch: {"loss_fn": loss_fn, "batch": batch},
+        outside_masks=True,
+        factory=hessabs.guarded_learning_rate,
+        arguments={"learning_rate": 8.0, "flip_sign": False},
+        static=("threshold", "every", "examples", "axis_name", "flip_sign"),
+    ),
     "scale_by_batch_size": Case(
         make=hessabs.scale_by_batch_size,
         extra=lambda batch: {"lr_scale": jnp.float32(2.0)},
