@@ -130,7 +130,7 @@ def test_the_table_of_the_frontier_is_that_of_its_runs():
             assert updates == f"{statistics.mean(of_point(point, 'updates')):,.0f}"
             assert pgd == f"{statistics.mean(of_point(point, 'validation_pgd_accuracy')):.2f}"
             shown += 1
-    assert shown == 30
+    assert shown == 44
 
 
 def test_what_the_text_says_of_the_frontier():
@@ -159,6 +159,22 @@ def test_what_the_text_says_of_the_frontier():
     assert best - mean("sgd", 256, "ramp") < 0.2
     ratios = [3900 / mean("sgd", batch, "ramp", "updates") for batch in (128, 256)]
     assert [f"{ratio:.1f}" for ratio in ratios] == ["4.4", "5.5"]
+    constant = {
+        mean("adamw", batch, field="updates"): mean("adamw", batch)
+        for batch in reversed(PROBLEMS["mlp"].batches)
+    }
+    below = {
+        (rule, batch): np.interp(mean("adamw", batch, rule, "updates"), list(constant), list(constant.values()))
+        - mean("adamw", batch, rule)
+        for rule, batch in [
+            ("ramp", 128),
+            *((rule, b) for rule in ("ramp", "seesaw") for b in (256, 512, 1024)),
+        ]
+    }
+    assert abs(below.pop(("seesaw", 256))) < 0.1
+    assert (f"{min(below.values()):.1f}", f"{max(below.values()):.1f}") == ("0.1", "0.7")
+    assert best < mean("adamw", 1024)
+    assert f"{mean('adamw', 128) - mean('adamw', 1024):.1f}" == "0.3"
     assert best == mean("sgd", 128) == pytest.approx(mean("muon", 16384), abs=0.1)
     assert mean("sgd", 128, field="updates") == 130 * mean("muon", 16384, field="updates")
 
