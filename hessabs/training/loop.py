@@ -221,6 +221,7 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
     wanted, done = run.micro_batches(state.decision.batch_size), 0
     lr_scale = _on_device(state.decision.lr_scale * run.schedule(samples))
     totals = None
+    shown: tuple[Any, ...] = ()  # a micro-batch, for an optimiser that reads one
     if wanted > 1:
         sizes.prepare(_largest_next(run, state.decision.batch_size))
         totals = functions.begin(train)
@@ -229,18 +230,20 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
         with clock.measure("data"):
             batch, after = read(count)
             batch = split(batch, run.mesh)
+        if run.reads_batch and not shown:
+            shown = (jax.tree.map(lambda x: x[: run.micro_batch_size], batch),)
         if fraction is not None and run.perturb is not None:
             here = train if totals is None else train._replace(model_state=totals.model_state)
             batch = run.perturb(here, done, batch, fraction)
         if totals is None:
-            train = functions.whole(train, batch, fraction, lr_scale)
+            train = functions.whole(train, batch, fraction, lr_scale, *shown)
             wait_for(train, run.mesh)
         else:
             totals = functions.add(train, totals, batch, fraction, done)
             wait_for(totals, run.mesh)
         samples, position, done = samples + run.examples(position, count), after, done + count
     if totals is not None:
-        train = functions.finish(train, totals, lr_scale)
+        train = functions.finish(train, totals, lr_scale, *shown)
         wait_for(train, run.mesh)
     return state._replace(train=train, updates=state.updates + 1, samples=samples, position=position)
 

@@ -19,7 +19,7 @@ from hessabs.curvature.layers import output_axes
 from hessabs.training import factories, fields
 from hessabs.training.factories import call_factory, load_factory
 from hessabs.training.muon import muon
-from hessabs.transforms import by_examples
+from hessabs.transforms import by_examples, guarded_learning_rate
 from hessabs.typing import Params
 
 Name = Literal["sgd", "nesterov", "adamw", "lion", "muon", "lamb", "lars", "schedule_free", "prodigy"]
@@ -38,6 +38,7 @@ READ_WITH: dict[str, tuple[str, ...]] = {
     "decay_mask": _FOLLOWING,
     "schedule_free_base": ("schedule_free",),
     "follow_batch": _FOLLOWING,
+    "guard": tuple(name for name in _FOLLOWING if name != "schedule_free"),
 }
 """Settings that not every optimiser reads; one from a file reads none of them."""
 
@@ -90,6 +91,12 @@ class OptimizerSettings(NamedTuple):
         "examples as before; to first order (the SDE rule of Adam), its epsilon too; default: sgd, nesterov, "
         "lars none (as in the paper), others half_life",
     ] = None
+    guard: Annotated[
+        float | None,
+        "lower the learning rate where rate times curvature over slope, along the optimiser's own step on its "
+        "own batch, is above this: at 2 no step raises the loss of its batch, 1 is more careful and better for "
+        "muon; takes two more gradients of a micro-batch in every update, on one device; default: none",
+    ] = None
 
 
 class Optimizer(NamedTuple):
@@ -109,8 +116,9 @@ def check_optimizer(settings: OptimizerSettings) -> None:
     b1: fields.Range = (
         ("lie in (0, 1)", lambda x: 0 < x < 1) if settings.optimizer == "schedule_free" else fields.BELOW_ONE
     )
-    rest = {"b2": fields.BELOW_ONE, "weight_decay": fields.NOT_NEGATIVE, "clip": fields.POSITIVE}
-    fields.check_ranges(settings, {"lr": fields.POSITIVE, "momentum": fields.BELOW_ONE, "b1": b1, **rest})
+    rest = {"momentum": fields.BELOW_ONE, "b2": fields.BELOW_ONE, "weight_decay": fields.NOT_NEGATIVE}
+    rest |= dict.fromkeys(("lr", "clip", "guard"), fields.POSITIVE)
+    fields.check_ranges(settings, {"b1": b1, **rest})
 
 
 def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
@@ -160,7 +168,9 @@ def make_optimizer(
     steps = [*clip, *_steps(settings, batch_size, lr_coupling or own, num_classes)]
     if settings.optimizer == "schedule_free":
         return Optimizer(_schedule_free(steps, lr, cast(float, settings.b1)), own, lr, evaluation_params)
-    tx = optax.with_extra_args_support(optax.chain(*steps, optax.scale_by_learning_rate(lr)))
+    plain = settings.guard is None
+    last = optax.scale_by_learning_rate(lr) if plain else guarded_learning_rate(lr, cast(float, settings.guard))
+    tx = optax.with_extra_args_support(optax.chain(*steps, last))
     return Optimizer(tx, own, lr, evaluation_params)
 
 

@@ -15,6 +15,7 @@ from hessabs.training.loop_state import NOT_MEASURED, LoopState, learning_rate
 from hessabs.training.progress import Progress
 from hessabs.training.run import Run
 from hessabs.training.step import TrainState, mean_loss, read_loss
+from hessabs.transforms import GuardedLearningRateState
 from hessabs.typing import Params
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -30,6 +31,16 @@ def said(run: Run, state: LoopState) -> dict[str, Any]:
         "lr": learning_rate(run, state.decision, state.samples),
         "adversarial_fraction": decision.adversarial_fraction,
     }
+
+
+def _guarded(opt_state: Any) -> dict[str, float]:
+    """Say what a guard has made of the learning rate in the last update, where there is one."""
+
+    def is_guard(node: Any) -> bool:
+        return isinstance(node, GuardedLearningRateState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_guard) if is_guard(node)]
+    return {"guarded_lr": float(found[0].learning_rate)} if found else {}
 
 
 def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:
@@ -50,6 +61,7 @@ def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dic
     record = {
         "epoch": epoch,
         **said(run, state),
+        **_guarded(train_state.opt_state),
         "train_loss": loss,
         **results,
         "eigenvalue": state.measured[0],

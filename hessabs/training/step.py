@@ -63,8 +63,8 @@ class Functions(NamedTuple):
 
     begin: Callable[[TrainState], Totals]
     add: Any  # (state, totals, batch, fraction or None, number of the micro-batch) -> totals
-    finish: Callable[[TrainState, Totals, Any], TrainState]  # (state, totals, lr_scale)
-    whole: Any  # (state, batch, fraction or None, lr_scale) -> state: an update of one micro-batch
+    finish: Any  # (state, totals, lr_scale[, micro-batch, where the optimiser reads one]) -> state
+    whole: Any  # (state, batch, fraction or None, lr_scale[, as above]) -> state: an update of one micro-batch
 
     def compilations(self) -> dict[str, int]:
         """Count how often each function has been compiled."""
@@ -83,22 +83,39 @@ def init_state(task: Task, optimizer: Optimizer, key: jax.Array, memory: Any, *,
     return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
-def uses_lr_scale(optimizer: Optimizer, state: TrainState) -> bool:
-    """Tell whether an optimiser multiplies its rate by the extra argument ``lr_scale`` itself.
+class Reads(NamedTuple):
+    """Which extra arguments of its update an optimiser reads."""
+
+    lr_scale: bool  # it multiplies its rate by it itself
+    batch: bool  # it evaluates the loss, as a guarded learning rate does
+
+
+def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) -> Reads:
+    """Tell which extra arguments an optimiser reads.
 
     ValueError: its state changes its structure, shapes or dtypes in an update.
     """
 
-    def update(lr_scale: jax.Array, gradient: Any, opt_state: Any, params: Params) -> Any:
+    def update(lr_scale: jax.Array, weight: jax.Array, gradient: Any, opt_state: Any, params: Params) -> Any:
         extra = {"lr_scale": lr_scale, "num_examples": jnp.ones(())}
+        extra |= _of_loss(task, state.model_state, {**batch, "weight": weight}, jax.random.key(0))
         return optimizer.tx.update(gradient, opt_state, params, **extra)
 
     program, shapes = jax.make_jaxpr(update, return_shape=True)(
-        jnp.ones(()), state.params, state.opt_state, state.params
+        jnp.ones(()), batch["weight"], state.params, state.opt_state, state.params
     )
     before = f"state of {optimizer.name}"
     trees.check_like(shapes[1], state.opt_state, f"{before} after an update", before, dtypes=True)
-    return is_used(program, 0)
+    return Reads(is_used(program, 0), is_used(program, 1))
+
+
+def _of_loss(task: Task, model_state: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+    """Make the extra arguments of an optimiser that evaluates the training loss of a prepared micro-batch."""
+
+    def loss_fn(params: Params, batch: Any) -> jax.Array:
+        return task.loss(params, model_state, batch, key, True).mean
+
+    return {"loss_fn": loss_fn, "batch": batch}
 
 
 def make_functions(
@@ -111,12 +128,14 @@ def make_functions(
     scales_rate: bool = True,
     half_life: float | None = None,
     perturbs: bool = True,
+    reads_batch: bool = False,
 ) -> tuple[Functions, Callable[..., Any]]:
     """Make the functions of an update, as plain Python; ``jit_functions`` and ``across.on_mesh`` compile them.
 
     Args:
       task: What is learnt.
-      optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale`` and ``num_examples``.
+      optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale`` and ``num_examples``, and where it
+        ``reads_batch`` the clean training loss, ``loss_fn``, and the first micro-batch, ``batch``.
       objective: What is differentiated where a fraction is given; where it is None training is plain.
       seed: Of the random keys, one for each micro-batch.
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update.
@@ -174,8 +193,12 @@ def make_functions(
             memory=here.memory,
         )
 
-    def descend(state: TrainState, totals: Totals, gradient: Params, lr_scale: Any) -> TrainState:
+    def descend(
+        state: TrainState, totals: Totals, gradient: Params, lr_scale: Any, batch: Any = None
+    ) -> TrainState:
         extra = {"lr_scale": lr_scale, "num_examples": totals.examples}
+        if reads_batch:
+            extra |= _of_loss(task, state.model_state, task.prepare(batch), keys(state, 0)[1])
         updates, opt_state = optimizer.tx.update(gradient, state.opt_state, state.params, **extra)
         if scales_rate:
             updates = jax.tree.map(lambda u: (lr_scale * u).astype(u.dtype), updates)
@@ -197,7 +220,7 @@ def make_functions(
             nonfinite_update=jnp.where(bad, state.updates + 1, state.nonfinite_update),
         )
 
-    def finish(state: TrainState, totals: Totals, lr_scale: Any) -> TrainState:
+    def finish(state: TrainState, totals: Totals, lr_scale: Any, batch: Any = None) -> TrainState:
         scale = trees.safe_inverse(totals.weight)
         gradient = jax.tree.map(lambda g, p: (scale * g).astype(p.dtype), totals.gradient, state.params)
         if gradient_statistics:
@@ -209,15 +232,17 @@ def make_functions(
                 square_mean=trees.vdot(gradient, gradient).astype(jnp.float32),
             )
             state = state._replace(statistics=statistics)
-        return descend(state, totals, gradient, lr_scale)
+        return descend(state, totals, gradient, lr_scale, batch)
 
-    def whole(state: TrainState, batch: Any, fraction: Any, lr_scale: Any, share: Share) -> TrainState:
+    def whole(
+        state: TrainState, batch: Any, fraction: Any, lr_scale: Any, share: Share, clean: Any = None
+    ) -> TrainState:
         examples = jnp.sum(batch["weight"])
         here = differentiate(state, 0, state.model_state, state.memory, batch, fraction, share)
         bad = (~jnp.isfinite(here.loss)).astype(jnp.float32)
         loss, zero, one = here.weight * here.loss, jnp.zeros(()), jnp.ones((), jnp.int32)
         totals = Totals((), here.weight, examples, loss, zero, one, bad, here.model_state, here.memory)
-        return descend(state, totals, here.gradient, lr_scale)
+        return descend(state, totals, here.gradient, lr_scale, batch if clean is None else clean)
 
     return Functions(begin, add, finish, whole), attack
 
@@ -232,13 +257,13 @@ def jit_functions(functions: Functions, micro_batch_size: int, *, one_by_one: bo
     def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
         return add_each(functions.add, state, totals, batch, fraction, number, share, size)
 
-    def whole(state: TrainState, batch: Any, fraction: Any, lr_scale: Any) -> TrainState:
-        return functions.whole(state, batch, fraction, lr_scale, share)
+    def whole(state: TrainState, batch: Any, fraction: Any, lr_scale: Any, *clean: Any) -> TrainState:
+        return functions.whole(state, batch, fraction, lr_scale, share, *clean)
 
     return Functions(
         begin=jax.jit(functions.begin),
         add=jax.jit(convolutions.in_parts(add), donate_argnums=1),
-        finish=jax.jit(functions.finish, donate_argnums=0),
+        finish=jax.jit(convolutions.in_parts(functions.finish), donate_argnums=0),
         whole=jax.jit(convolutions.in_parts(whole), donate_argnums=0),
     )
 

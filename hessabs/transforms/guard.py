@@ -48,7 +48,9 @@ def guarded_learning_rate(
     It stands in the place of ``optax.scale_by_learning_rate``, last in a chain, outside ``optax.masked``; what
     comes before must not hold a rate (``optax.trace``, ``optax.scale_by_adam``,
     ``optax.contrib.muon(-1.0)``). ``update`` takes the extra arguments ``loss_fn`` and ``batch``, those of
-    the gradient. A measurement takes the time of about two gradients of its examples and compiles once.
+    the gradient, and ``lr_scale``, a controller's factor on the rate, 1 if it is not given (then without
+    ``scale_by_batch_size``). A measurement takes the time of about two gradients of its examples and compiles
+    once.
 
     What is measured (Fashion-MNIST, an MLP; `experiments/results/guard/README.md`): with SGD and Adam the
     default, with Muon a threshold of 1 does better, and so does 1 for SGD where the batch is small and its
@@ -99,6 +101,7 @@ def guarded_learning_rate(
         *,
         loss_fn: LossFn | None = None,
         batch: Any = None,
+        lr_scale: Any = 1.0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GuardedLearningRateState]:
         del extra_args
@@ -110,7 +113,7 @@ def guarded_learning_rate(
                 "update(gradient, state, params, loss_fn=..., batch=...)."
             )
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
-        rate = jnp.asarray(rate, jnp.float32)
+        rate = jnp.asarray(rate * lr_scale, jnp.float32)
         peak = jnp.maximum(state.peak, rate)
         decay = rate / jnp.where(peak > 0, peak, 1)
 
@@ -130,10 +133,11 @@ def guarded_learning_rate(
             limit = limited(state.limit, threshold, slope, curvature, decay)
             return jnp.where(finite, limit, state.limit), slope, curvature
 
-        due = state.step % every == 0
-        limit, slope, curvature = jax.lax.cond(
-            due, measure, lambda: (state.limit, state.slope, state.curvature)
-        )
+        if every == 1:
+            limit, slope, curvature = measure()
+        else:
+            kept = state.limit, state.slope, state.curvature
+            limit, slope, curvature = jax.lax.cond(state.step % every == 0, measure, lambda: kept)
         used = decay * jnp.minimum(peak, limit)
         new = GuardedLearningRateState(state.step + 1, peak, limit, slope, curvature, used)
         return scaled(updates, -used if flip_sign else used), new
