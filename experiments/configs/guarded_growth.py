@@ -1,4 +1,4 @@
-"""What a guard of the learning rate is worth where the batch is large or grows: SGD, with the frontier's settings.
+"""What a guard of the learning rate is worth where the batch is large or grows: SGD with the frontier's rates.
 
     python experiments/run.py guarded_growth --data_dir DIR
 
