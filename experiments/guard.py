@@ -38,7 +38,7 @@ BEST = {
     ("adamw", 16384): 0.003,
     ("muon", 512): 0.005,
     ("muon", 2048): 0.01,
-    ("muon", 16384): 0.04,
+    ("muon", 16384): 0.08,
 }
 """The best rate of a constant batch, from which the others are multiples."""
 
