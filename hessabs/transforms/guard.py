@@ -52,9 +52,9 @@ def guarded_learning_rate(
     ``scale_by_batch_size``). A measurement takes the time of about two gradients of its examples and compiles
     once.
 
-    Measured on an MLP (experiments/results/guard/README.md): the default leaves the best rate as it is; at rates
-    far above it a threshold of 1 does better for Muon and where the batch is small, and costs two points or
-    three at the best rate of SGD and Adam.
+    Measured on an MLP (experiments/results/guard/README.md): the default leaves the best rate as it is; at
+    rates far above it a threshold of 1 does better for Muon and where the batch is small, and costs two
+    points or three at the best rate of SGD and Adam.
 
     Args:
       learning_rate: The rate, or a schedule that is called with the count of updates.
