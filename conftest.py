@@ -30,7 +30,7 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-_MANY = 380  # programs; a megabyte or two each, with what JAX keeps beside them
+_MANY = 250  # programs; a megabyte or two each, with what JAX keeps beside them
 
 
 @pytest.hookimpl(tryfirst=True)
