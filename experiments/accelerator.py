@@ -378,7 +378,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the library does on one accelerator.")
     parser.add_argument("--seconds", type=float, default=480.0, help="all the time there is")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="which, comma-separated")
-    parser.add_argument("--networks", default=",".join(Bench._field_defaults["networks"]))
+    parser.add_argument("--networks", default=",".join(Bench._field_defaults["networks"]), help="likewise")
     parser.add_argument("--data_dir", help="folder with Fashion-MNIST as TFDS prepares it")
     parser.add_argument("--out", type=pathlib.Path, help="folder of the results")
     options = parser.parse_args()
@@ -409,7 +409,8 @@ def measure(
     """Measure the chosen sections until the end, each in its part of the time, and write as they go."""
     device, path = jax.devices()[0], out / "results.json"
     command = [f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}", "python experiments/accelerator.py"]
-    command += [f"--seconds {options.seconds:g}", *(["--data_dir DIR"] if options.data_dir else [])]
+    command += [f"--seconds {options.seconds:g} --sections {','.join(chosen)} --networks {','.join(networks)}"]
+    command += ["--data_dir DIR"] if options.data_dir else []
     results = json.loads(path.read_text()) if path.exists() else {}
     for number, name in enumerate(chosen):
         function, _ = SECTIONS[name]

@@ -10,7 +10,6 @@ line of experiments/results/guard/runs.jsonl, so the command goes on where it wa
 
 import argparse
 import functools
-import json
 import statistics
 import sys
 import time
@@ -204,7 +203,7 @@ def main() -> None:
     if not work.is_worker():
         path = grid.RESULTS / NAME / "README.md"
         path.write_text(page(table.read(path.parent)))
-        print(json.dumps({"page": str(path)}))
+        print(path)
 
 
 if __name__ == "__main__":

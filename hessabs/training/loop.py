@@ -230,7 +230,7 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
         with clock.measure("data"):
             batch, after = read(count)
             batch = split(batch, run.mesh)
-        if run.reads_batch and not shown:
+        if run.reads_micro_batch and not shown:
             shown = (jax.tree.map(lambda x: x[: run.micro_batch_size], batch),)
         if fraction is not None and run.perturb is not None:
             here = train if totals is None else train._replace(model_state=totals.model_state)

@@ -94,7 +94,7 @@ class OptimizerSettings(NamedTuple):
     guard: Annotated[
         float | None,
         "lower the learning rate where rate times curvature over slope, along the optimiser's own step on its "
-        "own batch, is above this: at 2 no step raises the loss of its batch, to second order, 1 is more "
+        "own batch, is above this: at 2 steps do not raise it on average, to second order, 1 is more "
         "careful; takes two more gradients of a micro-batch in every update, on one device; default: none",
     ] = None
 

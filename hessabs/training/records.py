@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import optax
 
 import hessabs
 from hessabs.curvature import PowerIterationResult
@@ -35,12 +36,8 @@ def said(run: Run, state: LoopState) -> dict[str, Any]:
 
 def _guarded(opt_state: Any) -> dict[str, float]:
     """Say what a guard has made of the learning rate in the last update, where there is one."""
-
-    def is_guard(node: Any) -> bool:
-        return isinstance(node, GuardedLearningRateState)
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_guard) if is_guard(node)]
-    return {"guarded_lr": float(found[0].learning_rate)} if found else {}
+    found = optax.tree.get_all_with_path(opt_state, GuardedLearningRateState.__name__)
+    return {"guarded_lr": float(found[0][1].learning_rate)} if found else {}
 
 
 def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:

@@ -74,7 +74,7 @@ class Run(NamedTuple):
     measure_final: Measure  # the same on the same examples, with more products if it needs them
     track: Track
     mesh: Mesh | None
-    reads_batch: bool  # whether the optimiser is given a micro-batch of each update
+    reads_micro_batch: bool  # whether the optimiser is given the first micro-batch of each update
     dealt: bool  # whether the examples of a batch are dealt out to the devices, see `mesh.own_rows`
     record: Mapping[str, Any]  # what the run is, for its folder
 
@@ -151,7 +151,7 @@ def prepare(
     dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
     by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
     reads = what_reads(optimizer, task, state, task.prepare(batch))
-    if reads.batch and mesh is not None:
+    if reads.micro_batch and mesh is not None:
         raise ValueError(f"`devices` must be 1 with a guard: {optimizer.name} reads the batch of one device.")
     functions, attack = make_functions(
         task,
@@ -162,7 +162,7 @@ def prepare(
         scales_rate=not reads.lr_scale,
         half_life=settings.ema,
         perturbs=not by_python,
-        reads_batch=reads.batch,
+        reads_micro_batch=reads.micro_batch,
     )
     one_by_one = settings.micro_batch == "fixed"
     if mesh is None:
@@ -203,7 +203,7 @@ def prepare(
         measure_final=measure_final,
         track=make_track(settings.tracked, task, hessian_batch, measure_final, mesh=mesh),
         mesh=mesh,
-        reads_batch=reads.batch,
+        reads_micro_batch=reads.micro_batch,
         dealt=dealt,
         record=_describe(task, settings, epochs, size, remainder, record),
     )

@@ -87,7 +87,7 @@ class Reads(NamedTuple):
     """Which extra arguments of its update an optimiser reads."""
 
     lr_scale: bool  # it multiplies its rate by it itself
-    batch: bool  # it evaluates the loss, as a guarded learning rate does
+    micro_batch: bool  # it evaluates the loss, as a guarded learning rate does
 
 
 def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) -> Reads:
@@ -110,12 +110,16 @@ def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) 
 
 
 def _of_loss(task: Task, model_state: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
-    """Make the extra arguments of an optimiser that evaluates the training loss of a prepared micro-batch."""
+    """Make the extra arguments of an optimiser that evaluates the training loss of a prepared micro-batch.
+
+    Under a name of its own: what takes ``loss_fn`` and ``batch``, such as ``adversarial_gradient``, needs all
+    of an update, and must not take a part of it for that.
+    """
 
     def loss_fn(params: Params, batch: Any) -> jax.Array:
         return task.loss(params, model_state, batch, key, True).mean
 
-    return {"loss_fn": loss_fn, "batch": batch}
+    return {"micro_batch": (loss_fn, batch)}
 
 
 def make_functions(
@@ -128,14 +132,14 @@ def make_functions(
     scales_rate: bool = True,
     half_life: float | None = None,
     perturbs: bool = True,
-    reads_batch: bool = False,
+    reads_micro_batch: bool = False,
 ) -> tuple[Functions, Callable[..., Any]]:
     """Make the functions of an update, as plain Python; ``jit_functions`` and ``across.on_mesh`` compile them.
 
     Args:
       task: What is learnt.
       optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale`` and ``num_examples``, and where it
-        ``reads_batch`` the clean training loss, ``loss_fn``, and the first micro-batch, ``batch``.
+        ``reads_micro_batch`` the pair ``micro_batch`` of the clean training loss and the first one.
       objective: What is differentiated where a fraction is given; where it is None training is plain.
       seed: Of the random keys, one for each micro-batch.
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update.
@@ -197,7 +201,7 @@ def make_functions(
         state: TrainState, totals: Totals, gradient: Params, lr_scale: Any, batch: Any = None
     ) -> TrainState:
         extra = {"lr_scale": lr_scale, "num_examples": totals.examples}
-        if reads_batch:
+        if reads_micro_batch:
             extra |= _of_loss(task, state.model_state, task.prepare(batch), keys(state, 0)[1])
         updates, opt_state = optimizer.tx.update(gradient, state.opt_state, state.params, **extra)
         if scales_rate:

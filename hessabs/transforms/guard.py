@@ -38,17 +38,18 @@ def guarded_learning_rate(
 ) -> optax.GradientTransformationExtraArgs:
     """Scale updates by a learning rate, or by less where the curvature along the step does not bear it.
 
-    A step of rate r along the update u changes a quadratic loss by ``-r g'u + r^2 u'Hu / 2``: it is least at
-    ``r = g'u / u'Hu`` and back where it was at twice that. The rate is kept below ``threshold * g'u / u'Hu``,
-    gradient and Hessian of the batch that the step was made of, both averaged over about ten measurements; so
-    with the default no step raises the loss of its own batch, to second order. A rate that is many times too
-    large then trains instead of diverging, whatever the optimiser; a rate that is right is left as it is.
-    When the schedule decays, a rate that was limited decays with it.
+    A step of rate r along the update u changes a quadratic loss by ``-r g'u + r^2 u'Hu / 2``: it is least
+    at ``r = g'u / u'Hu`` and back where it was at twice that. The rate is kept below ``threshold * g'u /
+    u'Hu``, gradient and Hessian of the batch that the step was made of, both averaged over about ten
+    measurements; so with the default steps do not raise the loss of their own batch on average, to second
+    order. A rate that is many times too large then trains instead of diverging, whatever the optimiser; a
+    rate that is right is left as it is. When the schedule decays, a rate that was limited decays with it.
 
-    It stands in the place of ``optax.scale_by_learning_rate``, last in a chain, outside ``optax.masked``; what
-    comes before must not hold a rate (``optax.trace``, ``optax.scale_by_adam``,
+    It stands in the place of ``optax.scale_by_learning_rate``, last in a chain, outside ``optax.masked``;
+    what comes before must not hold a rate (``optax.trace``, ``optax.scale_by_adam``,
     ``optax.contrib.muon(-1.0)``). ``update`` takes the extra arguments ``loss_fn`` and ``batch``, those of
-    the gradient, and ``lr_scale``, a controller's factor on the rate, 1 if it is not given (then without
+    the gradient (``fit`` gives ``micro_batch``, a loss and a part of the batch, in place of both), and
+    ``lr_scale``, a controller's factor on the rate, 1 if it is not given (then without
     ``scale_by_batch_size``). A measurement takes the time of about two gradients of its examples and compiles
     once.
 
@@ -60,7 +61,8 @@ def guarded_learning_rate(
       learning_rate: The rate, or a schedule that is called with the count of updates.
       threshold: The largest ``rate * u'Hu / g'u``, above 0: at 1 the loss is least along the step, at 2 it is
         not lower than before.
-      every: Updates from one measurement to the next, at least 1.
+      every: Updates from one measurement to the next, at least 1. Above 1 it is later to see that a rate is too
+        large, and measures under ``lax.cond``, where convolutions are 20 to 50 times slower on the CPU.
       examples: How many of a batch, the first ones, are measured; None for all. They should be in random
         order.
       axis_name: The mapped axis over which the batch is split, or None.
@@ -101,10 +103,13 @@ def guarded_learning_rate(
         *,
         loss_fn: LossFn | None = None,
         batch: Any = None,
+        micro_batch: tuple[LossFn, Any] | None = None,
         lr_scale: Any = 1.0,
         **extra_args: Any,
     ) -> tuple[optax.Updates, GuardedLearningRateState]:
         del extra_args
+        if micro_batch is not None:
+            loss_fn, batch = micro_batch
         needed = {"params": params, "loss_fn": loss_fn, "batch": batch}
         missing = [name for name, value in needed.items() if value is None]
         if loss_fn is None or params is None or missing:

@@ -52,6 +52,12 @@ def test_time_is_shared_and_a_late_section_gets_what_earlier_ones_left(monkeypat
 
 
 @pytest.mark.slow
+def test_what_is_compiled_ahead_is_in_the_cache(tmp_path):
+    accelerator.compile_ahead(["pgd"], ("mlp",), None, str(tmp_path), 60)
+    assert list(tmp_path.glob("*-cache"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("section", [name for name in accelerator.SECTIONS if name != "tests"])
 def test_every_section_runs_on_the_cpu(monkeypatch, tmp_path, section):
     found = run(monkeypatch, tmp_path, f"--sections={section}", "--seconds=12")[section]

@@ -93,6 +93,23 @@ def test_a_chain_of_ones_own_is_given_loss_and_batch():
     assert result.records[-1]["test_accuracy"] > 60
 
 
+@pytest.mark.parametrize(
+    "reader",
+    [
+        hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.1)),
+        hessabs.self_measuring_batch_size(
+            batch_size.stability_limited(MICRO, 4 * MICRO, lr=0.1, measure_every=MICRO), key=jax.random.key(0)
+        ),
+    ],
+    ids=["adversarial_gradient", "self_measuring_batch_size"],
+)
+@pytest.mark.parametrize("guarded", [False, True])
+def test_what_needs_the_whole_batch_is_not_given_a_part(reader, guarded):
+    last = hessabs.guarded_learning_rate(0.1) if guarded else optax.scale_by_learning_rate(0.1)
+    with pytest.raises(ValueError, match=r"needs .*loss_fn"):
+        fit(digits_task(), optax.chain(reader, last), batch_size.constant(4 * MICRO), epochs=1)
+
+
 def test_several_devices_are_refused(four_devices):
     with pytest.raises(ValueError, match="`devices` must be 1 with a guard"):
         fit(
