@@ -34,8 +34,11 @@ COLUMNS = (
     Column("validation_accuracy", "validation %", "{:.2f}"),
     Column("validation_pgd_accuracy", "validation PGD %", "{:.2f}"),
     Column("test_accuracy", "test %", "{:.2f}"),
+    Column("ema_validation_accuracy", "validation %, EMA", "{:.2f}"),
+    Column("ema_test_accuracy", "test %, EMA", "{:.2f}"),
     Column("validation_loss", "validation loss", "{:.4f}"),
     Column("test_loss", "test loss", "{:.4f}"),
+    Column("ema_test_loss", "test loss, EMA", "{:.4f}"),
     Column("test_token_accuracy", "test token %", "{:.2f}"),
     Column("fgsm_accuracy", "FGSM %", "{:.2f}"),
     Column("pgd_accuracy", "PGD %", "{:.2f}"),
@@ -45,12 +48,12 @@ COLUMNS = (
     Column("seconds_compile", "seconds compiling", "{:.0f}"),
     Column("seconds", "seconds", "{:.0f}"),
 )
-"""What a table shows of a run: losses (nats) of one without an accuracy; its seconds are all of them, those of
-compiling included.
+"""What a table shows of a run: losses (nats) of one without an accuracy, EMA where its params were averaged; its
+seconds are all of them, those of compiling included.
 """
 
 _SUMMARY = (
-    *(column for column in COLUMNS[2:-2] if column.field not in ("validation_loss", "pgd_accuracy")),
+    *(c for c in COLUMNS[2:-2] if not c.field.startswith(("validation", "ema_validation", "pgd"))),
     Column("seconds", "seconds", "{:.1f}"),
     Column("seconds_compile", "compiling", "{:.1f}"),
 )
@@ -66,8 +69,8 @@ class Group(NamedTuple):
         """List the numbers of a field that the runs have; what is not finite counts as missing, and so does
         the loss of a run with an accuracy.
         """
-        losses = ("validation_loss", "test_loss")
-        runs = [run for run in self.runs if field not in losses or "test_accuracy" not in run.summary]
+        is_loss = field.endswith("_loss")
+        runs = [run for run in self.runs if not is_loss or "test_accuracy" not in run.summary]
         numbers = [run.summary.get(field) for run in runs]
         return [float(x) for x in numbers if isinstance(x, (int, float)) and math.isfinite(x)]
 

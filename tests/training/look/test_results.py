@@ -49,6 +49,16 @@ def test_table(root):
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_an_average_of_the_params_has_columns_of_its_own(tmp_path):
+    summary = {"test_accuracy": 80.0, "ema_test_accuracy": 90.0, "ema_test_loss": 0.5, "updates": 3}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    head, row = results.table(results.group(results.find(tmp_path)))
+    assert head[2:] == ["test %", "test %, EMA", "updates"]  # losses are of runs without an accuracy
+    assert row[2:] == ["80.00", "90.00", "3"]
+    text = {name: 1.5 for name in ("test_loss", "ema_test_loss")}
+    assert "| test loss | test loss, EMA |" in results.summary_table({"a": text})
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "Expecting"), ("[1]", "must hold an object, got list")])
 def test_leaves_out_what_is_no_summary_and_says_so(root, capsys, text, message):
     labels = [run.label for run in results.find(root)]
