@@ -33,7 +33,9 @@ _ADAMW_128 = _first("adamw", 128, 0.0015)
 _ADAMW_256 = _first("adamw", 256, 0.00212)
 _ADAMW_512 = _first("adamw", 512, 0.006)
 _MUON_512 = _first("muon", 512, 0.005)
+_MUON_1024 = _first("muon", 1024, 0.0141)
 _MUON_2048 = _first("muon", 2048, 0.01)
+_MUON_8192 = _first("muon", 8192, 0.04)
 
 GRID = {
     "ramp_adamw_128": {**_ADAMW_128, "method": "ramp"},
@@ -44,4 +46,7 @@ GRID = {
     "ramp_muon_512": {**_MUON_512, "method": "ramp"},
     "seesaw_adamw_256": {**_ADAMW_256, "method": "seesaw"},
     "ramp_muon_2048": {**_MUON_2048, "method": "ramp"},
+    "ramp_muon_1024": {**_MUON_1024, "method": "ramp"},
+    "seesaw_muon_2048": {**_MUON_2048, "method": "seesaw"},
+    "seesaw_muon_8192": {**_MUON_8192, "method": "seesaw"},
 }
