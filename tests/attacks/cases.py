@@ -103,6 +103,12 @@ def names(wanted=lambda case: True, fast=FAST):
     return mostly_slow([name for name, case in CASES.items() if wanted(case)], fast)
 
 
+def one_of_each(*more, fast=FAST):
+    """The first case of every attack, and some more, for what does not depend on the norm of its ball."""
+    first = {name.partition("-")[0]: name for name in reversed(CASES)}
+    return mostly_slow([name for name in CASES if name in first.values() or name in more], fast)
+
+
 @jax.jit  # an attack that is not compiled then compiles two programs, not one for each operation
 def logits_fn(params, inputs):
     """A piecewise linear network: its input Hessian has no negative eigenvalues, and few others."""
