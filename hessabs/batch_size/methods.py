@@ -1,6 +1,7 @@
 """The rules by the names that the slides and the command line give them, with epochs for their unit of time."""
 
 import bisect
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,10 +18,15 @@ from hessabs.batch_size.rule import with_adversarial, with_coupling, with_decay
 from hessabs.batch_size.settings import METHODS, Method, PlanSettings
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.table import constant, linear_scaling
+from hessabs.checks import refuse_unread
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 _NAMES = {kind: name for name, kind in METHODS.items()}
+_READ_WITH = {
+    setting: [name for name, kind in METHODS.items() if setting in kind._fields]
+    for setting in dict.fromkeys(itertools.chain(*(kind._fields for kind in METHODS.values())))
+}
 _NOISE = ("gns", "ramp")  # their measurements are free, and averaged
 _RANGES = {  # what settings must
     "be at least 1": (
@@ -58,13 +64,7 @@ def choose(name: str, given: Mapping[str, Any]) -> Method:
     if name not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
     fields = METHODS[name]._fields
-    for setting in sorted(given):
-        readers = [other for other, kind in METHODS.items() if setting in kind._fields]
-        if readers and setting not in fields:
-            raise ValueError(
-                f"`{setting}` is read with method={', '.join(readers)}, and not with method={name}; "
-                "leave it out."
-            )
+    refuse_unread(given, _READ_WITH, method=name)
     if "lr_decay" in given and given.get("lr_decay_epochs") == () and name != "gg":
         raise ValueError("`lr_decay` is read with lr_decay_epochs, and there are none; leave it out.")
     return METHODS[name](**{setting: value for setting, value in given.items() if setting in fields})

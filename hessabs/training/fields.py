@@ -9,7 +9,7 @@ import math
 import numbers
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 _WANTED: dict[type, tuple[str, str]] = {
@@ -118,12 +118,10 @@ def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
             raise ValueError(f"`{name}` must {wanted}, got {value}.")
 
 
-def check_read(settings: Any, chosen: str, read_with: Mapping[str, Sequence[str]]) -> None:
-    """Check that no field is given which is read with other values of the field ``chosen`` only."""
-    choice = getattr(settings, chosen)
-    for name, readers in read_with.items():
-        if getattr(settings, name) != settings._field_defaults[name] and choice not in readers:
-            raise ValueError(f"`{name}` is not read with {chosen}={choice}, but with {', '.join(readers)}.")
+def changed(settings: Any) -> set[str]:
+    """List the fields that do not hold their default."""
+    defaults = settings._field_defaults
+    return {name for name, value in settings._asdict().items() if value != defaults[name]}
 
 
 def is_factory(text: str) -> bool:

@@ -6,7 +6,7 @@ updates by it, so a chain here has the plain rate; one that reads the extra argu
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
@@ -15,6 +15,7 @@ import optax
 from optax import contrib
 
 from hessabs.batch_size.rule import Coupling
+from hessabs.checks import refuse_unread
 from hessabs.curvature.layers import output_axes
 from hessabs.training import factories, fields
 from hessabs.training.factories import call_factory, load_factory
@@ -109,10 +110,13 @@ class Optimizer(NamedTuple):
     name: str = "the optimiser"  # in messages; of a file's, where it is
 
 
-def check_optimizer(settings: OptimizerSettings) -> None:
-    """Check the settings of an optimiser: none is out of its range, or given and not read by this one."""
+def check_optimizer(settings: OptimizerSettings, given: Collection[str] = ()) -> None:
+    """Check the settings of an optimiser: none is out of its range, or given and not read by this one.
+
+    ``given``: settings that were given, with their default perhaps; one that is not its default was given, too.
+    """
     fields.check_types(settings)
-    fields.check_read(settings, "optimizer", READ_WITH)
+    refuse_unread({*given, *fields.changed(settings)}, READ_WITH, optimizer=settings.optimizer)
     b1: fields.Range = (
         ("lie in (0, 1)", lambda x: 0 < x < 1) if settings.optimizer == "schedule_free" else fields.BELOW_ONE
     )

@@ -4,7 +4,8 @@ import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, NamedTuple
 
-from hessabs.training.fields import check_types
+from hessabs.checks import refuse_unread
+from hessabs.training.fields import changed, check_types
 from hessabs.training.objectives.free import free
 from hessabs.training.objectives.inner import ITERATED, STEP_SIZED, make_inner
 from hessabs.training.objectives.mixing import attacked, mixing
@@ -12,9 +13,10 @@ from hessabs.training.objectives.objective import Objective
 from hessabs.training.objectives.sam import sam
 from hessabs.training.objectives.trades import trades
 
-_DEFAULT_ATTACK: dict[str | None, str] = {"absa": "fgsm", "pgd": "pgd", "trades": "pgd"}
+_DEFAULT_ATTACK: dict[str, str] = {"absa": "fgsm", "pgd": "pgd", "trades": "pgd"}
 _FROM_RANDOM_STARTS = ("pgd", "apgd")
-_READ_BY = {  # which kinds of robust training read a setting
+_READ_WITH = {  # which kinds of robust training read a setting
+    "attack": tuple(_DEFAULT_ATTACK),
     "epsilon": ("absa", "pgd", "trades", "free"),
     "trades_beta": ("trades",),
     "free_replays": ("free",),
@@ -52,22 +54,22 @@ class ObjectiveSettings(NamedTuple):
     ] = 0.005
 
 
-def resolve_objective(settings: ObjectiveSettings, method: str, fraction: float | None) -> ObjectiveSettings:
-    """Check the settings, and fill in what depends on the method and its fraction (None: the method's own)."""
+def resolve_objective(
+    settings: ObjectiveSettings, method: str, fraction: float | None, given: Collection[str] = ()
+) -> ObjectiveSettings:
+    """Check the settings, and fill in what depends on the method and its fraction (None: the method's own).
+
+    ``given``: as in ``check_optimizer``.
+    """
     check_types(settings)
-    robust = settings.robust
-    if robust not in (None, "absa") and fraction:
-        raise ValueError(
-            f"`adversarial_fraction` is read with robust=absa, and not with robust={robust}; leave it out."
-        )
+    robust, given = settings.robust, {*given, *changed(settings)}
+    if robust is not None and fraction:
+        refuse_unread(["adversarial_fraction"], {"adversarial_fraction": ["absa"]}, robust=robust)
     if robust is None:
         robust = "absa" if fraction or (fraction is None and method == "absa") else "none"
     attack: Any = settings.attack or _DEFAULT_ATTACK.get(robust)
-    if settings.attack is not None and robust not in _DEFAULT_ATTACK:
-        raise ValueError(
-            f"`attack` is the inner attack of robust={', '.join(map(str, _DEFAULT_ATTACK))}, got "
-            f"{settings.attack!r} with robust={robust}; leave it out."
-        )
+    refuse_unread(given, _READ_WITH, robust=robust)
+    refuse_unread(given, {"attack_steps": ITERATED}, attack=attack or "none")
     if robust == "trades" and attack not in _FROM_RANDOM_STARTS:
         raise ValueError(
             f"`attack` of robust=trades must start at random ({', '.join(_FROM_RANDOM_STARTS)}): at the image "
@@ -88,22 +90,6 @@ def resolve_objective(settings: ObjectiveSettings, method: str, fraction: float 
             "leave it out."
         )
     return settings._replace(robust=robust, attack=attack)
-
-
-def refuse_unread(given: Collection[str], settings: ObjectiveSettings) -> None:
-    """Refuse a setting that was given and that the resolved settings do not read."""
-    for name in sorted(given):
-        readers = _READ_BY.get(name)
-        if readers is not None and settings.robust not in readers:
-            raise ValueError(
-                f"`{name}` is read with robust={', '.join(readers)}, and not with robust={settings.robust}; "
-                "leave it out."
-            )
-    if "attack_steps" in given and settings.attack not in ITERATED:
-        raise ValueError(
-            f"`attack_steps` is read with attack={', '.join(ITERATED)}, and not with attack="
-            f"{settings.attack or 'none'}; leave it out."
-        )
 
 
 def make_objective(settings: ObjectiveSettings, fraction: float) -> Objective:

@@ -212,8 +212,8 @@ def test_tokens_and_plain_tasks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--attack=fgsm", "--steps=9"], "`steps` is read by the attacks bim, pgd, mi_fgsm"),
-        (["--queries=1000"], "`queries` is read by the attacks square, ensemble, and not by pgd"),
+        (["--attack=fgsm", "--steps=9"], "`steps` is read with attack=bim, pgd, mi_fgsm"),
+        (["--queries=1000"], "`queries` is read with attack=square, ensemble, and not with attack=pgd"),
         (["--attack=pdg"], "`attack` must name some of fgsm, l2grad, bim"),
         (["--attack=l2grad"], "`attack` l2grad has the norms l2, got norm='linf'"),
         (["--norm=l3"], "--norm=l3: it must be one of linf, l2, l1, got 'l3'"),
