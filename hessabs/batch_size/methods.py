@@ -3,10 +3,9 @@
 import bisect
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hessabs.batch_size.bounds import Bounds, growth_bounds
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
 from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, peak, seesaw, timer
@@ -14,11 +13,11 @@ from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Remainder, epoch_examples
 from hessabs.batch_size.ramp import ramp
-from hessabs.batch_size.rule import with_adversarial, with_coupling, with_decay
+from hessabs.batch_size.rule import Coupling, with_adversarial, with_coupling, with_decay
 from hessabs.batch_size.settings import METHODS, Method, PlanSettings
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.table import constant, linear_scaling
-from hessabs.checks import refuse_unread
+from hessabs.checks import refuse_unread, require_one_of, require_ranges
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
@@ -28,20 +27,6 @@ _READ_WITH = {
     for setting in dict.fromkeys(itertools.chain(*(kind._fields for kind in METHODS.values())))
 }
 _NOISE = ("gns", "ramp")  # their measurements are free, and averaged
-_RANGES = {  # what settings must
-    "be at least 1": (
-        *("epochs", "batch_size", "max_batch_size", "micro_batch_size", "measure_every"),
-        *("cycle_epochs", "fraction_decrease"),
-    ),
-    "be at least 0": ("patience", "adversarial_epochs"),
-    "be above 1": ("eigenvalue_decrease", "growth_factor"),
-    "be positive and finite": ("threshold", "noise_scale", "tolerance"),
-    "lie in (0, 1]": ("lr_decay",),
-    "lie in [0, 1]": ("adversarial_fraction",),
-    "be positive epochs in ascending order": ("lr_decay_epochs", "grow_epochs"),
-    "be linear, sqrt or none": ("lr_coupling",),
-    "be drop, keep or fill": ("remainder",),
-}
 
 
 def name_of(method: Method) -> str:
@@ -73,8 +58,10 @@ def choose(name: str, given: Mapping[str, Any]) -> Method:
 def check(run: PlanSettings, method: Method) -> None:
     """Raise ``ValueError``, in one line, where settings are wrong, whatever the data."""
     values = {**run._asdict(), **method._asdict()}
-    for what, names in _RANGES.items():
-        require(what, **{name: values[name] for name in names if values.get(name) is not None})
+    require_ranges(run)
+    require_ranges(method)
+    require_one_of((*get_args(Coupling), None), lr_coupling=values.get("lr_coupling"))
+    require_one_of((*get_args(Remainder), None), remainder=run.remainder)
     initial, largest, micro = run.batch_size, values.get("max_batch_size"), run.micro_batch_size
     if largest is not None:
         if largest < initial:

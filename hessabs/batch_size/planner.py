@@ -7,10 +7,9 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller, GradientStatistics, Observation
 from hessabs.batch_size.counting import NEVER, Count
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Remainder = Literal["drop", "keep", "fill"]
 """What becomes of the examples that fill no micro-batch: left out, trained on, or made a full one."""

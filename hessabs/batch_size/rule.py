@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_events, require_sizes
+from hessabs.batch_size.checks import require_events, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Measurement, Observation
 from hessabs.batch_size.counting import NEVER, Count, next_event, num_passed, where
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Coupling = Literal["linear", "sqrt", "none"]
 """How the learning rate follows the batch: with it (SGD), with its square root (Adam and its kin), or not."""

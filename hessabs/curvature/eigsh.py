@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import loops, trees
+from hessabs.checks import require
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov, restart, ritz
@@ -120,8 +121,7 @@ def eigsh(
     max_matvecs = 10 * max(2 * k + 20, 40) if max_matvecs is None else max_matvecs
     if which not in ("LA", "SA", "LM", "BE"):
         raise ValueError(f'`which` must be "LA", "SA", "LM" or "BE", got {which!r}.')
-    if not rtol >= 0:
-        raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
+    require("be at least 0", rtol=rtol)
     if max_matvecs < k:
         raise ValueError(f"`max_matvecs` must be at least k={k}, got {max_matvecs}.")
     if loop == "device":

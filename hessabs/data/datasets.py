@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hessabs.checks import require
 from hessabs.data import prepared
 from hessabs.data.catalog import default_dir, find_set
 from hessabs.data.image_folder import load_folder
@@ -84,9 +85,8 @@ def load(
         >>> digits.train["image"].shape, digits.test["image"].shape, digits.num_classes
         ((1437, 8, 8, 1), (100, 8, 8, 1), 10)
     """
-    for option, value in (("image_size", image_size), ("resize", resize)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{option}` must be at least 1, got {value}.")
+    sides = {"image_size": image_size, "resize": resize}
+    require("be at least 1", **{name: side for name, side in sides.items() if side is not None})
     if image_size and resize:
         raise ValueError(
             f"Images are brought to a size when loaded (`resize`, {resize}) or when used "

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from hessabs import trees
+from hessabs.checks import require
 
 TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a kernel: uniform in plus or minus 1 / sqrt(fan_in)."""
@@ -112,5 +113,4 @@ def check_images(x: jax.Array, smallest: int = 1) -> None:
 
 def check_classes(num_classes: int) -> None:
     """Refuse a number of classes below 1."""
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+    require("be at least 1", num_classes=num_classes)

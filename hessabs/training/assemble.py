@@ -126,7 +126,7 @@ class _Chosen(NamedTuple):
 
 def _read(kind: Any, given: Mapping[str, Any]) -> Any:
     settings = kind(**{name: given[name] for name in kind._fields if name in given})
-    fields.check_types(settings)
+    fields.check(settings)
     return settings
 
 

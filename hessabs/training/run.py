@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks, loops
 from hessabs.batch_size import Controller
+from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import is_used
 from hessabs.training import across
@@ -131,8 +132,7 @@ def prepare(
 ) -> Run:
     """Build the jitted functions of a run and all that it needs, if its parts fit each other."""
     check_run(settings)
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+    require("be at least 1", epochs=epochs)
     if remainder not in get_args(Remainder):
         raise ValueError(f"`remainder` must be drop or keep, got {remainder!r}.")
     keeps_remainder = remainder == "keep"

@@ -34,21 +34,22 @@ class ScheduleSettings(NamedTuple):
         "at the end of the run; constant; wsd: it stays, and falls linearly in the last part, decay_fraction",
     ] = "step"
     warmup_epochs: Annotated[
-        float | None, "epochs in which the learning rate rises linearly; default: fb 5, others 0"
+        float | None,
+        "epochs in which the learning rate rises linearly; default: fb 5, others 0",
+        "be at least 0 and finite",
     ] = None
     lr_end: Annotated[
-        float, "learning rate at the end over the largest one (cosine, linear, wsd), in [0, 1)"
+        float, "learning rate at the end over the largest one (cosine, linear, wsd), in [0, 1)", "lie in [0, 1)"
     ] = 0.0
-    decay_fraction: Annotated[float, "last part of the run, in which the rate falls (wsd), in (0, 1]"] = 0.2
+    decay_fraction: Annotated[
+        float, "last part of the run, in which the rate falls (wsd), in (0, 1]", "lie in (0, 1]"
+    ] = 0.2
 
 
 def check_schedule(settings: ScheduleSettings, given: Collection[str] = ()) -> None:
     """Check the settings of a schedule; ``given`` as in ``check_optimizer``."""
-    fields.check_types(settings)
+    fields.check(settings)
     refuse_unread({*given, *fields.changed(settings)}, READ_WITH, schedule=settings.schedule)
-    last_part: fields.Range = ("lie in (0, 1]", lambda x: 0 < x <= 1)
-    ranges = {"warmup_epochs": fields.NOT_NEGATIVE, "lr_end": fields.BELOW_ONE, "decay_fraction": last_part}
-    fields.check_ranges(settings, ranges)
 
 
 def of_settings(settings: ScheduleSettings, *, epochs: int, per_epoch: int) -> Schedule:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from hessabs.batch_size import Controller, ControllerState, Count, GradientStatistics, Observation
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.statistics import noise_and_signal
+from hessabs.checks import require
 from hessabs.curvature import hessian, power_iteration
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import LossFn, Params

@@ -9,7 +9,7 @@ import optax
 
 from hessabs import batch_axis, collectives
 from hessabs.attacks.mixing import attacked_head, beyond_maximum, made_visible, num_replaced
-from hessabs.batch_size.checks import require
+from hessabs.checks import require
 from hessabs.typing import Attack, LossFn, Params
 
 

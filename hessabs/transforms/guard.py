@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hessabs import batch_axis, collectives
-from hessabs.batch_size.checks import require
+from hessabs.checks import require
 from hessabs.curvature.along import sharpness_along
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import LossFn, Params
@@ -88,7 +88,7 @@ def guarded_learning_rate(
       from the edge of stability and are too small. Here they only bound a rate, with the noise of a batch on
       both sides (Andreyev, Beneventano 2024, arXiv:2412.20553).
     """
-    require("be above 0", threshold=threshold)
+    require("be positive and finite", threshold=threshold)
     require("be at least 1", every=every, **({} if examples is None else {"examples": examples}))
 
     def init(params: Params) -> GuardedLearningRateState:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.counting import Count, divide
+from hessabs.checks import require
 from hessabs.typing import Params
 
 

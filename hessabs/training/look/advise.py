@@ -42,8 +42,12 @@ _LARGER = 4  # factor between the batches whose gradients are timed
 class Options(NamedTuple):
     """What the advice is for, and what it may cost."""
 
-    epochs: Annotated[int, "passes over the training set of the run that the advice is for"] = 30
-    minutes: Annotated[float, "about how long the trials may take; compilation comes on top"] = 3.0
+    epochs: Annotated[
+        int, "passes over the training set of the run that the advice is for", "be at least 1"
+    ] = 30
+    minutes: Annotated[
+        float, "about how long the trials may take; compilation comes on top", "be positive and finite"
+    ] = 3.0
     seed: Annotated[int, "seed of the trials"] = 0
     output: Annotated[str | None, "file for a picture, advice.png say"] = None
 
@@ -98,8 +102,7 @@ def advise(
       McCandlish et al. (2018), arXiv:1812.06162, for the noise scale; Shallue et al. (2019), arXiv:1811.03600,
       tune the rate for each batch.
     """
-    ranges = {"epochs": fields.AT_LEAST_ONE, "minutes": fields.POSITIVE}
-    fields.check_ranges(Options(epochs, minutes), ranges)
+    fields.check(Options(epochs, minutes, seed))
     number = len(task.train)
     if number < _FEWEST_EXAMPLES:
         raise ValueError(

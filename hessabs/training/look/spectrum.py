@@ -18,7 +18,7 @@ import numpy as np
 
 from hessabs import curvature, paths, plots, trees
 from hessabs.data import Source
-from hessabs.training import files
+from hessabs.training import fields, files
 from hessabs.training.look import cache
 from hessabs.training.look.measure import raw_loss, raw_weight
 from hessabs.training.look.pictures import draw_tracked, save
@@ -34,22 +34,29 @@ _PROBES, _DENSITY_ITERS = 4, 60
 class Options(NamedTuple):
     """What to compute; one field, one flag of ``hessabs spectrum``."""
 
-    top: Annotated[int, "eigenvalues of the total Hessian, largest first, of training and test set"] = 20
-    per_example: Annotated[int, "training examples whose own Hessian gets its top eigenvalues too"] = 0
+    top: Annotated[
+        int, "eigenvalues of the total Hessian, largest first, of training and test set", "be at least 1"
+    ] = 20
+    per_example: Annotated[
+        int, "training examples whose own Hessian gets its top eigenvalues too", "be at least 0"
+    ] = 0
     block: Annotated[
         str, "the eigenvalues of a layer's block as well, named by its path; last: the last layer's"
     ] = ""
     density: Annotated[bool, "the density of all eigenvalues on the training set"] = False
     landscape: Annotated[bool, "the loss along the first eigenvector and on the plane of the first two"] = False
-    num_examples: Annotated[int, "use only so many examples of each set; 0 for all"] = 0
-    batch_size: Annotated[int, "examples in one pass of the network"] = 2000
-    rtol: Annotated[float, "relative residual at which an eigenpair is good enough"] = 1e-3
-    max_matvecs: Annotated[int, "most Hessian-vector products for the eigenvalues of one matrix"] = 300
-    save_seconds: Annotated[float, "seconds between two saves of a matrix under way"] = 30.0
+    num_examples: Annotated[int, "use only so many examples of each set; 0 for all", "be at least 0"] = 0
+    batch_size: Annotated[int, "examples in one pass of the network", "be at least 1"] = 2000
+    rtol: Annotated[
+        float, "relative residual at which an eigenpair is good enough", "be positive and finite"
+    ] = 1e-3
+    max_matvecs: Annotated[
+        int, "most Hessian-vector products for the eigenvalues of one matrix", "be at least 1"
+    ] = 300
+    save_seconds: Annotated[float, "seconds between two saves of a matrix under way", "be at least 0"] = 30.0
     seed: Annotated[int, "seed of start vectors, probes and the choice of single examples"] = 0
 
 
-_LEAST = {"top": 1, "batch_size": 1, "max_matvecs": 1, "per_example": 0, "num_examples": 0, "save_seconds": 0}
 # What the eigenvalues of a matrix depend on; the other options say which matrices there are.
 _NUMBERS = ("top", "num_examples", "batch_size", "rtol", "max_matvecs", "seed")
 
@@ -133,13 +140,9 @@ def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
 
 
 def _check(options: Options) -> None:
-    for name, least in _LEAST.items():
-        if not getattr(options, name) >= least:
-            raise ValueError(f"`{name}` must be at least {least}, got {getattr(options, name)}.")
+    fields.check(options)
     if options.max_matvecs < options.top:
         raise ValueError(f"`max_matvecs` must be at least `top`={options.top}, got {options.max_matvecs}.")
-    if not options.rtol > 0:
-        raise ValueError(f"`rtol` must be positive, got {options.rtol}.")
 
 
 def _number(source: Source, options: Options) -> int:

@@ -1,11 +1,11 @@
 """Robust training by name: from settings to an objective."""
 
-import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, NamedTuple
 
 from hessabs.checks import refuse_unread
-from hessabs.training.fields import changed, check_types
+from hessabs.training import fields
+from hessabs.training.fields import changed
 from hessabs.training.objectives.free import free
 from hessabs.training.objectives.inner import ITERATED, STEP_SIZED, make_inner
 from hessabs.training.objectives.mixing import attacked, mixing
@@ -38,19 +38,28 @@ class ObjectiveSettings(NamedTuple):
         Literal["fgsm", "l2grad", "bim", "mi_fgsm", "pgd", "apgd", "fhsm", "l2hess"] | None,
         "inner attack of robust absa, pgd, trades; default: fgsm for absa, else pgd",
     ] = None
-    attack_steps: Annotated[int, "gradient steps (fhsm, l2hess: Hessian products) of the inner attack"] = 10
+    attack_steps: Annotated[
+        int, "gradient steps (fhsm, l2hess: Hessian products) of the inner attack", "be at least 1"
+    ] = 10
     attack_step_size: Annotated[
-        float | None, "step of bim, mi_fgsm, pgd and of robust free; default: their own, free: epsilon"
+        float | None,
+        "step of bim, mi_fgsm, pgd and of robust free; default: their own, free: epsilon",
+        "be positive and finite",
     ] = None
-    trades_beta: Annotated[float, "weight of the divergence (trades)"] = 6.0
+    trades_beta: Annotated[float, "weight of the divergence (trades)", "be at least 0 and finite"] = 6.0
     free_replays: Annotated[
-        int, "passes over each micro-batch in a row (free); an epoch sees so many times fewer images"
+        int,
+        "passes over each micro-batch in a row (free); an epoch sees so many times fewer images",
+        "be at least 1",
     ] = 4
-    sam_rho: Annotated[float, "L2 norm of the step to the worst params (sam)"] = 0.05
+    sam_rho: Annotated[float, "L2 norm of the step to the worst params (sam)", "be at least 0 and finite"] = (
+        0.05
+    )
     epsilon: Annotated[
         float,
         "size of the adversarial perturbation in training, in units of the inputs, l-infinity; "
         "l2grad, l2hess: l2 norm of the whole image",
+        "be at least 0 and finite",
     ] = 0.005
 
 
@@ -61,7 +70,7 @@ def resolve_objective(
 
     ``given``: as in ``check_optimizer``.
     """
-    check_types(settings)
+    fields.check(settings)
     robust, given = settings.robust, {*given, *changed(settings)}
     if robust is not None and fraction:
         refuse_unread(["adversarial_fraction"], {"adversarial_fraction": ["absa"]}, robust=robust)
@@ -75,15 +84,7 @@ def resolve_objective(
             f"`attack` of robust=trades must start at random ({', '.join(_FROM_RANDOM_STARTS)}): at the image "
             f"itself the divergence has no gradient, got {attack!r}."
         )
-    for name in ("attack_steps", "free_replays"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(settings, name)}.")
-    for name in ("trades_beta", "sam_rho", "epsilon"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(settings, name)}.")
     size = settings.attack_step_size
-    if size is not None and not 0 < size < math.inf:
-        raise ValueError(f"`attack_step_size` must be positive and finite, got {size}.")
     if size is not None and robust != "free" and attack not in STEP_SIZED:
         raise ValueError(
             f"`attack_step_size` is read with robust=free and the attacks {', '.join(STEP_SIZED)}, got {size}; "
