@@ -18,6 +18,16 @@ HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / fan_out (He et al. 2015, arXiv:1502.01852)."""
 
 
+class Classifier(nn.Module):
+    """A network of so many outputs, at least 1."""
+
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        require("be at least 1", num_classes=self.num_classes)
+        super().__post_init__()
+
+
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
     """Make PyTorch's default initialiser of a bias: uniform in plus or minus 1 / sqrt(fan_in)."""
     bound = fan_in**-0.5
@@ -66,6 +76,13 @@ def dense(
     return nn.Dense(width, kernel_init=TORCH_KERNEL, bias_init=bias_init, dtype=dtype)(x)
 
 
+def logits(
+    x: jax.Array, num_classes: int, *, dtype: Dtype | None, bias_init: Callable[..., jax.Array] | None = None
+) -> jax.Array:
+    """Apply the last layer inside a compact module; float32 at least."""
+    return trees.upcast(dense(x, num_classes, dtype=dtype, bias_init=bias_init))
+
+
 def batch_norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
     """Normalise by the batch inside a compact module: momentum 0.9 (PyTorch's 0.1), epsilon 1e-5.
 
@@ -109,8 +126,3 @@ def check_images(x: jax.Array, smallest: int = 1) -> None:
         raise ValueError(
             f"`x` must hold images of {smallest}x{smallest} at least for this network, got shape {x.shape}."
         )
-
-
-def check_classes(num_classes: int) -> None:
-    """Refuse a number of classes below 1."""
-    require("be at least 1", num_classes=num_classes)
