@@ -30,6 +30,12 @@ class Static:
         return f"Static({self.value!r})"
 
 
+def nodes(tree: Any, kind: type[Any]) -> list[Any]:
+    """List the nodes of a tree that are of one class of NamedTuples, such as states in that of an optimizer."""
+    found = optax.tree.get_all_with_path(tree, kind.__name__)
+    return [node for _, node in found if isinstance(node, kind)]
+
+
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """Make a callable a pytree, so that it may be an argument of a jitted function."""
     return function if is_operator(function) else jax.tree_util.Partial(function)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from hessabs import trees
 from hessabs.batch_size.rule import Coupling
 from hessabs.checks import refuse_unread, require
 from hessabs.curvature.layers import output_axes
@@ -274,11 +275,7 @@ def _with_rate_inside(
 
 def evaluation_params(opt_state: Any, params: Params) -> Params:
     """Return the params to evaluate: the average, where there is a ``schedule_free`` in the optimiser."""
-
-    def is_free(node: Any) -> bool:
-        return isinstance(node, contrib.ScheduleFreeState)
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)]
+    found = trees.nodes(opt_state, contrib.ScheduleFreeState)
     return contrib.schedule_free_eval_params(found[0], params) if found else params
 
 
