@@ -61,7 +61,7 @@ def spectral_density(
     """
     require("be at least 1", num_probes=num_probes)
     trees.check_floating(like, "like")
-    check_dimension("num_iters", num_iters, sum(x.size for x in jax.tree.leaves(like)))
+    check_dimension("num_iters", num_iters, trees.size(like))
     diagonals, off_diagonals, num_matvecs = [], [], 0
     for one in jax.random.split(key, num_probes):
         result = lanczos(matvec, trees.normal_like(one, like), num_iters, loop=loop)

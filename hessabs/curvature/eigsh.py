@@ -114,7 +114,7 @@ def eigsh(
     starts = _start_vectors(v0, block_size)
     form = bases.layout(starts[0], loop == "host")
     like = bases.to_row(starts[0], form)
-    size = sum(x.size for x in jax.tree.leaves(like))
+    size = trees.size(like)
     check_dimension("k", k, size)
     check_dimension("block_size", block_size, size)
     num_vectors = _num_vectors(num_vectors, k, block_size, like)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hessabs import trees
 from hessabs.models.alexnet import AlexNet, adaptive_average_pool, alexnet, alexnet_svhn
 from hessabs.models.c1_c2 import C1, C2, c1, c1_small, c2
 from hessabs.models.mlp import MLP, mlp
@@ -71,7 +72,7 @@ def num_params(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return trees.size(variables["params"])
 
 
 __all__ = [

@@ -169,7 +169,7 @@ def _of_set(shared: _Shared, name: str, label: str, block: str = "") -> list[dic
             if block:
                 operator = curvature.restrict(operator, shared.params, block)
                 start, _ = paths.partition(start, block)
-            result = solve(kept, label, operator, start, min(options.top, _size(start)), options)
+            result = solve(kept, label, operator, start, min(options.top, trees.size(start)), options)
         if with_directions:
             leaves = jax.tree.leaves(result.eigenvectors)
             kept.keep(_DIRECTIONS, {str(i): x[:2] for i, x in enumerate(leaves)})
@@ -190,7 +190,7 @@ def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
         def compute(index: int = index, label: str = label) -> dict[str, Any]:
             one = _take(training, np.array([index]))
             operator = curvature.hessian(shared.loss_fn, shared.params, one, linearize=True)
-            k = min(options.top, _size(shared.params))
+            k = min(options.top, trees.size(shared.params))
             return {"rows": _rows(label, _eigsh(options)(operator, shared.start, k))}
 
         rows += shared.kept.once(label, compute)["rows"]
@@ -199,7 +199,7 @@ def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
 
 def _density(shared: _Shared, key: jax.Array) -> curvature.SpectralDensity:
     operator = _operator(shared, "training")
-    num_iters = min(_DENSITY_ITERS, _size(shared.params))
+    num_iters = min(_DENSITY_ITERS, trees.size(shared.params))
     probes = []
     for number, one in enumerate(jax.random.split(key, _PROBES)):
 
@@ -280,7 +280,7 @@ def solve(
     state, fields = None, kept.find(_KRYLOV)
     if fields is not None:
         shape, rows = fields["basis"].shape, len(fields["projected"])
-        if shape != (fields["built"], _size(v0)) or shape[0] > rows:
+        if shape != (fields["built"], trees.size(v0)) or shape[0] > rows:
             files.say(f"The saved state of {name} is left aside: its basis has the shape {shape}.")
         else:
             files.say(f"{name}: going on after {fields['num_matvecs']} products.")
@@ -293,10 +293,6 @@ def solve(
 
 def _eigsh(options: Any) -> Callable[..., curvature.EigshResult]:
     return functools.partial(curvature.eigsh, rtol=options.rtol, max_matvecs=options.max_matvecs)
-
-
-def _size(tree: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _rows(name: str, result: curvature.EigshResult) -> list[dict[str, Any]]:
