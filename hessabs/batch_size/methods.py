@@ -15,6 +15,7 @@ from hessabs.batch_size.planner import Remainder, epoch_examples
 from hessabs.batch_size.ramp import ramp
 from hessabs.batch_size.rule import Coupling, with_adversarial, with_coupling, with_decay
 from hessabs.batch_size.settings import METHODS, Method, PlanSettings
+from hessabs.batch_size.sizes import check_batch_sizes, check_micro_batch_size, default_micro_batch_size
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.table import constant, linear_scaling
 from hessabs.checks import refuse_unread, require_one_of, require_ranges
@@ -71,13 +72,9 @@ def check(run: PlanSettings, method: Method) -> None:
                 f"`max_batch_size` must be a multiple of batch_size={initial}, got {largest}; "
                 f"the nearest below is {largest // initial * initial}."
             )
-    if micro is not None and initial % micro:
-        raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {micro}.")
-    if compares_parts(method) and (initial == 1 or micro == initial):
-        raise ValueError(
-            f"`micro_batch_size` must be below batch_size={initial} for {name_of(method)}, which compares "
-            f"micro-batches, got {micro or 1}."
-        )
+    compared = compares_parts(method)
+    size = default_micro_batch_size(initial, compared=compared) if micro is None else micro
+    check_micro_batch_size(initial, size, name_of(method) if compared else None)
     if name_of(method) == "timer" and values["patience"] == 0:
         raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
     if name_of(method) == "fixed" and not values["grow_epochs"]:
@@ -100,23 +97,17 @@ def resolve(
     """
     check(run, method)
     name, initial, micro = name_of(method), run.batch_size, run.micro_batch_size
-    examples = f"the {num_examples} training examples" + (f" of {dataset}" if dataset else "")
-    if initial > num_examples:
-        raise ValueError(f"`batch_size` must be at most {examples}, got {initial}.")
-    if micro is None:
-        micro = 128 if initial % 128 == 0 else initial
-        if compares_parts(method) and micro == initial:
-            micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+    check_batch_sizes(initial, getattr(method, "max_batch_size", None) or initial, num_examples, dataset)
+    default = default_micro_batch_size(initial, compared=compares_parts(method))
     fraction, until = run.adversarial_fraction, run.adversarial_epochs
     run = run._replace(
-        micro_batch_size=micro,
+        micro_batch_size=default if micro is None else micro,
         remainder=run.remainder or "drop",
         adversarial_fraction=(0.2 if name == "absa" else 0.0) if fraction is None else fraction,
         adversarial_epochs=run.epochs // 2 if until is None else until,
     )
-    fits = num_examples // initial * initial
     defaults: dict[str, Any] = {
-        "max_batch_size": min(128 * initial, fits),
+        "max_batch_size": min(128, num_examples // initial) * initial,
         "lr_coupling": "none" if name in ("gg", "cyclical") else "linear",
         "growth_factor": inverse(run.lr_decay) if name == "gg" else 2.0,
         "fraction_decrease": 1.0 if name in _NOISE else 2.0,
@@ -124,14 +115,7 @@ def resolve(
         "measure_every": max(1, per_epoch(run, num_examples) // (256 if name in _NOISE else 1)),
     }
     unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
-    filled: Any = method._replace(**unset)
-    largest = getattr(filled, "max_batch_size", initial)
-    if largest > num_examples:
-        raise ValueError(
-            f"`max_batch_size` must be at most {examples}, got {largest}; the largest multiple of "
-            f"batch_size={initial} that fits is {fits}."
-        )
-    return run, filled
+    return run, method._replace(**unset)
 
 
 def per_epoch(run: PlanSettings, num_examples: int) -> int:

@@ -24,7 +24,6 @@ from hessabs.training import fields
 from hessabs.training.assemble import read_rule
 from hessabs.training.look.plan import median_seconds
 from hessabs.training.loop import train
-from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
 from hessabs.training.run import Run, prepare
 from hessabs.training.schedules import make_schedule
@@ -122,13 +121,8 @@ def advise(
         task._replace(train=subset(rest, places), test=judges, validation=None),
         made,
         constant(size),
-        epochs=1,
         micro_batch_size=size,
-        remainder="drop",
-        objective=Objective(),
-        schedule=None,
         settings=RunSettings(seed=seed),
-        record={},
     )
     best: Any = None
 
