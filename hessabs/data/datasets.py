@@ -208,20 +208,10 @@ def count_train(
 
 
 def check_examples(dataset: Dataset) -> Dataset:
-    """Refuse images as ``check_images`` does; tokens are looked at where the network is known.
+    """Refuse images with labels as ``check_images`` does; tokens are looked at where the network is known.
 
-    Args:
-        dataset: Images with labels, or text.
-
-    Returns:
-        The data set, with sources for what it held.
-
-    Raises:
-        ValueError: As ``check_images``.
-
-    Example:
-        >>> check_examples(load("digits")).num_classes
-        10
+    >>> check_examples(load("digits")).num_classes
+    10
     """
     train, test = as_source(dataset.train), as_source(dataset.test)
     if "tokens" in train.take(np.zeros(1, np.int64)):
