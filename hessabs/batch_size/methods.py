@@ -115,7 +115,8 @@ def resolve(
         "measure_every": max(1, per_epoch(run, num_examples) // (256 if name in _NOISE else 1)),
     }
     unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
-    return run, method._replace(**unset)
+    filled: Any = method._replace(**unset)
+    return run, filled
 
 
 def per_epoch(run: PlanSettings, num_examples: int) -> int:

@@ -8,8 +8,7 @@ import types
 
 import pytest
 
-from hessabs.training.callbacks import CallbackError, call_all, make_callbacks
-from hessabs.training.callbacks.make import CallbackSettings
+from hessabs.training.callbacks import CallbackError, CallbackSettings, call_all, make_callbacks
 from hessabs.training.fields import check
 
 NAN = float("nan")
