@@ -65,9 +65,6 @@ def plan(
       whole_updates: See above.
       observe: What is measured. None: an eigenvalue that stays 1, a gradient without noise.
 
-    Returns:
-      A ``Plan``.
-
     Raises:
       ValueError: If a count is below 1, a batch is larger than the data set, or the examples of the run reach
         2**60.

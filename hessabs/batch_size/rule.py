@@ -117,9 +117,6 @@ def make_controller(rule: Rule, lr_coupling: Coupling = "linear") -> Controller:
       rule: What it is about.
       lr_coupling: How the learning rate follows the batch unless ``with_coupling`` says otherwise.
 
-    Returns:
-      A ``Controller``.
-
     Raises:
       ValueError: If the batch sizes are out of range, or the coupling is unknown.
 
@@ -168,9 +165,6 @@ def with_coupling(rule: Controller, lr_coupling: Coupling) -> Controller:
     Args:
       rule: As in ``with_decay``.
       lr_coupling: ``"linear"``, ``"sqrt"`` or ``"none"``.
-
-    Returns:
-      A ``Controller``.
 
     Raises:
       ValueError: If the coupling is unknown.

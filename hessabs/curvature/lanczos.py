@@ -40,9 +40,6 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
       v0: Start vector, a pytree of floating-point arrays of any norm.
       num_iters: Number of products, from 1 to the dimension.
 
-    Returns:
-      A ``LanczosResult``.
-
     Raises:
       ValueError: If ``num_iters`` lies outside [1, dimension], or the product has another structure than
         ``v0``.

@@ -50,9 +50,6 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
     Args:
       controller: The rule.
 
-    Returns:
-      A ``GradientTransformationExtraArgs``.
-
     Raises:
       ValueError: From ``update``, if what the rule measures is not given, or can never be measured because an
         update has one micro-batch.
@@ -125,9 +122,6 @@ def self_measuring_batch_size(
       max_iters: Most products per measurement, at least 1.
       rtol: Relative residual at which a measurement is good enough.
       axis_name: The mapped axis over which ``batch`` is split, or None.
-
-    Returns:
-      A ``GradientTransformationExtraArgs``.
 
     Raises:
       ValueError: If the rule measures something else; from ``update``, if params, loss or batch are missing.

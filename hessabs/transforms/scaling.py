@@ -81,9 +81,6 @@ def by_samples(
       examples_per_step: Examples in a step of the schedule, at least 1: the batch size it was written for.
       flip_sign: Whether to descend, as ``optax.scale_by_learning_rate`` does.
 
-    Returns:
-      A ``GradientTransformationExtraArgs``.
-
     Raises:
       ValueError: If ``examples_per_step`` is below 1; from ``update``, if neither is given.
 

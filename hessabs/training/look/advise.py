@@ -83,9 +83,6 @@ def advise(
       minutes: About how long the trials may take, above 0; compilation comes on top.
       seed: Of the trials.
 
-    Returns:
-      ``Advice``.
-
     Raises:
       ValueError: If a number is out of its range, there are fewer than 100 training examples, the optimiser
         takes no rate, or every rate diverges or is best at the end of the search.
