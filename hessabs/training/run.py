@@ -15,8 +15,8 @@ from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import is_used
 from hessabs.training import across
-from hessabs.training.look.evaluate import Evaluation, make_evaluation
-from hessabs.training.look.measure import Measure, Track, make_measure, make_track
+from hessabs.training.evaluation import Evaluation, make_evaluation
+from hessabs.training.measure import Measure, Track, make_measure, make_track
 from hessabs.training.mesh import (
     DATA,
     data_size,

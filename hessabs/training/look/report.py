@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from markdown_it import MarkdownIt
 
 from hessabs.training import files
-from hessabs.training.look.pictures import draw_curves
+from hessabs.training.curves import draw_curves
 from hessabs.training.look.results import COLUMNS, Column, Finished, Group, find, group, table
 
 _SHOWN = (

@@ -20,8 +20,8 @@ from hessabs import curvature, paths, plots, trees
 from hessabs.data import Source
 from hessabs.training import fields, files
 from hessabs.training.look import cache
-from hessabs.training.look.measure import raw_loss, raw_weight
 from hessabs.training.look.pictures import draw_tracked, save
+from hessabs.training.measure import raw_loss, raw_weight
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task
 from hessabs.typing import LossFn, MatVec, Params
