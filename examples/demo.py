@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from hessabs import training
-from hessabs.training.look.pictures import draw_curves
+from hessabs.training.curves import draw_curves
 from hessabs.training.look.results import summary_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "folder for the results of both runs")

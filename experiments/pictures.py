@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.table import Run
 from hessabs import plots
-from hessabs.training.look.pictures import draw_curves
+from hessabs.training.curves import draw_curves
 from hessabs.training.look.results import Group
 
 

@@ -1,7 +1,56 @@
 """What every room asks of its parameters, in one line, with what was got."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import numbers
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, get_type_hints
+
+import jax
+import numpy as np
+
+_NEVER = 2**60  # that of batch_size: counts of examples are below it
+_NUMBERS: dict[str, Callable[[Any], bool]] = {
+    "be at least 0": lambda x: 0 <= x < math.inf,
+    "be at least 0 and finite": lambda x: 0 <= x < math.inf,
+    "be at least 0 seconds": lambda x: 0 <= x < math.inf,
+    "be at least 0 examples": lambda x: 0 <= x <= _NEVER,
+    "be at least 1": lambda x: 1 <= x < math.inf,
+    "be at least 1 example": lambda x: 1 <= x < _NEVER,
+    "be above 1": lambda x: 1 < x < math.inf,
+    "be positive and finite": lambda x: 0 < x < math.inf,
+    "lie in (0, 1)": lambda x: 0 < x < 1,
+    "lie in (0, 1]": lambda x: 0 < x <= 1,
+    "lie in [0, 1)": lambda x: 0 <= x < 1,
+    "lie in [0, 1]": lambda x: 0 <= x <= 1,
+    "be a power of two observations": lambda x: x >= 1 and not x & (x - 1),
+}
+_TIMES: dict[str, Callable[[Any], bool]] = {
+    "be positive epochs in ascending order": lambda points: _ascend(points, math.inf),
+    "be positive counts of examples that ascend": lambda points: _ascend(points, _NEVER),
+}
+
+
+def require(what: str, **parameters: Any) -> None:
+    """Raise ``ValueError`` unless each parameter is a number, or times, and what is said.
+
+    >>> require("be above 1", growth_factor=1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: `growth_factor` must be above 1, got 1.0.
+    """
+    for name, value in parameters.items():
+        if what in _NUMBERS:
+            _check_number(name, value)
+        if not {**_NUMBERS, **_TIMES}[what](value):
+            raise ValueError(f"`{name}` must {what}, got {value}.")
+
+
+def require_ranges(settings: Any) -> None:
+    """Check settings, a NamedTuple, whose ``Annotated`` fields may say what they must be after their help."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        for what in getattr(hint, "__metadata__", ())[1:] if value is not None else ():
+            require(what, **{name: value})
 
 
 def require_one_of(known: Sequence[Any], **parameters: Any) -> None:
@@ -9,3 +58,44 @@ def require_one_of(known: Sequence[Any], **parameters: Any) -> None:
     for name, value in parameters.items():
         if value not in known:
             raise ValueError(f"`{name}` must be one of {list(known)}, got {value!r}.")
+
+
+def refuse_unread(given: Collection[str], read_with: Mapping[str, Sequence[str]], **chosen: Any) -> None:
+    """Refuse a setting that was given and is read with other values of the one that is chosen.
+
+    >>> refuse_unread({"lr_end", "seed"}, {"lr_end": ("cosine", "wsd")}, schedule="step")
+    Traceback (most recent call last):
+    ...
+    ValueError: `lr_end` is read with schedule=cosine, wsd, and not with schedule=step; leave it out.
+    """
+    [(name, choice)] = chosen.items()
+    choices = choice if isinstance(choice, tuple) else (choice,)
+    for setting in sorted({*given} & {*read_with}):
+        readers = read_with[setting]
+        if not {*choices} & {*readers}:
+            raise ValueError(
+                f"`{setting}` is read with {name}={', '.join(readers)}, and not with {name}="
+                f"{', '.join(map(str, choices))}; leave it out."
+            )
+
+
+def require_arguments(who: str, note: str = "", **arguments: Any) -> None:
+    """Raise ``ValueError`` where an optax transformation was not given what its update needs."""
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{who} needs {', '.join(missing)}: call "
+            f"update(gradient, state, params, loss_fn=..., batch=...){note or '.'}"
+        )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"`{name}` must be known before tracing, got a traced value: give it outside of jit.")
+    is_array = isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.ndim == 0
+    if not is_array and not isinstance(value, numbers.Real):
+        raise ValueError(f"`{name}` must be a number, got {value!r}.")
+
+
+def _ascend(points: Sequence[int], end: float) -> bool:
+    return all(0 < point < end for point in points) and list(points) == sorted(set(points))

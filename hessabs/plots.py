@@ -69,9 +69,6 @@ def eigenvalues(spectra: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None = 
       spectra: Eigenvalues, or several arrays of them by name.
       ax: Axes to draw into; by default those of a new ``figure``.
 
-    Returns:
-      The axes.
-
     Example:
       >>> ax = eigenvalues({"training": [9.0, 0.1, -0.01], "test": [7.0, 0.2]})
       >>> ax.get_yscale(), [text.get_text() for text in ax.get_legend().get_texts()]
@@ -108,9 +105,6 @@ def density(found: SpectralDensity, ax: Axes | None = None, *, width: float | No
       found, width: As in ``curvature.evaluate_density``; no width for a hundredth of the range of the nodes.
       ax: As in ``eigenvalues``.
 
-    Returns:
-      The axes.
-
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from hessabs.curvature import spectral_density
@@ -141,9 +135,6 @@ def summary(found: Summary, ax: Axes | None = None) -> Axes:
       found: What ``curvature.summary`` returned.
       ax: As in ``eigenvalues``.
 
-    Returns:
-      The axes.
-
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from hessabs import curvature
@@ -167,9 +158,6 @@ def landscape(found: Landscape, ax: Axes | None = None) -> Axes:
     Args:
       found: What ``curvature.landscape`` returned; points not evaluated stay empty.
       ax: As in ``eigenvalues``.
-
-    Returns:
-      The axes.
 
     Example:
       >>> from hessabs.curvature import Landscape
@@ -218,9 +206,6 @@ def robustness(
       ax: As in ``eigenvalues``.
       norm, bounds: Those of the evaluation, which say what the unit of epsilon is.
 
-    Returns:
-      The axes.
-
     Example:
       >>> row = Evaluation("clean", 0.0, 0.9, 0.0, 0.0, 0.0, np.array([]), np.array([]), 0.0)
       >>> robustness([row, row._replace(attack="pgd", epsilon=0.1, accuracy=0.4)]).get_xlabel()
@@ -251,9 +236,6 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], field: str, ax: Axes
       runs: The records of each run by its name: ``training.Result.records``, or the lines of metrics.jsonl.
       field: The number of each record: "batch_size", "lr", "eigenvalue", "test_accuracy", say.
       ax: As in ``eigenvalues``.
-
-    Returns:
-      The axes.
 
     Example:
       >>> sizes = {"absa": [{"epoch": 1, "batch_size": 32}, {"epoch": 2, "batch_size": 64}]}
@@ -293,9 +275,6 @@ def noise_scale(found: CriticalBatchSize, ax: Axes | None = None) -> Axes:
       found: What ``curvature.critical_batch_size`` returned; what is not finite is left out.
       ax: As in ``eigenvalues``.
 
-    Returns:
-      The axes.
-
     Example:
       >>> found = CriticalBatchSize(300.0, 20.0, 3.0, 0.01, {"hidden": (250.0, 30.0), "last": (400.0, 90.0)})
       >>> [text.get_text() for text in noise_scale(found).get_yticklabels()]
@@ -323,9 +302,6 @@ def log_axis(
       which: The axis.
       values: What is drawn along it, positive; by default what is positive of the lines.
       sizes: Whether the ticks are the values themselves, as of batch sizes, as far as there is room.
-
-    Returns:
-      The axes.
 
     Example:
       >>> ax = figure().subplots()

@@ -30,6 +30,27 @@ class Static:
         return f"Static({self.value!r})"
 
 
+def nodes(tree: Any, kind: type[Any]) -> list[Any]:
+    """List the nodes of a tree that are of one class of NamedTuples, such as states in that of an optimizer."""
+    found = optax.tree.get_all_with_path(tree, kind.__name__)
+    return [node for _, node in found if isinstance(node, kind)]
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """List the leaves of a tree by their paths."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def describe(leaf: Any) -> str:
+    """Say what a leaf is, dtype and shape, in a message."""
+    return "nothing" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def size(tree: Any) -> int:
+    """Count the entries of the leaves of a tree, of arrays or of their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """Make a callable a pytree, so that it may be an argument of a jitted function."""
     return function if is_operator(function) else jax.tree_util.Partial(function)
@@ -42,8 +63,7 @@ def is_operator(function: Any) -> TypeGuard[Any]:
 
 def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bool = False) -> None:
     """Raise unless two pytrees have the same structure and leaf shapes (and dtypes), with both sides shown."""
-    got_leaves = dict(_leaves_by_path(got))
-    want_leaves = dict(_leaves_by_path(want))
+    got_leaves, want_leaves = by_path(got), by_path(want)
     for path in [*want_leaves, *got_leaves]:
         left, right = got_leaves.get(path), want_leaves.get(path)
         if left is None or right is None or jnp.shape(left) != jnp.shape(right):
@@ -55,13 +75,13 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bo
             continue
         raise ValueError(
             f"`{got_name}` must have the {what} of `{want_name}`, but at {path or 'the root'} "
-            f"`{got_name}` has {_describe(left)} and `{want_name}` has {_describe(right)}{advice}."
+            f"`{got_name}` has {describe(left)} and `{want_name}` has {describe(right)}{advice}."
         )
 
 
 def check_floating(tree: Any, name: str) -> None:
     """Raise unless every leaf is a floating-point array."""
-    leaves = _leaves_by_path(tree)
+    leaves = by_path(tree).items()
     if not leaves:
         raise ValueError(f"`{name}` must hold at least one array, got an empty pytree.")
     if reason := explanations.whole_model(tree):
@@ -118,11 +138,15 @@ def ravel(tree: Any) -> tuple[jax.Array, Static]:
     """Concatenate the leaves of a pytree into one vector, in at least float32, and say how to ``unravel`` it:
     by a static value, not by a new function, so that a jitted function which takes it is compiled once.
     """
-    leaves, treedef = jax.tree.flatten(tree)
     dtype = _norm_dtype(tree)
-    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in leaves])
-    return flat, Static((treedef, shapes))
+    flat = jnp.concatenate([jnp.ravel(x).astype(dtype) for x in jax.tree.leaves(tree)])
+    return flat, shape_of(tree)
+
+
+def shape_of(tree: Any) -> Static:
+    """Say by a static value how a vector is cut into the leaves of a pytree, as ``ravel`` does."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return Static((treedef, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)))
 
 
 def unravel(flat: Any, shape: Static) -> Any:
@@ -156,12 +180,3 @@ def _random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) -
 
 def _norm_dtype(tree: Any) -> Any:
     return jnp.result_type(jnp.float32, *[x.dtype for x in jax.tree.leaves(tree)])
-
-
-def _leaves_by_path(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
-
-
-def _describe(leaf: Any) -> str:
-    return "nothing" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

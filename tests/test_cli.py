@@ -368,7 +368,7 @@ def test_a_signal_saves_and_says_so_by_the_exit_status(tmp_path):
     signals = (signal.SIGTERM, signal.SIGINT)
     processes = {
         signum: subprocess.Popen(
-            [sys.executable, "-m", "hessabs.cli", "train", f"--workdir={tmp_path / signum.name}", *flags],
+            [sys.executable, "-m", "hessabs", "train", f"--workdir={tmp_path / signum.name}", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

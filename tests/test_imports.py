@@ -1,5 +1,6 @@
 """What importing the library costs: nothing of its extras."""
 
+import pathlib
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ HEAVY = (
     *("tensorflow", "tensorflow_datasets", "matplotlib", "flax", "orbax", "sklearn", "scipy", "chex"),
     *("rich", "tqdm", "tensorboardX", "PIL"),
 )
+TRAINING = pathlib.Path(__file__).parents[1] / "hessabs" / "training"
 MOST_TIMES_OPTAX = 2.0  # measured: 1.3, with all names; each imports JAX
 
 
@@ -22,6 +24,12 @@ print([name for name in {HEAVY} if name in sys.modules], "jax" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n") == ["False", "[] True", ""]
+
+
+def test_a_run_knows_nothing_of_what_looks_at_it():
+    files = [path for path in TRAINING.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) > 20
+    assert [path.name for path in files if "training.look" in path.read_text()] == []
 
 
 @pytest.mark.slow

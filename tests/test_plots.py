@@ -14,8 +14,9 @@ from hessabs.attacks import Evaluation
 from hessabs.batch_size import methods
 from hessabs.batch_size.settings import Abs, Bl, PlanSettings
 from hessabs.curvature import Landscape
+from hessabs.training.curves import draw_curves
 from hessabs.training.look import pictures
-from hessabs.training.look.pictures import draw_curves, draw_tracked
+from hessabs.training.look.pictures import draw_tracked
 
 
 def records(epochs, **changes):

@@ -17,6 +17,7 @@ from hessabs.attacks import checks, norms
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball
 from hessabs.attacks.rows import Problem, iterate
+from hessabs.checks import require
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -70,7 +71,7 @@ class _Rows(NamedTuple):
 def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
     """Make an attack of a rule, or raise when a number of the search is out of range."""
     steps, inputs_key, early_exit, eot, loop, restarts, random_start = search
-    checks.check_counts(steps=steps, restarts=restarts)
+    require("be at least 1", steps=steps, restarts=restarts)
     examples.check_draws(eot)
     if restarts > 1 and not random_start:
         raise ValueError(

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
 from hessabs.attacks.rows import Problem, choose, iterate
+from hessabs.checks import require
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -80,9 +81,9 @@ def carlini_wagner(
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, sections V and VI-A; the parameters are those of their code.
     """
-    checks.check_counts(steps=steps, binary_search_steps=binary_search_steps)
-    checks.check_positive(learning_rate=learning_rate, initial_weight=initial_weight)
-    checks.check_not_negative(confidence=confidence)
+    require("be at least 1", steps=steps, binary_search_steps=binary_search_steps)
+    require("be positive and finite", learning_rate=learning_rate, initial_weight=initial_weight)
+    require("be at least 0 and finite", confidence=confidence)
     if bounds is None:
         raise ValueError("`bounds` must be (lowest, highest) for carlini_wagner, got None.")
     checks.check_bounds(bounds)

@@ -1,9 +1,6 @@
 """What attacks refuse, each in one line, before anything is compiled."""
 
-import math
-import numbers
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import jax
@@ -14,7 +11,7 @@ from hessabs import trees
 from hessabs.attacks.losses.carrying import carries_logits, classes_of, parts
 from hessabs.attacks.losses.examples import check_classes
 from hessabs.attacks.norms import Ball, Bounds, Norm
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
@@ -30,7 +27,7 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
             f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
             "examples of each epsilon by themselves."
         )
-    check_not_negative(epsilon=epsilon)
+    require("be at least 0 and finite", epsilon=epsilon)
     check_bounds(bounds)
     if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
         warnings.warn(
@@ -45,34 +42,6 @@ def check_bounds(bounds: Bounds) -> None:
     """Raise unless the bounds are None or in order."""
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
-
-
-def check_counts(**counts: Any) -> None:
-    """Raise unless each is a number, at least 1."""
-    _check(counts, lambda x: x >= 1, "at least 1")
-
-
-def check_positive(**values: Any) -> None:
-    """Raise unless each is a number, finite and above 0."""
-    _check(values, lambda x: 0 < x < math.inf, "finite and above 0")
-
-
-def check_not_negative(**values: Any) -> None:
-    """Raise unless each is a number, finite and at least 0."""
-    _check(values, lambda x: 0 <= x < math.inf, "finite and at least 0")
-
-
-def _check(values: Mapping[str, Any], fits: Callable[[Any], bool], what: str) -> None:
-    for name, value in values.items():
-        if isinstance(value, jax.core.Tracer):
-            raise ValueError(
-                f"`{name}` must be known when the attack is made, got a traced value: make it outside of jit."
-            )
-        is_array = isinstance(value, (np.ndarray, np.generic, jax.Array)) and value.ndim == 0
-        if not is_array and not isinstance(value, numbers.Real):
-            raise ValueError(f"`{name}` must be a number, got {value!r}.")
-        if not fits(value):
-            raise ValueError(f"`{name}` must be {what}, got {value}.")
 
 
 def checked_inputs(

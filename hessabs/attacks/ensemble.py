@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
-from hessabs.attacks.checks import check_counts, checked_ball, checked_inputs, checked_key
+from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.losses.carrying import LogitsFn, classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
@@ -17,6 +17,7 @@ from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.rows import choose
 from hessabs.attacks.square import square
+from hessabs.checks import require
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -67,9 +68,8 @@ def ensemble(
       5,000 by default.
     """
     ball = checked_ball(epsilon, norm, bounds)
-    check_counts(steps=steps, queries=queries)
-    if num_targets < 0:
-        raise ValueError(f"`num_targets` must be at least 0, got {num_targets}.")
+    require("be at least 1", steps=steps, queries=queries)
+    require("be at least 0", num_targets=num_targets)
     shared: dict[str, Any] = {"norm": norm, "bounds": bounds, "loop": loop}
     ascend = apgd(epsilon, steps=steps, **shared)
     search = square(epsilon, queries=queries, layout=layout, **shared)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hessabs import batch_axis, trees
 from hessabs.attacks.rows import choose
+from hessabs.checks import require
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -146,8 +147,7 @@ def attacked_head(
 
 
 def _head_size(max_fraction: float, num_examples: int) -> int:
-    if not 0 <= max_fraction <= 1:
-        raise ValueError(f"`max_fraction` must lie in [0, 1], got {max_fraction}.")
+    require("lie in [0, 1]", max_fraction=max_fraction)
     return math.floor(max_fraction * num_examples + 1e-4)
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import programs, trees
-from hessabs.attacks.checks import check_counts, check_positive, checked_ball, checked_inputs
+from hessabs.attacks.checks import checked_ball, checked_inputs
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball, Bounds, along
 from hessabs.attacks.rows import Problem, iterate
+from hessabs.checks import require
 from hessabs.curvature.operators import input_hessian
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
@@ -185,8 +186,8 @@ def l2hess(
 def _second_order(
     ball: Ball, max_iters: int, rtol: float, damping: float, inputs_key: str | int, loop: Loop | None
 ) -> Attack:
-    check_counts(max_iters=max_iters)
-    check_positive(rtol=rtol, damping=damping)
+    require("be at least 1", max_iters=max_iters)
+    require("be positive and finite", rtol=rtol, damping=damping)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key

@@ -22,8 +22,9 @@ from jax.tree_util import Partial
 from hessabs import trees
 from hessabs.attacks import norms
 from hessabs.attacks.ascent import Here, Rule, Search, make_attack
-from hessabs.attacks.checks import check_not_negative, check_positive, checked_ball
+from hessabs.attacks.checks import checked_ball
 from hessabs.attacks.norms import Ball, Bounds, Norm
+from hessabs.checks import require
 from hessabs.loops import Loop
 from hessabs.typing import Attack
 
@@ -148,7 +149,7 @@ def mi_fgsm(
     References:
       Dong et al. (2017), arXiv:1710.06081, Algorithm 1.
     """
-    check_not_negative(momentum=momentum)
+    require("be at least 0 and finite", momentum=momentum)
     search = Search(steps, inputs_key, early_exit, eot, loop)
     return _projected(_momentum(momentum), checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
 
@@ -253,7 +254,7 @@ def _projected(
     steps = max(search.steps, 1)
     first, shrink = step_size, 0.0  # the first step, and by how much each one is shorter than the one before
     if step_size is not None:
-        check_positive(step_size=step_size)
+        require("be positive and finite", step_size=step_size)
     elif ball.norm == "linf":
         first = travel * ball.epsilon / steps
     else:

@@ -8,7 +8,7 @@ from hessabs.attacks import checks
 from hessabs.attacks.losses.carrying import LogitsFn
 from hessabs.attacks.losses.criteria import other_classes
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 from hessabs.typing import Params
 
 _FEW = 9  # rivals to look at where nobody says how many
@@ -32,8 +32,8 @@ def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int | None) -> 
 def check_walk(norm: Norm, steps: int, num_rivals: int | None, overshoot: float, bounds: Bounds) -> None:
     """Raise unless these are options of a walk to the boundary of a rival."""
     require_one_of(("l2", "linf"), norm=norm)
-    checks.check_counts(steps=steps, num_rivals=1 if num_rivals is None else num_rivals)
-    checks.check_not_negative(overshoot=overshoot)
+    require("be at least 1", steps=steps, num_rivals=1 if num_rivals is None else num_rivals)
+    require("be at least 0 and finite", overshoot=overshoot)
     checks.check_bounds(bounds)
 
 

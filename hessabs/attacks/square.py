@@ -10,12 +10,12 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import norms, patterns
 from hessabs.attacks.ascent import Best
-from hessabs.attacks.checks import check_counts, checked_ball, checked_inputs, checked_key
+from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
 from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -76,9 +76,8 @@ def square(
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
     ball = checked_ball(epsilon, norm, bounds)
-    check_counts(queries=queries)
-    if not 0 < share <= 1:
-        raise ValueError(f"`share` must lie in (0, 1], got {share}.")
+    require("be at least 1", queries=queries)
+    require("lie in (0, 1]", share=share)
     require_one_of(get_args(Layout), layout=layout)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:

@@ -14,7 +14,7 @@ from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rivals import check_walk, leads, top_rivals
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -93,7 +93,7 @@ def trust_region(
       Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
       published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
     """
-    checks.check_positive(radius=radius)
+    require("be positive and finite", radius=radius)
     check_walk(norm, steps, num_rivals, overshoot, bounds)
     require_one_of(get_args(Ratio), ratio=ratio)
     require_one_of(get_args(Rival), rival=rival)

@@ -5,13 +5,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_sizes
+from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import Count, next_multiple, where
 from hessabs.batch_size.noise import NoiseMemory
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
 from hessabs.batch_size.sizes import rounded
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal
+from hessabs.checks import require
 
 
 class _Memory(NamedTuple):

@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller, Observation
 from hessabs.batch_size.planner import Observe, Plan, plan, steady, told_eigenvalue, told_gradient
+from hessabs.checks import require
 
 
 class Bounds(NamedTuple):

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hessabs import trees
 from hessabs.batch_size.counting import Count
 
 Measurement = Literal["nothing", "eigenvalue", "last_layer_eigenvalue", "gradient"]
@@ -97,9 +98,9 @@ def restore(controller: Controller, state: Any) -> ControllerState:
       ValueError: ... not one of this rule: at .rule.reference it has float32[] and the rule has nothing.
     """
     want = controller.init()
-    saved, known = _by_path(state), _by_path(want)
+    saved, known = trees.by_path(state), trees.by_path(want)
     for path in [*known, *saved]:
-        left, right = _describe(saved.get(path)), _describe(known.get(path))
+        left, right = trees.describe(saved.get(path)), trees.describe(known.get(path))
         if left != right:
             raise ValueError(
                 f"The saved state is not one of this rule: at {path} it has {left} and the rule has {right}."
@@ -111,11 +112,3 @@ def restore(controller: Controller, state: Any) -> ControllerState:
             f"{range_[0]} to {range_[1]}."
         )
     return jax.tree.unflatten(jax.tree.structure(want), [jnp.asarray(saved[path]) for path in known])
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _describe(leaf: Any) -> str:
-    return "nothing" if leaf is None else f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

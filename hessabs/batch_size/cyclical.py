@@ -4,13 +4,13 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_sizes
+from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.counting import Count, at, counts, divide, num_passed
 from hessabs.batch_size.rule import Decision, Rate
 from hessabs.batch_size.sizes import ladder
 from hessabs.batch_size.table import by_examples
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Shape = Literal["sawtooth", "triangular"]
 

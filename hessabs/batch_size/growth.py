@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from hessabs.batch_size.checks import require, require_events, require_sizes
+from hessabs.batch_size.checks import require_events, require_sizes
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.counting import NEVER
 from hessabs.batch_size.rule import with_coupling
 from hessabs.batch_size.sizes import ladder
 from hessabs.batch_size.table import schedule
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Leftover = Literal["decay", "hold"]
 _GRID = 4096  # places at which a schedule is looked at before a fall is found exactly

@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_sizes
+from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller, with_adversarial
 from hessabs.batch_size.sizes import grow_by, whole_batches
 from hessabs.batch_size.statistics import hear, is_valid
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Signal = Literal["eigenvalue", "eigenvalue_times_lr"]
 Block = Literal["all", "last_layer"]

@@ -1,11 +1,11 @@
 """The rules by the names that the slides and the command line give them, with epochs for their unit of time."""
 
 import bisect
+import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hessabs.batch_size.bounds import Bounds, growth_bounds
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller
 from hessabs.batch_size.cyclical import cyclical
 from hessabs.batch_size.growth import batch_growth, fixed_growth, inverse, peak, seesaw, timer
@@ -13,29 +13,21 @@ from hessabs.batch_size.hessian import hessian_adaptive
 from hessabs.batch_size.noise import gradient_noise_scale, norm_test
 from hessabs.batch_size.planner import Remainder, epoch_examples
 from hessabs.batch_size.ramp import ramp
-from hessabs.batch_size.rule import with_adversarial, with_coupling, with_decay
+from hessabs.batch_size.rule import Coupling, with_adversarial, with_coupling, with_decay
 from hessabs.batch_size.settings import METHODS, Method, PlanSettings
+from hessabs.batch_size.sizes import check_batch_sizes, check_micro_batch_size, default_micro_batch_size
 from hessabs.batch_size.stability import stability_limited
 from hessabs.batch_size.table import constant, linear_scaling
+from hessabs.checks import refuse_unread, require_one_of, require_ranges
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 _NAMES = {kind: name for name, kind in METHODS.items()}
-_NOISE = ("gns", "ramp")  # their measurements are free, and averaged
-_RANGES = {  # what settings must
-    "be at least 1": (
-        *("epochs", "batch_size", "max_batch_size", "micro_batch_size", "measure_every"),
-        *("cycle_epochs", "fraction_decrease"),
-    ),
-    "be at least 0": ("patience", "adversarial_epochs"),
-    "be above 1": ("eigenvalue_decrease", "growth_factor"),
-    "be positive and finite": ("threshold", "noise_scale", "tolerance"),
-    "lie in (0, 1]": ("lr_decay",),
-    "lie in [0, 1]": ("adversarial_fraction",),
-    "be positive epochs in ascending order": ("lr_decay_epochs", "grow_epochs"),
-    "be linear, sqrt or none": ("lr_coupling",),
-    "be drop, keep or fill": ("remainder",),
+_READ_WITH = {
+    setting: [name for name, kind in METHODS.items() if setting in kind._fields]
+    for setting in dict.fromkeys(itertools.chain(*(kind._fields for kind in METHODS.values())))
 }
+_NOISE = ("gns", "ramp")  # their measurements are free, and averaged
 
 
 def name_of(method: Method) -> str:
@@ -58,13 +50,7 @@ def choose(name: str, given: Mapping[str, Any]) -> Method:
     if name not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
     fields = METHODS[name]._fields
-    for setting in sorted(given):
-        readers = [other for other, kind in METHODS.items() if setting in kind._fields]
-        if readers and setting not in fields:
-            raise ValueError(
-                f"`{setting}` is read with method={', '.join(readers)}, and not with method={name}; "
-                "leave it out."
-            )
+    refuse_unread(given, _READ_WITH, method=name)
     if "lr_decay" in given and given.get("lr_decay_epochs") == () and name != "gg":
         raise ValueError("`lr_decay` is read with lr_decay_epochs, and there are none; leave it out.")
     return METHODS[name](**{setting: value for setting, value in given.items() if setting in fields})
@@ -73,8 +59,10 @@ def choose(name: str, given: Mapping[str, Any]) -> Method:
 def check(run: PlanSettings, method: Method) -> None:
     """Raise ``ValueError``, in one line, where settings are wrong, whatever the data."""
     values = {**run._asdict(), **method._asdict()}
-    for what, names in _RANGES.items():
-        require(what, **{name: values[name] for name in names if values.get(name) is not None})
+    require_ranges(run)
+    require_ranges(method)
+    require_one_of((*get_args(Coupling), None), lr_coupling=values.get("lr_coupling"))
+    require_one_of((*get_args(Remainder), None), remainder=run.remainder)
     initial, largest, micro = run.batch_size, values.get("max_batch_size"), run.micro_batch_size
     if largest is not None:
         if largest < initial:
@@ -84,13 +72,9 @@ def check(run: PlanSettings, method: Method) -> None:
                 f"`max_batch_size` must be a multiple of batch_size={initial}, got {largest}; "
                 f"the nearest below is {largest // initial * initial}."
             )
-    if micro is not None and initial % micro:
-        raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {micro}.")
-    if compares_parts(method) and (initial == 1 or micro == initial):
-        raise ValueError(
-            f"`micro_batch_size` must be below batch_size={initial} for {name_of(method)}, which compares "
-            f"micro-batches, got {micro or 1}."
-        )
+    compared = compares_parts(method)
+    size = default_micro_batch_size(initial, compared=compared) if micro is None else micro
+    check_micro_batch_size(initial, size, name_of(method) if compared else None)
     if name_of(method) == "timer" and values["patience"] == 0:
         raise ValueError("`patience` must be at least 1 epoch for the timer, got 0.")
     if name_of(method) == "fixed" and not values["grow_epochs"]:
@@ -113,23 +97,17 @@ def resolve(
     """
     check(run, method)
     name, initial, micro = name_of(method), run.batch_size, run.micro_batch_size
-    examples = f"the {num_examples} training examples" + (f" of {dataset}" if dataset else "")
-    if initial > num_examples:
-        raise ValueError(f"`batch_size` must be at most {examples}, got {initial}.")
-    if micro is None:
-        micro = 128 if initial % 128 == 0 else initial
-        if compares_parts(method) and micro == initial:
-            micro = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+    check_batch_sizes(initial, getattr(method, "max_batch_size", None) or initial, num_examples, dataset)
+    default = default_micro_batch_size(initial, compared=compares_parts(method))
     fraction, until = run.adversarial_fraction, run.adversarial_epochs
     run = run._replace(
-        micro_batch_size=micro,
+        micro_batch_size=default if micro is None else micro,
         remainder=run.remainder or "drop",
         adversarial_fraction=(0.2 if name == "absa" else 0.0) if fraction is None else fraction,
         adversarial_epochs=run.epochs // 2 if until is None else until,
     )
-    fits = num_examples // initial * initial
     defaults: dict[str, Any] = {
-        "max_batch_size": min(128 * initial, fits),
+        "max_batch_size": min(128, num_examples // initial) * initial,
         "lr_coupling": "none" if name in ("gg", "cyclical") else "linear",
         "growth_factor": inverse(run.lr_decay) if name == "gg" else 2.0,
         "fraction_decrease": 1.0 if name in _NOISE else 2.0,
@@ -138,12 +116,6 @@ def resolve(
     }
     unset = {name: value for name, value in defaults.items() if getattr(method, name, 0) is None}
     filled: Any = method._replace(**unset)
-    largest = getattr(filled, "max_batch_size", initial)
-    if largest > num_examples:
-        raise ValueError(
-            f"`max_batch_size` must be at most {examples}, got {largest}; the largest multiple of "
-            f"batch_size={initial} that fits is {fits}."
-        )
     return run, filled
 
 

@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_sizes
+from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, next_multiple, where
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
 from hessabs.batch_size.sizes import whole_batches
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Test = Literal["norm", "inner_product"]
 
@@ -86,7 +86,7 @@ def gradient_noise_scale(
       prediction; here it sets the batch, and only upwards.
     """
     require_sizes(initial, maximum)
-    require("be above 0", scale=scale)
+    require("be positive and finite", scale=scale)
     require("be a power of two observations", average_over=average_over)
     require("be above 1", growth_factor=growth_factor)
     require("be at least 0 examples", start=start)
@@ -142,7 +142,7 @@ def norm_test(
     """
     require_sizes(initial, maximum)
     require_one_of(get_args(Test), test=test)
-    require("be above 0", tolerance=tolerance)
+    require("be positive and finite", tolerance=tolerance)
 
     def wanted(observation: Observation, state: ControllerState, measured: jax.Array) -> tuple[jax.Array, Any]:
         statistics = need_gradient(observation, "norm_test")

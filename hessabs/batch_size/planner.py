@@ -7,10 +7,9 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.controller import Controller, GradientStatistics, Observation
 from hessabs.batch_size.counting import NEVER, Count
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Remainder = Literal["drop", "keep", "fill"]
 """What becomes of the examples that fill no micro-batch: left out, trained on, or made a full one."""
@@ -65,9 +64,6 @@ def plan(
         ``"drop"`` leaves them out, ``"keep"`` trains on them, ``"fill"`` counts them as a full micro-batch.
       whole_updates: See above.
       observe: What is measured. None: an eigenvalue that stays 1, a gradient without noise.
-
-    Returns:
-      A ``Plan``.
 
     Raises:
       ValueError: If a count is below 1, a batch is larger than the data set, or the examples of the run reach

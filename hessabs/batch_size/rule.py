@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_events, require_sizes
+from hessabs.batch_size.checks import require_events, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Measurement, Observation
 from hessabs.batch_size.counting import NEVER, Count, next_event, num_passed, where
-from hessabs.checks import require_one_of
+from hessabs.checks import require, require_one_of
 
 Coupling = Literal["linear", "sqrt", "none"]
 """How the learning rate follows the batch: with it (SGD), with its square root (Adam and its kin), or not."""
@@ -117,9 +117,6 @@ def make_controller(rule: Rule, lr_coupling: Coupling = "linear") -> Controller:
       rule: What it is about.
       lr_coupling: How the learning rate follows the batch unless ``with_coupling`` says otherwise.
 
-    Returns:
-      A ``Controller``.
-
     Raises:
       ValueError: If the batch sizes are out of range, or the coupling is unknown.
 
@@ -168,9 +165,6 @@ def with_coupling(rule: Controller, lr_coupling: Coupling) -> Controller:
     Args:
       rule: As in ``with_decay``.
       lr_coupling: ``"linear"``, ``"sqrt"`` or ``"none"``.
-
-    Returns:
-      A ``Controller``.
 
     Raises:
       ValueError: If the coupling is unknown.

@@ -1,7 +1,8 @@
 """The settings of every method, each declared once: its type, its help, and in whose NamedTuple it stands.
 
 A method's own settings are the fields of its NamedTuple, and no other method reads them; ``PlanSettings`` are
-those that a rule needs of any run. Flags of the command line are made of these declarations.
+those that a rule needs of any run. Flags of the command line are made of these declarations. What a number must
+be stands after its help (``hessabs.checks``).
 """
 
 from typing import Annotated, Literal, NamedTuple, get_args
@@ -35,6 +36,7 @@ MaxBatchSize = Annotated[
     int | None,
     "most examples per update, a multiple of batch_size; fb: always; "
     "default: 128 times batch_size, or as many times as fit the data set",
+    "be at least 1",
 ]
 LrCoupling = Annotated[
     Coupling | None,
@@ -45,30 +47,38 @@ FractionDecrease = Annotated[
     float | None,
     "divides the adversarial fraction when the batch grows (omega); 1 keeps it; default: 2, 1 for gns and "
     "ramp, which grow in many small steps",
+    "be at least 1",
 ]
-GrowthFactor = Annotated[float | None, "growth of the batch (beta); default: 2, gg: 1 / lr_decay"]
+GrowthFactor = Annotated[float | None, "growth of the batch (beta); default: 2, gg: 1 / lr_decay", "be above 1"]
 MeasureEvery = Annotated[
     int | None,
     "examples between measurements (n); default: an epoch, a 256th of one for gns and ramp, whose "
     "measurements are free",
+    "be at least 1",
 ]
-EigenvalueDecrease = Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)"]
-NoiseScale = Annotated[float | None, "batch size in gradient noise scales; default: 1 for gns, 2 for ramp"]
+EigenvalueDecrease = Annotated[float, "fall of the eigenvalue at which the batch grows (alpha)", "be above 1"]
+NoiseScale = Annotated[
+    float | None,
+    "batch size in gradient noise scales; default: 1 for gns, 2 for ramp",
+    "be positive and finite",
+]
 Patience = Annotated[
     int,
     "measurements (timer: epochs) without growth after which the batch grows anyway (kappa); 0 for never",
+    "be at least 0",
 ]
 
 
 class PlanSettings(NamedTuple):
     """What a rule needs to know of a run, whatever the method. None is decided by ``resolve``."""
 
-    epochs: Annotated[int, "passes over the training set"] = 90
-    batch_size: Annotated[int, "examples per update at the start"] = 128
+    epochs: Annotated[int, "passes over the training set", "be at least 1"] = 90
+    batch_size: Annotated[int, "examples per update at the start", "be at least 1"] = 128
     micro_batch_size: Annotated[
         int | None,
         "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
         "default: batch_size, or 128 where that divides it; gns, norm_test, ramp: half of batch_size at most",
+        "be at least 1",
     ] = None
     remainder: Annotated[
         Remainder | None,
@@ -76,14 +86,20 @@ class PlanSettings(NamedTuple):
         "weights), or, for a plan, fill (count a full one); default: drop",
     ] = None
     lr_decay_epochs: Annotated[
-        tuple[int, ...], "epochs after which the learning rate decays, comma-separated; empty for none"
+        tuple[int, ...],
+        "epochs after which the learning rate decays, comma-separated; empty for none",
+        "be positive epochs in ascending order",
     ] = (30, 60, 80)
-    lr_decay: Annotated[float, "factor of each decay, in (0, 1]"] = 0.2
+    lr_decay: Annotated[float, "factor of each decay, in (0, 1]", "lie in (0, 1]"] = 0.2
     adversarial_fraction: Annotated[
-        float | None, "part of each micro-batch that is attacked (gamma); default: 0.2 for absa, else 0"
+        float | None,
+        "part of each micro-batch that is attacked (gamma); default: 0.2 for absa, else 0",
+        "lie in [0, 1]",
     ] = None
     adversarial_epochs: Annotated[
-        int | None, "epochs after which adversarial examples end (tau); default: half of the epochs"
+        int | None,
+        "epochs after which adversarial examples end (tau); default: half of the epochs",
+        "be at least 0",
     ] = None
 
 
@@ -131,7 +147,7 @@ class Cyclical(NamedTuple):
     max_batch_size: MaxBatchSize = None
     lr_coupling: LrCoupling = None
     growth_factor: GrowthFactor = None
-    cycle_epochs: Annotated[int, "epochs in a cycle"] = 10
+    cycle_epochs: Annotated[int, "epochs in a cycle", "be at least 1"] = 10
 
 
 class Gns(NamedTuple):
@@ -152,7 +168,7 @@ class NormTest(NamedTuple):
     lr_coupling: LrCoupling = None
     fraction_decrease: FractionDecrease = None
     measure_every: MeasureEvery = None
-    tolerance: Annotated[float, "tolerance of the test"] = 1.0
+    tolerance: Annotated[float, "tolerance of the test", "be positive and finite"] = 1.0
 
 
 class Stability(NamedTuple):
@@ -163,7 +179,7 @@ class Stability(NamedTuple):
     fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
     measure_every: MeasureEvery = None
-    threshold: Annotated[float, "bound on eigenvalue times learning rate"] = 1.25
+    threshold: Annotated[float, "bound on eigenvalue times learning rate", "be positive and finite"] = 1.25
 
 
 class Timer(NamedTuple):
@@ -183,7 +199,11 @@ class Fixed(NamedTuple):
     lr_coupling: LrCoupling = None
     fraction_decrease: FractionDecrease = None
     growth_factor: GrowthFactor = None
-    grow_epochs: Annotated[tuple[int, ...], "epochs after which the batch grows, comma-separated"] = ()
+    grow_epochs: Annotated[
+        tuple[int, ...],
+        "epochs after which the batch grows, comma-separated",
+        "be positive epochs in ascending order",
+    ] = ()
 
 
 class Seesaw(NamedTuple):

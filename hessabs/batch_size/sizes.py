@@ -1,4 +1,4 @@
-"""Batches that grow from a first one to a maximum, in whole multiples of the first."""
+"""Sizes of batches that grow from a first one to a maximum, in whole multiples of it, and of their parts."""
 
 from typing import Any
 
@@ -28,6 +28,37 @@ def ladder(initial: int, maximum: int, growth_factor: float, *, growths: int | N
         factor = max(factor + 1, int(factor * growth_factor)) if sizes[-1] < maximum else factor
         sizes.append(min(factor * initial, maximum))
     return sizes
+
+
+def default_micro_batch_size(initial: int, *, compared: bool) -> int:
+    """Return 128 where that divides a batch, else the batch; where parts are compared, half of it at most."""
+    size = 128 if initial % 128 == 0 else initial
+    if compared and size == initial:
+        return next((part for part in range(size // 2, 0, -1) if size % part == 0), 1)
+    return size
+
+
+def check_micro_batch_size(initial: int, size: int, comparing: str | None) -> None:
+    """Refuse micro-batches that make up no batch: two at least for the rule that is ``comparing`` them."""
+    if size < 1 or initial % size:
+        raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {size}.")
+    if comparing and size == initial:
+        raise ValueError(
+            f"`micro_batch_size` must be below batch_size={initial} for {comparing}, which compares "
+            f"micro-batches, got {size}."
+        )
+
+
+def check_batch_sizes(initial: int, maximum: int, num_examples: int, name: str | None) -> None:
+    """Refuse batches of more examples than there are, in a data set of that name."""
+    examples = f"the {num_examples} training examples" + (f" of {name}" if name else "")
+    if initial > num_examples:
+        raise ValueError(f"`batch_size` must be at most {examples}, got {initial}.")
+    if maximum > num_examples:
+        raise ValueError(
+            f"`max_batch_size` must be at most {examples}, got {maximum}; the largest multiple of "
+            f"batch_size={initial} that fits is {num_examples // initial * initial}."
+        )
 
 
 def rounded(a: Any, b: Any) -> jax.Array:

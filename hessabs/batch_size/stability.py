@@ -5,12 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_sizes
+from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, where
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
 from hessabs.batch_size.sizes import ladder
 from hessabs.batch_size.statistics import hear, is_valid
+from hessabs.checks import require
 
 
 class _Memory(NamedTuple):
@@ -67,7 +68,7 @@ def stability_limited(
       The bound: Cohen et al. (2021), arXiv:2103.00065. The rule is this library's own.
     """
     require_sizes(initial, maximum)
-    require("be above 0", lr=lr, threshold=threshold)
+    require("be positive and finite", lr=lr, threshold=threshold)
     require("be at least 1 example", measure_every=measure_every)
     require("be above 1", growth_factor=growth_factor)
     sizes = ladder(initial, maximum, growth_factor)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require, require_events, require_sizes
+from hessabs.batch_size.checks import require_events, require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, minimum, num_passed, where
 from hessabs.batch_size.rule import Coupling, Decision, Rate, Rule, make_controller, with_coupling
 from hessabs.batch_size.sizes import rounded
+from hessabs.checks import require
 
 
 def schedule(

@@ -18,7 +18,7 @@ SETTINGS = (TaskSettings, OptimizerSettings, Options)
 def main(values: flags.FlagValues) -> int:
     """Try, and print what to begin with and the command for it."""
     options, optimizer = read_config(Options, values), read_config(OptimizerSettings, values)
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, given(OptimizerSettings, values))
     task = make_named(read_config(TaskSettings, values))
     files.say(f"trials of {task.name} for about {options.minutes:g} minutes, and some compilation")
     found = advise(task, optimizer, epochs=options.epochs, minutes=options.minutes, seed=options.seed)

@@ -4,6 +4,7 @@ import sys
 
 from absl import flags
 
+from hessabs.checks import refuse_unread
 from hessabs.cli.flags import given, read_config
 from hessabs.training.look import where
 from hessabs.training.look.attack import Options, attack, readers, stem
@@ -14,12 +15,8 @@ SETTINGS = (where.Where, Options)
 def main(values: flags.FlagValues) -> int:
     """Attack the network, write what it withstands into the folder of the run and print the table."""
     options, place = read_config(Options, values), read_config(where.Where, values)
-    for option in given(Options, values) & {"steps", "restarts", "queries"}:
-        if not {*options.attack} & {*readers(option)}:
-            raise ValueError(
-                f"`{option}` is read by the attacks {', '.join(readers(option))}, and not by "
-                f"{', '.join(options.attack)}; leave it out."
-            )
+    counts = {count: readers(count) for count in ("steps", "restarts", "queries")}
+    refuse_unread(given(Options, values), counts, attack=options.attack)
     task, params, model_state, _ = where.open_run(place)
     source = None
     if options.source is not None:

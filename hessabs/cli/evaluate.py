@@ -1,10 +1,20 @@
 """``hessabs evaluate``: loss and metrics of a network that was trained."""
 
+from typing import Annotated, NamedTuple
+
 from absl import flags
 
 from hessabs.cli.flags import read_config
+from hessabs.training.evaluation import evaluate
 from hessabs.training.look import where
-from hessabs.training.look.evaluate import Options, evaluate
+
+
+class Options(NamedTuple):
+    """What to evaluate."""
+
+    split: Annotated[str, "test, validation or train"] = "test"
+    batch_size: Annotated[int, "examples in one pass of the network"] = 1000
+
 
 SETTINGS = (where.Where, Options)
 

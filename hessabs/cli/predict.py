@@ -1,6 +1,7 @@
 """``hessabs predict``: the classes of images, and their probabilities, by a network that was trained."""
 
 import pathlib
+from typing import Annotated, NamedTuple
 
 from absl import flags
 
@@ -8,7 +9,15 @@ from hessabs.cli.flags import read_config
 from hessabs.training import files
 from hessabs.training.look import predict, where
 
-SETTINGS = (where.Where, predict.Options)
+
+class Options(NamedTuple):
+    """How to predict."""
+
+    output: Annotated[str | None, "file for the predictions too, .json (with all classes) or .csv"] = None
+    resize: Annotated[int | None, "side of the images of the data, to bring others to it"] = None
+
+
+SETTINGS = (where.Where, Options)
 WORDS = "IMAGE..."
 
 

@@ -87,9 +87,6 @@ def batch_sharpness(
       loss_fn, params, has_aux: As in ``sharpness_along``.
       batches: Mini-batches of the size that the optimiser uses; ten or more say how well the mean is known.
 
-    Returns:
-      A ``BatchSharpness``.
-
     Raises:
       ValueError: If there is no batch, or as in ``sharpness_along``.
 

@@ -21,10 +21,8 @@ _BLOCK_ROWS = 16  # rows that are read at once on a device
 
 def layout(vector: Params, host: bool) -> trees.Static:
     """Say how a pytree becomes a row, for ``to_row`` and ``to_params``."""
-    leaves, treedef = jax.tree.flatten(vector)
-    shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
-    kind = "tree" if any(_is_sharded(x) for x in leaves) else "host" if host else "flat"
-    return trees.Static((kind, trees.Static((treedef, shapes))))
+    sharded = any(_is_sharded(x) for x in jax.tree.leaves(vector))
+    return trees.Static(("tree" if sharded else "host" if host else "flat", trees.shape_of(vector)))
 
 
 def to_row(vector: Params, form: trees.Static) -> Any:

@@ -52,9 +52,6 @@ def batch_spectra(
       weight: As in ``hessian``. The loss of a batch that weighs 0 may be NaN; its eigenvalues are then.
       **options: Of ``eigsh``: ``which``, ``rtol``, ``max_matvecs``, ``num_vectors``, ``loop``.
 
-    Returns:
-      A ``BatchSpectra``.
-
     Raises:
       ValueError: If there is no batch, or as ``eigsh``.
 
@@ -106,9 +103,6 @@ def debiased_eigenvalue(
       batch_a: Gives the eigenvector, by ``power_iteration``.
       batch_b: Gives the curvature along it; independent of ``batch_a``.
       v0, max_iters, rtol, loop: As in ``power_iteration``.
-
-    Returns:
-      A ``DebiasedEigenvalue``.
 
     Raises:
       ValueError: As ``power_iteration``.

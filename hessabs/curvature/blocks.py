@@ -141,7 +141,7 @@ def layer_table(
         start_key, trace_key, norm_key = jax.random.split(one, 3)
         block = restrict(operator, params, layer)
         like = block_params(params, layer)
-        size = sum(x.size for x in jax.tree.leaves(like))
+        size = trees.size(like)
         v0, most = trees.normal_like(start_key, like), max(max_matvecs, 2)
         ends = eigsh(block, v0, min(2, size), which="BE", rtol=rtol, max_matvecs=most, loop=loop)
         largest, smallest = float(ends.eigenvalues[0]), float(ends.eigenvalues[-1])

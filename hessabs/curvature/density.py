@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from hessabs import loops, trees
+from hessabs.checks import require
 from hessabs.curvature.lanczos import check_dimension, lanczos
 from hessabs.typing import MatVec, Params
 
@@ -58,10 +59,9 @@ def spectral_density(
       Ubaru, Chen and Saad (2017), "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature"; Ghorbani et
       al. (2019), arXiv:1901.10159.
     """
-    if num_probes < 1:
-        raise ValueError(f"`num_probes` must be at least 1, got {num_probes}.")
+    require("be at least 1", num_probes=num_probes)
     trees.check_floating(like, "like")
-    check_dimension("num_iters", num_iters, sum(x.size for x in jax.tree.leaves(like)))
+    check_dimension("num_iters", num_iters, trees.size(like))
     diagonals, off_diagonals, num_matvecs = [], [], 0
     for one in jax.random.split(key, num_probes):
         result = lanczos(matvec, trees.normal_like(one, like), num_iters, loop=loop)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import loops, trees
+from hessabs.checks import require
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov, restart, ritz
@@ -113,15 +114,14 @@ def eigsh(
     starts = _start_vectors(v0, block_size)
     form = bases.layout(starts[0], loop == "host")
     like = bases.to_row(starts[0], form)
-    size = sum(x.size for x in jax.tree.leaves(like))
+    size = trees.size(like)
     check_dimension("k", k, size)
     check_dimension("block_size", block_size, size)
     num_vectors = _num_vectors(num_vectors, k, block_size, like)
     max_matvecs = 10 * max(2 * k + 20, 40) if max_matvecs is None else max_matvecs
     if which not in ("LA", "SA", "LM", "BE"):
         raise ValueError(f'`which` must be "LA", "SA", "LM" or "BE", got {which!r}.')
-    if not rtol >= 0:
-        raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
+    require("be at least 0", rtol=rtol)
     if max_matvecs < k:
         raise ValueError(f"`max_matvecs` must be at least k={k}, got {max_matvecs}.")
     if loop == "device":

@@ -46,9 +46,6 @@ def critical_batch_size(
         ``params``: noise and gradient are then measured as that optimiser sees them.
       has_aux: Whether the loss returns ``(loss, aux)``.
 
-    Returns:
-      A ``CriticalBatchSize``.
-
     Raises:
       ValueError: If there are fewer than three batches, they differ in size, or can be read only once.
 

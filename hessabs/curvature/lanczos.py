@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import loops
+from hessabs import loops, trees
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov
@@ -40,9 +40,6 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
       v0: Start vector, a pytree of floating-point arrays of any norm.
       num_iters: Number of products, from 1 to the dimension.
 
-    Returns:
-      A ``LanczosResult``.
-
     Raises:
       ValueError: If ``num_iters`` lies outside [1, dimension], or the product has another structure than
         ``v0``.
@@ -60,7 +57,7 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
     chosen = loops.choose(loop, matvec, v0)
     form = bases.layout(v0, chosen == "host")
     start = bases.to_row(v0, form)
-    check_dimension("num_iters", num_iters, sum(x.size for x in jax.tree.leaves(start)))
+    check_dimension("num_iters", num_iters, trees.size(start))
     state = krylov.start(start, num_iters + 1, [start])
     state = krylov.expand(matvec, form, state, num_iters, chosen)
     dtype = bases.measure(state.basis)[2]

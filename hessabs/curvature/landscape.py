@@ -53,9 +53,6 @@ def landscape(
       max_points: Evaluate at most so many points in this call.
       on_point: Called after each point with the ``Landscape`` so far, to save it or to show progress.
 
-    Returns:
-      A ``Landscape``.
-
     Raises:
       ValueError: If a direction does not look like ``params``, the numbers of directions and coordinates are
         not both one or both two, ``values`` has another shape than the grid, there is no batch, or all weigh

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import loops, programs, trees
+from hessabs.checks import require
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
@@ -64,10 +65,8 @@ def power_iteration(
       Yao et al. (2018), arXiv:1802.08241, Algorithm 1, with the residual in place of the change of the
       eigenvalue as the test to stop.
     """
-    if max_iters < 1:
-        raise ValueError(f"`max_iters` must be at least 1, got {max_iters}.")
-    if not rtol >= 0:
-        raise ValueError(f"`rtol` must be at least 0, got {rtol}.")
+    require("be at least 1", max_iters=max_iters)
+    require("be at least 0", rtol=rtol)
     chosen = loops.choose(loop, matvec, v0)
     compiled = loops.is_compiled(matvec)
     if chosen == "host":

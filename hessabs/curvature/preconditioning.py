@@ -1,7 +1,5 @@
 """An operator as an adaptive optimiser sees it: between two halves of its preconditioner."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,11 +70,7 @@ def adam_scale(opt_state: optax.OptState, *, b2: float, eps: float = 1e-8) -> Pa
       >>> [round(float(x), 3) for x in adam_scale(state, b2=0.999)]
       [3.0, 4.0]
     """
-
-    def is_adam(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByAdamState)
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(node)]
+    found = trees.nodes(opt_state, optax.ScaleByAdamState)
     if len(found) != 1:
         raise ValueError(f"`opt_state` must have one scale_by_adam in it, got {len(found)}.")
     count = found[0].count

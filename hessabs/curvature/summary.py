@@ -43,9 +43,6 @@ def summary(
       num_probes, num_iters: Probes for the density and products for each (at most as many as there are
         numbers in ``like``); see ``spectral_density``.
 
-    Returns:
-      A ``Summary``.
-
     Raises:
       ValueError: If a number is out of range.
 

@@ -74,7 +74,7 @@ def trace(
     chosen = loops.choose(loop, matvec, like, key)
     form = bases.layout(like, chosen == "host")
     row = bases.to_row(like, form)
-    rank = min(num_matvecs // 3, sum(x.size for x in jax.tree.leaves(row)))
+    rank = min(num_matvecs // 3, trees.size(row))
     sketch_key, probe_key = jax.random.split(key)
     state = krylov.start(row, rank)
     for sample in jax.random.split(sketch_key, rank):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hessabs.checks import require
 from hessabs.data import prepared
 from hessabs.data.catalog import default_dir, find_set
 from hessabs.data.image_folder import load_folder
@@ -84,9 +85,8 @@ def load(
         >>> digits.train["image"].shape, digits.test["image"].shape, digits.num_classes
         ((1437, 8, 8, 1), (100, 8, 8, 1), 10)
     """
-    for option, value in (("image_size", image_size), ("resize", resize)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{option}` must be at least 1, got {value}.")
+    sides = {"image_size": image_size, "resize": resize}
+    require("be at least 1", **{name: side for name, side in sides.items() if side is not None})
     if image_size and resize:
         raise ValueError(
             f"Images are brought to a size when loaded (`resize`, {resize}) or when used "
@@ -208,20 +208,10 @@ def count_train(
 
 
 def check_examples(dataset: Dataset) -> Dataset:
-    """Refuse images as ``check_images`` does; tokens are looked at where the network is known.
+    """Refuse images with labels as ``check_images`` does; tokens are looked at where the network is known.
 
-    Args:
-        dataset: Images with labels, or text.
-
-    Returns:
-        The data set, with sources for what it held.
-
-    Raises:
-        ValueError: As ``check_images``.
-
-    Example:
-        >>> check_examples(load("digits")).num_classes
-        10
+    >>> check_examples(load("digits")).num_classes
+    10
     """
     train, test = as_source(dataset.train), as_source(dataset.test)
     if "tokens" in train.take(np.zeros(1, np.int64)):

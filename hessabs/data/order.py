@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from hessabs.checks import require
 from hessabs.data.augment import example_bits
 
 
@@ -43,9 +44,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
         >>> epoch_order(seed=0, epoch=0, num_examples=6), epoch_order(seed=0, epoch=1, num_examples=6)
         (array([0, 3, 5, 1, 2, 4]), array([3, 4, 2, 1, 5, 0]))
     """
-    for name, value in (("seed", seed), ("epoch", epoch), ("num_examples", num_examples)):
-        if value < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+    require("be at least 0", seed=seed, epoch=epoch, num_examples=num_examples)
     bits = np.random.Philox(np.random.SeedSequence([int(seed), int(epoch)])).random_raw(num_examples)
     order = np.argsort(bits)  # twice as fast as a stable sort, and the same unless two numbers are equal
     ranked = bits[order]
@@ -89,8 +88,7 @@ def step_through(
             f"`position` must have epoch >= 0 and index in [0, {per_epoch}), the micro-batches of an epoch, "
             f"got {here}."
         )
-    if replays < 1:
-        raise ValueError(f"`replays` must be at least 1, got {replays}.")
+    require("be at least 1", replays=replays)
 
     def read(count: int) -> tuple[dict[str, np.ndarray], Position]:
         nonlocal here

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from hessabs.checks import require
 from hessabs.data.ahead import read_ahead
 from hessabs.data.augment import AUGMENTATIONS, shifts
 from hessabs.data.order import Position, Reader, make_rows, micro_batches_per_epoch, step_through
@@ -116,8 +117,7 @@ def reader(
     """
     source = as_source(source)
     per_epoch = micro_batches_per_epoch(len(source), size, keep_remainder)
-    if seed < 0:
-        raise ValueError(f"`seed` must be at least 0, got {seed}.")
+    require("be at least 0", seed=seed)
     _check_augmentation(source, augmentation)
     rows_of = make_rows(seed, len(source), size, per_epoch, own_rows, bits=augmentation != "none")
 
@@ -176,8 +176,7 @@ def eval_batches(source: Any, size: int) -> Iterator[dict[str, Any]]:
         [[1.0, 1.0], [1.0, 0.0]]
     """
     source = as_source(source)
-    if size < 1:
-        raise ValueError(f"`size` must be at least 1, got {size}.")
+    require("be at least 1", size=size)
     if len(source) < 1:
         raise ValueError("A source must hold at least one example, got none.")
     gather, number = gather_here(source), len(source)

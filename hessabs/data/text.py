@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hessabs.checks import require
 from hessabs.data.catalog import DatasetNotFoundError
 from hessabs.data.source import Arrays
 
@@ -66,8 +67,7 @@ def load_text(name: str, length: int = LENGTH, vocabulary: str | None = None) ->
         >>> text.train["tokens"].shape[1], text.facts["vocabulary"], int(text.train["tokens"].max())
         (9, '\\n efr', 5)
     """
-    if length < 1:
-        raise ValueError(f"`sequence_length` must be at least 1, got {length}.")
+    require("be at least 1", sequence_length=length)
     content, facts = _read(name)
     try:
         text = content.decode()

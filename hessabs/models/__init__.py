@@ -1,4 +1,10 @@
-"""Networks of the experiments, one a file, as factories that return a ``flax.linen`` module."""
+"""Networks of the experiments, one a file, as factories that return a ``flax.linen`` module.
+
+Each takes ``num_classes``, at least 1 (else a ``ValueError``), and ``dtype``, that of the computation
+(``jnp.bfloat16``, say), by default that of the input and the parameters; parameters are float32 and logits at
+least float32. The module is called as ``module.apply(variables, x, train=False)``, with ``x`` floating point
+(N, H, W, C) in [0, 1], or tokens; the result is (N, num_classes).
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from hessabs import trees
 from hessabs.models.alexnet import AlexNet, adaptive_average_pool, alexnet, alexnet_svhn
 from hessabs.models.c1_c2 import C1, C2, c1, c1_small, c2
 from hessabs.models.mlp import MLP, mlp
@@ -15,20 +22,11 @@ from hessabs.models.transformer import CharTransformer, char_transformer, char_t
 from hessabs.models.wide_resnet import WideResNet, wide_resnet16_4
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "alexnet": alexnet,
-    "alexnet_svhn": alexnet_svhn,
-    "c1": c1,
-    "c1_small": c1_small,
-    "c2": c2,
-    "char_transformer": char_transformer,
-    "char_transformer_small": char_transformer_small,
-    "mlp": mlp,
-    "resnet18": resnet18,
-    "resnet18_cifar": resnet18_cifar,
-    "resnet20": resnet20,
-    "resnet50_tiny": resnet50_tiny,
-    "squeezenext23": squeezenext23,
-    "wide_resnet16_4": wide_resnet16_4,
+    factory.__name__: factory
+    for factory in (
+        *(alexnet, alexnet_svhn, c1, c1_small, c2, char_transformer, char_transformer_small, mlp),
+        *(resnet18, resnet18_cifar, resnet20, resnet50_tiny, squeezenext23, wide_resnet16_4),
+    )
 }
 """The networks by name; each factory takes ``num_classes`` and ``dtype``."""
 
@@ -74,7 +72,7 @@ def num_params(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """
     image = jnp.zeros((1, *image_shape))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return trees.size(variables["params"])
 
 
 __all__ = [

@@ -6,16 +6,14 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
 
-from hessabs import trees
 from hessabs.models import layers
 
 _POOLED = 6  # side of the map that the fully connected layers see
 
 
-class AlexNet(nn.Module):
+class AlexNet(layers.Classifier):
     """Five convolutions behind an 11x11 stem of stride 4, three pools; see ``alexnet``."""
 
-    num_classes: int
     stem_padding: int = 2
     pool: int = 3
     hidden: tuple[int, ...] = (4096, 4096)
@@ -39,7 +37,7 @@ class AlexNet(nn.Module):
         for width in self.hidden:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             x = nn.relu(layers.dense(x, width, dtype=self.dtype))
-        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return layers.logits(x, self.num_classes, dtype=self.dtype)
 
 
 def alexnet(num_classes: int = 1000, *, dtype: Dtype | None = None) -> AlexNet:
@@ -48,18 +46,8 @@ def alexnet(num_classes: int = 1000, *, dtype: Dtype | None = None) -> AlexNet:
     With 1,000 classes it has 61,100,840 parameters, whatever the size of the images (224x224x3; at
     least 63x63): what the convolutions leave is averaged to 6x6, as PyTorch's adaptive pooling does
     it. All layers start as PyTorch's default. With ``train=True`` pass ``rngs={"dropout": key}``.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(alexnet(), (224, 224, 3))
-        61100840
     """
-    layers.check_classes(num_classes)
-    return AlexNet(num_classes=num_classes, dtype=dtype)
+    return AlexNet(num_classes, dtype=dtype)
 
 
 def alexnet_svhn(num_classes: int = 10, *, dtype: Dtype | None = None) -> AlexNet:
@@ -67,18 +55,8 @@ def alexnet_svhn(num_classes: int = 10, *, dtype: Dtype | None = None) -> AlexNe
 
     With 10 classes and 32x32x3 images it has 2,472,266 parameters. All layers start as PyTorch's
     default; there is no batch norm and no dropout. Images must be 16x16 at least.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(alexnet_svhn(), (32, 32, 3))
-        2472266
     """
-    layers.check_classes(num_classes)
-    return AlexNet(num_classes=num_classes, stem_padding=5, pool=2, hidden=(), dtype=dtype)
+    return AlexNet(num_classes, stem_padding=5, pool=2, hidden=(), dtype=dtype)
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:

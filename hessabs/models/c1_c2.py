@@ -10,14 +10,12 @@ import jax
 from flax import linen as nn
 from flax.typing import Dtype
 
-from hessabs import trees
 from hessabs.models import layers
 
 
-class C1(nn.Module):
+class C1(layers.Classifier):
     """Convolutions, each with ReLU and batch norm, and pooling; then fully connected layers; see ``c1``."""
 
-    num_classes: int
     widths: tuple[int, ...] = (64, 64)
     hidden: tuple[int, ...] = (384, 192)
     dtype: Dtype | None = None
@@ -39,7 +37,7 @@ class C1(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(layers.dense(x, width, dtype=self.dtype))
-        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return layers.logits(x, self.num_classes, dtype=self.dtype)
 
 
 def c1(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
@@ -47,18 +45,8 @@ def c1(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
 
     With 10 classes and 32x32x3 images it has 1,756,682 parameters. All layers start as PyTorch's
     default, uniform in plus or minus 1 / sqrt(fan_in). Batch norm as in ``resnet20``.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(c1(), (32, 32, 3))
-        1756682
     """
-    layers.check_classes(num_classes)
-    return C1(num_classes=num_classes, dtype=dtype)
+    return C1(num_classes, dtype=dtype)
 
 
 def c1_small(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
@@ -66,18 +54,8 @@ def c1_small(num_classes: int = 10, *, dtype: Dtype | None = None) -> C1:
 
     A convolutional network for which an epoch of small images takes seconds on a CPU. With 10 classes
     and 28x28x1 images it has 83,978 parameters.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(c1_small(), (28, 28, 1))
-        83978
     """
-    layers.check_classes(num_classes)
-    return C1(num_classes=num_classes, widths=(8, 16), hidden=(96, 48), dtype=dtype)
+    return C1(num_classes, widths=(8, 16), hidden=(96, 48), dtype=dtype)
 
 
 class C2(C1):
@@ -98,15 +76,5 @@ def c2(num_classes: int = 10, *, dtype: Dtype | None = None) -> C2:
     With 10 classes and 32x32x3 images it has 1,148,746 parameters. Each convolution is followed by
     ReLU, then batch norm. All layers start as PyTorch's default. Batch norm as in ``resnet20``.
     Images must be 16x16 at least.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(c2(), (32, 32, 3))
-        1148746
     """
-    layers.check_classes(num_classes)
-    return C2(num_classes=num_classes, dtype=dtype)
+    return C2(num_classes, dtype=dtype)

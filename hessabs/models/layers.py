@@ -9,12 +9,23 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from hessabs import trees
+from hessabs.checks import require
 
 TORCH_KERNEL = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a kernel: uniform in plus or minus 1 / sqrt(fan_in)."""
 
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with variance 2 / fan_out (He et al. 2015, arXiv:1502.01852)."""
+
+
+class Classifier(nn.Module):
+    """A network of so many outputs, at least 1."""
+
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        require("be at least 1", num_classes=self.num_classes)
+        super().__post_init__()
 
 
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
@@ -65,6 +76,13 @@ def dense(
     return nn.Dense(width, kernel_init=TORCH_KERNEL, bias_init=bias_init, dtype=dtype)(x)
 
 
+def logits(
+    x: jax.Array, num_classes: int, *, dtype: Dtype | None, bias_init: Callable[..., jax.Array] | None = None
+) -> jax.Array:
+    """Apply the last layer inside a compact module; float32 at least."""
+    return trees.upcast(dense(x, num_classes, dtype=dtype, bias_init=bias_init))
+
+
 def batch_norm(x: jax.Array, *, train: bool, dtype: Dtype | None) -> jax.Array:
     """Normalise by the batch inside a compact module: momentum 0.9 (PyTorch's 0.1), epsilon 1e-5.
 
@@ -108,9 +126,3 @@ def check_images(x: jax.Array, smallest: int = 1) -> None:
         raise ValueError(
             f"`x` must hold images of {smallest}x{smallest} at least for this network, got shape {x.shape}."
         )
-
-
-def check_classes(num_classes: int) -> None:
-    """Refuse a number of classes below 1."""
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")

@@ -8,12 +8,13 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from hessabs import trees
+from hessabs.checks import require
+from hessabs.models import layers
 
 
-class MLP(nn.Module):
+class MLP(layers.Classifier):
     """Fully connected layers with ReLU between them; see ``mlp``."""
 
-    num_classes: int
     hidden: tuple[int, ...]
     dtype: Dtype | None = None
 
@@ -37,14 +38,8 @@ def mlp(num_classes: int = 10, hidden: Sequence[int] = (256, 256), *, dtype: Dty
     Weights start as flax's defaults (LeCun normal, zero bias), not as PyTorch's uniform.
 
     Args:
-        num_classes: The number of classes, at least 1.
+        num_classes, dtype: As of every network of ``hessabs.models``.
         hidden: The widths of the hidden layers, each at least 1; none makes a linear classifier.
-        dtype: The dtype of the computation (``jnp.bfloat16``, say); by default that of the input and the
-            parameters. Parameters are float32 and logits at least float32.
-
-    Returns:
-        A module called as ``module.apply(variables, x, train=False)``, with ``x`` floating point (N, H, W, C)
-        in [0, 1]; the result is (N, num_classes).
 
     Raises:
         ValueError: A width or ``num_classes`` is below 1.
@@ -54,9 +49,5 @@ def mlp(num_classes: int = 10, hidden: Sequence[int] = (256, 256), *, dtype: Dty
         >>> logits.shape
         (2, 3)
     """
-    if num_classes < 1 or any(width < 1 for width in hidden):
-        raise ValueError(
-            "`num_classes` and every width of `hidden` must be at least 1, "
-            f"got {num_classes} and {tuple(hidden)}."
-        )
-    return MLP(num_classes=num_classes, hidden=tuple(hidden), dtype=dtype)
+    require("be at least 1", **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+    return MLP(num_classes, tuple(hidden), dtype)

@@ -14,16 +14,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from hessabs import trees
 from hessabs.models import layers
 
 _WIDTHS = (64, 128, 256, 512)
 
 
-class ResNet(nn.Module):
+class ResNet(layers.Classifier):
     """Stages of basic or bottleneck blocks behind a stem; see ``resnet20``."""
 
-    num_classes: int
     blocks: tuple[int, ...] = (3, 3, 3)
     widths: tuple[int, ...] = (16, 32, 64)
     block: Literal["basic", "bottleneck"] = "basic"
@@ -55,7 +53,7 @@ class ResNet(nn.Module):
                     x = norm(conv(x, y.shape[-1], 1, stride))
                 x = nn.relu(x + y)
         x = jnp.mean(x, axis=(1, 2))
-        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return layers.logits(x, self.num_classes, dtype=self.dtype)
 
 
 def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
@@ -70,18 +68,13 @@ def resnet20(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
     running variance is the biased one, as flax has it; PyTorch's is unbiased. With ``train=True`` pass
     ``mutable=["batch_stats"]`` and take the new statistics from what comes back.
 
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
     Example:
         >>> x = jnp.zeros((1, 32, 32, 3))
         >>> variables = jax.eval_shape(resnet20().init, jax.random.key(0), x)
         >>> sorted(variables), sum(p.size for p in jax.tree.leaves(variables["params"]))
         (['batch_stats', 'params'], 272474)
     """
-    layers.check_classes(num_classes)
-    return ResNet(num_classes=num_classes, dtype=dtype)
+    return ResNet(num_classes, dtype=dtype)
 
 
 def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResNet:
@@ -89,17 +82,7 @@ def resnet18_cifar(num_classes: int = 10, *, dtype: Dtype | None = None) -> ResN
 
     With 10 classes and 32x32x3 images it has 11,173,962 parameters. All layers start as PyTorch's
     default, as in the definition that is in common use for CIFAR.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(resnet18_cifar(), (32, 32, 3))
-        11173962
     """
-    layers.check_classes(num_classes)
     return ResNet(
         num_classes, blocks=(2, 2, 2, 2), widths=_WIDTHS, kernel_init=layers.TORCH_KERNEL, dtype=dtype
     )
@@ -110,17 +93,7 @@ def resnet18(num_classes: int = 1000, *, dtype: Dtype | None = None) -> ResNet:
 
     With 1,000 classes it has 11,689,512 parameters; images are 224x224x3, smaller ones work too.
     Convolutions start He normal by fan-out, the last layer as PyTorch's default.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(resnet18(), (224, 224, 3))
-        11689512
     """
-    layers.check_classes(num_classes)
     return ResNet(num_classes, blocks=(2, 2, 2, 2), widths=_WIDTHS, stem="7x7", dtype=dtype)
 
 
@@ -128,15 +101,5 @@ def resnet50_tiny(num_classes: int = 200, *, dtype: Dtype | None = None) -> ResN
     """Create ResNet-50 for Tiny ImageNet: 64x64x3 images behind the same 7x7 stem.
 
     With 200 classes it has 23,917,832 parameters. Layers start as those of ``resnet18``.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(resnet50_tiny(), (64, 64, 3))
-        23917832
     """
-    layers.check_classes(num_classes)
     return ResNet(num_classes, blocks=(3, 4, 6, 3), widths=_WIDTHS, block="bottleneck", stem="7x7", dtype=dtype)

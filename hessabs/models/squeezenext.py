@@ -7,14 +7,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from hessabs import trees
 from hessabs.models import layers
 
 
-class SqueezeNext(nn.Module):
+class SqueezeNext(layers.Classifier):
     """Four stages of squeezing blocks with separable convolutions; see ``squeezenext23``."""
 
-    num_classes: int
     blocks: tuple[int, ...] = (6, 6, 8, 1)
     widths: tuple[int, ...] = (32, 64, 128, 256)
     dtype: Dtype | None = None
@@ -45,7 +43,7 @@ class SqueezeNext(nn.Module):
                 shortcut = x if channels == width and stride == 1 else norm(conv(x, width, 1, stride))
                 x = nn.relu(y + nn.relu(shortcut))
         x = jnp.mean(unit(x, 128, 1), axis=(1, 2))
-        return trees.upcast(layers.dense(x, self.num_classes, dtype=self.dtype))
+        return layers.logits(x, self.num_classes, dtype=self.dtype)
 
 
 def squeezenext23(num_classes: int = 10, *, dtype: Dtype | None = None) -> SqueezeNext:
@@ -56,15 +54,5 @@ def squeezenext23(num_classes: int = 10, *, dtype: Dtype | None = None) -> Squee
 
     Differs from the paper: as in the networks behind the published batch-size experiments, the stem is
     3x3 without pooling, every block takes its 1x3 convolution first, and the shortcut has a ReLU.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(squeezenext23(), (32, 32, 3))
-        588666
     """
-    layers.check_classes(num_classes)
-    return SqueezeNext(num_classes=num_classes, dtype=dtype)
+    return SqueezeNext(num_classes, dtype=dtype)

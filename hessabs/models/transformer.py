@@ -14,6 +14,8 @@ from flax import linen as nn
 from flax.linen import initializers
 from flax.typing import Dtype
 
+from hessabs.checks import require
+
 _FIRST = initializers.normal(0.02)  # of embeddings: the first predictions are nearly uniform
 
 
@@ -103,29 +105,12 @@ def char_transformer(
         >>> sum(p.size for p in jax.tree.leaves(variables["params"]))
         811776
     """
-    if min(num_classes, layers, width, heads) < 1:
-        raise ValueError(
-            "`num_classes`, `layers`, `width` and `heads` must be at least 1, got "
-            f"{num_classes}, {layers}, {width} and {heads}."
-        )
+    require("be at least 1", num_classes=num_classes, layers=layers, width=width, heads=heads)
     if width % heads:
         raise ValueError(f"`width` must be a multiple of heads={heads}, got {width}.")
     return CharTransformer(num_classes=num_classes, layers=layers, width=width, heads=heads, dtype=dtype)
 
 
 def char_transformer_small(num_classes: int = 96, *, dtype: Dtype | None = None) -> CharTransformer:
-    """Create ``char_transformer`` with 2 layers of width 64: 109,824 parameters for 64 tokens.
-
-    Args:
-        num_classes, dtype: As of ``char_transformer``.
-
-    Returns:
-        A module, as ``char_transformer`` does.
-
-    Example:
-        >>> network, tokens = char_transformer_small(), jnp.zeros((1, 64), int)
-        >>> variables = jax.eval_shape(network.init, jax.random.key(0), tokens)
-        >>> sum(p.size for p in jax.tree.leaves(variables["params"]))
-        109824
-    """
+    """Create ``char_transformer`` with 2 layers of width 64: 109,824 parameters for 64 tokens."""
     return char_transformer(num_classes, 2, 64, dtype=dtype)

@@ -7,14 +7,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
 
-from hessabs import trees
 from hessabs.models import layers
 
 
-class WideResNet(nn.Module):
+class WideResNet(layers.Classifier):
     """Three groups of pre-activation blocks behind a 3x3 stem; see ``wide_resnet16_4``."""
 
-    num_classes: int
     blocks_per_group: int = 2
     widen: int = 4
     dtype: Dtype | None = None
@@ -36,8 +34,7 @@ class WideResNet(nn.Module):
                 y = nn.relu(norm(conv(y, width, 3, stride)))
                 x = shortcut + conv(y, width, 3)
         x = jnp.mean(nn.relu(norm(x)), axis=(1, 2))
-        x = layers.dense(x, self.num_classes, dtype=self.dtype, bias_init=nn.initializers.zeros)
-        return trees.upcast(x)
+        return layers.logits(x, self.num_classes, dtype=self.dtype, bias_init=nn.initializers.zeros)
 
 
 def wide_resnet16_4(num_classes: int = 10, *, dtype: Dtype | None = None) -> WideResNet:
@@ -46,15 +43,5 @@ def wide_resnet16_4(num_classes: int = 10, *, dtype: Dtype | None = None) -> Wid
     With 10 classes and 32x32x3 images it has 2,748,890 parameters. Convolutions have no bias and start
     He normal by fan-out; the last layer starts as PyTorch's default with zero bias. Batch norm as in
     ``resnet20``.
-
-    Args:
-        num_classes: The number of classes, at least 1.
-        dtype: As for ``mlp``, and so the module that is returned and what is refused.
-
-    Example:
-        >>> from hessabs.models import num_params
-        >>> num_params(wide_resnet16_4(), (32, 32, 3))
-        2748890
     """
-    layers.check_classes(num_classes)
-    return WideResNet(num_classes=num_classes, dtype=dtype)
+    return WideResNet(num_classes, dtype=dtype)

@@ -3,8 +3,8 @@
 from hessabs.training import callbacks, objectives, tasks
 from hessabs.training.assemble import Parts, assemble
 from hessabs.training.durability import Durability
+from hessabs.training.evaluation import evaluate
 from hessabs.training.look.advise import Advice, advise
-from hessabs.training.look.evaluate import evaluate
 from hessabs.training.look.predict import predict
 from hessabs.training.loop import Result, fit
 from hessabs.training.optimizers import Optimizer, OptimizerSettings, make_optimizer

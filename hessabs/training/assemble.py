@@ -8,12 +8,7 @@ from hessabs.batch_size import Bounds, Controller, methods
 from hessabs.batch_size import settings as rules
 from hessabs.data.text import describe
 from hessabs.training import factories, fields
-from hessabs.training.objectives.named import (
-    ObjectiveSettings,
-    make_objective,
-    refuse_unread,
-    resolve_objective,
-)
+from hessabs.training.objectives.named import ObjectiveSettings, make_objective, resolve_objective
 from hessabs.training.optimizers import Optimizer, OptimizerSettings, check_optimizer, make_optimizer
 from hessabs.training.schedules import Schedule, ScheduleSettings, check_schedule, of_settings
 from hessabs.training.settings import RunSettings, check_run
@@ -88,11 +83,11 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
     # What can be refused without the data is refused before the data is read.
     chosen = _choose(given)
     run = chosen.run
-    objective = resolve_objective(_read(ObjectiveSettings, given), chosen.name, run.adversarial_fraction)
-    refuse_unread(given, objective)
+    fraction = run.adversarial_fraction
+    objective = resolve_objective(_read(ObjectiveSettings, given), chosen.name, fraction, given)
     settings = _read(RunSettings, given)
     check_run(settings)
-    if objective.robust == "absa" and run.adversarial_fraction is None:
+    if objective.robust == "absa" and fraction is None:
         chosen = chosen._replace(run=run._replace(adversarial_fraction=0.2))
     if run.remainder == "fill":
         raise ValueError("`remainder` must be drop or keep for a training run; fill is for a plan.")
@@ -131,7 +126,7 @@ class _Chosen(NamedTuple):
 
 def _read(kind: Any, given: Mapping[str, Any]) -> Any:
     settings = kind(**{name: given[name] for name in kind._fields if name in given})
-    fields.check_types(settings)
+    fields.check(settings)
     return settings
 
 
@@ -140,14 +135,9 @@ def _choose(given: Mapping[str, Any]) -> _Chosen:
     method, run = methods.choose(name, given), _read(rules.PlanSettings, given)
     methods.check(run, method)
     optimizer, schedule = _read(OptimizerSettings, given), _read(ScheduleSettings, given)
-    check_optimizer(optimizer)
-    check_schedule(schedule)
+    check_optimizer(optimizer, given)
+    check_schedule(schedule, given)
     if schedule.schedule != "step":
-        if "lr_decay_epochs" in given:
-            raise ValueError(
-                f"`lr_decay_epochs` is read with schedule=step, and not with schedule={schedule.schedule}; "
-                "leave it out."
-            )
         run = run._replace(lr_decay_epochs=())
     return _Chosen(name, method, run, optimizer, schedule)
 

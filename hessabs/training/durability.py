@@ -1,9 +1,10 @@
 """What a run does so that it cannot be lost: one field, one flag of ``hessabs train``."""
 
 import re
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-ON_NAN = ("stop", "rewind")
+from hessabs.training import fields
+
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)(updates|samples|min|epochs)")
 
 
@@ -22,9 +23,10 @@ class Durability(NamedTuple):
         int,
         "latest checkpoints to keep, and with them the one of the best test accuracy among those at the end of "
         "an epoch",
+        "be at least 1",
     ] = 2
     on_nan: Annotated[
-        str,
+        Literal["stop", "rewind"],
         "a loss or params that are not finite: stop, or rewind to the last checkpoint and drop the batch of "
         "that update (noted in events.jsonl; the run stops at the sixth time)",
     ] = "stop"
@@ -68,8 +70,5 @@ def parse_period(text: str) -> Period:
 
 def check(durability: Durability) -> None:
     """Check the fields: a ValueError in one line, what was got and what to do."""
+    fields.check(durability)
     parse_period(durability.checkpoint_every)
-    if durability.keep_checkpoints < 1:
-        raise ValueError(f"`keep_checkpoints` must be at least 1, got {durability.keep_checkpoints}.")
-    if durability.on_nan not in ON_NAN:
-        raise ValueError(f"`on_nan` must be one of {', '.join(ON_NAN)}, got {durability.on_nan!r}.")

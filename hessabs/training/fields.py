@@ -1,16 +1,19 @@
 """Declarations of settings: a NamedTuple whose fields are ``Annotated`` with their help, each with a default.
 
+After the help may stand a range of ``hessabs.checks``, ``"lie in [0, 1)"`` say.
+
 A field holds a ``str``, ``int``, ``float``, ``bool``, a ``Literal`` of strings, or a ``tuple`` of one of these
 (``tuple[int, ...]``), each also ``| None``. ``Literal[...] | str`` is a choice or a ``FILE.py:factory``.
 """
 
 import difflib
-import math
 import numbers
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from hessabs.checks import require_ranges
 
 _WANTED: dict[type, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
@@ -18,14 +21,6 @@ _WANTED: dict[type, tuple[str, str]] = {
     bool: ("true or false", "true or false"),
     str: ("text", "texts"),
 }
-
-
-Range = tuple[str, Callable[[Any], bool]]  # what a number must, in words, and whether one does
-POSITIVE: Range = ("be positive and finite", lambda x: 0 < x < math.inf)
-NOT_NEGATIVE: Range = ("be at least 0 and finite", lambda x: 0 <= x < math.inf)
-BELOW_ONE: Range = ("lie in [0, 1)", lambda x: 0 <= x < 1)
-AT_LEAST_ZERO: Range = ("be at least 0", lambda x: x >= 0)
-AT_LEAST_ONE: Range = ("be at least 1", lambda x: x >= 1)
 
 
 class Field(NamedTuple):
@@ -92,8 +87,8 @@ def number(text: str) -> float:
         raise ValueError(f"{_WANTED[float][0]} is wanted, got {text!r}.") from None
 
 
-def check_types(settings: Any) -> None:
-    """Check that each field of settings made in Python holds what was declared, or one of its choices."""
+def check(settings: Any) -> None:
+    """Check that each field of settings made in Python holds what was declared: type, choice and range."""
     for name, field in declared(type(settings)).items():
         value = getattr(settings, name)
         if value is None and field.optional:
@@ -108,22 +103,13 @@ def check_types(settings: Any) -> None:
         if not fits:
             wanted = f"a tuple of {_WANTED[field.item][1]}" if field.kind is tuple else field.wanted
             raise ValueError(f"`{name}` must be {wanted}{' or None' * field.optional}, got {value!r}.")
+    require_ranges(settings)
 
 
-def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
-    """Check that each of these fields is None or in its range."""
-    for name, (wanted, fits) in ranges.items():
-        value = getattr(settings, name)
-        if value is not None and not fits(value):
-            raise ValueError(f"`{name}` must {wanted}, got {value}.")
-
-
-def check_read(settings: Any, chosen: str, read_with: Mapping[str, Sequence[str]]) -> None:
-    """Check that no field is given which is read with other values of the field ``chosen`` only."""
-    choice = getattr(settings, chosen)
-    for name, readers in read_with.items():
-        if getattr(settings, name) != settings._field_defaults[name] and choice not in readers:
-            raise ValueError(f"`{name}` is not read with {chosen}={choice}, but with {', '.join(readers)}.")
+def changed(settings: Any) -> set[str]:
+    """List the fields that do not hold their default."""
+    defaults = settings._field_defaults
+    return {name for name, value in settings._asdict().items() if value != defaults[name]}
 
 
 def is_factory(text: str) -> bool:

@@ -23,7 +23,7 @@ from hessabs.training.mesh import split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
 from hessabs.training.records import end_epoch, evaluate_all, evaluated, said, show, summarize
-from hessabs.training.run import Remainder, Run, Schedule, prepare
+from hessabs.training.run import DEFAULTS, PLAIN, Remainder, Run, Schedule, prepare
 from hessabs.training.session import Session
 from hessabs.training.settings import RunSettings
 from hessabs.training.sizes import Sizes, make_sizes
@@ -31,8 +31,6 @@ from hessabs.training.task import Task
 from hessabs.typing import Params
 
 _SECONDS_BETWEEN_CHECKS = 0.5
-_PLAIN = Objective()
-_DEFAULTS = RunSettings()
 
 
 class Result(NamedTuple):
@@ -53,9 +51,9 @@ def fit(
     epochs: int,
     micro_batch_size: int | None = None,
     remainder: Remainder = "drop",
-    objective: Objective = _PLAIN,
+    objective: Objective = PLAIN,
     schedule: Schedule | None = None,
-    settings: RunSettings = _DEFAULTS,
+    settings: RunSettings = DEFAULTS,
     workdir: str | pathlib.Path | None = None,
     durability: Durability | None = None,
     callbacks: Sequence[Callback] = (),
@@ -121,7 +119,7 @@ def fit(
         objective=objective,
         schedule=schedule,
         settings=settings,
-        record=record or {},
+        record=record,
     )
     return train(run, None if workdir is None else pathlib.Path(workdir), durability, callbacks)
 

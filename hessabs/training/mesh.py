@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from hessabs.checks import require
+
 DATA = "data"
 
 
@@ -21,8 +23,8 @@ def read_mesh(mesh: str | None, devices: int | None) -> dict[str, int]:
       ({'data': 4, 'model': 2}, {'data': 2}, {})
     """
     axes: dict[str, int] = {}
-    if devices is not None and devices < 1:
-        raise ValueError(f"`devices` must be at least 1, got {devices}.")
+    if devices is not None:
+        require("be at least 1", devices=devices)
     for part in mesh.split(",") if mesh else ():
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
         if match is None or int(match[2]) < 1 or match[1] in axes:

@@ -6,7 +6,7 @@ updates by it, so a chain here has the plain rate; one that reads the extra argu
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from hessabs import trees
 from hessabs.batch_size.rule import Coupling
+from hessabs.checks import refuse_unread, require
 from hessabs.curvature.layers import output_axes
 from hessabs.training import factories, fields
 from hessabs.training.factories import call_factory, load_factory
@@ -55,24 +57,30 @@ class OptimizerSettings(NamedTuple):
         float | None,
         "learning rate at the first batch size; default: sgd, nesterov 0.1; lars 1; adamw, muon 0.001; lamb "
         "0.003; lion 0.0001; schedule_free 0.0025, with base sgd 1; prodigy 1, a factor on what it finds",
+        "be positive and finite",
     ] = None
     momentum: Annotated[
-        float | None, "momentum of sgd, nesterov, lars and muon, in [0, 1); default: 0.9, muon 0.95"
+        float | None,
+        "momentum of sgd, nesterov, lars and muon, in [0, 1); default: 0.9, muon 0.95",
+        "lie in [0, 1)",
     ] = None
     b1: Annotated[
         float | None,
         "decay of the mean of gradients (adamw, lion, lamb, muon where it uses AdamW), in [0, 1); share of the "
         "average in the params (schedule_free), in (0, 1); default: 0.9",
+        "lie in [0, 1)",
     ] = None
     b2: Annotated[
         float | None,
         "decay of the mean of squares (lion: of gradients), in [0, 1); default: 0.99, which suits batches that "
         "grow better than optax's 0.999, which prodigy has",
+        "lie in [0, 1)",
     ] = None
     weight_decay: Annotated[
         float,
         "sgd, nesterov, lars: l2 penalty, a part of the gradient; others: decoupled, the params shrink by this "
         "times the learning rate in an update",
+        "be at least 0 and finite",
     ] = 0.0
     decay_mask: Annotated[
         Literal["all", "matrices"] | None,
@@ -80,7 +88,9 @@ class OptimizerSettings(NamedTuple):
         "all, others matrices",
     ] = None
     clip: Annotated[
-        float | None, "largest global norm of a gradient; a larger one is scaled; default: none"
+        float | None,
+        "largest global norm of a gradient; a larger one is scaled; default: none",
+        "be positive and finite",
     ] = None
     schedule_free_base: Annotated[
         Literal["adamw", "sgd"], "what schedule_free averages the steps of, without momentum"
@@ -96,6 +106,7 @@ class OptimizerSettings(NamedTuple):
         "lower the learning rate where rate times curvature over slope, along the optimiser's own step on its "
         "own batch, is above this: at 2 steps do not raise it on average, to second order, 1 is more "
         "careful; takes two more gradients of a micro-batch in every update, on one device; default: none",
+        "be positive and finite",
     ] = None
 
 
@@ -109,16 +120,15 @@ class Optimizer(NamedTuple):
     name: str = "the optimiser"  # in messages; of a file's, where it is
 
 
-def check_optimizer(settings: OptimizerSettings) -> None:
-    """Check the settings of an optimiser: none is out of its range, or given and not read by this one."""
-    fields.check_types(settings)
-    fields.check_read(settings, "optimizer", READ_WITH)
-    b1: fields.Range = (
-        ("lie in (0, 1)", lambda x: 0 < x < 1) if settings.optimizer == "schedule_free" else fields.BELOW_ONE
-    )
-    rest = {"momentum": fields.BELOW_ONE, "b2": fields.BELOW_ONE, "weight_decay": fields.NOT_NEGATIVE}
-    rest |= dict.fromkeys(("lr", "clip", "guard"), fields.POSITIVE)
-    fields.check_ranges(settings, {"b1": b1, **rest})
+def check_optimizer(settings: OptimizerSettings, given: Collection[str] = ()) -> None:
+    """Check the settings of an optimiser: none is out of its range, or given and not read by this one.
+
+    ``given``: settings that were given, with their default perhaps; one that is not its default was given, too.
+    """
+    fields.check(settings)
+    refuse_unread({*given, *fields.changed(settings)}, READ_WITH, optimizer=settings.optimizer)
+    if settings.optimizer == "schedule_free" and settings.b1 is not None:
+        require("lie in (0, 1)", b1=settings.b1)
 
 
 def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
@@ -265,11 +275,7 @@ def _with_rate_inside(
 
 def evaluation_params(opt_state: Any, params: Params) -> Params:
     """Return the params to evaluate: the average, where there is a ``schedule_free`` in the optimiser."""
-
-    def is_free(node: Any) -> bool:
-        return isinstance(node, contrib.ScheduleFreeState)
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)]
+    found = trees.nodes(opt_state, contrib.ScheduleFreeState)
     return contrib.schedule_free_eval_params(found[0], params) if found else params
 
 

@@ -6,9 +6,9 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import optax
 
 import hessabs
+from hessabs import trees
 from hessabs.curvature import PowerIterationResult
 from hessabs.training.clock import Clock
 from hessabs.training.finite import check_loss
@@ -36,8 +36,8 @@ def said(run: Run, state: LoopState) -> dict[str, Any]:
 
 def _guarded(opt_state: Any) -> dict[str, float]:
     """Say what a guard has made of the learning rate in the last update, where there is one."""
-    found = optax.tree.get_all_with_path(opt_state, GuardedLearningRateState.__name__)
-    return {"guarded_lr": float(found[0][1].learning_rate)} if found else {}
+    found = trees.nodes(opt_state, GuardedLearningRateState)
+    return {"guarded_lr": float(found[0].learning_rate)} if found else {}
 
 
 def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dict[str, Any], LoopState]:

@@ -10,12 +10,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks, loops
-from hessabs.batch_size import Controller
+from hessabs.batch_size import Controller, sizes
+from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import is_used
 from hessabs.training import across
-from hessabs.training.look.evaluate import Evaluation, make_evaluation
-from hessabs.training.look.measure import Measure, Track, make_measure, make_track
+from hessabs.training.evaluation import Evaluation, make_evaluation
+from hessabs.training.measure import Measure, Track, make_measure, make_track
 from hessabs.training.mesh import (
     DATA,
     data_size,
@@ -41,6 +42,7 @@ from hessabs.training.step import (
 from hessabs.training.task import Task, check_task
 from hessabs.typing import Params
 
+PLAIN, DEFAULTS = Objective(), RunSettings()
 _HESSIAN_DRAW = 2**31 - 1  # the "epoch" whose order draws the examples of the eigenvalue measurements
 _FINAL_HESSIAN_ITERS = 30
 _CHECKED = 8  # examples on which a task is tried
@@ -121,18 +123,17 @@ def prepare(
     optimizer: Any,
     rule: Controller,
     *,
-    epochs: int,
-    micro_batch_size: int | None,
-    remainder: Remainder,
-    objective: Objective,
-    schedule: Schedule | None,
-    settings: RunSettings,
-    record: Mapping[str, Any],
+    epochs: int = 1,
+    micro_batch_size: int | None = None,
+    remainder: Remainder = "drop",
+    objective: Objective = PLAIN,
+    schedule: Schedule | None = None,
+    settings: RunSettings = DEFAULTS,
+    record: Mapping[str, Any] | None = None,
 ) -> Run:
     """Build the jitted functions of a run and all that it needs, if its parts fit each other."""
     check_run(settings)
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+    require("be at least 1", epochs=epochs)
     if remainder not in get_args(Remainder):
         raise ValueError(f"`remainder` must be drop or keep, got {remainder!r}.")
     keeps_remainder = remainder == "keep"
@@ -205,7 +206,7 @@ def prepare(
         mesh=mesh,
         reads_micro_batch=reads.micro_batch,
         dealt=dealt,
-        record=_describe(task, settings, epochs, size, remainder, record),
+        record=_describe(task, settings, epochs, size, remainder, record or {}),
     )
 
 
@@ -248,17 +249,10 @@ def _final(task: Task, settings: RunSettings, mesh: Mesh | None) -> dict[str, Ev
 
 def _micro_batch_size(rule: Controller, given: int | None) -> int:
     initial = int(rule.init().batch_size) if rule.batch_sizes is None else rule.batch_sizes[0]
-    if given is None:
-        given = 128 if initial % 128 == 0 else initial
-        if rule.measures == "gradient" and given == initial and initial > 1:
-            given = next(size for size in range(initial // 2, 0, -1) if initial % size == 0)
-    if not 1 <= given <= initial or initial % given:
-        raise ValueError(f"`micro_batch_size` must divide batch_size={initial}, got {given}.")
-    if rule.measures == "gradient" and given == initial:
-        raise ValueError(
-            f"`micro_batch_size` must be below batch_size={initial} for a rule that compares them, got {given}."
-        )
-    return given
+    compared = rule.measures == "gradient"
+    size = sizes.default_micro_batch_size(initial, compared=compared) if given is None else given
+    sizes.check_micro_batch_size(initial, size, "this rule" if compared else None)
+    return size
 
 
 def _check_sizes(
@@ -271,17 +265,7 @@ def _check_sizes(
     keeps_remainder: bool,
 ) -> None:
     num_examples, devices = len(task.train), data_size(mesh)
-    initial, maximum = rule.batch_sizes or (size, size)
-    if initial > num_examples or size > num_examples:
-        raise ValueError(
-            f"`batch_size` must be at most the {num_examples} training examples of {task.name}, got {initial}."
-        )
-    if maximum > num_examples:
-        raise ValueError(
-            f"`max_batch_size` must be at most the {num_examples} training examples of {task.name}, got "
-            f"{maximum}; the largest multiple of batch_size={initial} that fits is "
-            f"{num_examples // initial * initial}."
-        )
+    sizes.check_batch_sizes(*(rule.batch_sizes or (size, size)), num_examples, task.name)
     if size % devices:
         raise ValueError(
             f"`micro_batch_size` must be a multiple of the {devices} devices that it is split over, got {size}."

@@ -6,9 +6,10 @@ A schedule is plain Python of a count of examples. An update has the factor at i
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Literal, NamedTuple, get_args
 
+from hessabs.checks import refuse_unread
 from hessabs.training import fields
 
 Schedule = Callable[[int], float]
@@ -16,7 +17,11 @@ Schedule = Callable[[int], float]
 
 Name = Literal["step", "cosine", "linear", "constant", "wsd"]
 
-READ_WITH: dict[str, tuple[Name, ...]] = {"lr_end": ("cosine", "linear", "wsd"), "decay_fraction": ("wsd",)}
+READ_WITH: dict[str, tuple[Name, ...]] = {
+    "lr_end": ("cosine", "linear", "wsd"),
+    "decay_fraction": ("wsd",),
+    "lr_decay_epochs": ("step",),
+}
 """Settings that not every schedule reads."""
 
 
@@ -29,21 +34,22 @@ class ScheduleSettings(NamedTuple):
         "at the end of the run; constant; wsd: it stays, and falls linearly in the last part, decay_fraction",
     ] = "step"
     warmup_epochs: Annotated[
-        float | None, "epochs in which the learning rate rises linearly; default: fb 5, others 0"
+        float | None,
+        "epochs in which the learning rate rises linearly; default: fb 5, others 0",
+        "be at least 0 and finite",
     ] = None
     lr_end: Annotated[
-        float, "learning rate at the end over the largest one (cosine, linear, wsd), in [0, 1)"
+        float, "learning rate at the end over the largest one (cosine, linear, wsd), in [0, 1)", "lie in [0, 1)"
     ] = 0.0
-    decay_fraction: Annotated[float, "last part of the run, in which the rate falls (wsd), in (0, 1]"] = 0.2
+    decay_fraction: Annotated[
+        float, "last part of the run, in which the rate falls (wsd), in (0, 1]", "lie in (0, 1]"
+    ] = 0.2
 
 
-def check_schedule(settings: ScheduleSettings) -> None:
-    """Check the settings of a schedule: none is out of its range, or given and not read by this one."""
-    fields.check_types(settings)
-    fields.check_read(settings, "schedule", READ_WITH)
-    last_part: fields.Range = ("lie in (0, 1]", lambda x: 0 < x <= 1)
-    ranges = {"warmup_epochs": fields.NOT_NEGATIVE, "lr_end": fields.BELOW_ONE, "decay_fraction": last_part}
-    fields.check_ranges(settings, ranges)
+def check_schedule(settings: ScheduleSettings, given: Collection[str] = ()) -> None:
+    """Check the settings of a schedule; ``given`` as in ``check_optimizer``."""
+    fields.check(settings)
+    refuse_unread({*given, *fields.changed(settings)}, READ_WITH, schedule=settings.schedule)
 
 
 def of_settings(settings: ScheduleSettings, *, epochs: int, per_epoch: int) -> Schedule:

@@ -10,7 +10,7 @@ TRACKED = ("eigenvalue", "gradient_norm", "last_layer_eigenvalue")
 class RunSettings(NamedTuple):
     """The settings of a run that change what it computes, and those that say how it uses its machine."""
 
-    seed: Annotated[int, "seed of the initial params and of the order of the data"] = 0
+    seed: Annotated[int, "seed of the initial params and of the order of the data", "be at least 0"] = 0
     micro_batch: Annotated[
         Literal["fixed", "auto"],
         "fixed: a device always handles micro_batch_size examples at once (ghost batch norm); auto: it takes "
@@ -31,10 +31,14 @@ class RunSettings(NamedTuple):
         "as devices says",
     ] = None
     hessian_batch_size: Annotated[
-        int, "training examples, drawn once, on which the eigenvalue is measured; fewer if the set is smaller"
+        int,
+        "training examples, drawn once, on which the eigenvalue is measured; fewer if the set is smaller",
+        "be at least 1",
     ] = 512
-    hessian_iters: Annotated[int, "most Hessian-vector products per measurement"] = 10
-    hessian_rtol: Annotated[float, "relative residual at which a measurement is good enough"] = 1e-2
+    hessian_iters: Annotated[int, "most Hessian-vector products per measurement", "be at least 1"] = 10
+    hessian_rtol: Annotated[
+        float, "relative residual at which a measurement is good enough", "be at least 0 and finite"
+    ] = 1e-2
     track: Annotated[
         str,
         "measured at the end of every epoch, comma-separated: eigenvalue, gradient_norm (total), "
@@ -43,11 +47,16 @@ class RunSettings(NamedTuple):
     ema: Annotated[
         int | None,
         "half-life in examples of a moving average of the params, evaluated and saved, too; default: none",
+        "be at least 1",
     ] = None
     fgsm_epsilon: Annotated[
-        float, "size of the FGSM and PGD perturbations that test the trained network, in units of its inputs"
+        float,
+        "size of the FGSM and PGD perturbations that test the trained network, in units of its inputs",
+        "be at least 0 and finite",
     ] = 0.02
-    pgd_steps: Annotated[int, "steps of the PGD attack that tests the trained network; 0 for no such test"] = 0
+    pgd_steps: Annotated[
+        int, "steps of the PGD attack that tests the trained network; 0 for no such test", "be at least 0"
+    ] = 0
 
     @property
     def tracked(self) -> tuple[str, ...]:
@@ -57,11 +66,7 @@ class RunSettings(NamedTuple):
 
 def check_run(settings: RunSettings) -> None:
     """Check the fields that need nothing else to be checked: a ValueError in one line."""
-    fields.check_types(settings)
-    at_least_one = dict.fromkeys(("hessian_batch_size", "hessian_iters", "ema"), fields.AT_LEAST_ONE)
-    at_least_zero = dict.fromkeys(("pgd_steps", "seed"), fields.AT_LEAST_ZERO)
-    sizes = dict.fromkeys(("hessian_rtol", "fgsm_epsilon"), fields.NOT_NEGATIVE)
-    fields.check_ranges(settings, {**at_least_one, **at_least_zero, **sizes})
+    fields.check(settings)
     for name in settings.tracked:
         if name not in TRACKED:
             raise ValueError(f"`track` must name some of {', '.join(TRACKED)}, got {name!r}.")

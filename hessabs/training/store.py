@@ -109,7 +109,7 @@ class Store:
         self, network: dict[str, Any], records: list[dict[str, Any]], summary: Mapping[str, Any]
     ) -> None:
         """Write what a run leaves: its network, a picture, and the summary, which says that it has finished."""
-        from hessabs.training.look.pictures import draw_curves  # with matplotlib, which training needs not
+        from hessabs.training.curves import draw_curves  # with matplotlib, which training needs not
 
         # A run that went on had finished before, with another network.
         (self.folder / files.SUMMARY).unlink(missing_ok=True)

@@ -38,9 +38,6 @@ def load_trained(
       flags: Settings of the task that were named now, by the fields of ``TaskSettings``.
       average: Whether the moving average of the params is wanted.
 
-    Returns:
-      A ``Trained``.
-
     Raises:
       FileNotFoundError: If the folder holds no finished run.
       ValueError: If it is damaged, holds another network, or its task has to be named.

@@ -171,8 +171,7 @@ def _num_micro_batches(inner_state: optax.OptState, micro_batch_size: int | None
             "update(gradient, state, params, num_micro_batches=...), or give `num_micro_batches` or "
             "`micro_batch_size` when it is made."
         )
-    nodes = jax.tree.leaves(inner_state, is_leaf=lambda node: isinstance(node, AdaptiveBatchSizeState))
-    rules = [node for node in nodes if isinstance(node, AdaptiveBatchSizeState)]
+    rules = trees.nodes(inner_state, AdaptiveBatchSizeState)
     if len(rules) != 1:
         raise ValueError(
             f"accumulate(..., micro_batch_size={micro_batch_size}) reads the batch size from a rule in `inner` "

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from hessabs.batch_size import Controller, ControllerState, Count, GradientStatistics, Observation
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.statistics import noise_and_signal
+from hessabs.checks import require, require_arguments
 from hessabs.curvature import hessian, power_iteration
 from hessabs.transforms.scaling import scaled
-from hessabs.typing import LossFn, Params
+from hessabs.typing import Params
 
 _ABSENT = object()
 
@@ -49,9 +49,6 @@ def adaptive_batch_size(controller: Controller) -> optax.GradientTransformationE
 
     Args:
       controller: The rule.
-
-    Returns:
-      A ``GradientTransformationExtraArgs``.
 
     Raises:
       ValueError: From ``update``, if what the rule measures is not given, or can never be measured because an
@@ -126,9 +123,6 @@ def self_measuring_batch_size(
       rtol: Relative residual at which a measurement is good enough.
       axis_name: The mapped axis over which ``batch`` is split, or None.
 
-    Returns:
-      A ``GradientTransformationExtraArgs``.
-
     Raises:
       ValueError: If the rule measures something else; from ``update``, if params, loss or batch are missing.
 
@@ -157,17 +151,13 @@ def self_measuring_batch_size(
         state: AdaptiveBatchSizeState,
         params: Params | None = None,
         *,
-        loss_fn: LossFn | None = None,
+        loss_fn: Any = None,
         batch: Any = None,
         num_examples: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AdaptiveBatchSizeState]:
         del extra_args
-        if loss_fn is None or params is None:
-            raise ValueError(
-                "self_measuring_batch_size needs params and `loss_fn`: call "
-                "update(gradient, state, params, loss_fn=..., batch=...)."
-            )
+        require_arguments("self_measuring_batch_size", params=params, loss_fn=loss_fn)
         samples = _count(state, num_examples)
 
         def measure(start: Params) -> tuple[jax.Array, Params]:

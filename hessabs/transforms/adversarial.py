@@ -9,7 +9,7 @@ import optax
 
 from hessabs import batch_axis, collectives
 from hessabs.attacks.mixing import attacked_head, beyond_maximum, made_visible, num_replaced
-from hessabs.batch_size.checks import require
+from hessabs.checks import require, require_arguments
 from hessabs.typing import Attack, LossFn, Params
 
 
@@ -70,21 +70,15 @@ def adversarial_gradient(
         state: optax.EmptyState,
         params: Params | None = None,
         *,
-        loss_fn: LossFn | None = None,
+        loss_fn: Any = None,
         batch: Any = None,
         adversarial_fraction: Any = None,
         key: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
-        needed = {"params": params, "loss_fn": loss_fn, "batch": batch}
-        missing = [name for name, value in needed.items() if value is None]
-        if loss_fn is None or missing:
-            raise ValueError(
-                f"adversarial_gradient needs {', '.join(missing)}: call "
-                "update(gradient, state, params, loss_fn=..., batch=...), the loss in evaluation mode. "
-                + _TRAINING_MODE
-            )
+        note = f", the loss in evaluation mode. {_TRAINING_MODE}"
+        require_arguments("adversarial_gradient", note, params=params, loss_fn=loss_fn, batch=batch)
         _check_loss(loss_fn, params, batch)
         num_examples = batch_axis.num_examples(batch)
         fraction = max_fraction if adversarial_fraction is None else adversarial_fraction

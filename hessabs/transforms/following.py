@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from hessabs.batch_size import Coupling
-from hessabs.batch_size.checks import require
+from hessabs.checks import require
 from hessabs.transforms.laws import Form, Law, is_decay, laws_of
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import Params

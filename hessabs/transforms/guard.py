@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hessabs import batch_axis, collectives
-from hessabs.batch_size.checks import require
+from hessabs.checks import require, require_arguments
 from hessabs.curvature.along import sharpness_along
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import LossFn, Params
@@ -88,7 +88,7 @@ def guarded_learning_rate(
       from the edge of stability and are too small. Here they only bound a rate, with the noise of a batch on
       both sides (Andreyev, Beneventano 2024, arXiv:2412.20553).
     """
-    require("be above 0", threshold=threshold)
+    require("be positive and finite", threshold=threshold)
     require("be at least 1", every=every, **({} if examples is None else {"examples": examples}))
 
     def init(params: Params) -> GuardedLearningRateState:
@@ -101,7 +101,7 @@ def guarded_learning_rate(
         state: GuardedLearningRateState,
         params: Params | None = None,
         *,
-        loss_fn: LossFn | None = None,
+        loss_fn: Any = None,
         batch: Any = None,
         micro_batch: tuple[LossFn, Any] | None = None,
         lr_scale: Any = 1.0,
@@ -110,13 +110,7 @@ def guarded_learning_rate(
         del extra_args
         if micro_batch is not None:
             loss_fn, batch = micro_batch
-        needed = {"params": params, "loss_fn": loss_fn, "batch": batch}
-        missing = [name for name, value in needed.items() if value is None]
-        if loss_fn is None or params is None or missing:
-            raise ValueError(
-                f"guarded_learning_rate needs {', '.join(missing)}: call "
-                "update(gradient, state, params, loss_fn=..., batch=...)."
-            )
+        require_arguments("guarded_learning_rate", params=params, loss_fn=loss_fn, batch=batch)
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         rate = jnp.asarray(rate * lr_scale, jnp.float32)
         peak = jnp.maximum(state.peak, rate)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hessabs.batch_size.checks import require
 from hessabs.batch_size.counting import Count, divide
+from hessabs.checks import require
 from hessabs.typing import Params
 
 
@@ -80,9 +80,6 @@ def by_samples(
       schedule: From a count of steps (a float32 scalar, not always whole) to a learning rate.
       examples_per_step: Examples in a step of the schedule, at least 1: the batch size it was written for.
       flip_sign: Whether to descend, as ``optax.scale_by_learning_rate`` does.
-
-    Returns:
-      A ``GradientTransformationExtraArgs``.
 
     Raises:
       ValueError: If ``examples_per_step`` is below 1; from ``update``, if neither is given.

@@ -210,7 +210,7 @@ def test_jit_and_vmap_trace_once_and_closures_over_tracers_work(name):
 
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])
 def test_refuses_epsilon(ball, epsilon):
-    with pytest.raises(ValueError, match=rf"^`epsilon` must be finite and at least 0, got {epsilon}\.$"):
+    with pytest.raises(ValueError, match=rf"^`epsilon` must be at least 0 and finite, got {epsilon}\.$"):
         CASES[ball].make(epsilon)
 
 

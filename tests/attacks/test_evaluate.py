@@ -115,7 +115,7 @@ def test_accuracy_does_not_rise_with_epsilon_where_what_fell_is_kept():
     [
         (lambda params, batch: 0.0, {}, "evaluate needs the logits"),
         (losses.margin(logits_fn, targeted=True), {}, "evaluate counts labels, got a loss with targeted=True"),
-        (LOSS, {"epsilons": [-1.0]}, "`epsilon` must be finite and at least 0, got -1"),
+        (LOSS, {"epsilons": [-1.0]}, "`epsilon` must be at least 0 and finite, got -1"),
         (LOSS, {"norm": "l3"}, "`norm` must be one of"),
         (LOSS, {"attacks": {"clean": attacks.fgsm}}, "Every attack needs a name of its own"),
         (LOSS, {"minimal": {"fgsm": attacks.deepfool()}}, "Every attack needs a name of its own"),

@@ -250,7 +250,7 @@ def test_vmap_over_params_and_batches(norm):
 
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])
 def test_refuses_epsilon(epsilon):
-    with pytest.raises(ValueError, match=rf"`epsilon` must be finite and at least 0, got {epsilon}"):
+    with pytest.raises(ValueError, match=rf"`epsilon` must be at least 0 and finite, got {epsilon}"):
         fgsm(epsilon)
 
 

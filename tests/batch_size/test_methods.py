@@ -172,8 +172,8 @@ REFUSED = [
         for name in ("lr_decay_epochs", "grow_epochs")
         for v in ((60, 30), (30, 30), (0, 30), (-1,))
     ],
-    ("lr_coupling", "log", "`lr_coupling` must be linear, sqrt or none, got log"),
-    ("remainder", "lose", "`remainder` must be drop, keep or fill, got lose"),
+    ("lr_coupling", "log", "`lr_coupling` must be one of \\['linear', 'sqrt', 'none', None\\], got 'log'"),
+    ("remainder", "lose", "`remainder` must be one of \\['drop', 'keep', 'fill', None\\], got 'lose'"),
     ("max_batch_size", 64, r"`max_batch_size` must be at least batch_size=128, got 64"),
     ("max_batch_size", 300, r"multiple of batch_size=128, got 300; the nearest below is 256"),
     ("micro_batch_size", 96, r"`micro_batch_size` must divide batch_size=128, got 96"),

@@ -131,7 +131,7 @@ def test_the_gain_of_adascale():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (gradient_noise_scale, {"scale": 0.0}, "`scale` must be above 0, got 0.0"),
+        (gradient_noise_scale, {"scale": 0.0}, "`scale` must be positive and finite, got 0.0"),
         (
             gradient_noise_scale,
             {"average_over": 3},
@@ -139,7 +139,7 @@ def test_the_gain_of_adascale():
         ),
         (gradient_noise_scale, {"growth_factor": 1.0}, "`growth_factor` must be above 1"),
         (norm_test, {"test": "t"}, "`test` must be one of"),
-        (norm_test, {"tolerance": 0.0}, "`tolerance` must be above 0"),
+        (norm_test, {"tolerance": 0.0}, "`tolerance` must be positive and finite"),
         (norm_test, {"measure_every": 0}, "`measure_every` must be at least 1"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_plan_lies_between_the_decay_alone_and_noise_alone():
         ({"lr_schedule": falls}, "`lr_schedule` and `total` go together"),
         ({"total": 5}, "`lr_schedule` and `total` go together"),
         ({"lr_schedule": lambda samples: float("nan"), "total": 5}, "finite factors of at least 0"),
-        ({"scale": 0.0}, "`scale` must be above 0"),
+        ({"scale": 0.0}, "`scale` must be positive and finite"),
         ({"growth_factor": 1.0}, "`growth_factor` must be above 1"),
         ({"measure_every": 0}, "`measure_every` must be at least 1"),
     ],

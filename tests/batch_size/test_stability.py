@@ -76,9 +76,9 @@ def test_a_growth_is_never_into_instability_and_the_next_would_be(value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "`lr` must be above 0, got 0.0"),
-        ({"threshold": -1.0}, "`threshold` must be above 0, got -1.0"),
-        ({"threshold": float("nan")}, "`threshold` must be above 0"),
+        ({"lr": 0.0}, "`lr` must be positive and finite, got 0.0"),
+        ({"threshold": -1.0}, "`threshold` must be positive and finite, got -1.0"),
+        ({"threshold": float("nan")}, "`threshold` must be positive and finite"),
         ({"measure_every": 0}, "`measure_every` must be at least 1"),
     ],
 )

@@ -39,7 +39,7 @@ def start(workdir, devices, *flags):
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {' '.join(QUICKLY)}".strip(),
     }
-    command = [sys.executable, "-m", "hessabs.cli", *FLAGS, f"--workdir={workdir}", *flags]
+    command = [sys.executable, "-m", "hessabs", *FLAGS, f"--workdir={workdir}", *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

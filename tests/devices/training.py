@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 from hessabs import curvature, data, trees
 from hessabs.models import mlp, resnet20
 from hessabs.training import across, tasks
-from hessabs.training.look.measure import raw_loss, raw_weight
 from hessabs.training.loop import train
+from hessabs.training.measure import raw_loss, raw_weight
 from hessabs.training.mesh import make_mesh, place, split
 from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer

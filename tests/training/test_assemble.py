@@ -90,8 +90,14 @@ REFUSED = [
     ),
     ({"robust": "madry"}, "`robust` must be one of none, absa, pgd, trades, free, sam, got 'madry'"),
     ({"attack": "square"}, "`attack` must be one of fgsm, l2grad, .*, got 'square'"),
-    ({"robust": "sam", "attack": "pgd"}, "`attack` is the inner attack of .* with robust=sam"),
-    ({"method": "bl", "attack": "pgd"}, "`attack` is the inner attack of .* with robust=none"),
+    (
+        {"robust": "sam", "attack": "pgd"},
+        "`attack` is read with robust=absa, pgd, trades, .* with robust=sam",
+    ),
+    (
+        {"method": "bl", "attack": "pgd"},
+        "`attack` is read with robust=absa, pgd, trades, .* with robust=none",
+    ),
     ({"robust": "trades", "attack": "bim"}, "must start at random .* got 'bim'"),
     ({"robust": "pgd", "adversarial_fraction": 0.3}, "read with robust=absa, and not with robust=pgd"),
     ({"attack_steps": 0}, "`attack_steps` must be at least 1, got 0"),
@@ -119,7 +125,18 @@ REFUSED = [
     ({"method": "abs", "adversarial_epochs": 3}, "`adversarial_epochs` is read with robust=absa"),
     ({"robust": "pgd", "fraction_decrease": 3.0}, "`fraction_decrease` is read with robust=absa"),
     ({"lr_decay": 0.1, "lr_decay_epochs": ()}, "`lr_decay` is read with lr_decay_epochs"),
-    ({"optimizer": "adamw", "momentum": 0.5}, "`momentum` is not read with optimizer=adamw"),
+    (
+        {"optimizer": "adamw", "momentum": 0.5},
+        "`momentum` is read with optimizer=sgd, .* optimizer=adamw",
+    ),
+    # Nor what was given its default, which a run of the other kind would read.
+    ({"lr_end": 0.0, "schedule": "step"}, "`lr_end` is read with schedule=cosine, linear, wsd"),
+    (
+        {"schedule_free_base": "adamw", "optimizer": "sgd"},
+        "`schedule_free_base` is read with",
+    ),
+    ({"decay_fraction": 0.2, "schedule": "linear"}, "`decay_fraction` is read with schedule=wsd"),
+    ({"weight_decay": 0.0, "optimizer": "x.py:make"}, "`weight_decay` is read with optimizer=sgd"),
 ]
 
 
@@ -328,6 +345,6 @@ def test_a_setting_that_is_its_own_default_is_read_the_same(thousand):
         for name, value in record.items()
         if name in declared(*SETTINGS) and value is not None and name != "attack_steps"
     }
-    for name in ("free_replays", "trades_beta", "sam_rho"):
+    for name in ("free_replays", "trades_beta", "sam_rho", "lr_end", "decay_fraction", "schedule_free_base"):
         said.pop(name)
     assert assemble(said, thousand).options["record"] == record

@@ -8,9 +8,8 @@ import types
 
 import pytest
 
-from hessabs.training.callbacks import CallbackError, call_all, make_callbacks
-from hessabs.training.callbacks.make import CallbackSettings
-from hessabs.training.fields import check_types
+from hessabs.training.callbacks import CallbackError, CallbackSettings, call_all, make_callbacks
+from hessabs.training.fields import check
 
 NAN = float("nan")
 
@@ -208,7 +207,7 @@ def test_a_callback_of_a_file(tmp_path):
     ],
 )
 def test_callbacks_that_cannot_be(tmp_path, names, message):
-    check_types(CallbackSettings(tuple(names)))
+    check(CallbackSettings(tuple(names)))
     with pytest.raises(ValueError, match=message):
         make_callbacks(names, tmp_path)
 

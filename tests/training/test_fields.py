@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from hessabs.cli.flags import config_flags, given, parse, read_config
-from hessabs.training.fields import check_types, declared, number
+from hessabs.training.fields import check, declared, number
 
 
 class Steps(NamedTuple):
@@ -146,12 +146,12 @@ def test_a_field_that_can_be_no_flag(hint, what):
 )
 def test_settings_of_python_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
-        check_types(settings)
+        check(settings)
 
 
 def test_settings_of_python_that_fit():
-    check_types(Steps(optimizer="a.py:b", lr=1, clip=None, at=(1, 2)))
-    check_types(Places(workdir="x", most=3))
+    check(Steps(optimizer="a.py:b", lr=1, clip=None, at=(1, 2)))
+    check(Places(workdir="x", most=3))
 
 
 def test_number():

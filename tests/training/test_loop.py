@@ -14,8 +14,8 @@ from hessabs.curvature import PowerIterationResult
 from hessabs.training import fit, loop, loop_state
 from hessabs.training.assemble import assemble
 from hessabs.training.clock import Clock
+from hessabs.training.evaluation import evaluate
 from hessabs.training.files import read_lines
-from hessabs.training.look.evaluate import evaluate
 from hessabs.training.loop import train
 from hessabs.training.loop_state import Snapshot, arrays_of, record_of, restore
 from hessabs.transforms import scale_by_batch_size

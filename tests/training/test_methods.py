@@ -102,6 +102,6 @@ def test_gradient_rules_need_two_micro_batches(given, task):
         assemble({**RUN, "method": "gns", "max_batch_size": 64, **given}, task)
     rule = batch_size.norm_test(16, 64, measure_every=100)
     with pytest.raises(
-        ValueError, match="`micro_batch_size` must be below batch_size=16 for a rule that compares"
+        ValueError, match="`micro_batch_size` must be below batch_size=16 for this rule, which compares"
     ):
         fit(task, optax.sgd(0.1), rule, epochs=1, micro_batch_size=16)

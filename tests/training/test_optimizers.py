@@ -282,13 +282,16 @@ def test_defaults_are_each_ones_own():
         (OptimizerSettings("adam"), r"`optimizer` must be sgd, .*got 'adam'; the nearest is 'adamw'"),
         (
             OptimizerSettings("adamw", momentum=0.9),
-            r"`momentum` is not read with optimizer=adamw, but with sgd,",
+            r"`momentum` is read with optimizer=sgd, .* and not with optimizer=adamw; leave",
         ),
-        (OptimizerSettings("sgd", b2=0.9), r"`b2` is not read with optimizer=sgd, but with adamw"),
-        (OptimizerSettings("adamw", schedule_free_base="sgd"), r"`schedule_free_base` is not read"),
+        (OptimizerSettings("sgd", b2=0.9), r"`b2` is read with optimizer=adamw, .* and not with optimizer=sgd"),
+        (
+            OptimizerSettings("adamw", schedule_free_base="sgd"),
+            r"`schedule_free_base` is read with optimizer=schedule_free, and not with optimizer=adamw",
+        ),
         (
             OptimizerSettings("x.py:make", weight_decay=0.1),
-            r"`weight_decay` is not read with optimizer=x.py:make",
+            r"`weight_decay` is read with optimizer=sgd, .* and not with optimizer=x.py:make",
         ),
         (OptimizerSettings(lr=-1.0), r"`lr` must be positive and finite, got -1.0"),
         (OptimizerSettings(lr=float("nan")), r"`lr` must be positive and finite, got nan"),

@@ -63,9 +63,12 @@ def test_settings_are_in_epochs():
         (ScheduleSettings("wsd", decay_fraction=0.0), r"`decay_fraction` must lie in \(0, 1\], got 0.0"),
         (
             ScheduleSettings(lr_end=0.5),
-            r"`lr_end` is not read with schedule=step, but with cosine, linear, wsd",
+            r"`lr_end` is read with schedule=cosine, linear, wsd, and not with schedule=step; leave it out",
         ),
-        (ScheduleSettings("cosine", decay_fraction=0.5), r"`decay_fraction` is not read with schedule=cosine"),
+        (
+            ScheduleSettings("cosine", decay_fraction=0.5),
+            r"`decay_fraction` is read with schedule=wsd, and not with schedule=cosine",
+        ),
     ],
 )
 def test_settings_that_cannot_be_used(settings, message):

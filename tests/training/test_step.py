@@ -11,7 +11,7 @@ from hessabs.curvature import last_layer_path
 from hessabs.data import micro_batches
 from hessabs.models import mlp
 from hessabs.training import tasks
-from hessabs.training.look.measure import make_measure
+from hessabs.training.measure import make_measure
 from hessabs.training.objectives import make_inner, mixing
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
 from hessabs.training.step import init_state, jit_functions, make_functions, read_loss

@@ -11,9 +11,9 @@ from flax import nnx
 
 from hessabs import batch_size, data
 from hessabs.training import Durability, LossOutput, RunSettings, fit, load_trained, make_schedule, tasks
+from hessabs.training.evaluation import evaluate
 from hessabs.training.look.attack import Options as AttackOptions
 from hessabs.training.look.attack import attack
-from hessabs.training.look.evaluate import evaluate
 from hessabs.training.look.predict import predict
 from hessabs.training.look.spectrum import Options as SpectrumOptions
 from hessabs.training.look.spectrum import spectrum

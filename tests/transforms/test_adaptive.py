@@ -139,7 +139,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="`max_iters` must be at least 1, got 0"):
         hessabs.self_measuring_batch_size(rule, key=jax.random.key(0), max_iters=0)
     tx = hessabs.self_measuring_batch_size(rule, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="needs params and `loss_fn`"):
+    with pytest.raises(ValueError, match="needs params, loss_fn: call update"):
         tx.update(make_params(), tx.init(make_params()))
 
 

@@ -157,7 +157,7 @@ def test_what_is_not_finite_is_not_counted():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"threshold": 0.0}, "`threshold` must be above 0, got 0.0"),
+        ({"threshold": 0.0}, "`threshold` must be positive and finite, got 0.0"),
         ({"every": 0}, "`every` must be at least 1, got 0"),
         ({"examples": 0}, "`examples` must be at least 1, got 0"),
     ],

@@ -1,1 +1,1 @@
-"""Looking at a network, of its task and params alone: evaluation, curvature, attacks, predictions, reports."""
+"""What commands do before and after a run, which knows nothing of it: plan, advise, attack, predict, report."""

@@ -24,7 +24,6 @@ from hessabs.training import fields
 from hessabs.training.assemble import read_rule
 from hessabs.training.look.plan import median_seconds
 from hessabs.training.loop import train
-from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
 from hessabs.training.run import Run, prepare
 from hessabs.training.schedules import make_schedule
@@ -42,8 +41,12 @@ _LARGER = 4  # factor between the batches whose gradients are timed
 class Options(NamedTuple):
     """What the advice is for, and what it may cost."""
 
-    epochs: Annotated[int, "passes over the training set of the run that the advice is for"] = 30
-    minutes: Annotated[float, "about how long the trials may take; compilation comes on top"] = 3.0
+    epochs: Annotated[
+        int, "passes over the training set of the run that the advice is for", "be at least 1"
+    ] = 30
+    minutes: Annotated[
+        float, "about how long the trials may take; compilation comes on top", "be positive and finite"
+    ] = 3.0
     seed: Annotated[int, "seed of the trials"] = 0
     output: Annotated[str | None, "file for a picture, advice.png say"] = None
 
@@ -80,9 +83,6 @@ def advise(
       minutes: About how long the trials may take, above 0; compilation comes on top.
       seed: Of the trials.
 
-    Returns:
-      ``Advice``.
-
     Raises:
       ValueError: If a number is out of its range, there are fewer than 100 training examples, the optimiser
         takes no rate, or every rate diverges or is best at the end of the search.
@@ -98,8 +98,7 @@ def advise(
       McCandlish et al. (2018), arXiv:1812.06162, for the noise scale; Shallue et al. (2019), arXiv:1811.03600,
       tune the rate for each batch.
     """
-    ranges = {"epochs": fields.AT_LEAST_ONE, "minutes": fields.POSITIVE}
-    fields.check_ranges(Options(epochs, minutes), ranges)
+    fields.check(Options(epochs, minutes, seed))
     number = len(task.train)
     if number < _FEWEST_EXAMPLES:
         raise ValueError(
@@ -119,13 +118,8 @@ def advise(
         task._replace(train=subset(rest, places), test=judges, validation=None),
         made,
         constant(size),
-        epochs=1,
         micro_batch_size=size,
-        remainder="drop",
-        objective=Objective(),
-        schedule=None,
         settings=RunSettings(seed=seed),
-        record={},
     )
     best: Any = None
 

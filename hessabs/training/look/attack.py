@@ -22,8 +22,7 @@ from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs
-from hessabs.training import files
-from hessabs.training.fields import check_types
+from hessabs.training import fields, files
 from hessabs.training.look import cache, pictures
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task, attack_loss
@@ -78,11 +77,11 @@ class Options(NamedTuple):
         "radii in the units of the inputs (images: [0, 1]), comma-separated; 8/255 is one, too",
     ] = (0.01, 0.02)
     norm: Annotated[Norm, "of epsilon; not every attack has all"] = "linf"
-    steps: Annotated[int, "gradient steps of iterated attacks"] = 40
-    restarts: Annotated[int, "random starts of pgd, adam_pgd and apgd"] = 1
-    queries: Annotated[int, "evaluations of each image by the square attack"] = 1000
-    num_examples: Annotated[int, "use only so many test images; 0 for all"] = 0
-    batch_size: Annotated[int, "images attacked at once; a finished batch is kept"] = 1000
+    steps: Annotated[int, "gradient steps of iterated attacks", "be at least 1"] = 40
+    restarts: Annotated[int, "random starts of pgd, adam_pgd and apgd", "be at least 1"] = 1
+    queries: Annotated[int, "evaluations of each image by the square attack", "be at least 1"] = 1000
+    num_examples: Annotated[int, "use only so many test images; 0 for all", "be at least 0"] = 0
+    batch_size: Annotated[int, "images attacked at once; a finished batch is kept", "be at least 1"] = 1000
     source: Annotated[str | None, "folder of another finished run to make the examples on (transfer)"] = None
     seed: Annotated[int, "seed of random starts"] = 0
     keep_fallen: Annotated[
@@ -221,7 +220,7 @@ def make(name: str, epsilon: float, options: Options, **inputs: Any) -> Attack:
 
 
 def _check(task: Task, options: Options) -> None:
-    check_types(options)
+    fields.check(options)
     for name, epsilon in itertools.product(options.attack, options.epsilon):
         make(name, epsilon, options, bounds=task.bounds, inputs_key=task.inputs_key)
     for names in (options.attack, options.epsilon):
@@ -229,11 +228,6 @@ def _check(task: Task, options: Options) -> None:
             raise ValueError(
                 f"Name each attack and each epsilon once, got {options.attack} and {options.epsilon}."
             )
-    if options.num_examples < 0 or options.batch_size < 1:
-        raise ValueError(
-            "`num_examples` must be at least 0 and `batch_size` at least 1, got "
-            f"{options.num_examples} and {options.batch_size}."
-        )
 
 
 def _network(task: Task, params: Params, model_state: Any) -> _Network:

@@ -1,27 +1,23 @@
 """The pictures of several panels that the commands write, made of ``hessabs.plots``."""
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hessabs import plots
 from hessabs.batch_size import Bounds
+from hessabs.training.curves import DPI, File
 
 if TYPE_CHECKING:
     from hessabs.training.look.advise import Advice
 
-File = str | pathlib.Path | BinaryIO
-_CURVES = ("batch_size", "lr", "eigenvalue", "test_accuracy")
 _TRACKED = {  # field: (the one whose panel it shares, name)
     "eigenvalue": ("eigenvalue", "whole network"),
     "last_layer_eigenvalue": ("eigenvalue", "last layer's block"),
     "gradient_norm": ("gradient_norm", ""),
 }
-_INSIDE = 6  # more names would cover the curves
-_DPI = 120
 
 
 class Sheet(NamedTuple):
@@ -34,26 +30,6 @@ class Sheet(NamedTuple):
     true: list[str]  # n names of labels
     before: list[str]  # predicted
     after: list[str]
-
-
-def draw_curves(path: File, runs: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Draw batch size, learning rate, eigenvalue and accuracy by epoch, as in the slides, into a PNG file.
-
-    The loss stands in for the accuracy where no run has one. ``runs``: name of a run to its records of
-    ``metrics.jsonl``; several runs share the panels.
-    """
-    figure = plots.figure(10, 7)
-    axes = figure.subplots(2, 2, sharex=True)
-    has_accuracy = any("test_accuracy" in record for records in runs.values() for record in records)
-    for axis, field in zip(axes.flat, _CURVES if has_accuracy else (*_CURVES[:-1], "test_loss"), strict=True):
-        plots.curves(runs, field, axis)
-    for axis in axes[0]:
-        axis.set_xlabel("")
-    if len(runs) > _INSIDE:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    elif len(runs) > 1:
-        axes[0, 0].legend()
-    figure.savefig(path, dpi=_DPI)
 
 
 def draw_tracked(path: File, records: Sequence[Mapping[str, Any]], *, title: str = "") -> bool:
@@ -71,7 +47,7 @@ def draw_tracked(path: File, records: Sequence[Mapping[str, Any]], *, title: str
         plots.curves(runs, field, axis)
         if len(runs) > 1:
             axis.legend()
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
     return True
 
 
@@ -91,7 +67,7 @@ def draw_plans(path: File, bounds: Bounds, lr: float, title: str) -> None:
         plots.curves(runs, field, axis).label_outer()
     figure.axes[0].set_title(title)
     figure.axes[0].legend()
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_advice(path: File, advice: "Advice") -> None:
@@ -110,7 +86,7 @@ def draw_advice(path: File, advice: "Advice") -> None:
     plots.log_axis(middle, "x", sizes=True)
     middle.legend()
     plots.noise_scale(advice.noise, right)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_sheet(path: File, sheet: Sheet) -> None:
@@ -133,10 +109,10 @@ def draw_sheet(path: File, sheet: Sheet) -> None:
             axis.set_title(text, fontsize=9)
             axis.set_axis_off()
     figure.suptitle(f"{sheet.attack}, the strongest attack, at epsilon {sheet.epsilon:g}")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def save(path: File, ax: Any, title: str) -> None:
     """Write the figure of what ``hessabs.plots`` has drawn, under a title."""
     ax.set_title(title)
-    ax.figure.savefig(path, dpi=_DPI)
+    ax.figure.savefig(path, dpi=DPI)

@@ -12,11 +12,9 @@ from hessabs.batch_size import Bounds, Plan, constant, training_seconds
 from hessabs.data import Position, hold_out
 from hessabs.data.datasets import count_train
 from hessabs.training.loop_state import start
-from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
 from hessabs.training.run import prepare
 from hessabs.training.schedules import Schedule
-from hessabs.training.settings import RunSettings
 from hessabs.training.task import Task
 from hessabs.training.tasks.named import TaskSettings
 
@@ -88,13 +86,7 @@ def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
         task,
         make_optimizer(OptimizerSettings(), batch_size=micro_batch_size),
         constant(micro_batch_size),
-        epochs=1,
         micro_batch_size=micro_batch_size,
-        remainder="drop",
-        objective=Objective(),
-        schedule=None,
-        settings=RunSettings(),
-        record={},
     )
     batch, _ = run.read_from(Position(0, 0))(1)
     state = start(run)

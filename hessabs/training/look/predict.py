@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,6 @@ from hessabs import data, programs, trees
 from hessabs.training import files
 from hessabs.training.task import Task
 from hessabs.typing import Params
-
-
-class Options(NamedTuple):
-    """How to predict; one field, one flag of ``hessabs predict``."""
-
-    output: Annotated[str | None, "file for the predictions too, .json (with all classes) or .csv"] = None
-    resize: Annotated[int | None, "side of the images of the data, to bring others to it"] = None
 
 
 def predict(task: Task, params: Params, model_state: Any, inputs: Any, *, batch_size: int = 1000) -> np.ndarray:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
+from markdown_it import MarkdownIt
+
 from hessabs.training import files
-from hessabs.training.look.pictures import draw_curves
+from hessabs.training.curves import draw_curves
 from hessabs.training.look.results import COLUMNS, Column, Finished, Group, find, group, table
 
 _SHOWN = (
@@ -51,7 +53,7 @@ _MOST_CURVES = 30  # lines in one picture
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-.wide { overflow-x: auto; }
+.wide, pre { overflow-x: auto; }
 table { border-spacing: 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; }
@@ -106,13 +108,12 @@ for (const table of document.querySelectorAll("table")) {
 }
 """
 
-_INLINE = (
+_WIDE = '<div class="wide" tabindex="0">'
+_LEFT_OUT = (
     (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),  # pictures stand below, embedded
     (re.compile(r"\[([^\]]*)\]\([^)]*\)"), r"\1"),  # a link into a repository leads nowhere from a page
-    (re.compile(r"`([^`]*)`"), r"<code>\1</code>"),
-    (re.compile(r"\*\*([^*]+)\*\*"), r"<b>\1</b>"),
 )
-_RULE = re.compile(r"[|\s:-]+")
+_MARKDOWN = ["heading", "list", "table", "fence", "backticks", "emphasis"]
 
 
 class Section(NamedTuple):
@@ -175,16 +176,30 @@ def render(root: pathlib.Path) -> str:
 
 
 def to_html(text: str) -> str:
-    """Turn headings, paragraphs, lists and tables of Markdown into HTML; everything else is text.
+    """Turn headings, paragraphs, lists, tables and code of Markdown into HTML; everything else is text.
 
     Headings are two levels lower, for a page that has headings of its own.
 
     Example:
-      >>> to_html("# A & B\\n\\nSome `code`,\\nmore.\\n\\n- one\\n- two")
-      '<h3>A &amp; B</h3>\\n<p>Some <code>code</code>, more.</p>\\n<ul><li>one</li><li>two</li></ul>'
+      >>> print(to_html("# A & B\\n\\nSome `code`,\\nmore.\\n\\n- one"))
+      <h3>A &amp; B</h3>
+      <p>Some <code>code</code>,
+      more.</p>
+      <ul>
+      <li>one</li>
+      </ul>
     """
-    blocks = [block.splitlines() for block in re.split(r"\n\s*\n", text.strip()) if block.strip()]
-    return "\n".join(filter(None, map(_block, blocks)))
+    for form, kept in _LEFT_OUT:
+        text = form.sub(kept, text)
+    markdown = MarkdownIt("zero").enable(_MARKDOWN)
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
+        if token.tag in ("th", "td"):
+            token.attrs.clear()  # the style aligns
+    page = markdown.renderer.render(tokens, markdown.options, {}).strip()
+    return page.replace("<table>", f"{_WIDE}<table>").replace("</table>", "</table></div>")
 
 
 def sentence(groups: Sequence[Group]) -> str:
@@ -312,27 +327,4 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
     head, body = line(rows[0], "th"), "".join(line(row, "td") for row in rows[1:])
-    return f'<div class="wide" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _block(lines: list[str]) -> str:
-    if lines[0].startswith("#"):
-        marks, _, title = lines[0].partition(" ")
-        level = min(len(marks) + 2, 6)
-        rest = _block(lines[1:]) if lines[1:] else ""
-        return f"<h{level}>{_inline(title)}</h{level}>{rest}"
-    if lines[0].startswith("|"):
-        rows = [line.strip().strip("|").split("|") for line in lines if not _RULE.fullmatch(line)]
-        return _table([[_inline(cell.strip()) for cell in row] for row in rows])
-    if lines[0].startswith("- "):
-        items = re.split(r"\n- ", "\n".join(lines)[2:])
-        return "<ul>" + "".join(f"<li>{_inline(' '.join(item.split()))}</li>" for item in items) + "</ul>"
-    paragraph = _inline(" ".join(lines)).strip()
-    return f"<p>{paragraph}</p>" if paragraph else ""
-
-
-def _inline(text: str) -> str:
-    text = html.escape(text)
-    for pattern, replacement in _INLINE:
-        text = pattern.sub(replacement, text)
-    return text
+    return f"{_WIDE}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>"

@@ -48,7 +48,7 @@ COLUMNS = (
     Column("seconds_compile", "seconds compiling", "{:.0f}"),
     Column("seconds", "seconds", "{:.0f}"),
 )
-"""What a table shows of a run: losses (nats) of one without an accuracy, EMA where its params were averaged; its
+"""What a table shows of a run: losses (nats) of one without an accuracy, EMA where its params were averaged;
 seconds are all of them, those of compiling included.
 """
 

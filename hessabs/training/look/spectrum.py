@@ -18,10 +18,10 @@ import numpy as np
 
 from hessabs import curvature, paths, plots, trees
 from hessabs.data import Source
-from hessabs.training import files
+from hessabs.training import fields, files
 from hessabs.training.look import cache
-from hessabs.training.look.measure import raw_loss, raw_weight
 from hessabs.training.look.pictures import draw_tracked, save
+from hessabs.training.measure import raw_loss, raw_weight
 from hessabs.training.progress import Progress
 from hessabs.training.task import Task
 from hessabs.typing import LossFn, MatVec, Params
@@ -34,22 +34,29 @@ _PROBES, _DENSITY_ITERS = 4, 60
 class Options(NamedTuple):
     """What to compute; one field, one flag of ``hessabs spectrum``."""
 
-    top: Annotated[int, "eigenvalues of the total Hessian, largest first, of training and test set"] = 20
-    per_example: Annotated[int, "training examples whose own Hessian gets its top eigenvalues too"] = 0
+    top: Annotated[
+        int, "eigenvalues of the total Hessian, largest first, of training and test set", "be at least 1"
+    ] = 20
+    per_example: Annotated[
+        int, "training examples whose own Hessian gets its top eigenvalues too", "be at least 0"
+    ] = 0
     block: Annotated[
         str, "the eigenvalues of a layer's block as well, named by its path; last: the last layer's"
     ] = ""
     density: Annotated[bool, "the density of all eigenvalues on the training set"] = False
     landscape: Annotated[bool, "the loss along the first eigenvector and on the plane of the first two"] = False
-    num_examples: Annotated[int, "use only so many examples of each set; 0 for all"] = 0
-    batch_size: Annotated[int, "examples in one pass of the network"] = 2000
-    rtol: Annotated[float, "relative residual at which an eigenpair is good enough"] = 1e-3
-    max_matvecs: Annotated[int, "most Hessian-vector products for the eigenvalues of one matrix"] = 300
-    save_seconds: Annotated[float, "seconds between two saves of a matrix under way"] = 30.0
+    num_examples: Annotated[int, "use only so many examples of each set; 0 for all", "be at least 0"] = 0
+    batch_size: Annotated[int, "examples in one pass of the network", "be at least 1"] = 2000
+    rtol: Annotated[
+        float, "relative residual at which an eigenpair is good enough", "be positive and finite"
+    ] = 1e-3
+    max_matvecs: Annotated[
+        int, "most Hessian-vector products for the eigenvalues of one matrix", "be at least 1"
+    ] = 300
+    save_seconds: Annotated[float, "seconds between two saves of a matrix under way", "be at least 0"] = 30.0
     seed: Annotated[int, "seed of start vectors, probes and the choice of single examples"] = 0
 
 
-_LEAST = {"top": 1, "batch_size": 1, "max_matvecs": 1, "per_example": 0, "num_examples": 0, "save_seconds": 0}
 # What the eigenvalues of a matrix depend on; the other options say which matrices there are.
 _NUMBERS = ("top", "num_examples", "batch_size", "rtol", "max_matvecs", "seed")
 
@@ -133,13 +140,9 @@ def stem(options: Options, how: Mapping[str, Any] = {}) -> str:
 
 
 def _check(options: Options) -> None:
-    for name, least in _LEAST.items():
-        if not getattr(options, name) >= least:
-            raise ValueError(f"`{name}` must be at least {least}, got {getattr(options, name)}.")
+    fields.check(options)
     if options.max_matvecs < options.top:
         raise ValueError(f"`max_matvecs` must be at least `top`={options.top}, got {options.max_matvecs}.")
-    if not options.rtol > 0:
-        raise ValueError(f"`rtol` must be positive, got {options.rtol}.")
 
 
 def _number(source: Source, options: Options) -> int:
@@ -166,7 +169,7 @@ def _of_set(shared: _Shared, name: str, label: str, block: str = "") -> list[dic
             if block:
                 operator = curvature.restrict(operator, shared.params, block)
                 start, _ = paths.partition(start, block)
-            result = solve(kept, label, operator, start, min(options.top, _size(start)), options)
+            result = solve(kept, label, operator, start, min(options.top, trees.size(start)), options)
         if with_directions:
             leaves = jax.tree.leaves(result.eigenvectors)
             kept.keep(_DIRECTIONS, {str(i): x[:2] for i, x in enumerate(leaves)})
@@ -187,7 +190,7 @@ def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
         def compute(index: int = index, label: str = label) -> dict[str, Any]:
             one = _take(training, np.array([index]))
             operator = curvature.hessian(shared.loss_fn, shared.params, one, linearize=True)
-            k = min(options.top, _size(shared.params))
+            k = min(options.top, trees.size(shared.params))
             return {"rows": _rows(label, _eigsh(options)(operator, shared.start, k))}
 
         rows += shared.kept.once(label, compute)["rows"]
@@ -196,7 +199,7 @@ def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
 
 def _density(shared: _Shared, key: jax.Array) -> curvature.SpectralDensity:
     operator = _operator(shared, "training")
-    num_iters = min(_DENSITY_ITERS, _size(shared.params))
+    num_iters = min(_DENSITY_ITERS, trees.size(shared.params))
     probes = []
     for number, one in enumerate(jax.random.split(key, _PROBES)):
 
@@ -277,7 +280,7 @@ def solve(
     state, fields = None, kept.find(_KRYLOV)
     if fields is not None:
         shape, rows = fields["basis"].shape, len(fields["projected"])
-        if shape != (fields["built"], _size(v0)) or shape[0] > rows:
+        if shape != (fields["built"], trees.size(v0)) or shape[0] > rows:
             files.say(f"The saved state of {name} is left aside: its basis has the shape {shape}.")
         else:
             files.say(f"{name}: going on after {fields['num_matvecs']} products.")
@@ -290,10 +293,6 @@ def solve(
 
 def _eigsh(options: Any) -> Callable[..., curvature.EigshResult]:
     return functools.partial(curvature.eigsh, rtol=options.rtol, max_matvecs=options.max_matvecs)
-
-
-def _size(tree: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _rows(name: str, result: curvature.EigshResult) -> list[dict[str, Any]]:

@@ -28,9 +28,6 @@ def make_inner(name: str, epsilon: float, *, steps: int = 10, step_size: float |
       steps: Gradient steps, or products with the input Hessian (fhsm, l2hess).
       step_size: Length of a step, None for the attack's own choice; only for ``STEP_SIZED``.
 
-    Returns:
-      An ``InnerAttack``.
-
     Raises:
       ValueError: If the name is unknown, or a number is out of range.
 

@@ -21,9 +21,6 @@ def attacked(inner: InnerAttack) -> Objective:
     Args:
       inner: The inner maximisation, with the network in evaluation mode.
 
-    Returns:
-      An ``Objective``.
-
     References:
       Madry et al. (2017), arXiv:1706.06083, equation 2.1. Differs from the published code: the network is in
       evaluation mode inside, as everywhere here, and the best point on the way is taken, not the last one.

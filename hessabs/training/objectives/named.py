@@ -1,10 +1,11 @@
 """Robust training by name: from settings to an objective."""
 
-import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, NamedTuple
 
-from hessabs.training.fields import check_types
+from hessabs.checks import refuse_unread
+from hessabs.training import fields
+from hessabs.training.fields import changed
 from hessabs.training.objectives.free import free
 from hessabs.training.objectives.inner import ITERATED, STEP_SIZED, make_inner
 from hessabs.training.objectives.mixing import attacked, mixing
@@ -12,9 +13,10 @@ from hessabs.training.objectives.objective import Objective
 from hessabs.training.objectives.sam import sam
 from hessabs.training.objectives.trades import trades
 
-_DEFAULT_ATTACK: dict[str | None, str] = {"absa": "fgsm", "pgd": "pgd", "trades": "pgd"}
+_DEFAULT_ATTACK: dict[str, str] = {"absa": "fgsm", "pgd": "pgd", "trades": "pgd"}
 _FROM_RANDOM_STARTS = ("pgd", "apgd")
-_READ_BY = {  # which kinds of robust training read a setting
+_READ_WITH = {  # which kinds of robust training read a setting
+    "attack": tuple(_DEFAULT_ATTACK),
     "epsilon": ("absa", "pgd", "trades", "free"),
     "trades_beta": ("trades",),
     "free_replays": ("free",),
@@ -36,74 +38,59 @@ class ObjectiveSettings(NamedTuple):
         Literal["fgsm", "l2grad", "bim", "mi_fgsm", "pgd", "apgd", "fhsm", "l2hess"] | None,
         "inner attack of robust absa, pgd, trades; default: fgsm for absa, else pgd",
     ] = None
-    attack_steps: Annotated[int, "gradient steps (fhsm, l2hess: Hessian products) of the inner attack"] = 10
+    attack_steps: Annotated[
+        int, "gradient steps (fhsm, l2hess: Hessian products) of the inner attack", "be at least 1"
+    ] = 10
     attack_step_size: Annotated[
-        float | None, "step of bim, mi_fgsm, pgd and of robust free; default: their own, free: epsilon"
+        float | None,
+        "step of bim, mi_fgsm, pgd and of robust free; default: their own, free: epsilon",
+        "be positive and finite",
     ] = None
-    trades_beta: Annotated[float, "weight of the divergence (trades)"] = 6.0
+    trades_beta: Annotated[float, "weight of the divergence (trades)", "be at least 0 and finite"] = 6.0
     free_replays: Annotated[
-        int, "passes over each micro-batch in a row (free); an epoch sees so many times fewer images"
+        int,
+        "passes over each micro-batch in a row (free); an epoch sees so many times fewer images",
+        "be at least 1",
     ] = 4
-    sam_rho: Annotated[float, "L2 norm of the step to the worst params (sam)"] = 0.05
+    sam_rho: Annotated[float, "L2 norm of the step to the worst params (sam)", "be at least 0 and finite"] = (
+        0.05
+    )
     epsilon: Annotated[
         float,
         "size of the adversarial perturbation in training, in units of the inputs, l-infinity; "
         "l2grad, l2hess: l2 norm of the whole image",
+        "be at least 0 and finite",
     ] = 0.005
 
 
-def resolve_objective(settings: ObjectiveSettings, method: str, fraction: float | None) -> ObjectiveSettings:
-    """Check the settings, and fill in what depends on the method and its fraction (None: the method's own)."""
-    check_types(settings)
-    robust = settings.robust
-    if robust not in (None, "absa") and fraction:
-        raise ValueError(
-            f"`adversarial_fraction` is read with robust=absa, and not with robust={robust}; leave it out."
-        )
+def resolve_objective(
+    settings: ObjectiveSettings, method: str, fraction: float | None, given: Collection[str] = ()
+) -> ObjectiveSettings:
+    """Check the settings, and fill in what depends on the method and its fraction (None: the method's own).
+
+    ``given``: as in ``check_optimizer``.
+    """
+    fields.check(settings)
+    robust, given = settings.robust, {*given, *changed(settings)}
+    if robust is not None and fraction:
+        refuse_unread(["adversarial_fraction"], {"adversarial_fraction": ["absa"]}, robust=robust)
     if robust is None:
         robust = "absa" if fraction or (fraction is None and method == "absa") else "none"
     attack: Any = settings.attack or _DEFAULT_ATTACK.get(robust)
-    if settings.attack is not None and robust not in _DEFAULT_ATTACK:
-        raise ValueError(
-            f"`attack` is the inner attack of robust={', '.join(map(str, _DEFAULT_ATTACK))}, got "
-            f"{settings.attack!r} with robust={robust}; leave it out."
-        )
+    refuse_unread(given, _READ_WITH, robust=robust)
+    refuse_unread(given, {"attack_steps": ITERATED}, attack=attack or "none")
     if robust == "trades" and attack not in _FROM_RANDOM_STARTS:
         raise ValueError(
             f"`attack` of robust=trades must start at random ({', '.join(_FROM_RANDOM_STARTS)}): at the image "
             f"itself the divergence has no gradient, got {attack!r}."
         )
-    for name in ("attack_steps", "free_replays"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(settings, name)}.")
-    for name in ("trades_beta", "sam_rho", "epsilon"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(settings, name)}.")
     size = settings.attack_step_size
-    if size is not None and not 0 < size < math.inf:
-        raise ValueError(f"`attack_step_size` must be positive and finite, got {size}.")
     if size is not None and robust != "free" and attack not in STEP_SIZED:
         raise ValueError(
             f"`attack_step_size` is read with robust=free and the attacks {', '.join(STEP_SIZED)}, got {size}; "
             "leave it out."
         )
     return settings._replace(robust=robust, attack=attack)
-
-
-def refuse_unread(given: Collection[str], settings: ObjectiveSettings) -> None:
-    """Refuse a setting that was given and that the resolved settings do not read."""
-    for name in sorted(given):
-        readers = _READ_BY.get(name)
-        if readers is not None and settings.robust not in readers:
-            raise ValueError(
-                f"`{name}` is read with robust={', '.join(readers)}, and not with robust={settings.robust}; "
-                "leave it out."
-            )
-    if "attack_steps" in given and settings.attack not in ITERATED:
-        raise ValueError(
-            f"`attack_steps` is read with attack={', '.join(ITERATED)}, and not with attack="
-            f"{settings.attack or 'none'}; leave it out."
-        )
 
 
 def make_objective(settings: ObjectiveSettings, fraction: float) -> Objective:

@@ -30,9 +30,6 @@ def equinox(
       factory: ``factory(key) -> module``, or ``-> (module, state)``.
       data, name, inputs, loss, **fields: As for ``linen``.
 
-    Returns:
-      A ``Task``.
-
     Raises:
       ValueError: As ``linen``.
 

@@ -40,9 +40,6 @@ def linen(
         ``next_token``.
       **fields: Further fields of the ``Task``.
 
-    Returns:
-      A ``Task``.
-
     Raises:
       ValueError: If the module does not take such inputs, or outputs and labels do not fit.
 

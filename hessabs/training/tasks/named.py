@@ -11,9 +11,9 @@ from flax import nnx as nnx_modules
 from hessabs import models
 from hessabs.data import Dataset, check_examples, hold_out, load
 from hessabs.data.text import LENGTH, describe, is_text
-from hessabs.training import factories
+from hessabs.training import factories, fields
 from hessabs.training.factories import FACTORIES, Factory, call_factory, load_factory
-from hessabs.training.fields import check_types, is_factory, nearest
+from hessabs.training.fields import is_factory, nearest
 from hessabs.training.task import Task
 from hessabs.training.tasks.equinox import equinox
 from hessabs.training.tasks.linen import linen
@@ -50,25 +50,26 @@ class TaskSettings(NamedTuple):
         "augmentation of the training images (resized_crop: with image_size); the same for an example of an "
         "epoch whatever else changes",
     ] = "none"
-    data_workers: Annotated[int, "processes that read what is not in memory; 0: threads of this one"] = 0
+    data_workers: Annotated[
+        int, "processes that read what is not in memory; 0: threads of this one", "be at least 0"
+    ] = 0
     model: Annotated[
         str,
         f"network: {', '.join(sorted(models.MODELS))}, or FILE.py:factory, called as factory(num_classes=N): a "
         "Linen, NNX or Equinox module (with rngs=, key= where it has such a parameter)",
     ] = "mlp"
     validation_examples: Annotated[
-        int, "training examples, the same for every seed, that are held out and only evaluated at the end"
+        int,
+        "training examples, the same for every seed, that are held out and only evaluated at the end",
+        "be at least 0",
     ] = 0
 
 
 def check_named(settings: TaskSettings) -> None:
     """Check the fields that need no data to be checked; a ``ValueError`` says what was got and what to do."""
-    check_types(settings)
+    fields.check(settings)
     if settings.augment == "resized_crop" and settings.image_size is None:
         raise ValueError("`augment` resized_crop needs `image_size`, the side of the crops; got none.")
-    for name in ("data_workers", "validation_examples"):
-        if getattr(settings, name) < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {getattr(settings, name)}.")
     if settings.task is None and not is_factory(settings.model) and settings.model not in models.MODELS:
         raise ValueError(
             f"`model` must be one of {', '.join(sorted(models.MODELS))}, or FILE.py:factory, got "
@@ -188,7 +189,7 @@ def recorded_task(
       The task, and lines that say which named factories differ from the recorded ones.
     """
     config = record.get("config", {})
-    fields = {name: config[name] for name in TaskSettings._fields if name in config}
+    recorded = {name: config[name] for name in TaskSettings._fields if name in config}
     kept = config.get(FACTORIES) if isinstance(config.get(FACTORIES), Mapping) else None
     named = {name: value for name, value in given.items() if value is not None}
     if kept is None and "task" not in named:
@@ -196,8 +197,8 @@ def recorded_task(
             f"The task of the run in {workdir} was made in Python: pass --task=FILE.py:factory, or look at it "
             "in Python with that task."
         )
-    settings = TaskSettings(**{**fields, **named})
-    check_types(settings)
+    settings = TaskSettings(**{**recorded, **named})
+    fields.check(settings)
     loaded: dict[str, Factory] = {}
     lines: list[str] = []
     for name in ("task", "model"):

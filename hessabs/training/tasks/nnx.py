@@ -31,9 +31,6 @@ def nnx(
       factory: ``factory(rngs) -> module``.
       data, name, inputs, loss, **fields: As for ``linen``.
 
-    Returns:
-      A ``Task``.
-
     Raises:
       ValueError: As ``linen``.
 

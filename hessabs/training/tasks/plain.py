@@ -32,9 +32,6 @@ def plain(
       logits: ``logits(params, model_state, inputs)`` in evaluation mode, for predictions and attacks.
       **fields: Further fields of the ``Task``: for attacks ``inputs_key`` and ``bounds``.
 
-    Returns:
-      A ``Task``.
-
     Example:
       >>> import numpy as np
       >>> import jax.numpy as jnp

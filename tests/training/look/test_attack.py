@@ -212,18 +212,18 @@ def test_tokens_and_plain_tasks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--attack=fgsm", "--steps=9"], "`steps` is read by the attacks bim, pgd, mi_fgsm"),
-        (["--queries=1000"], "`queries` is read by the attacks square, ensemble, and not by pgd"),
+        (["--attack=fgsm", "--steps=9"], "`steps` is read with attack=bim, pgd, mi_fgsm"),
+        (["--queries=1000"], "`queries` is read with attack=square, ensemble, and not with attack=pgd"),
         (["--attack=pdg"], "`attack` must name some of fgsm, l2grad, bim"),
         (["--attack=l2grad"], "`attack` l2grad has the norms l2, got norm='linf'"),
         (["--norm=l3"], "--norm=l3: it must be one of linf, l2, l1, got 'l3'"),
-        (["--epsilon=-1"], "`epsilon` must be finite and at least 0, got -1.0"),
+        (["--epsilon=-1"], "`epsilon` must be at least 0 and finite, got -1.0"),
         (["--epsilon=a"], "--epsilon=a: numbers or fractions such as 8/255 separated by commas must be given"),
         (["--attack="], "Name each attack and each epsilon once"),
         (["--epsilon=0.1,0.1"], "Name each attack and each epsilon once"),
         (["--steps=0"], "`steps` must be at least 1, got 0"),
         (["--restarts=0"], "`restarts` must be at least 1, got 0"),
-        (["--batch_size=0"], "`batch_size` at least 1, got 0 and 0"),
+        (["--batch_size=0"], "`batch_size` must be at least 1, got 0"),
     ],
 )
 def test_bad_options_end_in_one_line(tmp_path, monkeypatch, capsys, flags, message):

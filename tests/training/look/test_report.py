@@ -82,11 +82,23 @@ def test_sections(root):
     assert [str(s.folder.relative_to(root)) for s in sections] == ["figures", "grid", "mine", "plan"]
     assert [len(s.runs) for s in sections] == [0, 3, 1, 0]
     text = report.render(root)
+    text = text.replace(">\n<", "><").replace("\n", " ")
     assert "<h2>The grid &amp; more</h2>" in text
     assert "<p>Some &lt;text&gt; on <code>bl</code>, see there.</p>" in text
     assert "<tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr>" in text
-    assert "<ul><li>one goes on</li><li><b>two</b></li></ul>" in text
+    assert "<ul><li>one goes on</li><li><strong>two</strong></li></ul>" in text
     assert "<p>A plan.</p>" in text
+
+
+def test_text_of_markdown_is_escaped_and_code_stays_as_it_is():
+    page = report.to_html(
+        "## <script>\n\n```\na  <b>\n```\n\n| x | y |\n|---|---:|\n| `a<b` | *1* |\n\n[<i>](http://x)"
+    )
+    assert page.split("\n")[0] == "<h4>&lt;script&gt;</h4>"
+    assert "<pre><code>a  &lt;b&gt;\n</code></pre>" in page
+    assert "<th>y</th>" in page  # the page says how its columns stand
+    assert "<td><code>a&lt;b</code></td>" in page
+    assert page.endswith("<p>&lt;i&gt;</p>")
 
 
 def test_a_table_is_made_where_no_text_has_one(root):

@@ -55,7 +55,7 @@ def test_an_average_of_the_params_has_columns_of_its_own(tmp_path):
     head, row = results.table(results.group(results.find(tmp_path)))
     assert head[2:] == ["test %", "test %, EMA", "updates"]  # losses are of runs without an accuracy
     assert row[2:] == ["80.00", "90.00", "3"]
-    text = {name: 1.5 for name in ("test_loss", "ema_test_loss")}
+    text = dict.fromkeys(("test_loss", "ema_test_loss"), 1.5)
     assert "| test loss | test loss, EMA |" in results.summary_table({"a": text})
 
 

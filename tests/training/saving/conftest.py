@@ -1,11 +1,11 @@
 import pytest
 
-from hessabs.training.look import pictures
+from hessabs.training import curves
 
 
 @pytest.fixture(scope="module")
 def empty_curves():
     """No pictures, which take longer than these runs; that of `test_loop.py` is real."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "draw_curves", lambda path, runs: path.touch())
+        patch.setattr(curves, "draw_curves", lambda path, runs: path.touch())
         yield

@@ -20,9 +20,14 @@ import jax
 import orbax.checkpoint  # noqa: F401
 
 from hessabs.curvature import power
-from hessabs.training import checkpoints, files, loop, store
+from hessabs.training import (
+    checkpoints,
+    curves,  # matplotlib is imported once, before the forks
+    files,
+    loop,
+    store,
+)
 from hessabs.training.durability import Durability
-from hessabs.training.look import pictures  # matplotlib is imported once, before the forks
 from tests.training.runs import again, bits, make_run
 from tests.training.saving.ending import before
 
@@ -108,7 +113,7 @@ def work(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     run = make_run(**settings)
     if quick:
-        pictures.draw_curves = lambda path, runs: path.touch()
+        curves.draw_curves = lambda path, runs: path.touch()
         run = run._replace(final={})
     one = again(run)
     if request["kill"]:

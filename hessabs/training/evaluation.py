@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +17,6 @@ from hessabs.typing import Attack, LossFn, Params
 
 Evaluation = Callable[[Params, Any], dict[str, float]]
 """``evaluation(params, model_state) -> means by name``, fractions where they are accuracies."""
-
-
-class Options(NamedTuple):
-    """What to evaluate; one field, one flag of ``hessabs evaluate``."""
-
-    split: Annotated[str, "test, validation or train"] = "test"
-    batch_size: Annotated[int, "examples in one pass of the network"] = 1000
 
 
 _RESIDENT_BYTES = 2**30  # batches of no more than these stay on the device

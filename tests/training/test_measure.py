@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from hessabs import trees
 from hessabs.curvature import last_layer_path
-from hessabs.training.look.measure import (
+from hessabs.training.measure import (
     gradient_norm,
     make_measure,
     make_track,

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 
 from hessabs import attacks, cli
 from hessabs.training import tasks
-from hessabs.training.look.evaluate import evaluate, make_evaluation
+from hessabs.training.evaluation import evaluate, make_evaluation
 from tests.training.look import kinds
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
