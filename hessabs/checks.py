@@ -79,16 +79,6 @@ def refuse_unread(given: Collection[str], read_with: Mapping[str, Sequence[str]]
             )
 
 
-def require_arguments(who: str, note: str = "", **arguments: Any) -> None:
-    """Raise ``ValueError`` where an optax transformation was not given what its update needs."""
-    missing = [name for name, value in arguments.items() if value is None]
-    if missing:
-        raise ValueError(
-            f"{who} needs {', '.join(missing)}: call "
-            f"update(gradient, state, params, loss_fn=..., batch=...){note or '.'}"
-        )
-
-
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, jax.core.Tracer):
         raise ValueError(f"`{name}` must be known before tracing, got a traced value: give it outside of jit.")

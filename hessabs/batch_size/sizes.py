@@ -1,5 +1,6 @@
 """Sizes of batches that grow from a first one to a maximum, in whole multiples of it, and of their parts."""
 
+import math
 from typing import Any
 
 import jax
@@ -46,6 +47,15 @@ def check_micro_batch_size(initial: int, size: int, comparing: str | None) -> No
         raise ValueError(
             f"`micro_batch_size` must be below batch_size={initial} for {comparing}, which compares "
             f"micro-batches, got {size}."
+        )
+
+
+def check_whole_micro_batches(what: str, batch_size: int, size: int) -> None:
+    """Refuse a batch that is no whole number of micro-batches: an update would have more examples than said."""
+    if batch_size % size:
+        raise ValueError(
+            f"{what} must be a multiple of micro_batch_size={size}, got {batch_size}; take "
+            f"{max(batch_size // size, 1) * size}, or micro_batch_size={math.gcd(batch_size, size)}."
         )
 
 

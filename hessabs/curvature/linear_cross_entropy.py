@@ -28,7 +28,7 @@ def linear_cross_entropy(
       hidden: What the last layer reads, shape (..., d), a float dtype; with tied embeddings the kernel is
         ``embedding.T``.
       kernel: Shape (d, vocabulary), a float dtype.
-      labels: The right token of each row, integers of shape (...).
+      labels: The right token of each row, integers of shape (...); any where the weight is 0.
       weights: Of the mean, shape (...), 0 for a token that does not count; None for 1 each. Where all are 0 the
         mean is NaN.
       chunk_size: Tokens at a time, at least 1. Logits and sums are float32 (float64 where the inputs are).
@@ -82,5 +82,6 @@ def linear_cross_entropy(
 def _sum(
     kernel: jax.Array, hidden: jax.Array, labels: jax.Array, weights: jax.Array, *, dtype: jnp.dtype
 ) -> jax.Array:
+    labels = jnp.where(weights != 0, labels, 0)  # -100, say, where nothing counts
     logits = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels))

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from hessabs import loops, programs, trees
 from hessabs.data import Source, eval_batches
 from hessabs.training.mesh import split_whole
-from hessabs.training.task import Task, attack_loss
+from hessabs.training.task import Task, attack_loss, check_bounds
 from hessabs.typing import Attack, LossFn, Params
 
 Evaluation = Callable[[Params, Any], dict[str, float]]
@@ -41,7 +41,8 @@ def evaluate(
       task: What was learnt.
       params, model_state: The network; ``model_state`` is {} without any.
       split: ``"test"``, ``"validation"`` or ``"train"`` (without augmentation).
-      attack: An attack of ``hessabs.attacks`` on the inputs first, or None.
+      attack: An attack of ``hessabs.attacks`` on the inputs first, made with ``bounds=task.bounds`` and
+        ``inputs_key=task.inputs_key`` where these are not its defaults; or None.
       key: Random key of an attack of many steps with random starts: Python drives its steps, and it stops where
         an example has fallen. An attack without a key is compiled into the evaluation.
       mesh: Devices over which each batch is split, or None.
@@ -52,7 +53,8 @@ def evaluate(
       have it in percent (``100 *``).
 
     Raises:
-      ValueError: If there is no such split, nothing in it counts, or the task cannot be attacked.
+      ValueError: If there is no such split, nothing in it counts, the task cannot be attacked, or inputs lie
+        outside of its bounds, or those of the attack.
 
     Example:
       >>> from hessabs import data, models
@@ -67,7 +69,19 @@ def evaluate(
         there = ", ".join(name for name, source in sources.items() if source is not None)
         raise ValueError(f"`split` must be one of {there}, those that the task {task.name} has, got {split!r}.")
     evaluation = make_evaluation(task, source, attack=attack, key=key, mesh=mesh, batch_size=batch_size)
+    if attack is not None and key is None and task.attackable:
+        _look_at_values(task, params, model_state, source, attack, batch_size)
     return evaluation(params, model_state)
+
+
+def _look_at_values(
+    task: Task, params: Params, model_state: Any, source: Source, attack: Attack, batch_size: int
+) -> None:
+    """Let an attack refuse inputs outside of its own bounds: compiled into an evaluation it sees no values."""
+    batch = task.prepare(next(eval_batches(source, min(batch_size, len(source)))))
+    flat = np.asarray(batch[task.inputs_key]).reshape(len(batch["weight"]), -1)
+    places = np.array([flat.min(axis=1).argmin(), flat.max(axis=1).argmax()])
+    attack(attack_loss(task, model_state), params, jax.tree.map(lambda x: x[places], batch))
 
 
 def make_evaluation(
@@ -86,12 +100,14 @@ def make_evaluation(
     one = jax.tree.leaves(source.take(np.arange(1)))
     is_small = len(source) * sum(np.asarray(leaf).nbytes for leaf in one) <= _RESIDENT_BYTES
     resident: list[Any] = []
+    checked = attack is None  # whether the inputs lie in the bounds of the task
 
     def batches() -> Iterator[Any]:
         every = eval_batches(source, min(batch_size, len(source)))
         return (jax.device_put(batch) if mesh is None else split_whole(batch, mesh) for batch in every)
 
     def evaluation(params: Params, model_state: Any) -> dict[str, float]:
+        nonlocal checked
         if is_small and not resident:
             resident.extend(batches())
         prepare, loss = Partial(task.prepare), Partial(task.loss)
@@ -99,12 +115,15 @@ def make_evaluation(
         compiled = None if attack is None or key is not None else (trees.as_partial(attack), loss_fn)
         means, ahead = [], deque[Any]()
         for number, batch in enumerate(resident or batches()):
+            if not checked:
+                check_bounds(task, _prepare(prepare, batch))
             if attack is not None and loss_fn is not None and key is not None:
                 batch = attack(loss_fn, params, _prepare(prepare, batch), jax.random.fold_in(key, number))
                 means.append(_means(None, loss, None, params, model_state, batch))
             else:
                 means.append(_means(prepare, loss, compiled, params, model_state, batch))
             loops.keep_pace(ahead, means[-1])
+        checked = True
         return _average(task, jax.device_get(means))
 
     return evaluation

@@ -39,7 +39,7 @@ from hessabs.training.step import (
     make_functions,
     what_reads,
 )
-from hessabs.training.task import Task, check_task
+from hessabs.training.task import Task, check_bounds, check_task
 from hessabs.typing import Params
 
 PLAIN, DEFAULTS = Objective(), RunSettings()
@@ -109,8 +109,9 @@ class Run(NamedTuple):
         )
 
     def micro_batches(self, batch_size: int) -> int:
-        """Count the micro-batches of an update."""
-        return -(-batch_size // self.micro_batch_size)
+        """Count the micro-batches of an update, which they must fill: the rate is that of the whole batch."""
+        sizes.check_whole_micro_batches("a batch of the rule", batch_size, self.micro_batch_size)
+        return batch_size // self.micro_batch_size
 
     def examples(self, position: Position, count: int) -> int:
         """Count the examples of the micro-batches from a position on: the last of an epoch may have fewer."""
@@ -146,12 +147,15 @@ def prepare(
     batch = reader(task.train, size, seed=settings.seed, augmentation=task.augmentation)(1)[0]
     check_task(task, jax.tree.map(lambda x: x[:_CHECKED], batch))
 
-    key, memory = jax.random.key(settings.seed), objective.init(task, task.prepare(batch))
+    prepare_on_device = jax.jit(task.prepare)
+    prepared = prepare_on_device(batch)
+    check_bounds(task, prepared)
+    key, memory = jax.random.key(settings.seed), objective.init(task, prepared)
     state = init_state(task, optimizer, key, memory, average=settings.ema is not None)
     convolves, draws = _trace(task, state, batch)
     dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
     by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
-    reads = what_reads(optimizer, task, state, task.prepare(batch))
+    reads = what_reads(optimizer, task, state, prepared)
     if reads.micro_batch and mesh is not None:
         raise ValueError(f"`devices` must be 1 with a guard: {optimizer.name} reads the batch of one device.")
     functions, attack = make_functions(
@@ -175,7 +179,6 @@ def prepare(
         jitted = across.on_mesh(
             functions, mesh, places, dealt=dealt, micro_batch_size=size, one_by_one=one_by_one
         )
-    prepare_on_device = jax.jit(task.prepare)
 
     def perturb(state: TrainState, number: int, batch: Any, fraction: Any) -> Any:
         return attack(state, number, prepare_on_device(batch), fraction, Share(size))
@@ -189,7 +192,7 @@ def prepare(
         optimizer=optimizer,
         rule=rule,
         objective=objective,
-        schedule=schedule or (lambda samples: 1.0),
+        schedule=(lambda samples: 1.0) if schedule is None else (lambda samples: float(schedule(samples))),
         settings=settings,
         epochs=epochs,
         micro_batch_size=size,
@@ -239,10 +242,12 @@ def _final(task: Task, settings: RunSettings, mesh: Mesh | None) -> dict[str, Ev
     if task.validation is not None:
         sets["validation_"] = task.validation
         result["validation_"] = evaluation(task.validation)
+    allowed: Any = {"bounds": task.bounds, "inputs_key": task.inputs_key}
     for prefix, source in sets.items() if task.attackable else ():
-        result[f"{prefix}fgsm_"] = evaluation(source, attack=attacks.fgsm(settings.fgsm_epsilon))
+        fgsm = attacks.fgsm(settings.fgsm_epsilon, **allowed)
+        result[f"{prefix}fgsm_"] = evaluation(source, attack=fgsm)
         if settings.pgd_steps:
-            pgd = attacks.pgd(settings.fgsm_epsilon, steps=settings.pgd_steps)
+            pgd = attacks.pgd(settings.fgsm_epsilon, steps=settings.pgd_steps, **allowed)
             result[f"{prefix}pgd_"] = evaluation(source, attack=pgd, key=jax.random.key(0))
     return result
 
@@ -265,7 +270,9 @@ def _check_sizes(
     keeps_remainder: bool,
 ) -> None:
     num_examples, devices = len(task.train), data_size(mesh)
-    sizes.check_batch_sizes(*(rule.batch_sizes or (size, size)), num_examples, task.name)
+    initial, maximum = rule.batch_sizes or (size, size)
+    sizes.check_batch_sizes(initial, maximum, num_examples, task.name)
+    sizes.check_whole_micro_batches("`max_batch_size`", maximum, size)
     if size % devices:
         raise ValueError(
             f"`micro_batch_size` must be a multiple of the {devices} devices that it is split over, got {size}."

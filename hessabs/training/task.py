@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -125,6 +126,24 @@ def check_task(task: Task, batch: Any) -> None:
                 raise ValueError(f"`{name}` of the loss of {_named(task)} must be a scalar array, got {value}.")
         trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
     _check_weight(task, jax.tree.map(np.asarray, batch))
+
+
+def check_bounds(task: Task, batch: Any) -> None:
+    """Refuse prepared inputs outside of the bounds of their task: ruined by some attacks, spared by others."""
+    if task.bounds is not None:
+        low, high = (float(x) for x in _extremes(batch[task.inputs_key]))
+        slack = 1e-6 * (high - low)
+        if low < task.bounds[0] - slack or high > task.bounds[1] + slack:
+            raise ValueError(
+                f"The prepared inputs of {_named(task)} lie in [{low:g}, {high:g}], outside of its `bounds` "
+                f"{task.bounds}, which attacks keep: make the task with bounds=(lowest, highest), "
+                "(-jnp.inf, jnp.inf) for none."
+            )
+
+
+@jax.jit
+def _extremes(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.min(inputs), jnp.max(inputs)
 
 
 def _check_weight(task: Task, whole: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ import optax
 
 from hessabs.batch_size import Controller, ControllerState, Count, GradientStatistics, Observation
 from hessabs.batch_size.statistics import noise_and_signal
-from hessabs.checks import require, require_arguments
+from hessabs.checks import require
 from hessabs.curvature import hessian, power_iteration
+from hessabs.transforms.arguments import require_arguments
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import Params
 

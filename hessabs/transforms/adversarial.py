@@ -9,7 +9,8 @@ import optax
 
 from hessabs import batch_axis, collectives
 from hessabs.attacks.mixing import attacked_head, beyond_maximum, made_visible, num_replaced
-from hessabs.checks import require, require_arguments
+from hessabs.checks import require
+from hessabs.transforms.arguments import require_arguments
 from hessabs.typing import Attack, LossFn, Params
 
 

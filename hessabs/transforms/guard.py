@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from hessabs import batch_axis, collectives
-from hessabs.checks import require, require_arguments
+from hessabs.checks import require
 from hessabs.curvature.along import sharpness_along
+from hessabs.transforms.arguments import require_arguments
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import LossFn, Params
 
@@ -20,9 +21,9 @@ class GuardedLearningRateState(NamedTuple):
     """State of ``guarded_learning_rate``; all float32 scalars but the step."""
 
     step: jax.Array  # int32: updates so far
-    peak: jax.Array  # the largest rate of the schedule so far
+    peak: jax.Array  # the largest rate of the schedule so far, without its sign
     limit: jax.Array  # what the rate may be before it decays; inf before the first measurement
-    slope: jax.Array  # g'u, averaged
+    slope: jax.Array  # g'u, averaged; below 0 where a step goes up
     curvature: jax.Array  # u'Hu, averaged
     learning_rate: jax.Array  # of the last update
 
@@ -47,9 +48,10 @@ def guarded_learning_rate(
 
     It stands in the place of ``optax.scale_by_learning_rate``, last in a chain, outside ``optax.masked``;
     what comes before must not hold a rate (``optax.trace``, ``optax.scale_by_adam``,
-    ``optax.contrib.muon(-1.0)``). ``update`` takes the extra arguments ``loss_fn`` and ``batch``, those of
-    the gradient (``fit`` gives ``micro_batch``, a loss and a part of the batch, in place of both), and
-    ``lr_scale``, a controller's factor on the rate, 1 if it is not given (then without
+    ``optax.contrib.muon(-1.0)``). Under ``optax.inject_hyperparams`` name ``static_args=("threshold",
+    "every", "examples", "axis_name", "flip_sign")``. ``update`` takes the extra arguments ``loss_fn`` and
+    ``batch``, those of the gradient (``fit`` gives ``micro_batch``, a loss and a part of the batch, in place
+    of both), and ``lr_scale``, a controller's factor on the rate, 1 if it is not given (then without
     ``scale_by_batch_size``). A measurement takes the time of about two gradients of its examples and compiles
     once.
 
@@ -58,7 +60,8 @@ def guarded_learning_rate(
     points or three at the best rate of SGD and Adam.
 
     Args:
-      learning_rate: The rate, or a schedule that is called with the count of updates.
+      learning_rate: The rate, or a schedule that is called with the count of updates. A step that goes up the
+        loss (a rate below 0) is not held back.
       threshold: The largest ``rate * u'Hu / g'u``, above 0: at 1 the loss is least along the step, at 2 it is
         not lower than before.
       every: Updates from one measurement to the next, at least 1. Above 1 it is later to see that a rate is too
@@ -113,6 +116,8 @@ def guarded_learning_rate(
         require_arguments("guarded_learning_rate", params=params, loss_fn=loss_fn, batch=batch)
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         rate = jnp.asarray(rate * lr_scale, jnp.float32)
+        sign, rate = jnp.where(rate < 0, -1.0, 1.0), jnp.abs(rate)
+        downhill = sign if flip_sign else -sign  # of the step, along an update that has a slope up
         peak = jnp.maximum(state.peak, rate)
         decay = rate / jnp.where(peak > 0, peak, 1)
 
@@ -123,7 +128,7 @@ def guarded_learning_rate(
             step = collectives.own(step, axis_name)
             found = sharpness_along(loss_fn, place, part, step)
             slope, curvature = collectives.pmean((found.slope, found.curvature), axis_name)
-            slope, curvature = slope.astype(jnp.float32), curvature.astype(jnp.float32)
+            slope, curvature = downhill * slope.astype(jnp.float32), curvature.astype(jnp.float32)
             finite = jnp.isfinite(slope) & jnp.isfinite(curvature)
             slope, curvature = (
                 jnp.where(finite, _KEPT * old + (1 - _KEPT) * new, old)
@@ -138,8 +143,8 @@ def guarded_learning_rate(
             kept = state.limit, state.slope, state.curvature
             limit, slope, curvature = jax.lax.cond(state.step % every == 0, measure, lambda: kept)
         used = decay * jnp.minimum(peak, limit)
-        new = GuardedLearningRateState(state.step + 1, peak, limit, slope, curvature, used)
-        return scaled(updates, -used if flip_sign else used), new
+        new = GuardedLearningRateState(state.step + 1, peak, limit, slope, curvature, sign * used)
+        return scaled(updates, -sign * used if flip_sign else sign * used), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -181,7 +181,7 @@ def test_inner_attacks_raise_the_loss_wherever_they_run(name):
     for driven in (True, False):
         inner = make_inner(name, EPSILON, steps=4)
         assert inner.iterated == (name in ITERATED)
-        attack = inner.attack if driven else jax.jit(inner.attack)
+        attack = inner.on(task) if driven else jax.jit(inner.on(task))
         images.append(attack(attack_loss(task, model_state), params, batch, jax.random.key(1))["image"])
     np.testing.assert_allclose(*images, atol=1e-5)
     assert loss(images[0]) > loss(batch["image"]) + 1e-3

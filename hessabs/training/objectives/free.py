@@ -20,7 +20,7 @@ def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Ob
     is FreeLB.
 
     Args:
-      epsilon: Bound of the perturbation, in pixel values of [0, 1], at least 0.
+      epsilon: Bound of the perturbation, in the units of the prepared inputs, at least 0.
       step_size: Step of the perturbation; epsilon by default, as published.
       replays: How often in a row each micro-batch comes, at least 1.
 
@@ -35,10 +35,10 @@ def free(epsilon: float, step_size: float | None = None, replays: int = 4) -> Ob
     def gradient(
         task: Task, params: Params, model_state: Any, batch: Any, key: jax.Array, memory: Any
     ) -> Contribution:
-        bounds = _bounds(task)
+        clean, (low, high) = batch[task.inputs_key], _bounds(task)
 
         def loss_fn(params: Params, perturbation: jax.Array) -> tuple[jax.Array, Any]:
-            inputs = jnp.clip(batch[task.inputs_key] + perturbation, *bounds)
+            inputs = jnp.clip(clean + perturbation, jnp.minimum(low, clean), jnp.maximum(high, clean))
             out = task.loss(params, model_state, {**batch, task.inputs_key: inputs}, key, True)
             return out.mean, (out.weight, out.model_state)
 

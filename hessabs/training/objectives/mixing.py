@@ -30,7 +30,7 @@ def attacked(inner: InnerAttack) -> Objective:
         task: Task, params: Params, model_state: Any, batch: Any, fraction: Any, key: jax.Array, share: Share
     ) -> Any:
         del fraction, share
-        return inner.attack(attack_loss(task, model_state), params, batch, key)
+        return inner.on(task)(attack_loss(task, model_state), params, batch, key)
 
     return Objective(perturb=perturb, iterated=inner.iterated, fraction=1.0)
 
@@ -64,7 +64,7 @@ def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
             fraction = jnp.maximum(0, -(-replaced // share.devices)) * (1 / here)
         loss_fn = attack_loss(task, model_state)
         return replace_fraction(
-            inner.attack, loss_fn, params, batch, fraction, key, max_fraction=most, part_size=here
+            inner.on(task), loss_fn, params, batch, fraction, key, max_fraction=most, part_size=here
         )
 
     return Objective(perturb=perturb, iterated=inner.iterated, max_fraction=max_fraction)

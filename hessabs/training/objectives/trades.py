@@ -40,7 +40,7 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
         logits_fn, _ = losses.parts(attack_loss(task, model_state))
         name = task.inputs_key
         asked = {name: batch[name], "probabilities": _probabilities(logits_fn, params, batch[name])}
-        found = inner.attack(losses.kl(logits_fn, inputs_key=name), params, asked, key)
+        found = inner.on(task)(losses.kl(logits_fn, inputs_key=name), params, asked, key)
         return {**batch, ADVERSARIAL: found[name]}
 
     def gradient(

@@ -70,6 +70,7 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array, accu
             f"{logits.shape[:-1]}, got {labels.shape}."
         )
     logits = logits.astype(jnp.float32)
+    labels = jnp.where(weight != 0, labels, 0)  # -100, say, where nothing counts
     right = (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
     total = jnp.sum(weight)
     scale = trees.safe_inverse(total)
