@@ -3,6 +3,8 @@
 import operator
 from collections.abc import Sequence
 
+import numpy as np
+
 from hessabs.checks import require
 
 
@@ -15,6 +17,9 @@ def require_events(**events: Sequence[int]) -> tuple[int, ...]:
 
 def require_sizes(initial: int, maximum: int) -> None:
     """Raise ``ValueError`` unless ``initial`` lies in [1, maximum], and ``maximum`` within int32."""
+    for name, size in {"initial": initial, "maximum": maximum}.items():
+        if not isinstance(size, (int, np.integer)):
+            raise ValueError(f"`{name}` must be a whole number of examples, got {size!r}.")
     if not 1 <= initial <= maximum:
         raise ValueError(f"`initial` must lie in [1, maximum={maximum}], got {initial}.")
     if maximum >= 2**31:

@@ -84,7 +84,8 @@ def hessian(
       linearize: True to linearise the gradient once and store the residuals: products cost about 1.4 gradients
         instead of 2, for memory that grows with the batch. ``"auto"`` does so when the residuals fit
         ``memory_budget``, and otherwise sums over parts of the batch that each fit it (the loss must then be a
-        mean over examples that do not influence each other, weighted by ``weight``).
+        mean over examples that do not influence each other, weighted by ``weight``; that it is no such mean is
+        refused, and makes the products NaN under ``jit``, where values are not known).
       memory_budget: Bytes of residuals, for ``linearize="auto"``. They are counted before any work.
       mode: ``"forward_over_reverse"``, or what works when a ``custom_vjp`` blocks it:
         ``"reverse_over_reverse"`` (as exact, up to five times as slow, and needs a backward pass that can be

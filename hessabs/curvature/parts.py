@@ -13,7 +13,7 @@ import numpy as np
 
 from hessabs import batch_axis, loops, programs, trees
 from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
-from hessabs.curvature.passes import check_mean_over_rows
+from hessabs.curvature.passes import check_mean_over_rows, is_no_mean_over_rows
 from hessabs.typing import Operator, Params
 
 Linearize = bool | Literal["auto"]
@@ -36,14 +36,19 @@ def make_operator(source: Source, linearize: Linearize, memory_budget: int) -> O
     if linearize == "auto" and residual_bytes(source) > memory_budget:
         if found := check_mean_over_rows(source, source.batch):
             raise ValueError(found)
-        return Operator(source, (trees.Static(_examples_within(source, memory_budget)),), _multiply, "called")
+        size = trees.Static(_examples_within(source, memory_budget))
+        wrong = is_no_mean_over_rows(source, source.batch)
+        return Operator(source, (size, wrong), _multiply, "called")
     return make(source, linearize=bool(linearize))
 
 
-def _multiply(source: Source, size: trees.Static, vector: Params) -> Params:
+def _multiply(source: Source, size: trees.Static, wrong: jax.Array | None, vector: Params) -> Params:
     # One part of the batch after another, so that only the residuals of one exist. The last may be smaller.
     if loops.choose(None, source, vector) == "device":
-        return _jitted_split_product(source, size, vector)
+        product = _jitted_split_product(source, size, vector)
+        if wrong is not None:  # it was traced, and could not be refused
+            product = jax.tree.map(lambda x: jnp.where(wrong, jnp.nan, x), product)
+        return product
     num_examples = batch_axis.num_examples(source.batch)
     total, weights, ahead = zeros(vector), np.float32(0), deque[Any]()
     for start in range(0, num_examples, size.value):

@@ -67,23 +67,10 @@ def check_mean_over_rows(source: Source, batch: Any) -> str | None:
     """Compare the loss of a batch with the mean of those of its halves, by rows, and say what is wrong."""
     if source.weight is not None or trees.is_traced(source, batch):
         return None
-    size = batch_axis.num_examples(batch)
-    if size < 2:
+    losses = _by_rows(source, batch)
+    if losses is None or not bool(_differ(source, *losses)):
         return None
-    # Rows from all over the batch, the last one among them: it may be padding.
-    places = np.linspace(0, size - 1, min(size - size % 2, _ROWS)).astype(int)
-    try:
-        whole, first, second = (
-            float(_loss(source._replace(batch=batch_axis.map_examples(lambda x, rows=rows: x[rows], batch))))
-            for rows in (places, *np.split(places, 2))
-        )
-    except Exception:
-        return None  # a loss that takes no other number of rows; what is wrong with it the product says
-    halves = (first + second) / 2
-    # Losses in bfloat16 have two digits. A half without anything that counts may be 0 / 0.
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(source.params))
-    if not np.isfinite(whole) or abs(whole - halves) <= 4 * eps**0.5 * max(abs(whole), abs(halves)):
-        return None
+    whole, halves = map(float, losses)
     return (
         f"The loss of a batch is not the mean of those of its halves, by rows: {whole:.6g} against "
         f"{halves:.6g}. Give `weight=` what it divides by where that is not the number of rows "
@@ -91,6 +78,38 @@ def check_mean_over_rows(source: Source, batch: Any) -> str | None:
         "influence each other (batch norm in training mode) or it draws random numbers, "
         "`weight=hessabs.batch_axis.num_examples` says that the mean over batches is meant."
     )
+
+
+def is_no_mean_over_rows(source: Source, batch: Any) -> jax.Array | None:
+    """Compare them where values are traced: a flag that is known once the program runs, None for nothing."""
+    if source.weight is not None or not trees.is_traced(source, batch):
+        return None
+    losses = _by_rows(source, batch)
+    return None if losses is None else _differ(source, *losses)
+
+
+def _by_rows(source: Source, batch: Any) -> tuple[jax.Array, jax.Array] | None:
+    """Return the loss of rows of a batch and the mean of those of the rows' halves, where that can be said."""
+    size = batch_axis.num_examples(batch)
+    if size < 2:
+        return None
+    # Rows from all over the batch, the last one among them: it may be padding.
+    places = np.linspace(0, size - 1, min(size - size % 2, _ROWS)).astype(int)
+    try:
+        whole, first, second = (
+            _loss(source._replace(batch=batch_axis.map_examples(lambda x, rows=rows: x[rows], batch)))
+            for rows in (places, *np.split(places, 2))
+        )
+    except Exception:
+        return None  # a loss that takes no other number of rows; what is wrong with it the product says
+    return whole, (first + second) / 2
+
+
+def _differ(source: Source, whole: jax.Array, halves: jax.Array) -> jax.Array:
+    # Losses in bfloat16 have two digits. A half without anything that counts may be 0 / 0.
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(source.params))
+    same = jnp.abs(whole - halves) <= 4 * eps**0.5 * jnp.maximum(jnp.abs(whole), jnp.abs(halves))
+    return jnp.isfinite(whole) & ~same
 
 
 def _warn(passes: Passes, source: Source, batch: Batch) -> None:

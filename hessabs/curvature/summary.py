@@ -38,7 +38,8 @@ def summary(
       matvec: A symmetric operator, as ``hessian`` makes it.
       like: A pytree of the structure of its vectors: the params.
       key: A random key.
-      k, rtol: Largest eigenvalues that are wanted, and the relative residual of each; see ``eigsh``.
+      k, rtol: Largest eigenvalues that are wanted (at most as many as there are numbers in ``like``), and the
+        relative residual of each; see ``eigsh``.
       num_matvecs: Products for the trace; see ``trace``.
       num_probes, num_iters: Probes for the density and products for each (at most as many as there are
         numbers in ``like``); see ``spectral_density``.
@@ -55,7 +56,7 @@ def summary(
     for_top, for_trace, for_density = jax.random.split(key, 3)
     size = sum(int(np.size(x)) for x in jax.tree.leaves(like))
     return Summary(
-        eigsh(matvec, trees.normal_like(for_top, like), k, rtol=rtol),
+        eigsh(matvec, trees.normal_like(for_top, like), min(k, size), rtol=rtol),
         trace(matvec, like, for_trace, num_matvecs=num_matvecs),
         spectral_density(matvec, like, for_density, num_probes=num_probes, num_iters=min(num_iters, size)),
         size,

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from hessabs import loops, programs, trees
 from hessabs.cpu.blas import one_blas_thread
@@ -47,7 +48,8 @@ def trace(
       num_matvecs: Number of products: at least 2, and at least 6 for ``"hutch++"``.
       method: ``"hutchinson"``, or ``"hutch++"``, which spends a third of the products on a basis of the range,
         takes the trace there exactly and estimates only the rest: better when few eigenvalues dominate. It
-        keeps that many vectors in memory.
+        keeps that many vectors in memory. Where there are no more dimensions than products it is exact, with
+        one product for each.
 
     Returns:
       An ``Estimate`` of scalars; infinite or NaN products show in it.
@@ -74,24 +76,29 @@ def trace(
     chosen = loops.choose(loop, matvec, like, key)
     form = bases.layout(like, chosen == "host")
     row = bases.to_row(like, form)
-    rank = min(num_matvecs // 3, trees.size(row))
-    sketch_key, probe_key = jax.random.split(key)
-    state = krylov.start(row, rank)
-    for sample in jax.random.split(sketch_key, rank):
-        product = krylov.multiply(matvec, form, bases.to_row(_rademacher(sample, like), form))
-        state, _ = krylov.append(state, product)
+    dtype = bases.measure(krylov.start(row, 1).basis)[2]
+    rank = num_matvecs // 3
 
     def sandwich(vector: Any) -> Any:
         # Read at once where it can be: products are not sent after one another without end.
         value = bases.dot(vector, krylov.multiply(matvec, form, vector))
         return value if trees.is_traced(value) else float(value)
 
+    if trees.size(like) <= num_matvecs:  # exact for no more; probes of so few entries agree by chance
+        flat, unravel = ravel_pytree(like)
+        units = (bases.to_row(unravel(unit), form) for unit in jnp.eye(flat.size, dtype=flat.dtype))
+        return Estimate(jnp.asarray(sum(map(sandwich, units)), dtype), jnp.zeros((), dtype), flat.size)
+    sketch_key, probe_key = jax.random.split(key)
+    state = krylov.start(row, rank)
+    for sample in jax.random.split(sketch_key, rank):
+        product = krylov.multiply(matvec, form, bases.to_row(_rademacher(sample, like), form))
+        state, _ = krylov.append(state, product)
+
     exact = sum(sandwich(bases.row(state.basis, i)) for i in range(rank))
     samples = []
     for sample in jax.random.split(probe_key, num_matvecs - 2 * rank):
         probe = bases.to_row(_rademacher(sample, like), form)
         samples.append(sandwich(bases.project_out(state.basis, state.built, (0, 0), probe)[0]))
-    dtype = bases.measure(state.basis)[2]
     rest = jnp.asarray(samples, dtype)
     error = jnp.std(rest, ddof=1) / math.sqrt(len(samples))
     return Estimate(jnp.asarray(exact + jnp.mean(rest), dtype), error, num_matvecs)

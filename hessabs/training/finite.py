@@ -40,7 +40,8 @@ def check_loss(run: Run, state: LoopState) -> None:
         rate = learning_rate(run, decision, epoch * run.epoch_examples + index * run.micro_batch_size)
         raise NonFiniteError(
             f"The training loss is not finite at update {update} (epoch {epoch + 1}, batch size "
-            f"{decision.batch_size}, learning rate {rate:g}); lower --lr, or the largest batch size.",
+            f"{decision.batch_size}, {run.optimizer.rate_name} {rate:g}); lower the learning rate, "
+            "or the largest batch size.",
             update,
         )
 
@@ -49,7 +50,8 @@ def check_params(state: LoopState) -> None:
     """Raise ``NonFiniteError`` unless the params are finite."""
     if not bool(_all_finite(state.train.params)):
         raise NonFiniteError(
-            f"The params are not finite after the last update, {state.updates}; lower --lr.", state.updates
+            f"The params are not finite after the last update, {state.updates}; lower the learning rate.",
+            state.updates,
         )
 
 

@@ -70,9 +70,10 @@ def fit(
     Args:
       task: What is learnt, see ``hessabs.training.tasks``.
       optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
-        unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples``, too. Or what
-        ``make_optimizer`` returns. (The ``lr`` of records is that of the latter, and for a chain of your own
-        the factor on its rate.)
+        unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples`` and ``value``, the mean
+        training loss, too. (One that evaluates the loss itself, ``optax.lbfgs`` or ``contrib.sam``, is
+        refused; ``optax.MultiSteps`` is not needed.) Or what ``make_optimizer`` returns. (The ``lr`` of records
+        is that of the latter, and for a chain of your own the factor on its rate.)
       rule: How large the next batch is, of ``hessabs.batch_size``.
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees
@@ -81,7 +82,7 @@ def fit(
         trained on too, with exact weights (``"keep"``).
       objective: Robust training, of ``hessabs.training.objectives``.
       schedule: ``schedule(examples so far) -> factor`` of the learning rate, as ``make_schedule`` makes it, or
-        None for 1.
+        None for 1. A schedule of optax will do, counted in examples and not in updates.
       settings: How the run is made besides.
       workdir: Folder for ``metrics.jsonl``, ``summary.json``, ``curves.png`` and the trained params, locked
         against other runs; None writes nothing. Of several processes the first alone uses it.
@@ -109,6 +110,10 @@ def fit(
       >>> result.summary["updates"], result.records[0]["batch_size"]
       (22, 64)
     """
+    if durability is not None and not isinstance(durability, Durability):
+        raise ValueError(f"`durability` must be a Durability, Durability(resume=True) say, got {durability!r}.")
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(f"`callbacks` must be a list of callbacks, got {callbacks!r}.")
     run = prepare(
         task,
         optimizer,

@@ -118,6 +118,7 @@ class Optimizer(NamedTuple):
     lr: float  # at the first batch size; 1.0 of a file's that does not say
     evaluation_params: Callable[[Any, Params], Params]  # (opt_state, params) -> what is evaluated and saved
     name: str = "the optimiser"  # in messages; of a file's, where it is
+    rate_name: str = "learning rate"  # what `lr` is: of a chain of one's own the factor on its rate
 
 
 def check_optimizer(settings: OptimizerSettings, given: Collection[str] = ()) -> None:
@@ -231,10 +232,13 @@ def as_optimizer(
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, optax.GradientTransformation):
+        hint = ", or its `.gradient_transformation()`" if isinstance(optimizer, optax.MultiSteps) else ""
         raise ValueError(
-            f"`optimizer` must be an optax transformation or what make_optimizer returns, got {optimizer!r}."
+            f"`optimizer` must be an optax transformation or what make_optimizer returns{hint}, got "
+            f"{optimizer!r}."
         )
-    return Optimizer(optax.with_extra_args_support(optimizer), coupling, lr, evaluation_params)
+    tx, name = optax.with_extra_args_support(optimizer), "factor on the learning rate"
+    return Optimizer(tx, coupling, lr, evaluation_params, rate_name=name)
 
 
 def _schedule_free(steps: list[Any], lr: float, b1: float) -> optax.GradientTransformationExtraArgs:

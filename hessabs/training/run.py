@@ -133,6 +133,9 @@ def prepare(
     record: Mapping[str, Any] | None = None,
 ) -> Run:
     """Build the jitted functions of a run and all that it needs, if its parts fit each other."""
+    _check_kind("rule", rule, Controller, "a controller of hessabs.batch_size, constant(128) say")
+    _check_kind("objective", objective, Objective, "one of training.objectives, mixing(inner, 0.2) say")
+    _check_kind("settings", settings, RunSettings, "RunSettings, RunSettings(ema=50_000) say")
     check_run(settings)
     require("be at least 1", epochs=epochs)
     if remainder not in get_args(Remainder):
@@ -211,6 +214,11 @@ def prepare(
         dealt=dealt,
         record=_describe(task, settings, epochs, size, remainder, record or {}),
     )
+
+
+def _check_kind(name: str, value: Any, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"`{name}` must be {what}, got {value!r}.")
 
 
 def _trace(task: Task, state: TrainState, batch: Any) -> tuple[bool, bool]:

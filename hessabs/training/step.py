@@ -97,13 +97,20 @@ def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) 
     """
 
     def update(lr_scale: jax.Array, weight: jax.Array, gradient: Any, opt_state: Any, params: Params) -> Any:
-        extra = {"lr_scale": lr_scale, "num_examples": jnp.ones(())}
+        extra = {"lr_scale": lr_scale, "num_examples": jnp.ones(()), "value": jnp.ones(())}
         extra |= _of_loss(task, state.model_state, {**batch, "weight": weight}, jax.random.key(0))
         return optimizer.tx.update(gradient, opt_state, params, **extra)
 
-    program, shapes = jax.make_jaxpr(update, return_shape=True)(
-        jnp.ones(()), batch["weight"], state.params, state.opt_state, state.params
-    )
+    try:
+        program, shapes = jax.make_jaxpr(update, return_shape=True)(
+            jnp.ones(()), batch["weight"], state.params, state.opt_state, state.params
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"`optimizer` cannot be used by fit: the update of {optimizer.name} says: {error}. It is called as "
+            "update(gradient, state, params, lr_scale=, num_examples=, value=), value the mean loss, and no "
+            "more is known of an update (no value_fn, grad_fn)."
+        ) from error
     before = f"state of {optimizer.name}"
     trees.check_like(shapes[1], state.opt_state, f"{before} after an update", before, dtypes=True)
     return Reads(is_used(program, 0), is_used(program, 1))
@@ -138,8 +145,9 @@ def make_functions(
 
     Args:
       task: What is learnt.
-      optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale`` and ``num_examples``, and where it
-        ``reads_micro_batch`` the pair ``micro_batch`` of the clean training loss and the first one.
+      optimizer: Its ``tx.update`` gets the extra arguments ``lr_scale``, ``num_examples`` and ``value`` (the
+        mean training loss, for ``optax.contrib.reduce_on_plateau``), and where it ``reads_micro_batch`` the
+        pair ``micro_batch`` of the clean training loss and the first one.
       objective: What is differentiated where a fraction is given; where it is None training is plain.
       seed: Of the random keys, one for each micro-batch.
       gradient_statistics: Whether ``state.statistics`` is to compare the micro-batches of each update.
@@ -200,7 +208,8 @@ def make_functions(
     def descend(
         state: TrainState, totals: Totals, gradient: Params, lr_scale: Any, batch: Any = None
     ) -> TrainState:
-        extra = {"lr_scale": lr_scale, "num_examples": totals.examples}
+        value = totals.loss * trees.safe_inverse(totals.weight)
+        extra = {"lr_scale": lr_scale, "num_examples": totals.examples, "value": value}
         if reads_micro_batch:
             extra |= _of_loss(task, state.model_state, task.prepare(batch), keys(state, 0)[1])
         updates, opt_state = optimizer.tx.update(gradient, state.opt_state, state.params, **extra)

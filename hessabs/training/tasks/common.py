@@ -43,13 +43,17 @@ def read_data(data: Data, inputs: str | Callable[[Any], Any] | None, loss: Outpu
     """Find out what the examples are, and what a network is to make of them; the arguments are ``linen``'s."""
     if isinstance(data, Dataset):
         data = check_examples(data)
+    elif not isinstance(data, (tuple, list)) or len(data) != 2:
+        got = f"{len(data)} of them" if isinstance(data, (tuple, list)) else f"one {type(data).__name__}"
+        raise ValueError(f"`data` must be a hessabs.data.Dataset or the pair (train, test), got {got}.")
     train, test = map(as_source, (data.train, data.test) if isinstance(data, Dataset) else data)
     example = train.take(np.arange(1))
     known = "image" if "image" in example else "tokens" if "tokens" in example else None
     if known is None and (inputs is None or loss is None):
         raise ValueError(
             f"Examples with the keys {sorted(example)} need `inputs` (the key that the network is applied to, "
-            "or a function of a batch) and `loss` (outputs, batch) -> Mean(mean, weight, metrics)."
+            "or a function of a batch) and `loss` (outputs, batch) -> Mean(mean, weight, metrics); a dict of "
+            '"image" and "label", or of "tokens", does not.'
         )
     rest: dict[str, Any] = {}
     prepare = as_it_is
@@ -96,8 +100,23 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
     return task
 
 
+def _check_whole_numbers(task: Task, output_loss: OutputLoss, example: Any) -> None:
+    name = "label" if output_loss is classification else "tokens"
+    if name not in example:
+        got, advice = f"the keys {sorted(example)}", ""
+    else:
+        got, advice = str(np.asarray(example[name]).dtype), "make it int32, or "
+    if name not in example or not np.issubdtype(np.asarray(example[name]).dtype, np.integer):
+        raise ValueError(
+            f"The task {task.name} needs whole numbers under the key {name!r}, got {got}; {advice}pass a "
+            "`loss` of your own."
+        )
+
+
 def _check_outputs(task: Task, output_loss: OutputLoss) -> None:
     example = {**task.train.take(np.arange(1)), "weight": np.ones(1, np.float32)}
+    if output_loss in (classification, next_token):
+        _check_whole_numbers(task, output_loss, example)
 
     def evaluate() -> Any:
         key = jax.random.key(0)

@@ -64,6 +64,11 @@ def targets(loss: OutputLoss, batch: Mapping[str, Any]) -> np.ndarray:
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array, weight: jax.Array, accuracy: str) -> Mean:
+    if not hasattr(logits, "shape"):
+        raise ValueError(
+            f"The network must return logits, one array, got a {type(logits).__name__}: return these alone, or "
+            "pass a `loss` that takes the outputs apart."
+        )
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"Outputs and labels do not fit: logits of shape {logits.shape} need labels of shape "
