@@ -9,12 +9,11 @@ those of the runs of results/fashion_mnist_mlp. Writes results/overhead.
 """
 
 import argparse
+import functools
 import json
 import pathlib
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,12 +25,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from experiments import grid, provenance, table, training
 from hessabs.batch_size import training_seconds
 from hessabs.data import Position
+from hessabs.training.look.plan import median_seconds
 from hessabs.training.loop_state import start
 from hessabs.training.run import prepare
 
 OUT = grid.RESULTS / "overhead"
 TIMES = "times.json"
 _REPEATS = 50
+_median = functools.partial(median_seconds, repeats=_REPEATS)
 _ROWS = (("bl_128", False), ("gg_16000", False), ("abs_16000", False), ("absa_16000", True))
 
 
@@ -135,17 +136,6 @@ def _all_reduce(gradient: Any) -> float:
     parts = jax.tree.map(lambda x: jax.device_put(jnp.stack([x] * len(devices)), split), gradient)
     reduce = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(x, axis=0), tree), out_shardings=whole)
     return _median(lambda: reduce(parts))
-
-
-def _median(function: Callable[[], Any]) -> float:
-    for _ in range(3):
-        jax.block_until_ready(function())
-    taken = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,11 @@ def require(what: str, **parameters: Any) -> None:
     ...
     ValueError: `growth_factor` must be above 1, got 1.0.
     """
+    fits = _TIMES.get(what) or _NUMBERS[what]
     for name, value in parameters.items():
         if what in _NUMBERS:
             _check_number(name, value)
-        if not {**_NUMBERS, **_TIMES}[what](value):
+        if not fits(value):
             raise ValueError(f"`{name}` must {what}, got {value}.")
 
 

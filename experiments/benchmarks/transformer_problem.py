@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from hessabs import models
-from hessabs.models.transformer import _Layer
+from hessabs.models.transformer import Layer
 
 
 class Problem(NamedTuple):
@@ -62,7 +62,7 @@ def build(problem: Problem, dtype: Any = None) -> tuple[Any, Any, Any, Any]:
 
 def hidden(problem: Problem, params: Any, tokens: jax.Array, *, remat: bool, scan: bool) -> jax.Array:
     """Compute what the last layer of the library's network reads; layers stacked in params["layers"]."""
-    module = _Layer(tokens.shape[1], problem.heads, 2 * problem.layers, None)
+    module = Layer(tokens.shape[1], problem.heads, 2 * problem.layers, None)
 
     def layer(h: jax.Array, params: Any) -> tuple[jax.Array, None]:
         return module.apply({"params": params}, h), None  # type: ignore[return-value]

@@ -39,13 +39,13 @@ class CharTransformer(nn.Module):
         places = self.param("position_embed", _FIRST, (length, width))
         h = embed(x)
         h = (h + places.astype(h.dtype)).reshape(-1, width)
-        for _ in range(self.layers):
-            h = _Layer(length, self.heads, 2 * self.layers, self.dtype)(h)
+        for i in range(self.layers):  # by the names that saved params have
+            h = Layer(length, self.heads, 2 * self.layers, self.dtype, name=f"_Layer_{i}")(h)
         logits = embed.attend(nn.LayerNorm(dtype=self.dtype)(h)).reshape(*x.shape, self.num_classes)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """Attention within each sequence, then two dense layers; ``h`` has shape (N * length, width)."""
 
     length: int

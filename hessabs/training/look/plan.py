@@ -18,8 +18,6 @@ from hessabs.training.schedules import Schedule
 from hessabs.training.task import Task
 from hessabs.training.tasks.named import TaskSettings
 
-_REPEATS = 5
-
 
 class StepSeconds(NamedTuple):
     """What an update and a measurement take, in seconds."""
@@ -103,11 +101,11 @@ def measure_seconds(task: Task, micro_batch_size: int) -> StepSeconds:
     return StepSeconds(median_seconds(update), 0.0, median_seconds(measure))
 
 
-def median_seconds(function: Callable[[], Any]) -> float:
-    """Time a function, the median of five calls after one that compiles."""
+def median_seconds(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Time a function, the median of so many calls after one that compiles."""
     jax.block_until_ready(function())
     taken = []
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         started = time.perf_counter()
         jax.block_until_ready(function())
         taken.append(time.perf_counter() - started)
