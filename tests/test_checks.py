@@ -94,9 +94,3 @@ def test_what_is_not_read():
         checks.refuse_unread({"b", "a"}, read_with, kind=None)
     with pytest.raises(ValueError, match=r"^`b` is read with kind=three, and not with kind=one, two; leave"):
         checks.refuse_unread({"b"}, read_with, kind=("one", "two"))
-
-
-def test_what_an_update_was_not_given():
-    checks.require_arguments("tx", params=0, loss_fn=len)
-    with pytest.raises(ValueError, match=r"^tx needs params, batch: call update\(.*batch=\.\.\.\)\.$"):
-        checks.require_arguments("tx", params=None, loss_fn=len, batch=None)

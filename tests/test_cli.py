@@ -279,7 +279,7 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     flags += ["--method=bl", "--seed=1", "--overwrite"]
     status, out, err = run(capsys, "train", *flags, f"--workdir={workdir}")
     _, error = err.splitlines()  # behind the line of the first epoch
-    assert_refused(status, out, error + "\n", "not finite at update 31 (epoch 2", "lower --lr")
+    assert_refused(status, out, error + "\n", "not finite at update 31 (epoch 2", "lower the learning rate")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0] not in old

@@ -4,8 +4,10 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 import hessabs
@@ -38,6 +40,24 @@ def batch_norm_in_training_mode():
 def three_devices():
     parts = training.assemble({"devices": 3, "batch_size": 128, "epochs": 1, "lr_decay_epochs": ()})
     training.fit(parts.task, parts.optimizer, parts.rule, **parts.options)
+
+
+def fit(examples=BATCH, *, network=None, optimizer=None, rule=None, **options):
+    pair = examples if isinstance(examples, tuple) else (examples, examples)
+    task = training.tasks.linen(network or nn.Dense(2), pair)
+    return training.fit(task, optimizer or optax.sgd(0.1), rule or batch_size.constant(4), epochs=1, **options)
+
+
+class Two(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x), x
+
+
+def masked_guard():
+    tx = optax.masked(hessabs.guarded_learning_rate(1.0), {"a": True, "b": False})
+    params = {"a": W, "b": W}
+    tx.update(params, tx.init(params), params, loss_fn=lambda p, x: jnp.sum(p["a"]), batch=X)
 
 
 RULE = batch_size.hessian_adaptive(8, 32, measure_every=8)
@@ -122,6 +142,59 @@ MISTAKES = {
         three_devices,
         "must be a multiple of the 3 devices that it is split over, got 128",
     ),
+    "one set for two": (
+        lambda: training.tasks.linen(nn.Dense(2), BATCH),
+        "or the pair (train, test), got one dict",
+    ),
+    "three sets for two": (
+        lambda: training.tasks.linen(nn.Dense(2), (BATCH,) * 3),
+        "(train, test), got 3 of them",
+    ),
+    "labels of floats": (
+        lambda: fit({**BATCH, "label": jnp.zeros(8)}),
+        "needs whole numbers under the key 'label', got float32; make it int32",
+    ),
+    "no labels": (
+        lambda: fit({"image": X}),
+        "needs whole numbers under the key 'label', got the keys ['image'",
+    ),
+    "names among the numbers": (
+        lambda: fit({**BATCH, "name": np.array(["a"] * 8)}),
+        "A source must hold numbers, got <U1 at 'name'",
+    ),
+    "two outputs": (lambda: fit(network=Two()), "must return logits, one array, got a tuple"),
+    "images that are standardised": (
+        lambda: fit({**BATCH, "image": 4 * X - 3}),
+        "lie in [-1, -1], outside of its `bounds` (0.0, 1.0), which attacks keep",
+    ),
+    "a number for a rule": (
+        lambda: fit(rule=16),
+        "`rule` must be a controller of hessabs.batch_size, constant(128)",
+    ),
+    "a batch of half examples": (
+        lambda: batch_size.constant(32.5),
+        "must be a whole number of examples, got 32.5",
+    ),
+    "batches that are no whole micro-batches": (
+        lambda: fit(rule=batch_size.timer(4, 6, every=8)),
+        "must be a multiple of micro_batch_size=4, got 6; take 4, or micro_batch_size=2",
+    ),
+    "a dict for settings": (lambda: fit(settings={"ema": 3}), "`settings` must be RunSettings"),
+    "an attack for an objective": (
+        lambda: fit(objective=attacks.fgsm(0.1)),
+        "`objective` must be one of training.objectives",
+    ),
+    "a dict for durability": (lambda: fit(durability={"resume": True}), "`durability` must be a Durability"),
+    "a callback that is no list": (lambda: fit(callbacks=print), "`callbacks` must be a list"),
+    "an optimiser that evaluates the loss": (
+        lambda: fit(optimizer=optax.lbfgs()),
+        "`optimizer` cannot be used by fit",
+    ),
+    "optax.MultiSteps": (
+        lambda: fit(optimizer=optax.MultiSteps(optax.sgd(0.1), 2)),
+        "or its `.gradient_transformation()`",
+    ),
+    "a guard of some of the params": (masked_guard, "put it outside of optax.masked"),
     "a first batch beyond the largest": (
         lambda: batch_size.hessian_adaptive(128, 64, measure_every=10),
         "`initial` must lie in [1, maximum=64], got 128",

@@ -1,4 +1,4 @@
-"""Whether an average of the params over examples can take the place of a rate that falls, with and without growth.
+"""Whether an average of the params can take the place of a rate that falls, with and without growth.
 
     python experiments/run.py averages --data_dir DIR
 

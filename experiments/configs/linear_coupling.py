@@ -1,4 +1,4 @@
-"""Whether a growing batch is worth more where the rate of AdamW and Muon grows linearly with it: the frontier's rates.
+"""Whether a growing batch is worth more where the rate of AdamW and Muon grows linearly with it.
 
     python experiments/run.py linear_coupling --data_dir DIR
 

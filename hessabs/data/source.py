@@ -238,6 +238,10 @@ def _arrays(tree: dict[str, Any]) -> Arrays:
             "stacked, or wrapped in a class with `__len__` and `__getitem__`."
         )
     _check_names(tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if np.asarray(leaf).dtype.kind not in "biufcV":  # V: bfloat16 and the like
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"A source must hold numbers, got {np.asarray(leaf).dtype} at {name!r}.")
     if 0 in sizes.values():
         raise ValueError(f"A source must hold at least one example, got {sizes}.")
     return Arrays(jax.tree.map(np.asarray, tree))

@@ -48,6 +48,16 @@ def test_value_gradient_and_dense_hessian_are_those_of_the_whole_loss(shape, siz
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), got, want)
 
 
+@pytest.mark.parametrize("label", [-100, VOCABULARY])
+def test_the_label_of_a_token_that_does_not_count_may_be_anything(label):
+    with jax.enable_x64(True):
+        params, batch = problem((13,))
+        other = {**batch, "y": jnp.where(batch["weight"] > 0, batch["y"], label)}
+        assert (other["y"] == label).sum() > 2
+        for f in (chunked, jax.grad(chunked)):
+            jax.tree.map(np.testing.assert_array_equal, f(params, other), f(params, batch))
+
+
 @pytest.mark.parametrize("mode", ["recompute", "linearize"])
 def test_products_and_eigenvalues_of_a_hessian(mode):
     with jax.enable_x64(True):

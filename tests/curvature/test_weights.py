@@ -261,6 +261,17 @@ def test_a_loss_that_is_no_mean_over_rows_is_not_taken_for_one(params):
         curvature.gauss_newton(model, loss_of_outputs, params, batch, linearize="auto", memory_budget=2_000)
 
 
+def test_under_jit_products_of_parts_are_nan_where_the_loss_is_no_mean_over_rows(params):
+    batch, options = tokens(), {"linearize": "auto", "memory_budget": 2_000}
+
+    def product(**more):
+        return jax.jit(lambda p, b: curvature.hessian(loss_fn, p, b, **options, **more)(p))(params, batch)
+
+    assert all(np.isnan(x).all() for x in jax.tree.leaves(product()))
+    got, want = product(weight=weight), curvature.hvp(loss_fn, params, batch, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
 def test_the_last_batch_may_be_the_padded_one(params):
     batch = {**tokens(), "mask": np.ones((11, 3))}
     batch["mask"][9:] = 0

@@ -322,7 +322,7 @@ def test_accuracy_counts_every_test_image_once(base):
 
 def test_huge_rate_stops_and_names_the_update(tmp_path):
     run = make_run(method="bl", lr=1e30)
-    message = r"not finite at update \d+ \(epoch 1, batch size 16, learning rate 1e\+30\); lower --lr"
+    message = r"not finite at update \d+ \(epoch 1, batch size 16, learning rate 1e\+30\); lower the"
     with pytest.raises(FloatingPointError, match=message):
         train(run, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

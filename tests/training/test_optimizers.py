@@ -9,7 +9,8 @@ import optax
 import pytest
 from optax import contrib
 
-from hessabs import data
+from hessabs import batch_size, data, models
+from hessabs.training import fit, tasks
 from hessabs.training.muon import dimension_numbers
 from hessabs.training.optimizers import (
     READ_WITH,
@@ -347,6 +348,22 @@ def test_any_optax_transformation_is_an_optimizer():
     np.testing.assert_allclose(average["head"]["bias"], state[1].z["head"]["bias"], rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="must be an optax transformation"):
         as_optimizer(3)
+
+
+def test_an_optimizer_that_reads_the_loss_is_told_it():
+    seen = []
+
+    def update(updates, state, params=None, *, value, **extra_args):
+        jax.debug.callback(lambda x: seen.append(float(x)), value, ordered=True)
+        return updates, state
+
+    tx = optax.chain(
+        optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update), optax.sgd(0.0)
+    )
+    task = tasks.linen(models.mlp(10, (4,)), data.load("digits"))
+    records = fit(task, tx, batch_size.constant(64), epochs=1, micro_batch_size=32).records
+    assert len(seen) == 1437 // 64
+    assert np.mean(seen) == pytest.approx(records[0]["train_loss"], rel=1e-5)
 
 
 def test_what_muon_takes_for_a_matrix():

@@ -88,6 +88,28 @@ def test_rates_far_too_large_train(direction):
     assert end(optax.scale_by_learning_rate(rate)) > 2 * before  # without the guard
 
 
+@pytest.mark.parametrize("flip_sign", [True, False])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_signs_are_those_of_the_plain_rate(sign, flip_sign):
+    # Downhill the rate is limited; uphill, where the other two go, there is nothing to guard.
+    matrix = jnp.diag(jnp.array([4.0, 1.0, 0.25]))
+    loss = lambda w, batch: w @ (batch @ w) / 2  # noqa: E731
+    downhill = (sign > 0) == flip_sign
+
+    def end(last, rate, count=10):
+        return course(
+            optax.with_extra_args_support(last(rate, flip_sign=flip_sign)), jnp.ones(3), [matrix] * count, loss
+        )
+
+    guarded = end(hessabs.guarded_learning_rate, sign * 0.01)
+    assert np.sign(guarded[-1][1].learning_rate) == sign
+    assert (loss(guarded[-1][0], matrix) < loss(jnp.ones(3), matrix)) == downhill
+    np.testing.assert_allclose(guarded[-1][0], end(optax.scale_by_learning_rate, sign * 0.01)[-1][0], rtol=1e-5)
+    if downhill:
+        rates = [float(state.learning_rate) for _, state in end(hessabs.guarded_learning_rate, sign * 3.0)]
+        assert all(0 < sign * rate < 3 for rate in rates)
+
+
 finite = st.floats(1e-3, 1e3)
 
 
