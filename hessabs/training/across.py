@@ -120,18 +120,18 @@ def on_mesh(
         single = not dealt and batch["weight"].shape[0] == micro_batch_size
         return (add_global if single else add_local)(state, totals, batch, fraction, number)
 
-    def finish(state: TrainState, totals: Totals, lr_scale: Any) -> TrainState:
+    def finish(state: TrainState, totals: Totals, lr_scale: Any, *clean: Any) -> TrainState:
         def total(totals: Totals) -> Totals:
             return _reduce(_without_row(totals), size, _sum_of_devices if in_one else _sums_of_devices)
 
         memory = totals.memory
         one = mapped(total, (P(DATA),), P())(totals._replace(memory=()))
-        return functions.finish(state, one._replace(memory=memory), lr_scale)
+        return functions.finish(state, one._replace(memory=memory), lr_scale, *clean)
 
-    def whole_update(state: TrainState, batch: Any, fraction: Any, lr_scale: Any) -> TrainState:
+    def whole_update(state: TrainState, batch: Any, fraction: Any, lr_scale: Any, *clean: Any) -> TrainState:
         if dealt:
-            return finish(state, add(state, begin(state), batch, fraction, 0), lr_scale)
-        return functions.whole(state, batch, fraction, lr_scale, Share(micro_batch_size))
+            return finish(state, add(state, begin(state), batch, fraction, 0), lr_scale, *clean)
+        return functions.whole(state, batch, fraction, lr_scale, Share(micro_batch_size), *clean)
 
     return Functions(
         begin=jax.jit(begin, out_shardings=row_places),

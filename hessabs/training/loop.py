@@ -19,7 +19,7 @@ from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
 from hessabs.training.loop_state import Decision, LoopState, Snapshot
-from hessabs.training.mesh import split, wait_for
+from hessabs.training.mesh import first_micro_batch, split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
 from hessabs.training.records import end_epoch, evaluate_all, evaluated, said, show, summarize
@@ -234,7 +234,7 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
             batch, after = read(count)
             batch = split(batch, run.mesh)
         if run.reads_micro_batch and not shown:
-            shown = (jax.tree.map(lambda x: x[: run.micro_batch_size], batch),)
+            shown = (first_micro_batch(batch, run.micro_batch_size, run.mesh, dealt=run.dealt),)
         if fraction is not None and run.perturb is not None:
             here = train if totals is None else train._replace(model_state=totals.model_state)
             batch = run.perturb(here, done, batch, fraction)

@@ -136,6 +136,20 @@ def split_whole(batch: Any, mesh: Mesh | None) -> Any:
     return split(jax.tree.map(lambda x: np.asarray(x)[rows], batch), mesh)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "mesh", "dealt"))
+def first_micro_batch(batch: Any, size: int, mesh: Mesh | None, *, dealt: bool) -> Any:
+    """Take the first micro-batch, of ``size`` examples, out of several: the same examples on any devices."""
+    if mesh is None or not dealt:
+        first = jax.tree.map(lambda x: x[:size], batch)
+    else:  # each device holds its examples of all of them, one behind the other
+        devices = data_size(mesh)
+        first = jax.tree.map(
+            lambda x: x.reshape(devices, -1, *x.shape[1:])[:, : size // devices].reshape(size, *x.shape[1:]),
+            batch,
+        )
+    return first if mesh is None else jax.lax.with_sharding_constraint(first, NamedSharding(mesh, P(DATA)))
+
+
 @functools.lru_cache(64)
 def own_rows(num_examples: int, size: int, *, dealt: bool) -> np.ndarray:
     """Say which examples of a batch the devices of this process get, in the order in which they hold them.

@@ -159,8 +159,6 @@ def prepare(
     dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
     by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
     reads = what_reads(optimizer, task, state, prepared)
-    if reads.micro_batch and mesh is not None:
-        raise ValueError(f"`devices` must be 1 with a guard: {optimizer.name} reads the batch of one device.")
     functions, attack = make_functions(
         task,
         optimizer,

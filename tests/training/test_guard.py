@@ -11,8 +11,8 @@ from hessabs import batch_size
 from hessabs.data import Position
 from hessabs.training import Durability, fit
 from hessabs.training.loop import train
+from hessabs.training.mesh import DATA, first_micro_batch, make_mesh, own_rows, split
 from hessabs.training.optimizers import OptimizerSettings, check_optimizer
-from hessabs.training.settings import RunSettings
 from tests.training.runs import MICRO, again, bits, digits_task, lines, make_run
 from tests.training.saving.ending import break_off
 
@@ -110,15 +110,36 @@ def test_what_needs_the_whole_batch_is_not_given_a_part(reader, guarded):
         fit(digits_task(), optax.chain(reader, last), batch_size.constant(4 * MICRO), epochs=1)
 
 
-def test_several_devices_are_refused(four_devices):
-    with pytest.raises(ValueError, match="`devices` must be 1 with a guard"):
-        fit(
-            digits_task(),
-            hessabs.guarded_learning_rate(0.1),
-            batch_size.constant(4 * MICRO),
-            epochs=1,
-            settings=RunSettings(devices=4),
-        )
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"method": "gns", "noise_scale": 4.0}, marks=pytest.mark.slow)],
+    ids=["dealt", "whole"],
+)
+def test_four_devices_measure_what_one_does(four_devices, settings):
+    # Rounding grows along the way, so of a few updates; a rule that compares micro-batches sees whole ones.
+    each = {**GROWING, "grow_epochs": (1,), "epochs": 2, "batch_size": 2 * MICRO, **settings}
+    if settings:
+        del each["grow_epochs"]
+    one, four = (
+        train(make_run(digits_task(10 * MICRO, 20), lr=HUGE, guard=1.0, **each, devices=devices))
+        for devices in (1, 4)
+    )
+    assert [r["batch_size"] for r in one.records] == [r["batch_size"] for r in four.records]
+    got, want = ([record["guarded_lr"] for record in result.records] for result in (four, one))
+    assert got == pytest.approx(want, rel=1e-3)
+    assert max(want) < HUGE / 10
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3), four.params, one.params)
+
+
+@pytest.mark.parametrize("dealt", [True, False])
+def test_the_first_micro_batch_is_the_same_on_any_devices(four_devices, dealt):
+    mesh, batch = make_mesh({DATA: 4}), {"x": np.arange(24).reshape(24, 1)}
+    rows = own_rows(24, 4, dealt=dealt)
+    there = split(jax.tree.map(lambda x: x[rows], batch), mesh)
+    for size in (4, 8, 24):
+        one, four = (first_micro_batch(b, size, m, dealt=dealt)["x"] for b, m in ((batch, None), (there, mesh)))
+        assert sorted(np.asarray(four).ravel()) == sorted(np.asarray(one).ravel()) == list(range(size))
+        assert len(four.sharding.device_set) == 4
 
 
 @pytest.mark.parametrize("optimizer", ["schedule_free", "prodigy"])
