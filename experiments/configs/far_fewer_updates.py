@@ -24,6 +24,7 @@ BASE = {
 _HALF = {"optimizer": "muon", "adversarial_fraction": 0.5, "epochs": 30, "adversarial_epochs": 30}
 _HALF |= {"warmup_epochs": 3.0}
 _SEESAW = {**_HALF, "method": "seesaw", "fraction_decrease": 1.0, "max_batch_size": 32_768}
+_SIXTY = {"epochs": 60, "adversarial_epochs": 60, "warmup_epochs": 6.0, "max_batch_size": 49_152}
 _BL_HALF = {
     "batch_size": 128, "lr": 0.05, "epochs": 90, "warmup_epochs": 0.5, "adversarial_fraction": 0.5,
     "adversarial_epochs": 90,
@@ -48,6 +49,7 @@ GRID = {
     "seesaw_4096_decay_0.25": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.25},
     "seesaw_4096_decay_0.5": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 0.5},
     "seesaw_4096_decay_1.0": {**_SEESAW, "batch_size": 4096, "lr": 0.01, "weight_decay": 1.0},
+    "seesaw_8192_60_decay_0.5": {**_SEESAW, **_SIXTY, "batch_size": 8192, "lr": 0.014, "weight_decay": 0.5},
     "seesaw_6144": {**_SEESAW, "batch_size": 6144, "max_batch_size": 30_720, "lr": 0.012},
     "seesaw_8192": {**_SEESAW, "batch_size": 8192, "lr": 0.014},
 }  # fmt: skip
