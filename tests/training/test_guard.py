@@ -58,6 +58,7 @@ def test_killed_and_resumed_it_has_the_same_bits(base, whole, tmp_path):
     assert lines(tmp_path / "run") == lines(whole[1])
 
 
+@pytest.mark.slow
 def test_the_rate_of_an_update_in_parts_is_that_of_its_first_micro_batch():
     run = make_run(lr=HUGE, guard=2.0, method="bl", batch_size=2 * MICRO, micro_batch_size=MICRO, epochs=1)
     state, functions = run.state, run.functions
@@ -81,6 +82,7 @@ def test_the_rate_of_an_update_in_parts_is_that_of_its_first_micro_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), after.params, want)
 
 
+@pytest.mark.slow
 def test_a_guard_that_has_nothing_to_do_changes_nothing():
     one, other = (train(make_run(lr=0.05, guard=guard, **GROWING)) for guard in (None, 1e6))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one.params, other.params)
@@ -110,11 +112,8 @@ def test_what_needs_the_whole_batch_is_not_given_a_part(reader, guarded):
         fit(digits_task(), optax.chain(reader, last), batch_size.constant(4 * MICRO), epochs=1)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, pytest.param({"method": "gns", "noise_scale": 4.0}, marks=pytest.mark.slow)],
-    ids=["dealt", "whole"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"method": "gns", "noise_scale": 4.0}], ids=["dealt", "whole"])
 def test_four_devices_measure_what_one_does(four_devices, settings):
     # Rounding grows along the way, so of a few updates; a rule that compares micro-batches sees whole ones.
     each = {**GROWING, "grow_epochs": (1,), "epochs": 2, "batch_size": 2 * MICRO, **settings}
