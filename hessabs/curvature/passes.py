@@ -95,14 +95,17 @@ def _by_rows(source: Source, batch: Any) -> tuple[jax.Array, jax.Array] | None:
         return None
     # Rows from all over the batch, the last one among them: it may be padding.
     places = np.linspace(0, size - 1, min(size - size % 2, _ROWS)).astype(int)
+    cuts = (*np.split(places, 2), places[::2], places[1::2])  # a mask may be even over the halves
     try:
-        whole, first, second = (
+        whole, *parts = (
             _loss(source._replace(batch=batch_axis.map_examples(lambda x, rows=rows: x[rows], batch)))
-            for rows in (places, *np.split(places, 2))
+            for rows in (places, *cuts)
         )
     except Exception:
         return None  # a loss that takes no other number of rows; what is wrong with it the product says
-    return whole, (first + second) / 2
+    halves = [(first + second) / 2 for first, second in (parts[:2], parts[2:])]
+    nearer = jnp.abs(whole - halves[1]) <= jnp.abs(whole - halves[0])  # NaN, 0 / 0 of a half, is not
+    return whole, jnp.where(nearer, halves[0], halves[1])
 
 
 def _differ(source: Source, whole: jax.Array, halves: jax.Array) -> jax.Array:

@@ -48,7 +48,8 @@ def test_a_batch_over_budget_is_split(x64, make_problem, random_like, loop):
     operator = curvature.hessian(
         problem.loss_fn, problem.params, problem.batch, linearize="auto", memory_budget=whole // 3
     )
-    source, [size] = operator.source, operator.rest
+    source, (size, wrong) = operator.source, operator.rest
+    assert wrong is None  # nothing was traced
     part = jax.tree.map(lambda x: x[: size.value], problem.batch)
     assert curvature.linearization.residual_bytes(source._replace(batch=part)) <= whole // 3
     want = hessabs.hvp(problem.loss_fn, problem.params, problem.batch, vector)

@@ -261,6 +261,13 @@ def test_a_loss_that_is_no_mean_over_rows_is_not_taken_for_one(params):
         curvature.gauss_newton(model, loss_of_outputs, params, batch, linearize="auto", memory_budget=2_000)
 
 
+def test_a_mask_that_is_even_over_the_halves_is_seen(params):
+    batch = jax.tree.map(lambda x: x[:8] if np.ndim(x) else x, tokens())
+    batch["mask"] = np.tile(np.array([[1.0], [0.0]]), (4, 3))
+    with pytest.warns(UserWarning, match="not the mean of those of its halves"):
+        curvature.dataset_hessian(loss_fn, params, [batch, {**batch, "mask": np.ones((8, 3))}])(params)
+
+
 def test_under_jit_products_of_parts_are_nan_where_the_loss_is_no_mean_over_rows(params):
     batch, options = tokens(), {"linearize": "auto", "memory_budget": 2_000}
 
