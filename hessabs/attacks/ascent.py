@@ -79,7 +79,7 @@ def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
         )
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
-        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds)
+        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds, steps=steps)
         if random_start:
             key = checks.checked_key(key, "A random start")
         examples.check_keys(eot, loss_fn, batch)

@@ -1,5 +1,6 @@
 """The attack of Carlini and Wagner in L2: minimise the size and the margin together, weighed by bisection."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -84,14 +85,14 @@ def carlini_wagner(
     require("be at least 1", steps=steps, binary_search_steps=binary_search_steps)
     require("be positive and finite", learning_rate=learning_rate, initial_weight=initial_weight)
     require("be at least 0 and finite", confidence=confidence)
-    if bounds is None:
-        raise ValueError("`bounds` must be (lowest, highest) for carlini_wagner, got None.")
+    if bounds is None or not all(map(math.isfinite, bounds)):
+        raise ValueError(f"`bounds` must be (lowest, highest), finite, for carlini_wagner, got {bounds}.")
     checks.check_bounds(bounds)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         logits_fn, spec = losses.parts(loss_fn, "carlini_wagner")
-        checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds, steps=steps)
         keys = {name: getattr(spec, name) for name in ("targeted", "label_key", "target_key")}
         lead = losses.margin(logits_fn, inputs_key=inputs_key, **keys)
         problem = (lead, params, trees.Static((bounds, inputs_key)))

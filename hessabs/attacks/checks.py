@@ -45,13 +45,21 @@ def check_bounds(bounds: Bounds) -> None:
 
 
 def checked_inputs(
-    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds
+    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds, *, steps: int = 1
 ) -> jax.Array:
     """Take the inputs out of a batch, or raise when an attack cannot work with it: inputs, labels or targets.
 
-    Values are looked at unless they are traced: a traced value never raises.
+    Values are looked at unless they are traced: a traced value never raises. Warns where an attack of many
+    ``steps`` would lose them in rounding.
     """
     inputs = get_inputs(batch, inputs_key)
+    if steps > 1 and inputs.dtype.itemsize < 4:
+        warnings.warn(
+            f"The inputs at key {inputs_key!r} are {inputs.dtype}: steps of less than half of its last digit "
+            "vanish, and the attack is weaker than it looks. Give float32 inputs; let the network make them "
+            f"{inputs.dtype}.",
+            stacklevel=3,
+        )
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(
             f"The batch has no examples, got inputs of shape {inputs.shape} at key {inputs_key!r}."

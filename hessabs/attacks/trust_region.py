@@ -106,7 +106,7 @@ def trust_region(
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         losses.parts(loss_fn, "trust_region")  # it must carry them
-        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds, steps=steps)
         rows = _begin((loss_fn, params, trees.Static((norm, rival, num_rivals, inputs_key))), batch, radius)
         problem = (loss_fn, params, trees.Static((norm, ratio, bounds, inputs_key)))
         step = Partial(_step, problem, radii, overshoot)

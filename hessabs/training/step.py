@@ -192,7 +192,10 @@ def make_functions(
     def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any, share: Share) -> Totals:
         examples = jnp.sum(batch["weight"])
         here = differentiate(state, number, totals.model_state, totals.memory, batch, fraction, share)
-        square = trees.vdot(here.gradient, here.gradient) if gradient_statistics else 0
+        square: Any = 0
+        if gradient_statistics:  # a part of fewer examples, at the end of an epoch, cannot be compared
+            square = trees.vdot(here.gradient, here.gradient)
+            square = jnp.where(examples == batch["weight"].shape[0], square, jnp.nan)
         return Totals(
             gradient=jax.tree.map(lambda total, g: total + here.weight * g, totals.gradient, here.gradient),
             weight=totals.weight + here.weight,

@@ -303,7 +303,11 @@ def test_the_host_compiles_a_logarithmic_number_of_sizes():
         (lambda: attacks.deepfool(num_rivals=0), "`num_rivals` must be at least 1, got 0"),
         (
             lambda: attacks.carlini_wagner(bounds=None),
-            r"`bounds` must be \(lowest, highest\) for carlini_wagner",
+            r"`bounds` must be \(lowest, highest\), finite, for carlini_wagner, got None",
+        ),
+        (  # the tanh of what lies between them would be NaN, and nothing found
+            lambda: attacks.carlini_wagner(bounds=(-np.inf, np.inf)),
+            r"`bounds` must be .*finite, for carlini_wagner, got \(-inf, inf\)",
         ),
         (lambda: attacks.carlini_wagner(confidence=-1.0), "`confidence` must be at least 0 and finite"),
     ],
@@ -329,3 +333,14 @@ def test_refuses_a_targeted_deepfool():
 def test_refuses_random_starts_without_a_key():
     with pytest.raises(ValueError, match="A random start needs a random key"):
         attacks.pgd(0.1)(LOSS, PARAMS, make_batch(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "attack", [attacks.bim(8 / 255), attacks.trust_region(0.01, norm="linf")], ids=["bim", "trust_region"]
+)
+def test_small_steps_of_bfloat16_are_warned_of(attack):
+    # 8 / 255 in ten steps is below half a unit in the last place of what lies near 1: nothing would move.
+    batch = {"image": jnp.full((2, 3), 0.9, jnp.bfloat16), "label": jnp.zeros(2, jnp.int32)}
+    loss_fn = losses.cross_entropy(lambda w, x: x.astype(jnp.float32) @ w)
+    with pytest.warns(UserWarning, match="are bfloat16: steps of less than half of its last digit vanish"):
+        attack(loss_fn, jnp.eye(3), batch, KEY)

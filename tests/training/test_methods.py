@@ -96,6 +96,29 @@ def test_statistics_are_those_of_the_micro_batches(task):
     np.testing.assert_allclose(state.statistics[:4], want[:4], rtol=1e-5)
 
 
+def test_nothing_is_known_of_the_noise_where_a_micro_batch_is_short(task):
+    # The end of an epoch with remainder=keep: its mean of fewer examples is noisier, and not one among equals.
+    optimizer = as_optimizer(optax.sgd(0.1))
+    functions, _ = make_functions(task, optimizer, Objective(), gradient_statistics=True)
+    functions = jit_functions(functions, 8, one_by_one=True)
+    state = init_state(task, optimizer, jax.random.key(0), (), average=False)
+    totals, stream = functions.begin(state), micro_batches(task.train, 8, seed=0)
+    for number, real in enumerate((8, 3)):
+        batch, _ = next(stream)
+        batch["weight"] = (np.arange(8) < real).astype(np.float32)
+        totals = functions.add(state, totals, batch, None, number)
+    state = functions.finish(state, totals, 1.0)
+    assert np.isnan(state.statistics.mean_square)
+    assert np.isfinite(state.statistics.square_mean)
+    for rule in (
+        batch_size.gradient_noise_scale(16, 64, measure_every=16, average_over=1),
+        batch_size.norm_test(16, 64, measure_every=16),
+        batch_size.ramp(16, 64, measure_every=1, average_over=1),
+    ):
+        after = rule.update(batch_size.Observation(16, gradient=state.statistics), rule.init())
+        assert int(after.batch_size) == 16
+
+
 @pytest.mark.parametrize("given", [{"micro_batch_size": 16}, {"batch_size": 1, "max_batch_size": 4}], ids=str)
 def test_gradient_rules_need_two_micro_batches(given, task):
     with pytest.raises(ValueError, match="compares micro-batches"):
