@@ -229,7 +229,11 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
         sizes.prepare(_largest_next(run, state.decision.batch_size))
         totals = functions.begin(train)
     while done < wanted:
-        count = sizes.choose(min(wanted - done, run.epoch_micro_batches - position.index))
+        left, here_fraction = run.epoch_micro_batches - position.index, fraction
+        if fraction is not None and run.mixes_short:  # it is a part of the examples that there are
+            left = max(left - 1, 1)
+            here_fraction = fraction * (run.examples(position, 1) / run.micro_batch_size)
+        count = sizes.choose(min(wanted - done, left))
         with clock.measure("data"):
             batch, after = read(count)
             batch = split(batch, run.mesh)
@@ -237,12 +241,12 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
             shown = (first_micro_batch(batch, run.micro_batch_size, run.mesh, dealt=run.dealt),)
         if fraction is not None and run.perturb is not None:
             here = train if totals is None else train._replace(model_state=totals.model_state)
-            batch = run.perturb(here, done, batch, fraction)
+            batch = run.perturb(here, done, batch, here_fraction)
         if totals is None:
-            train = functions.whole(train, batch, fraction, lr_scale, *shown)
+            train = functions.whole(train, batch, here_fraction, lr_scale, *shown)
             wait_for(train, run.mesh)
         else:
-            totals = functions.add(train, totals, batch, fraction, done)
+            totals = functions.add(train, totals, batch, here_fraction, done)
             wait_for(totals, run.mesh)
         samples, position, done = samples + run.examples(position, count), after, done + count
     if totals is not None:

@@ -86,6 +86,13 @@ class Run(NamedTuple):
         return -(-self.epoch_examples // self.micro_batch_size)
 
     @property
+    def mixes_short(self) -> bool:
+        """Whether a part of each micro-batch is attacked, the last of an epoch has fewer examples, and so is
+        handled by itself.
+        """
+        return self.objective.fraction is None and self.epoch_examples % self.micro_batch_size > 0
+
+    @property
     def devices(self) -> int:
         """Over how many devices a batch is split."""
         return data_size(self.mesh)

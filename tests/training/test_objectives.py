@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from hessabs.batch_size import constant, with_adversarial
 from hessabs.batch_size.methods import METHODS
 from hessabs.data import Dataset
 from hessabs.models import mlp
-from hessabs.training import Durability, tasks
+from hessabs.training import Durability, fit, tasks
 from hessabs.training.assemble import assemble
 from hessabs.training.loop import train
 from hessabs.training.objectives import Objective, Share, attacked, free, make_inner, mixing, sam, trades
@@ -477,3 +478,24 @@ def test_refuses(small, given, match):
     with pytest.raises(ValueError, match=match) as error:
         prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "want"),
+    [(8, 8, [(4, 8), (4, 8), (2, 5)]), slow(16, 8, [(4, 8), (4, 8), (2, 5), (4, 8)])],
+)
+def test_of_a_short_micro_batch_the_same_part_is_attacked(batch, micro, want):
+    rng = np.random.default_rng(0)
+    data = {"image": rng.uniform(0.2, 0.8, (21, PIXELS)).astype(np.float32), "label": rng.integers(0, 2, 21)}
+    task, objective, seen = tasks.linen(Linear(), (data, data)), mixing(make_inner("fgsm", EPSILON), 0.5), []
+
+    def perturb(task, params, model_state, batch, *rest):
+        after = objective.perturb(task, params, model_state, batch, *rest)
+        hit, real = jnp.any(after["image"] != batch["image"], axis=1), batch["weight"] > 0
+        jax.debug.callback(lambda *x: seen.append(tuple(map(int, x))), jnp.sum(hit & real), jnp.sum(real))
+        return after
+
+    rule = with_adversarial(constant(batch), 0.5, decrease=1.0)
+    watched = objective._replace(perturb=perturb)
+    fit(task, optax.sgd(0.1), rule, epochs=2, micro_batch_size=micro, remainder="keep", objective=watched)
+    assert seen[: len(want)] == want
