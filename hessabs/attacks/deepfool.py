@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.checks import checked_inputs
-from hessabs.attacks.losses.carrying import classes_of
+from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.rivals import check_walk, leads, top_rivals
@@ -73,9 +73,9 @@ def deepfool(
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        if losses.parts(loss_fn, "deepfool")[1].targeted:
+        if class_parts(loss_fn, "deepfool")[1].targeted:
             raise ValueError("deepfool is untargeted, got a loss with targeted=True; use trust_region.")
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds, steps=steps)
         rows = _begin((loss_fn, params, trees.Static((num_rivals, inputs_key))), batch)
         step = Partial(_step, (loss_fn, params, trees.Static((norm, bounds, inputs_key))), overshoot)
         return with_inputs(batch, inputs_key, iterate(step, rows, steps, loop).point.astype(inputs.dtype))

@@ -10,7 +10,7 @@ from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
 from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
-from hessabs.attacks.losses.carrying import LogitsFn, classes_of
+from hessabs.attacks.losses.carrying import LogitsFn, class_parts, classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
@@ -75,7 +75,7 @@ def ensemble(
     search = square(epsilon, queries=queries, layout=layout, **shared)
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
-        logits_fn, spec = losses.parts(loss_fn, "ensemble")
+        logits_fn, spec = class_parts(loss_fn, "ensemble")
         if spec.targeted:
             raise ValueError("ensemble is untargeted, got a loss with targeted=True; use apgd.")
         inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))

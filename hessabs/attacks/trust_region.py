@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
-from hessabs.attacks.losses.carrying import classes_of
+from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.criteria import take_class
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
@@ -105,7 +105,7 @@ def trust_region(
 
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        losses.parts(loss_fn, "trust_region")  # it must carry them
+        class_parts(loss_fn, "trust_region")  # it must carry them
         inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, bounds, steps=steps)
         rows = _begin((loss_fn, params, trees.Static((norm, rival, num_rivals, inputs_key))), batch, radius)
         problem = (loss_fn, params, trees.Static((norm, ratio, bounds, inputs_key)))

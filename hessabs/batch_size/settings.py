@@ -76,8 +76,9 @@ class PlanSettings(NamedTuple):
     batch_size: Annotated[int, "examples per update at the start", "be at least 1"] = 128
     micro_batch_size: Annotated[
         int | None,
-        "examples a device handles at once, a divisor of batch_size; batch norm sees these (ghost batch norm); "
-        "default: batch_size, or 128 where that divides it; gns, norm_test, ramp: half of batch_size at most",
+        "examples handled at once, by all devices together, a divisor of batch_size; batch norm sees these "
+        "(ghost batch norm); default: batch_size, or 128 where that divides it; gns, norm_test, ramp: half of "
+        "batch_size at most",
         "be at least 1",
     ] = None
     remainder: Annotated[

@@ -23,8 +23,14 @@ class Tokens(Source):
 
     def take(self, indices: np.ndarray) -> dict[str, Any]:
         """Copy windows."""
-        places = indices[:, None] * self.length + np.arange(self.length + 1)
-        return {"tokens": self.tokens[places].astype(np.int32)}
+        windows = self.tokens[indices[:, None] * self.length + np.arange(self.length + 1)]
+        tokens = windows.astype(np.int32)
+        if (tokens < 0).any() or (tokens != windows).any():
+            raise ValueError(
+                f"Tokens must lie in 0..{2**31 - 1}, got {windows.min()} to {windows.max()}, {windows.dtype}; "
+                "of a .bin file say which `dtype` it holds."
+            )
+        return {"tokens": tokens}
 
 
 def token_source(
@@ -42,7 +48,8 @@ def token_source(
         A source of ``(M - 1) // length`` examples ``{"tokens": int32 (length + 1,)}``.
 
     Raises:
-        ValueError: The tokens are no integers in one dimension or too few, or ``length`` is below 1.
+        ValueError: The tokens are no integers in one dimension or too few, or ``length`` is below 1; as they
+            are read, if some are no tokens.
 
     Example:
         >>> token_source(np.arange(8), 3).take(np.array([0, 1]))["tokens"].tolist()

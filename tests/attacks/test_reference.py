@@ -344,3 +344,14 @@ def test_small_steps_of_bfloat16_are_warned_of(attack):
     loss_fn = losses.cross_entropy(lambda w, x: x.astype(jnp.float32) @ w)
     with pytest.warns(UserWarning, match="are bfloat16: steps of less than half of its last digit vanish"):
         attack(loss_fn, jnp.eye(3), batch, KEY)
+
+
+@pytest.mark.parametrize(
+    "attack", [attacks.deepfool(), attacks.trust_region(0.05), attacks.ensemble(0.3, steps=3, queries=5)]
+)
+def test_who_walks_from_class_to_class_refuses_soft_labels(attack):
+    batch = {"image": jnp.full((2, 3), 0.5), "probabilities": jnp.full((2, 3), 1 / 3)}
+    with pytest.raises(
+        ValueError, match=r"needs classes for labels, got a loss of soft labels: pass cross_entropy"
+    ):
+        attack(losses.kl(lambda w, x: x @ w), jnp.eye(3), batch, KEY)

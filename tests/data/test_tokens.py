@@ -44,3 +44,12 @@ def test_windows(tmp_path):
 def test_refusals(tokens, length, said):
     with pytest.raises(ValueError, match=said):
         token_source(tokens, length)
+
+
+@pytest.mark.parametrize("tokens", [np.arange(5, dtype=np.uint32) * 10**9, np.array([0, -1, 2])])
+def test_numbers_that_are_no_tokens_are_refused_as_they_are_read(tokens):
+    source = token_source(tokens, 2)
+    with pytest.raises(
+        ValueError, match=r"Tokens must lie in 0\.\.2147483647, got .* say which `dtype` it holds"
+    ):
+        source.take(np.arange(len(source)))

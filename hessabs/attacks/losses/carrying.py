@@ -105,6 +105,17 @@ def parts(loss_fn: LossFn, wanted_by: str = "This attack") -> tuple[LogitsFn, Sp
     return logits_fn, spec.value
 
 
+def class_parts(loss_fn: LossFn, wanted_by: str) -> tuple[LogitsFn, Spec]:
+    """Return the ``parts`` of a loss whose labels are classes, for who walks from one class to another."""
+    logits_fn, spec = parts(loss_fn, wanted_by)
+    if spec.soft_labels:
+        raise ValueError(
+            f"{wanted_by} needs classes for labels, got a loss of soft labels: pass cross_entropy or margin, "
+            "and jnp.argmax(probabilities, axis=-1)."
+        )
+    return logits_fn, spec
+
+
 def criterion_of(loss_fn: LossFn) -> Criterion:
     """Return what a loss that carries its logits makes of them."""
     return loss_fn.args[1]  # type: ignore[attr-defined]

@@ -77,7 +77,11 @@ class Options(NamedTuple):
         "radii in the units of the inputs (images: [0, 1]), comma-separated; 8/255 is one, too",
     ] = (0.01, 0.02)
     norm: Annotated[Norm, "of epsilon; not every attack has all"] = "linf"
-    steps: Annotated[int, "gradient steps of iterated attacks", "be at least 1"] = 40
+    steps: Annotated[
+        int | None,
+        "gradient steps of iterated attacks; default: each attack's own, 40 of pgd, 1000 of carlini_wagner",
+        "be at least 1",
+    ] = None
     restarts: Annotated[int, "random starts of pgd, adam_pgd and apgd", "be at least 1"] = 1
     queries: Annotated[int, "evaluations of each image by the square attack", "be at least 1"] = 1000
     num_examples: Annotated[int, "use only so many test images; 0 for all", "be at least 0"] = 0
@@ -214,6 +218,7 @@ def make(name: str, epsilon: float, options: Options, **inputs: Any) -> Attack:
     if options.norm not in entry.norms:
         raise ValueError(f"`attack` {name} has the norms {', '.join(entry.norms)}, got norm={options.norm!r}.")
     named = {option: getattr(options, option) for option in entry.reads}
+    named = {option: value for option, value in named.items() if value is not None}  # else the attack's own
     if len(entry.norms) > 1:
         named["norm"] = options.norm
     return entry.factory(*(() if entry.minimal else (epsilon,)), **named, **inputs)

@@ -23,12 +23,14 @@ _SHOWN = (
     Column("seconds_compile", "compiling (s)", "{:.1f}"),
     Column("seconds_training", "training (s)", "{:.1f}"),
 )
+_TESTED = "epsilon of FGSM and PGD"
 _FACTS = {
     "data set": ("task", "dataset", "name"),  # the first one that a run has
     "model": ("model",),
     "optimiser": ("optimizer",),
     "learning rate": ("lr",),
     "method": ("method",),
+    _TESTED: ("fgsm_epsilon",),
 }
 _SCORES = (
     ("test_accuracy", 1, "{:.1f} %"),
@@ -273,6 +275,8 @@ def _count(g: Group) -> str:
 def _facts(runs: Sequence[Finished]) -> str:
     lines = []
     for title, fields in _FACTS.items():
+        if title == _TESTED and not any("fgsm_accuracy" in run.summary for run in runs):
+            continue
         found = (next((run.summary[f] for f in fields if run.summary.get(f)), None) for run in runs)
         texts = {f"{value:g}" if isinstance(value, float) else str(value) for value in found if value}
         if texts:

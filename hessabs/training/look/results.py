@@ -53,7 +53,7 @@ seconds are all of them, those of compiling included.
 """
 
 _SUMMARY = (
-    *(c for c in COLUMNS[2:-2] if not c.field.startswith(("validation", "ema_validation", "pgd"))),
+    *(c for c in COLUMNS[2:-2] if not c.field.startswith(("validation", "ema_validation"))),
     Column("seconds", "seconds", "{:.1f}"),
     Column("seconds_compile", "compiling", "{:.1f}"),
 )

@@ -185,7 +185,7 @@ def test_zero_gradients_are_said_in_one_line(no_pictures, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("name", MENU)
 def test_every_attack_is_made_with_the_bounds_and_the_key_of_the_task(monkeypatch, name):
-    entry, options, got = MENU[name], Options(norm=MENU[name].norms[0]), {}
+    entry, options, got = MENU[name], Options(norm=MENU[name].norms[0], steps=3), {}
 
     def factory(*args, **kwargs):
         got.update(kwargs)
@@ -194,6 +194,18 @@ def test_every_attack_is_made_with_the_bounds_and_the_key_of_the_task(monkeypatc
     monkeypatch.setitem(MENU, name, entry._replace(factory=factory))
     assert callable(make(name, 0.1, options, bounds=(-1.0, 1.0), inputs_key="x"))
     assert got.keys() >= {"bounds", "inputs_key", *entry.reads}
+
+
+def test_steps_are_each_attacks_own_unless_they_are_given():
+    run = kinds.images()
+    for steps in (None, 7):
+        for name in ("carlini_wagner", "bim"):
+            seen = {}
+            entry = MENU[name]._replace(factory=lambda *args, seen=seen, **named: seen.update(named))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(MENU, name, entry)
+                make(name, 0.1, Options(norm=entry.norms[0], steps=steps), bounds=run.task.bounds)
+            assert seen.get("steps") == steps  # 1,000 of Carlini and Wagner are not 40 of PGD
 
 
 def test_tokens_and_plain_tasks_are_refused(tmp_path):
