@@ -8,14 +8,16 @@ from typing import Any, get_type_hints
 import jax
 import numpy as np
 
-_NEVER = 2**60  # that of batch_size: counts of examples are below it
+NEVER = 2**60
+"""The count of examples that stands for "never"; all others are below it."""
+
 _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "be at least 0": lambda x: 0 <= x < math.inf,
     "be at least 0 and finite": lambda x: 0 <= x < math.inf,
     "be at least 0 seconds": lambda x: 0 <= x < math.inf,
-    "be at least 0 examples": lambda x: 0 <= x <= _NEVER,
+    "be at least 0 examples": lambda x: 0 <= x <= NEVER,
     "be at least 1": lambda x: 1 <= x < math.inf,
-    "be at least 1 example": lambda x: 1 <= x < _NEVER,
+    "be at least 1 example": lambda x: 1 <= x < NEVER,
     "be above 1": lambda x: 1 < x < math.inf,
     "be positive and finite": lambda x: 0 < x < math.inf,
     "lie in (0, 1)": lambda x: 0 < x < 1,
@@ -26,7 +28,7 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
 }
 _TIMES: dict[str, Callable[[Any], bool]] = {
     "be positive epochs in ascending order": lambda points: _ascend(points, math.inf),
-    "be positive counts of examples that ascend": lambda points: _ascend(points, _NEVER),
+    "be positive counts of examples that ascend": lambda points: _ascend(points, NEVER),
 }
 
 

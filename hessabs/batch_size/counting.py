@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NEVER = 2**60
-"""The count of examples that stands for "never"; all others are below it."""
+from hessabs.checks import NEVER as NEVER  # the count that stands for "never"; all others are below it
 
 _BITS = 30
 _MASK = 2**_BITS - 1
