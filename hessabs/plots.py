@@ -390,11 +390,11 @@ def _fine(x: np.ndarray, y: np.ndarray, values: np.ndarray) -> tuple[np.ndarray,
 
 
 def _make_legible(text: Text) -> None:
+    text.set_parse_math(False)  # names of runs and classes may hold dollars
     own = font_manager.get_font(font_manager.findfont(text.get_fontproperties()))
     lacking = frozenset(c for c in text.get_text() if c != "\n" and not own.get_char_index(ord(c)))
     if not lacking:
         return
-    text.set_parse_math(False)
     family = _family_with(lacking)
     if family is not None:
         text.set_fontfamily([*text.get_fontfamily(), family])

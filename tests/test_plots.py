@@ -206,6 +206,14 @@ def test_letters_without_a_glyph_are_escaped_or_drawn_in_another_font(monkeypatc
     assert plots._family_with.__wrapped__(frozenset("\U0010fffd")) is None  # for private use: nobody draws it
 
 
+def test_dollars_in_names_are_no_mathematics():
+    names = {"$5 bill": records(2), r"$\nothing$": records(2)}
+    ax = plots.curves(names, "lr")
+    texts = ax.legend().get_texts()
+    ax.figure.savefig(io.BytesIO())  # Matplotlib would raise for a command that it does not know
+    assert [text.get_text() for text in texts] == list(names)
+
+
 def test_what_to_install_is_one_line_and_the_package_needs_no_matplotlib():
     code = "import sys; sys.modules['matplotlib'] = None; import hessabs.training; import hessabs.plots"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

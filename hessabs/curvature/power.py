@@ -26,7 +26,7 @@ class PowerIterationResult(NamedTuple):
     eigenvector: Params  # like v0, norm 1 (or 0): the best start for the next call
     residual: jax.Array  # shape (), at least float32: ||A v - eigenvalue v|| / |eigenvalue|
     num_iters: jax.Array  # shape (), int32: products computed
-    converged: jax.Array  # shape (), bool: residual <= rtol
+    converged: jax.Array  # shape (), bool: residual <= rtol, and the eigenvector is not 0
 
 
 def power_iteration(
@@ -35,8 +35,8 @@ def power_iteration(
     """Find the eigenvalue of largest magnitude of a symmetric operator.
 
     Each iteration is one product: ``w = A v; eigenvalue = v . w; v = w / ||w||``. A zero operator gives
-    eigenvalue 0 and residual 0; a zero ``v0`` gives eigenvalue 0 and is returned as it is; a product that is
-    not finite ends the loop at once and shows in the eigenvalue and the residual.
+    eigenvalue 0 and residual 0; a zero ``v0`` gives eigenvalue 0, is returned as it is and has not converged;
+    a product that is not finite ends the loop at once and shows in the eigenvalue and the residual.
 
     Args:
       matvec: The operator, from a pytree to a pytree of the same structure. One that is a pytree itself (of
@@ -136,13 +136,14 @@ class _State(NamedTuple):
     residual: jax.Array
     num_iters: jax.Array
     done: jax.Array
+    started: jax.Array  # whether v0 is not 0
 
 
 @jax.jit
 def _init(v0: Params) -> _State:
     unit, norm = trees.normalize(v0)
     zero = jnp.zeros_like(norm)
-    return _State(unit, unit, zero, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    return _State(unit, unit, zero, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool), norm != 0)
 
 
 @jax.jit
@@ -158,7 +159,7 @@ def _advance(state: _State, vector: Params, product: Params, rtol: Any) -> _Stat
     _, error_norm = trees.normalize(error)
     residual = jnp.where(eigenvalue == 0, error_norm, error_norm * trees.safe_inverse(jnp.abs(eigenvalue)))
     done = (residual <= rtol) | ~jnp.isfinite(eigenvalue)
-    return _State(vector, product, eigenvalue, residual, state.num_iters + 1, done)
+    return _State(vector, product, eigenvalue, residual, state.num_iters + 1, done, state.started)
 
 
 def _step(matvec: MatVec, state: _State, rtol: Any) -> _State:
@@ -182,7 +183,7 @@ _jitted_device_loop = programs.jit(_device_loop)
 
 def _result(state: _State, rtol: Any) -> PowerIterationResult:
     found = state.eigenvalue, state.vector, state.residual, state.num_iters
-    return PowerIterationResult(*found, state.residual <= rtol)
+    return PowerIterationResult(*found, (state.residual <= rtol) & state.started)
 
 
 def _deflated(matvec: MatVec, found: Params, vector: Params) -> Params:

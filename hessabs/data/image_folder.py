@@ -13,6 +13,7 @@ from hessabs.data.images import decode, num_channels, open_image
 from hessabs.data.source import Arrays, Examples, Source
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+_OTHERS = (".bmp", ".gif", ".heic", ".heif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")  # images all the same
 _TESTS = ("test", "val", "validation")
 _EVERY = 5  # every fifth image of a class is held out for the test
 _THREADS = 4
@@ -119,7 +120,20 @@ def _list(root: Path) -> Listing:
     if len(classes) < 2:
         found = f"one, {classes[0].name!r}" if classes else "none"
         raise ValueError(f"{root} must hold a folder of images for each of at least two classes, got {found}.")
-    paths = [sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES) for folder in classes]
+    inside = [[p for p in sorted(folder.iterdir()) if not p.name.startswith(".")] for folder in classes]
+    nested = [f"{p.parent.name}/{p.name}" for each in inside for p in each if p.is_dir()]
+    if nested:
+        raise ValueError(
+            f"The folder of a class holds its images and no folders, got in {root}: {_few(nested)}. Move their "
+            "images into the folder of the class."
+        )
+    others = [f"{p.parent.name}/{p.name}" for each in inside for p in each if p.suffix.lower() in _OTHERS]
+    if others:
+        raise ValueError(
+            f"Images must be PNG or JPEG: {len(others)} in {root} are not: {_few(others)}. Convert them, or "
+            "remove them."
+        )
+    paths = [[p for p in each if p.suffix.lower() in _SUFFIXES] for each in inside]
     empty = [folder.name for folder, found in zip(classes, paths, strict=True) if not found]
     if empty:
         raise ValueError(f"Classes in {root} without a PNG or JPEG image: {_few(empty)}.")

@@ -39,6 +39,7 @@ class Result(NamedTuple):
     params: Params
     model_state: Any  # batch norm statistics, say; {} without any
     average: Params | None  # of the params, with ``RunSettings.ema``
+    average_state: Any  # the model state at the average; None without one
     summary: dict[str, Any]  # the fields of summary.json
     records: list[dict[str, Any]]  # the lines of metrics.jsonl
 
@@ -139,7 +140,7 @@ def train(
     with Session(run, workdir, durability, callbacks) as session:
         left = session.finished()
         if left is not None:
-            return Result(*left)
+            return _result(*left)
         snapshot = session.begin()
         while True:
             try:
@@ -153,9 +154,17 @@ def train(
         compiled = compiling.seconds() - compiled + sum(line.get("seconds_compile", 0.0) for line in records)
         results = evaluate_all(run.final, last.params, last.model_state)
         summary = summarize(run, last, records, results, final, session.seconds(), compiled)
-        session.finish(last, records, summary)
-    average = last.average if run.settings.ema is not None else None
-    return Result(last.params, last.model_state, average, summary, records)
+        network = {"params": last.params, "model_state": last.model_state}
+        if run.settings.ema is not None:
+            running = run.refresh(last.average, last.model_state)
+            network |= {"average": last.average, "average_state": running}
+        session.finish(network, records, summary)
+    return _result(network, summary, records)
+
+
+def _result(network: dict[str, Any], summary: dict[str, Any], records: list[dict[str, Any]]) -> Result:
+    names = ("params", "model_state", "average", "average_state")
+    return Result(*(network.get(name) for name in names), summary, records)
 
 
 def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:

@@ -31,9 +31,10 @@ def save_network(workdir: pathlib.Path, network: dict[str, Any]) -> None:
 def load_network(workdir: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
     """Read the network of a finished run; of several processes all must call, the first reads.
 
-    ``like`` holds ``params``, ``model_state`` and, if wanted, ``average`` of the same network: their structure,
-    shapes and dtypes are those that the file must have. Nothing is unpickled: the files hold arrays and their
-    names. FileNotFoundError: there is no network, or no average; ValueError: it is another one.
+    ``like`` holds ``params`` and ``model_state``, or ``average`` and ``average_state``, or all of these, of the
+    same network: their structure, shapes and dtypes are those that the file must have. Nothing is unpickled:
+    the files hold arrays and their names. FileNotFoundError: there is no network, or no average; ValueError: it
+    is another one.
     """
     folder = workdir.absolute() / PARAMS
     saved: dict[str, Any] = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)

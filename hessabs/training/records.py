@@ -49,7 +49,8 @@ def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dic
     with clock.measure("eval"):
         results = evaluate_all(run.evaluate, seen.params, seen.model_state)
         if run.settings.ema is not None:
-            averaged = evaluate_all(run.evaluate, train_state.average, seen.model_state)
+            running = run.refresh(train_state.average, seen.model_state)
+            averaged = evaluate_all(run.evaluate, train_state.average, running)
             results |= {f"ema_{name}": value for name, value in averaged.items()}
     tracked: dict[str, float] = {}
     if run.settings.tracked:
@@ -70,8 +71,13 @@ def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dic
 
 
 def evaluated(run: Run, state: TrainState) -> TrainState:
-    """Return a state with the params that are evaluated: those that schedule-free methods make of theirs."""
-    return state._replace(params=run.optimizer.evaluation_params(state.opt_state, state.params))
+    """Return a state with what is evaluated: the params that schedule-free methods make of theirs, and the
+    state of the model at these.
+    """
+    params = run.optimizer.evaluation_params(state.opt_state, state.params)
+    if params is state.params:
+        return state
+    return state._replace(params=params, model_state=run.refresh(params, state.model_state))
 
 
 def evaluate_all(evaluations: Mapping[str, Any], params: Params, model_state: Any) -> dict[str, float]:

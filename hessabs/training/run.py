@@ -30,6 +30,7 @@ from hessabs.training.mesh import (
 from hessabs.training.objectives import Objective, Share
 from hessabs.training.optimizers import Optimizer, as_optimizer
 from hessabs.training.resident import make_gather
+from hessabs.training.running import Refresh, make_refresh
 from hessabs.training.settings import RunSettings, check_run
 from hessabs.training.step import (
     Functions,
@@ -70,6 +71,7 @@ class Run(NamedTuple):
     functions: Functions
     perturb: Callable[[TrainState, int, Any, Any], Any] | None  # before `add`, where Python drives the attack
     state: TrainState
+    refresh: Refresh  # the state of the model at params that are an average
     evaluate: dict[str, Evaluation]  # at the end of every epoch, by the prefix of its numbers
     final: dict[str, Evaluation]  # at the end, likewise
     measure: Measure  # the top eigenvalue during training
@@ -209,6 +211,7 @@ def prepare(
         functions=jitted,
         perturb=perturb if by_python else None,
         state=state,
+        refresh=make_refresh(task, size, seed=settings.seed, mesh=mesh),
         evaluate={"test_": make_evaluation(task, task.test, mesh=mesh)},
         final=_final(task, settings, mesh),
         measure=measures(max_iters=settings.hessian_iters),

@@ -22,7 +22,6 @@ from hessabs.training.interruption import Interrupted, Request, catch_signals
 from hessabs.training.loop_state import LoopState, Snapshot, arrays_of, record_of, restore, start, templates
 from hessabs.training.network import load_network
 from hessabs.training.run import Run
-from hessabs.training.step import TrainState
 from hessabs.training.store import Found, Store
 
 T = TypeVar("T")
@@ -89,16 +88,19 @@ class Session:
 
         return processes.on_first(acting)
 
-    def finished(self) -> tuple[Any, Any, Any, dict[str, Any], list[dict[str, Any]]] | None:
-        """Return what a finished run left, if this one is to go on there and is to have no more epochs."""
+    def finished(self) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]] | None:
+        """Return network, summary and records of a finished run that this one is to go on with, if any."""
         store = self._saves
         summary = processes.on_first(store.summary) if store and self._options.resume else None
         if store is None or summary is None:
             return None
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._network(self._run.state))
+        state = self._run.state
+        like = {"params": state.params, "model_state": state.model_state}
+        if self._run.settings.ema is not None:
+            like |= {"average": state.params, "average_state": state.model_state}
         network = load_network(store.folder, like)
         records = processes.on_first(lambda: files.read_lines(store.folder / files.METRICS))
-        return network["params"], network["model_state"], network.get("average"), summary, records
+        return network, summary, records
 
     def begin(self) -> Snapshot:
         """Return where the run begins: at its start, or where a checkpoint of the same run left it."""
@@ -206,19 +208,15 @@ class Session:
         """Return the seconds that the run took so far, in all its lives."""
         return self._before + time.perf_counter() - self._started
 
-    def finish(self, last: TrainState, records: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    def finish(self, network: dict[str, Any], records: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         """Write what a run leaves, and tell of it."""
         store = self._folder
         if store:
-            leaves, structure = jax.tree.flatten(self._network(last))
+            leaves, structure = jax.tree.flatten(network)
             # From the host: the file must not remember how many devices there were.
             network = jax.tree.unflatten(structure, processes.to_host(leaves))
             self._on_first(lambda: store.finish(network, records, summary))
         self.tell("end", summary)
-
-    def _network(self, state: TrainState) -> dict[str, Any]:
-        network = {"params": state.params, "model_state": state.model_state}
-        return network if self._run.settings.ema is None else {**network, "average": state.average}
 
     def _save(self, store: Store, snapshot: Snapshot) -> None:
         check_loss(self._run, snapshot.state)

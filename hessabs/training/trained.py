@@ -54,8 +54,9 @@ def load_trained(
             say(line)
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     like = {"params": params, "model_state": model_state}
-    network = load_network(folder, {**like, "average": params} if average else like)
-    return Trained(task, network["average" if average else "params"], network["model_state"], record)
+    if average:
+        like = {"average": params, "average_state": model_state}
+    return Trained(task, *load_network(folder, like).values(), record)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

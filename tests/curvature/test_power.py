@@ -55,12 +55,14 @@ def test_zero_operator_and_zero_vector(matrix_operator, loop):
     zero = hessabs.power_iteration(lambda v: jax.tree.map(jnp.zeros_like, v), {"w": jnp.ones(3)}, loop=loop)
     assert float(zero.eigenvalue) == 0
     assert float(zero.residual) == 0
+    assert zero.converged
     assert np.isfinite(_flat(zero.eigenvector)).all()
     problem = matrix_operator([1.0, 2.0, 3.0])
     start = jax.tree.map(jnp.zeros_like, problem.v0)
     result = hessabs.power_iteration(problem.matvec, start, loop=loop)
     assert float(result.eigenvalue) == 0
     np.testing.assert_array_equal(_flat(result.eigenvector), 0)
+    assert not result.converged
 
 
 @pytest.mark.parametrize("loop", LOOPS)

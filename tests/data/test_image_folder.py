@@ -167,6 +167,14 @@ def other_classes(root):
             r"Classes in .* without a PNG or JPEG image: dog\.",
         ),
         (lambda root: write(root, (3, 1, 3)), r"Class 'bee' in .* has one image, which cannot be split"),
+        (
+            lambda root: (write(root), (root / "ant" / "far").mkdir()),
+            r"holds its images and no folders, got in .*: ant/far\. Move",
+        ),
+        (
+            lambda root: (write(root), (root / "bee" / "b.BMP").write_bytes(b"")),
+            r"Images must be PNG or JPEG: 1 in .* are not: bee/b\.BMP\. Convert",
+        ),
         (only_train, r"has train/ and none of test/, val/, validation/: add one, or use folder:.*train"),
         (other_classes, r"train/ and test/ .* only train/ has \['cat'\], only test/ has \['dog'\]"),
     ],
