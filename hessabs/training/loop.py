@@ -163,8 +163,7 @@ def train(
 
 
 def _result(network: dict[str, Any], summary: dict[str, Any], records: list[dict[str, Any]]) -> Result:
-    names = ("params", "model_state", "average", "average_state")
-    return Result(*(network.get(name) for name in names), summary, records)
+    return Result(**{"average": None, "average_state": None, **network}, summary=summary, records=records)
 
 
 def _train(run: Run, session: Session, snapshot: Snapshot) -> tuple[LoopState, list[dict[str, Any]]]:

@@ -53,10 +53,9 @@ def load_trained(
         for line in lines:
             say(line)
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
-    like = {"params": params, "model_state": model_state}
-    if average:
-        like = {"average": params, "average_state": model_state}
-    return Trained(task, *load_network(folder, like).values(), record)
+    names = ("average", "average_state") if average else ("params", "model_state")
+    network = load_network(folder, dict(zip(names, (params, model_state), strict=True)))
+    return Trained(task, network[names[0]], network[names[1]], record)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
