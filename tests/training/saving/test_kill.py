@@ -10,12 +10,10 @@ import sys
 
 import pytest
 
-from hessabs.batch_size.settings import METHODS
-from tests.training.runs import GROWING, lines
+from tests.training.runs import lines
 
 ROOT = pathlib.Path(__file__).parents[3]
 KILLED = {"status": -signal.SIGKILL, "bits": ""}
-NEEDED = {"gns": {"noise_scale": 4.0}, "fixed": {"grow_epochs": [1, 2]}}
 ABSA = {"method": "absa"}
 
 
@@ -97,17 +95,3 @@ def test_ten_chosen_moments(ask, whole, tmp_path):
         assert ask(tmp_path / "killed", ABSA, [point, count, 0]) == KILLED, point
     assert ask(tmp_path / "killed", ABSA) == whole[0]
     assert lines(tmp_path / "killed") == lines(whole[1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "absa"])
-def test_each_rule(ask, tmp_path, method):
-    growing = {} if method == "bl" else {"max_batch_size": GROWING["max_batch_size"]}
-    settings = {"method": method, "epochs": 3, "lr_decay_epochs": [2], **growing, **NEEDED.get(method, {})}
-    whole = ask(tmp_path / "whole", settings)
-    assert whole["status"] == 0
-    assert (
-        ask(tmp_path / "killed", settings, ["micro_batch", random.Random(method).randint(20, 60), 0]) == KILLED
-    )
-    assert ask(tmp_path / "killed", settings) == whole
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import threading
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hessabs.batch_size.settings import METHODS
 from hessabs.data import micro_batches
 from hessabs.models import create
 from hessabs.training import loop, tasks
@@ -19,11 +21,12 @@ from hessabs.training.interruption import Interrupted
 from hessabs.training.loop import train
 from hessabs.training.loop_state import arrays_of, start
 from hessabs.training.store import refuse_contradictions
-from tests.training.runs import MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
+from tests.training.runs import GROWING, MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
 from tests.training.saving.ending import break_off
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
 EPOCHS = SETTINGS["epochs"]
+NEEDED = {"gns": {"noise_scale": 4.0}, "fixed": {"grow_epochs": (1, 2)}}
 LAST = 98  # micro-batches that are trained on, of 100: what is left fills no update
 OFTEN = Durability(checkpoint_every=f"{7 * MICRO}samples")
 RESUME = OFTEN._replace(resume=True)
@@ -76,6 +79,18 @@ def test_resumed_run_has_the_same_bits(base, whole, tmp_path, step):
     result = train(again(base), tmp_path, RESUME)
     assert bits(result.params) == whole[0]
     assert lines(tmp_path) == whole[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "absa"])
+def test_each_rule(tmp_path, method):
+    growing = {} if method == "bl" else {"max_batch_size": GROWING["max_batch_size"]}
+    settings = {"method": method, "epochs": 3, "lr_decay_epochs": (2,), **growing, **NEEDED.get(method, {})}
+    run = make_run(**settings)._replace(final={})
+    want = bits(train(again(run), tmp_path / "whole").params)
+    break_off(run, random.Random(method).randint(20, 60), tmp_path / "run", OFTEN)
+    assert bits(train(again(run), tmp_path / "run", RESUME).params) == want
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
 def test_broken_off_again_and_again(base, whole, tmp_path):
