@@ -1,11 +1,11 @@
 """Train in processes that may be killed; a test talks to this one in lines of JSON.
 
-A request is ``{"workdir", "settings", "kill", "quick"}``. Each is done by a fork of this process, which has
+A request is ``{"workdir", "settings", "kill", "twice"}``. Each is done by a fork of this process, which has
 imported everything and has never touched a device. ``kill`` is null or ``[point, count, seconds]``: the process
 kills itself (SIGKILL) so many seconds after a point of the code is reached for the count-th time. The answer is
 ``{"status", "bits"}``: the exit status as of ``os.waitstatus_to_exitcode``, and the digest of the params.
-``quick`` compiles without optimisation, attacks and draws nothing, and trains once more from the beginning, in
-the folder ``whole`` beside: ``"whole"`` of the answer is that digest.
+``twice`` trains once more from the beginning, in the folder ``whole`` beside: ``"whole"`` of the answer is that
+digest. Nothing is attacked or drawn, and what is compiled is not optimised.
 """
 
 import json
@@ -109,17 +109,15 @@ def arm(run, point, count, seconds):
 def work(request):
     """Do a request; returns digests of params."""
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in request["settings"].items()}
-    workdir, quick = pathlib.Path(request["workdir"]), request["quick"]
-    jax.config.update("jax_disable_most_optimizations", quick)
-    run = make_run(**settings)
-    if quick:
-        curves.draw_curves = lambda path, runs: path.touch()
-        run = run._replace(final={})
+    workdir = pathlib.Path(request["workdir"])
+    jax.config.update("jax_disable_most_optimizations", True)
+    curves.draw_curves = lambda path, runs: path.touch()
+    run = make_run(**settings)._replace(final={})
     one = again(run)
     if request["kill"]:
         one = arm(one, *request["kill"])
     digests = {"bits": bits(loop.train(one, workdir, DURABILITY).params)}
-    if quick:
+    if request["twice"]:
         digests["whole"] = bits(loop.train(run, workdir.with_name("whole"), DURABILITY).params)
     return digests
 

@@ -19,7 +19,7 @@ ABSA = {"method": "absa"}
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory):
-    """Ask a driver to train: ``ask(workdir, settings, kill=None, quick=False) -> {"status", "bits"}``."""
+    """Ask a driver to train: ``ask(workdir, settings, kill=None, twice=False) -> {"status", "bits"}``."""
     cache = tmp_path_factory.mktemp("cache")
     environment = {
         **os.environ,
@@ -34,8 +34,8 @@ def ask(tmp_path_factory):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as driver:
 
-        def ask(workdir, settings, kill=None, quick=False):
-            request = {"workdir": str(workdir), "settings": settings, "kill": kill, "quick": quick}
+        def ask(workdir, settings, kill=None, twice=False):
+            request = {"workdir": str(workdir), "settings": settings, "kill": kill, "twice": twice}
             driver.stdin.write(json.dumps(request) + "\n")
             driver.stdin.flush()
             return json.loads(driver.stdout.readline())
@@ -56,9 +56,9 @@ def whole(ask, tmp_path_factory):
 @pytest.mark.slow
 def test_a_kill_in_an_update(ask, tmp_path):
     settings = {"method": "bl", "epochs": 1, "lr_decay_epochs": []}
-    assert ask(tmp_path / "killed", settings, ["micro_batch", 16, 0], quick=True) == KILLED
+    assert ask(tmp_path / "killed", settings, ["micro_batch", 16, 0], twice=True) == KILLED
     assert not (tmp_path / "killed" / "summary.json").exists()
-    killed = ask(tmp_path / "killed", settings, quick=True)
+    killed = ask(tmp_path / "killed", settings, twice=True)
     assert killed == {"status": 0, "bits": killed["whole"], "whole": killed["whole"]}
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
