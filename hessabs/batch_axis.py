@@ -62,8 +62,9 @@ def total_weight(weight: Callable[[Any], Any] | None, batch: Any) -> jax.Array:
     """Say how much a batch counts in a mean over several, in at least float32: by ``weight(batch)``, which is
     what the loss divides by or an array whose sum that is, or else by the number of examples.
     """
-    total = num_examples(batch) if weight is None else jnp.sum(jnp.asarray(weight(batch)))
-    return jnp.asarray(total, jnp.promote_types(jnp.result_type(total), jnp.float32))
+    each = jnp.asarray(num_examples(batch) if weight is None else weight(batch))
+    # Wider before the sum: one of many in bfloat16 stands still, and in float16 is infinite soon.
+    return jnp.sum(each, dtype=jnp.promote_types(each.dtype, jnp.float32))
 
 
 def _lengths(batch: Any) -> list[tuple[str, int, Any]]:

@@ -109,6 +109,12 @@ def upcast(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def coarseness(tree: Any) -> float:
+    """Return the epsilon of the coarsest leaves, where they are coarser than float32; 0 otherwise."""
+    coarsest = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in jax.tree.leaves(tree))
+    return coarsest if coarsest > float(jnp.finfo(jnp.float32).eps) else 0.0
+
+
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
     """Scale a pytree to norm 1, the zero tree to zero; return it and its norm, in at least float32."""
     # Scaled by the largest entry first, neither tiny nor huge trees lose their norm to under- or overflow.

@@ -104,7 +104,6 @@ USES = {
             "carlini_wagner": (),
             "square": (0.1,),
             "trust_region": (0.01,),
-            "ensemble": (0.1,),
         }.items()
     },
 }
@@ -112,7 +111,7 @@ USES = {
 
 # One of each kind of loop is among the fast tests.
 SLOW = ("evaluate", "optimizer of an attack", "eigsh on a device", "deflated", "empirical Fisher", "fhsm")
-SLOW += ("deepfool", "carlini_wagner", "square", "trust_region", "ensemble")
+SLOW += ("deepfool", "carlini_wagner", "square", "trust_region")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in USES])

@@ -5,7 +5,6 @@ the loss, a step s changes it by ``g's + s'Hs / 2``: with ``ratio = s'Hs / -g's`
 step at ratio 1 and back where it was at ratio 2.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from hessabs import trees
 from hessabs.curvature.losses import scalar, without_aux
+from hessabs.curvature.passes import Batches, one_pass
 from hessabs.typing import Batch, LossFn, Params
 
 
@@ -58,6 +58,7 @@ def sharpness_along(
     References:
       Roulet et al. (2024), arXiv:2407.06183: a rate of ``s max(-g'u, 0) / |u'Hu|``, u the update.
     """
+    trees.check_floating(params, "params")
     trees.check_like(step, params, "step", "params", dtypes=True)
     function = without_aux(loss_fn, has_aux)
     gradient, product = jax.jvp(jax.grad(lambda p: scalar(function, p, batch)), (params,), (step,))
@@ -65,6 +66,7 @@ def sharpness_along(
     down = slope < 0
     ratio = curvature / jnp.where(down, -slope, 1)
     ratio = jnp.where(down, ratio, jnp.where(curvature > 0, jnp.inf, 0))
+    ratio = jnp.where(jnp.isnan(slope) | jnp.isnan(curvature), jnp.nan, ratio)
     return AlongStep(curvature * trees.safe_inverse(square), slope, curvature, ratio)
 
 
@@ -76,7 +78,7 @@ class BatchSharpness(NamedTuple):
 
 
 def batch_sharpness(
-    loss_fn: LossFn, params: Params, batches: Iterable[Batch], *, has_aux: bool = False
+    loss_fn: LossFn, params: Params, batches: Batches, *, has_aux: bool = False
 ) -> BatchSharpness:
     """Average ``g'Hg / g'g`` over mini-batches, gradient and Hessian of the same batch.
 
@@ -85,7 +87,8 @@ def batch_sharpness(
 
     Args:
       loss_fn, params, has_aux: As in ``sharpness_along``.
-      batches: Mini-batches of the size that the optimiser uses; ten or more say how well the mean is known.
+      batches: Mini-batches of the size that the optimiser uses, or a function that opens them; ten or more say
+        how well the mean is known.
 
     Raises:
       ValueError: If there is no batch, or as in ``sharpness_along``.
@@ -106,9 +109,8 @@ def batch_sharpness(
         gradient = jax.grad(lambda p: scalar(function, p, batch))(params)
         return sharpness_along(function, params, batch, gradient).sharpness
 
-    found: list[Any] = [of_batch(params, batch) for batch in batches]
-    if not found:
-        raise ValueError("`batches` must hold at least one batch, got none.")
+    trees.check_floating(params, "params")
+    found: list[Any] = [of_batch(params, batch) for batch in one_pass(batches)]
     values = jnp.stack(found)
     count = len(found)
     error = jnp.std(values, ddof=1) / jnp.sqrt(count) if count > 1 else jnp.full_like(values[0], jnp.nan)

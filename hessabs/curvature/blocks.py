@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from hessabs import loops, paths, trees
 from hessabs.curvature.eigsh import eigsh
 from hessabs.curvature.layers import IsLayer, Layer, layers
+from hessabs.curvature.linearization import Source
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
 from hessabs.curvature.trace import Estimate, frobenius_norm, trace
 from hessabs.paths import Where
@@ -55,9 +56,12 @@ def restrict(
       >>> block({"scale": None, "shift": jnp.ones(())})
       {'scale': None, 'shift': Array(12., dtype=float32)}
     """
-    if not isinstance(operator, Operator):
+    if not isinstance(operator, Operator) or not isinstance(operator.source, Source):
         _, others, cut = _split(params, where)
-        return Partial(_padded_product, trees.as_partial(operator), jax.tree.map(jnp.zeros_like, others), cut)
+        bound = trees.as_partial(operator), jax.tree.map(jnp.zeros_like, others), cut
+        if isinstance(operator, Operator):  # made of another one
+            return Operator(None, bound, _padded, operator.runs)
+        return Partial(_padded_product, *bound)
     trees.check_like(params, operator.source.params, "params", "the params of `operator`")
     block, others, cut = _split(operator.source.params, where)
     first, *rest = operator.source.functions
@@ -195,6 +199,10 @@ def _with_fixed(
     function: Callable[..., Any], others: Params, cut: _Cut | None, block: Params, batch: Any
 ) -> Any:
     return function(_join(block, others, cut), batch)
+
+
+def _padded(_: None, operator: MatVec, zeros: Params, cut: _Cut | None, vector: Params) -> Params:
+    return _padded_product(operator, zeros, cut, vector)
 
 
 def _padded_product(operator: MatVec, zeros: Params, cut: _Cut | None, vector: Params) -> Params:

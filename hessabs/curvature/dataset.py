@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from hessabs import trees
 from hessabs.curvature.fisher import Distribution, log_partition, squared_losses
 from hessabs.curvature.gauss_newton import MODES as GAUSS_NEWTON
-from hessabs.curvature.linearization import Weight
+from hessabs.curvature.linearization import Source, Weight
 from hessabs.curvature.operators import MODES as HESSIAN
 from hessabs.curvature.passes import Batches
 from hessabs.curvature.streaming import dataset_operator
@@ -182,7 +182,7 @@ def check_deterministic(operator: Operator, vector: Params, *, rtol: float = 1e-
       ValueError: If they do not agree, saying whether to look at shuffling, at augmentation or dropout keys in
         the data, or at the loss.
     """
-    if getattr(operator, "runs", None) != "in Python":
+    if getattr(operator, "runs", None) != "in Python" or not isinstance(operator.source, Source):
         raise ValueError(
             f"`operator` must be one over a data set, as dataset_hessian makes it, got {operator!r}."
         )

@@ -120,7 +120,14 @@ _LOG_PARTITION = {
 }
 
 
-def _mean_log_partition(function: trees.Static, weight: Weight, outputs: jax.Array, batch: Batch) -> Any:
+def _mean_log_partition(function: trees.Static, weight: Weight, outputs: Any, batch: Batch) -> Any:
+    shape = getattr(outputs, "shape", None)
+    if shape is None or len(shape) < 2:
+        got = type(outputs).__name__ if shape is None else f"the shape {shape}"
+        raise ValueError(
+            f"`model_fn` must return an array of outputs of shape (examples, ..., outputs), got {got}; where "
+            "an example has one output, the last axis has length 1 (outputs[:, None])."
+        )
     values = function.value(outputs)
     if weight is None:
         return jnp.mean(values)
@@ -134,7 +141,7 @@ def _mean_log_partition(function: trees.Static, weight: Weight, outputs: jax.Arr
 
 
 def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    weights = jnp.broadcast_to(weights, values.shape)
+    values, weights = trees.upcast(values), trees.upcast(jnp.broadcast_to(weights, values.shape))
     return jnp.sum(jnp.where(weights > 0, weights * values, 0)) / jnp.sum(weights)
 
 

@@ -60,6 +60,11 @@ def critical_batch_size(
       McCandlish et al. (2018), arXiv:1812.06162, appendix A.1. With ``scale``: Gray et al. (2024),
       arXiv:2411.00999, measure by layer; the preconditioned form is this library's own.
     """
+    trees.check_floating(params, "params")
+    if trees.is_traced(params):
+        raise ValueError(
+            "critical_batch_size reads its numbers in Python: it cannot be traced (jit, vmap, grad)."
+        )
     passes, function = Passes(batches), without_aux(loss_fn, has_aux)
 
     @jax.jit
@@ -71,7 +76,7 @@ def critical_batch_size(
 
     @jax.jit
     def products(a: Params, b: Params) -> jax.Array:
-        return jnp.stack([jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
+        return jnp.stack([jnp.sum(x * y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
 
     if scale is not None:
         trees.check_like(scale, params, "scale", "params")

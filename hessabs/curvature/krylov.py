@@ -167,12 +167,17 @@ def _scaled(vector: Any) -> Any:
 
 
 def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
-    product = matvec(bases.to_params(row, form))
+    vector = bases.to_params(row, form)
+    product = matvec(vector)
     _, shape = form.value
     treedef, leaves = shape.value
     want = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     trees.check_like(product, want, "matvec(v0)", "v0")
-    return bases.to_row(product, form)
+    product = bases.to_row(product, form)
+    if trees.coarseness(vector):  # the vector that was multiplied is not the row: at least as long along it
+        along = bases.dot(row, bases.to_row(vector, form))
+        product = jax.tree.map(lambda x: x / along, product)
+    return product
 
 
 def _store(state: KrylovState, product: Any) -> KrylovState:

@@ -67,6 +67,7 @@ def last_layer(
             f"{kernel.shape}, got {features.shape}. {_OTHER_LAYOUT}"
         )
     logits = features @ kernel if bias is None else features @ kernel + bias
+    weights = None if weights is None else jnp.asarray(weights)
     shares = _shares(features.shape[:-1], weights, logits.dtype)
     return Partial(_product, features, jax.nn.softmax(logits), shares, head_params, axes)
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import jax
 from jax.tree_util import Partial
 
-from hessabs import trees
+from hessabs import batch_axis, trees
 from hessabs.curvature.differences import difference
 from hessabs.curvature.linearization import LinearMaps, Modes, Weight, make, make_source
 from hessabs.curvature.losses import scalar, without_aux
 from hessabs.curvature.parts import MEMORY_BUDGET, Linearize, make_operator
+from hessabs.curvature.passes import check_mean_over_rows
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Batch, LossFn, MatVec, Operator, Params
 
@@ -78,7 +79,9 @@ def hessian(
     ``Partial`` of it) and the shapes stay, new params, a new batch or new bound arrays compile nothing again.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch.
+      loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch. It is compiled once, as by
+        ``jax.jit``: globals and attributes that it reads are those of the first call. Bind what changes,
+        ``jax.tree_util.Partial(loss_fn, alpha)``.
       params: A pytree of floating-point arrays.
       batch: What the loss takes; with ``axis_name``, this device's equal share.
       linearize: True to linearise the gradient once and store the residuals: products cost about 1.4 gradients
@@ -126,6 +129,7 @@ def input_hessian(
     inputs_key: str | int = "image",
     linearize: bool = False,
     has_aux: bool = False,
+    weight: Weight = None,
 ) -> MatVec:
     """Make the Hessian of each example's loss with respect to its input an operator.
 
@@ -137,12 +141,15 @@ def input_hessian(
         in evaluation mode).
       batch: What the loss takes.
       inputs_key: The key, field name or index of the inputs in the batch.
+      weight: ``weight(batch)``: what the loss divides by, or an array whose sum that is; None for the number of
+        examples. Row i is then ``w_i H_i v_i``, w_i what the example counts.
 
     Returns:
       A callable pytree: ``operator(vector)``, both shaped like the inputs.
 
     Raises:
-      ValueError: If the batch has no such inputs or they are no floating-point array.
+      ValueError: If the batch has no such inputs or they are no floating-point array; without ``weight``, if
+        the loss is no mean over the examples (where values are known).
 
     Example:
       >>> import jax.numpy as jnp
@@ -153,14 +160,24 @@ def input_hessian(
              [2., 6.]], dtype=float32)
     """
     inputs = get_inputs(batch, inputs_key)
-    summed = Partial(_summed_loss, without_aux(loss_fn, has_aux), params, trees.Static(inputs_key))
-    return hessian(summed, inputs, batch, linearize=linearize)
+    function, key = without_aux(loss_fn, has_aux), trees.Static(inputs_key)
+    source = make_source(MODES, (Partial(_loss_of_rows, function, params),), inputs, batch, weight=weight)
+    if found := check_mean_over_rows(source, batch):
+        raise ValueError(found)
+    bound = None if weight is None else trees.as_partial(weight)
+    return hessian(Partial(_summed_loss, function, params, key, bound), inputs, batch, linearize=linearize)
+
+
+def _loss_of_rows(loss_fn: LossFn, params: Params, inputs: jax.Array, batch: Batch) -> jax.Array:
+    del inputs  # the rows of the batch are looked at, as they are
+    return scalar(loss_fn, params, batch)
 
 
 def _summed_loss(
-    loss_fn: LossFn, params: Params, key: trees.Static, inputs: jax.Array, batch: Batch
+    loss_fn: LossFn, params: Params, key: trees.Static, weight: Weight, inputs: jax.Array, batch: Batch
 ) -> jax.Array:
-    return scalar(loss_fn, params, with_inputs(batch, key.value, inputs)) * inputs.shape[0]
+    total = inputs.shape[0] if weight is None else batch_axis.total_weight(weight, batch)
+    return scalar(loss_fn, params, with_inputs(batch, key.value, inputs)) * total
 
 
 def _gradient(functions: tuple[LossFn, ...], batch: Batch) -> Callable[[Params], Params]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs import batch_axis, loops, programs, trees
+from hessabs import batch_axis, collectives, loops, programs, trees
 from hessabs.curvature.linearization import Source, make, multiply, residual_bytes
 from hessabs.curvature.passes import check_mean_over_rows, is_no_mean_over_rows
 from hessabs.typing import Operator, Params
@@ -67,6 +67,8 @@ def zeros(vector: Params) -> Params:
 def weighted_product(source: Source, vector: Params) -> tuple[Params, jax.Array]:
     """Multiply with what a batch makes, times its weight (0 where that is), and return the weight."""
     weight = batch_axis.total_weight(source.weight, source.batch)
+    if source.axis.value is not None and source.weight is not None:  # the product is the mean over devices
+        weight = collectives.psum(weight, source.axis.value)
     product = jax.tree.map(trees.upcast, multiply(source, None, vector))
     return jax.tree.map(lambda p: jnp.where(weight != 0, weight.astype(p.dtype) * p, 0), product), weight
 

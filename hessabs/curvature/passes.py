@@ -155,6 +155,8 @@ def _check(batches: Any) -> None:
     got, want = type(batches).__name__, "`batches` must be an iterable of batches"
     if isinstance(batches, Mapping):
         raise ValueError(f"{want}, got a {got}; `[batch]` for one.")
+    if hasattr(batches, "ndim"):  # its rows would be batches
+        raise ValueError(f"{want}, got an array of shape {batches.shape}; `[batch]` for one.")
     if not (_is_iterable(batches) or callable(batches)):
         raise ValueError(f"{want}, or a function that returns one, got {got}.")
 

@@ -7,6 +7,7 @@ import optax
 from jax.tree_util import Partial
 
 from hessabs import trees
+from hessabs.curvature.linearization import Source
 from hessabs.typing import MatVec, Operator, Params
 
 
@@ -21,7 +22,8 @@ def preconditioned(operator: MatVec, scale: Params) -> MatVec:
       A callable pytree; eigen-solvers take it as they take ``operator``. For a block, restrict that first.
 
     Raises:
-      ValueError: If an entry of ``scale`` is not above 0 and finite (where it is no traced value).
+      ValueError: If ``scale`` does not look like the params, or an entry is not above 0 and finite (where it is
+        no traced value).
 
     Example:
       >>> operator = lambda v: jnp.array([1.0, 8.0]) * v
@@ -32,6 +34,9 @@ def preconditioned(operator: MatVec, scale: Params) -> MatVec:
       Cohen et al. (2022), arXiv:2207.14484: Adam settles where the top eigenvalue of ``P^-1 H`` is
       ``(2 + 2 b1) / ((1 - b1) lr)``, 38 / lr at b1 = 0.9.
     """
+    trees.check_floating(scale, "scale")
+    if isinstance(operator, Operator) and isinstance(operator.source, Source):
+        trees.check_like(scale, operator.source.params, "scale", "the params of `operator`")
     for x in () if trees.is_traced(scale) else jax.tree.leaves(scale):
         if not (np.asarray(x) > 0).all() or not np.isfinite(np.asarray(x)).all():
             raise ValueError("`scale` must be above 0 and finite everywhere; it has other entries.")

@@ -21,6 +21,7 @@ class Wanted(NamedTuple):
     rtol: float
     num_vectors: int  # rows of the basis besides a block
     max_matvecs: int
+    coarseness: float = 0.0  # of the vectors that are multiplied, where it is no float32
 
 
 class Ritz(NamedTuple):
@@ -45,7 +46,8 @@ def solve(state: krylov.KrylovState, wanted: Wanted, rows: np.ndarray) -> Ritz:
     error[rows] -= vectors[:, chosen] * values[chosen]
     coefficients = np.zeros((count, len(chosen)))
     coefficients[rows] = vectors[:, chosen]
-    floor = 10 * float(np.finfo(basis.measure(state.basis)[2]).eps * np.abs(values).max())
+    eps = float(np.finfo(basis.measure(state.basis)[2]).eps)
+    floor = max(10 * eps, wanted.coarseness) * float(np.abs(values).max())
     return Ritz(values[chosen], coefficients, np.linalg.norm(error, axis=0), floor)
 
 

@@ -16,6 +16,7 @@ from hessabs.transforms.scaling import scaled
 from hessabs.typing import Params
 
 # Optax sums gradients here, with the gain 1 / (1 - decay); elsewhere its moving averages are means.
+_OTHER_COUNTS = (optax.contrib.ReduceLROnPlateauState,)  # of values that are averaged
 _SUMS: dict[Any, str] = {optax.sgd: "momentum", optax.trace: "decay"}
 
 
@@ -114,7 +115,8 @@ def by_examples(
 
         def init(params: Params) -> ByExamplesState:
             zero = jnp.zeros((), jnp.float32)
-            return ByExamplesState(jnp.zeros((), jnp.int32), zero, _with_counts(inner.init(params), zero, zero))
+            state = _with_counts(inner.init(params), zero, zero, params)
+            return ByExamplesState(jnp.zeros((), jnp.int32), zero, state)
 
         def update(
             updates: optax.Updates,
@@ -133,7 +135,8 @@ def by_examples(
             if summed in values:
                 gain = (1 - grown[summed]) / (1 - now[summed])
                 given = scaled(updates, gain)
-            inner_state = _with_counts(state.inner_state._replace(hyperparams=grown), seen / growth, seen)
+            inner_state = state.inner_state._replace(hyperparams=grown)
+            inner_state = _with_counts(inner_state, seen / growth, seen, updates)
             extra = {"num_examples": num_examples, "batch_size": batch_size, **extra_args}
             extra = {name: value for name, value in extra.items() if value is not None}
             new, inner_state = inner.update(given, inner_state, params, **extra)
@@ -191,17 +194,25 @@ def _check(
             raise ValueError(f"`{key}` must lie in [0, 1), got {value}.")
 
 
-def _with_counts(state: Any, updates: jax.Array, batches: jax.Array) -> Any:
+def _with_counts(state: Any, updates: jax.Array, batches: jax.Array, like: Params) -> Any:
     """Set the counts in the state of the transformation inside: updates, and batches for its schedules."""
+    of_params = _kinds(like)  # params may have a field of that name
 
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
+    def counts(node: Any) -> bool:
+        named = isinstance(node, tuple) and "count" in getattr(node, "_fields", ())
+        return named and type(node) not in of_params and not isinstance(node, _OTHER_COUNTS)
 
-    def count(path: Any, node: Any) -> Any:
-        if is_schedule(node):
-            return node._replace(count=batches)
-        # A key of the params may have that name too, an attribute not: theirs are arrays.
-        return updates if path[-1:] == (jax.tree_util.GetAttrKey("count"),) and jnp.ndim(node) == 0 else node
+    def counted(node: Any) -> Any:
+        if not counts(node):
+            return node
+        count = batches if isinstance(node, optax.ScaleByScheduleState) else updates
+        fields = {name: jax.tree.map(counted, value, is_leaf=counts) for name, value in node._asdict().items()}
+        return node._replace(**{**fields, "count": count})
 
-    inner_state = jax.tree_util.tree_map_with_path(count, state.inner_state, is_leaf=is_schedule)
-    return state._replace(inner_state=inner_state)
+    return state._replace(inner_state=jax.tree.map(counted, state.inner_state, is_leaf=counts))
+
+
+def _kinds(tree: Any) -> set[type]:
+    found = set[type]()
+    jax.tree.leaves(tree, is_leaf=lambda node: found.add(type(node)) is not None)  # type: ignore[func-returns-value]
+    return found

@@ -119,7 +119,7 @@ def guarded_learning_rate(
         sign, rate = jnp.where(rate < 0, -1.0, 1.0), jnp.abs(rate)
         downhill = sign if flip_sign else -sign  # of the step, along an update that has a slope up
         peak = jnp.maximum(state.peak, rate)
-        decay = rate / jnp.where(peak > 0, peak, 1)
+        decay = jnp.where(peak > 0, rate / jnp.where(peak > 0, peak, 1), 1)  # a warm-up may begin at 0
 
         def measure() -> tuple[jax.Array, jax.Array, jax.Array]:
             part = batch if examples is None else batch_axis.map_examples(lambda x: x[:examples], batch)

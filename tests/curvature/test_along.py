@@ -76,7 +76,7 @@ def test_batch_sharpness_is_the_mean_over_batches_of_their_own():
     np.testing.assert_allclose(found.value, np.mean(values), rtol=1e-4)
     np.testing.assert_allclose(found.standard_error, np.std(values, ddof=1) / np.sqrt(3), rtol=1e-3)
     assert np.isnan(curvature.batch_sharpness(loss_fn, PARAMS, batches[:1]).standard_error)
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="gave no batch"):
         curvature.batch_sharpness(loss_fn, PARAMS, [])
 
 
@@ -111,3 +111,11 @@ def test_what_has_no_scale_is_refused():
         curvature.adam_scale(optax.adam(0.1).init(PARAMS), b2=0.999)
     with pytest.raises(ValueError, match="one scale_by_adam in it, got 0"):
         curvature.adam_scale(optax.sgd(0.1).init(PARAMS), b2=0.999)
+
+
+@pytest.mark.parametrize("power", [2, 4])
+def test_what_is_not_known_is_no_ratio(power):
+    found = curvature.sharpness_along(
+        lambda w, x: jnp.mean((x @ w) ** power), jnp.full(3, jnp.nan), X, jnp.ones(3)
+    )
+    assert np.isnan(found.ratio)

@@ -167,3 +167,29 @@ def _flops(operator, vector):
 
 def _flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float64)
+
+
+@pytest.mark.parametrize("kind", ["data set", "split", "plain"])
+def test_blocks_of_a_preconditioned_operator(kind):
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=2), jnp.float32), "b": jnp.ones(1)}
+    x, scale = (
+        jnp.asarray(rng.normal(size=(8, 3)), jnp.float32),
+        {"a": jnp.array([1.0, 4.0]), "b": jnp.array([9.0])},
+    )
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(x[:, :2] @ params["a"] + x[:, 2] * params["b"][0]) ** 2)
+
+    whole = curvature.hessian(loss, params, x)
+    if kind == "data set":
+        whole = curvature.dataset_hessian(loss, params, [x[:4], x[4:]])
+    elif kind == "split":
+        whole = curvature.hessian(loss, params, x, linearize="auto", memory_budget=1)
+    block = curvature.restrict(curvature.preconditioned(whole, scale), params, "a")
+    matrix = jax.hessian(lambda a: loss({**params, "a": a}, x))(params["a"])
+    want = matrix / np.outer([1, 2], [1, 2])
+    got = np.stack([block({"a": unit, "b": None})["a"] for unit in jnp.eye(2)])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    top = curvature.eigsh(block, {"a": jnp.ones(2), "b": None}, 2)
+    np.testing.assert_allclose(top.eigenvalues, np.linalg.eigvalsh(want)[::-1], rtol=1e-3)

@@ -12,7 +12,7 @@ from tests.curvature import models
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-W, X = jnp.ones(3), jnp.ones((2, 3))
+W, X, KEY = jnp.ones(3), jnp.ones((2, 3)), jax.random.key(0)
 
 
 def loss(w, x):
@@ -193,3 +193,54 @@ def test_batches_are_read_again_or_refused():
             list(read(lambda: 3))
         with pytest.raises(ValueError, match="The data set is empty"):
             list(read([]))
+
+
+def outputs(w, x):
+    return x @ w
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: curvature.fisher(outputs, W, X)(W),
+            r"of shape \(examples, ..., outputs\), got the shape \(2,\)",
+        ),
+        (lambda: curvature.fisher(lambda w, x: {"a": x}, W, X)(W), r"array of outputs .* got dict"),
+        (lambda: curvature.critical_batch_size(loss, W, X), r"got an array of shape \(2, 3\); `\[batch\]`"),
+        (lambda: curvature.dataset_hessian(loss, W, np.ones((4, 2, 3))), r"got an array of shape \(4, 2, 3\)"),
+        (lambda: curvature.critical_batch_size(loss, jnp.arange(3), [X]), r"`params` must hold floating-point"),
+        (lambda: curvature.sharpness_along(loss, jnp.arange(3), X, W), r"`params` must hold floating-point"),
+        (lambda: curvature.batch_sharpness(loss, W, {"x": X}), r"`batches` must be an iterable .* got a dict"),
+        (
+            lambda: curvature.preconditioned(curvature.hessian(loss, W, X), jnp.arange(3)),
+            r"`scale` must hold float",
+        ),
+        (
+            lambda: curvature.preconditioned(curvature.hessian(loss, W, X), jnp.ones(2)),
+            r"the structure of `the par",
+        ),
+        (
+            lambda: curvature.check_deterministic(
+                curvature.preconditioned(curvature.dataset_hessian(loss, W, [X]), W), W
+            ),
+            r"must be one over a data set",
+        ),
+        (
+            lambda: jax.jit(lambda w: curvature.spectral_density(curvature.hessian(loss, w, X), w, KEY))(W),
+            r"cannot be traced .* use lanczos",
+        ),
+        (lambda: jax.jit(lambda w: curvature.critical_batch_size(loss, w, [X]))(W), r"cannot be traced"),
+        (
+            lambda: curvature.input_hessian(
+                lambda w, b: jnp.sum(b["m"] * (b["image"] @ w) ** 2) / jnp.sum(b["m"]),
+                W,
+                {"image": jnp.arange(12.0).reshape(4, 3), "m": jnp.array([1.0, 1, 1, 0])},
+            ),
+            r"not the mean of those of its halves, .* `weight=`",
+        ),
+    ],
+)
+def test_what_was_no_number_or_no_sentence_is_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

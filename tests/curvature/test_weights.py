@@ -284,3 +284,45 @@ def test_the_last_batch_may_be_the_padded_one(params):
     batch["mask"][9:] = 0
     with pytest.warns(UserWarning, match="not the mean"):
         curvature.dataset_hessian(loss_fn, params, cut(batch, (4, 7)))(params)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "fisher"])
+def test_parts_on_devices_of_unequal_weight(kind):
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(2, 8, 3)), "mask": [[1] * 4 + [0] * 4, [0, 0] + [1] * 6]}
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), batch, is_leaf=lambda x: isinstance(x, list))
+    w = jnp.arange(1.0, 4)
+
+    def squares(w, batch):
+        return jnp.sum(batch["mask"] * (batch["x"] @ w) ** 2) / jnp.sum(batch["mask"])
+
+    def product(batch):
+        options = {"linearize": "auto", "memory_budget": 1, "axis_name": "i", "weight": lambda b: b["mask"]}
+        if kind == "hessian":
+            return curvature.hessian(squares, w, batch, **options)(w)
+        model = lambda w, batch: batch["x"] @ w[:, None]  # noqa: E731
+        return 2 * curvature.fisher(model, w, batch, distribution="normal", **options)(w)
+
+    want = jax.hessian(squares)(w, jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), batch)) @ w
+    got = jax.vmap(product, axis_name="i")(batch)
+    np.testing.assert_allclose(got, [want, want], rtol=1e-5)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("i",))
+    one = jax.tree.map(lambda x: x.reshape(16, *x.shape[2:]), batch)
+    spec = jax.sharding.PartitionSpec
+    mapped = jax.shard_map(product, mesh=mesh, in_specs=spec("i"), out_specs=spec())
+    np.testing.assert_allclose(jax.jit(mapped)(one), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_masks_in_half_precision_are_summed_in_single(dtype):
+    count = 70_000  # beyond what float16 holds, and far beyond what bfloat16 counts
+    batch = {"x": jnp.ones((count, 1)), "mask": jnp.ones(count, dtype)}
+    assert float(batch_axis.total_weight(lambda b: b["mask"], batch)) == count
+    operator = curvature.fisher(
+        lambda w, b: b["x"] @ w[:, None],
+        jnp.ones(1),
+        batch,
+        distribution="normal",
+        weight=lambda b: b["mask"],
+    )
+    np.testing.assert_allclose(operator(jnp.ones(1)), 1, rtol=1e-5)

@@ -1,6 +1,7 @@
 """What follows the batch, against closed forms that know examples alone, and against optax where it stays."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,3 +215,31 @@ def test_the_examples_must_be_given():
     tx = hessabs.by_examples(optax.adam, batch_size=B0)(0.1)
     with pytest.raises(ValueError, match=r"needs the examples of this update.*num_examples="):
         tx.update(CONSTANT, tx.init(CONSTANT), CONSTANT)
+
+
+class Counted(NamedTuple):
+    """Params with a field of the name of a counter."""
+
+    count: jax.Array
+    w: jax.Array
+
+
+def test_a_param_that_is_called_count_is_none():
+    params = Counted(jnp.ones(()), jnp.ones(2))
+    tx, plain = hessabs.by_examples(optax.adamw, batch_size=B0)(0.1), optax.adamw(0.1)
+    state, plain_state = tx.init(params), plain.init(params)
+    for _ in range(5):
+        got, state = tx.update(params, state, params, num_examples=B0)
+        want, plain_state = plain.update(params, plain_state, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+
+
+def test_counts_of_other_things_stay():
+    def factory(learning_rate):
+        return optax.chain(optax.sgd(learning_rate), optax.contrib.reduce_on_plateau(accumulation_size=2))
+
+    tx = hessabs.by_examples(factory, batch_size=B0)(1.0)
+    state = tx.init(CONSTANT)
+    for count in (1, 0, 1):
+        _, state = tx.update(CONSTANT, state, CONSTANT, num_examples=B0, value=1.0)
+        assert int(state.inner_state.inner_state[1].count) == count

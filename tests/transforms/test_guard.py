@@ -195,3 +195,17 @@ def test_what_is_missing_is_named():
         tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match="needs params"):
         tx.update(params, tx.init(params), loss_fn=loss_fn, batch=make_batch())
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("warm_up", [20, 1])
+def test_a_warm_up_from_0_is_guarded_from_its_first_update(warm_up, every):
+    matrix = jnp.diag(jnp.array([4.0, 1.96, 1.0]))  # the edge is 0.5, and the rate ten times that
+
+    def loss(w, batch):
+        return w @ batch @ w / 2
+
+    tx = hessabs.guarded_learning_rate(optax.linear_schedule(0.0, 5.0, warm_up), every=every)
+    states = [state for _, state in course(tx, jnp.ones(3), [matrix] * 30, loss)]
+    assert float(states[0].limit) == pytest.approx(2 * (16 + 1.96**2 + 1) / (64 + 1.96**3 + 1), rel=1e-5)
+    assert max(float(state.learning_rate) for state in states) < 1.3
