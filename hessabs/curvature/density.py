@@ -63,8 +63,8 @@ def spectral_density(
     trees.check_floating(like, "like")
     if trees.is_traced(matvec, like, key):
         raise ValueError(
-            "spectral_density makes its quadrature on the host and cannot be traced (jit, vmap, grad); use lanczos "
-            "there."
+            "spectral_density makes its quadrature on the host and cannot be traced (jit, vmap, grad); use "
+            "lanczos there."
         )
     check_dimension("num_iters", num_iters, trees.size(like))
     diagonals, off_diagonals, num_matvecs = [], [], 0
