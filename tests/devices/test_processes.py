@@ -31,6 +31,25 @@ FLAGS = (
 )
 
 
+NORMED = """
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(32)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        return nn.Dense(self.num_classes)(nn.relu(x))
+
+
+def make(num_classes):
+    return Net(num_classes)
+"""
+
+
 def start(workdir, devices, *flags):
     environment = {
         **os.environ,
@@ -96,7 +115,8 @@ def test_several_processes_are_one(alone, tmp_path, processes, devices):
 @pytest.mark.slow
 def test_batch_norm_over_several_processes(tmp_path):
     # A single micro-batch is split over all devices while the batch is small; later each device has its own.
-    flags = ("--model=c1_small", "--lr=0.0002")  # batch norm amplifies rounding: small steps
+    (tmp_path / "net.py").write_text(NORMED)
+    flags = (f"--model={tmp_path / 'net.py'}:make", "--lr=0.002")  # batch norm amplifies rounding: small steps
     codes, outputs = end(start_several(tmp_path / "several", 2, 2, *flags))
     assert codes == [0, 0], outputs
     codes, outputs = end([start(tmp_path / "one", 4, "--devices=4", *flags)])
