@@ -15,6 +15,7 @@ from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import is_used
 from hessabs.training import across
+from hessabs.training.average_state import Refresh, make_refresh
 from hessabs.training.evaluation import Evaluation, make_evaluation
 from hessabs.training.measure import Measure, Track, make_measure, make_track
 from hessabs.training.mesh import (
@@ -30,7 +31,6 @@ from hessabs.training.mesh import (
 from hessabs.training.objectives import Objective, Share
 from hessabs.training.optimizers import Optimizer, as_optimizer
 from hessabs.training.resident import make_gather
-from hessabs.training.running import Refresh, make_refresh
 from hessabs.training.settings import RunSettings, check_run
 from hessabs.training.step import (
     Functions,

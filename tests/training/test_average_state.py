@@ -9,7 +9,7 @@ import pytest
 
 from hessabs import batch_size, training
 from hessabs.training import RunSettings, fit, tasks
-from hessabs.training.running import make_refresh
+from hessabs.training.average_state import make_refresh
 from hessabs.training.trained import load_trained
 
 EXAMPLES, FEATURES, MICRO = 96, 5, 16
