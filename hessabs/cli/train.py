@@ -58,6 +58,7 @@ def main(values: flags.FlagValues) -> int:
                 parts.task,
                 parts.optimizer,
                 parts.rule,
+                overwrite=values.overwrite,
                 workdir=folder,
                 durability=options,
                 callbacks=callbacks,

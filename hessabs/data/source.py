@@ -166,7 +166,18 @@ def as_source(data: Any) -> Source:
 
 
 def subset(source: Source, indices: np.ndarray) -> Source:
-    """Keep the examples at ``indices``, without reading them where they are not in memory."""
+    """Keep the examples at ``indices``, or those that a mask of bools says; without reading them where they are
+    not in memory.
+    """
+    indices, size = np.asarray(indices), len(source)
+    if indices.dtype == bool:
+        if indices.shape != (size,):
+            raise ValueError(f"A mask must be of shape ({size},), one for each example, got {indices.shape}.")
+        indices = np.flatnonzero(indices)
+    inside = not indices.size or (indices.dtype.kind in "iu" and -size <= indices.min() <= indices.max() < size)
+    if not inside:
+        raise ValueError(f"`indices` must be whole numbers within the {size} examples, got {indices}.")
+    indices = indices.astype(np.int64) % size
     if isinstance(source, Arrays):
         return Arrays(jax.tree.map(lambda array: array[indices], source.arrays))
     return View(source, indices)
@@ -202,8 +213,9 @@ def hold_out(source: Any, number: int) -> tuple[Source, Source]:
 
 
 def fingerprint(source: Source) -> str:
-    """Tell a source from another: 16 digits of the SHA-256 of its labels, or of its arrays where it has none;
-    of what lies on disk, of the names of its files and examples; of other sources, of 64 examples.
+    """Tell a source from another: 16 digits of the SHA-256 of its labels and of 64 examples, or of its
+    arrays where it has no labels; of what lies on disk, of the names of its files and examples; of other
+    sources, of 64 examples.
     """
     digest = hashlib.sha256()
     for part in _content(source):
@@ -219,12 +231,16 @@ def _content(source: Source) -> Iterator[Any]:
     elif isinstance(source, Examples) and hasattr(source.items, "content"):
         yield source.items.content()
     else:
-        if isinstance(source, Arrays):
-            batch = {"label": source["label"]} if "label" in source.arrays else source.arrays
+        sampled = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED)).astype(np.int64)
+        if not isinstance(source, Arrays):
+            batches = [source.take(sampled)]
+        elif "label" in source.arrays:
+            batches = [{"label": source["label"]}, source.take(sampled)]
         else:
-            batch = source.take(np.linspace(0, len(source) - 1, min(len(source), _SAMPLED)).astype(np.int64))
-        yield str(_spec(batch)).encode()
-        yield from (np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(batch))
+            batches = [source.arrays]
+        for batch in batches:
+            yield str(_spec(batch)).encode()
+            yield from (np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(batch))
 
 
 def _arrays(tree: dict[str, Any]) -> Arrays:

@@ -1,5 +1,6 @@
 """Functions that are told of a run while it trains, ``callback(event, record)``: by name, or the user's own."""
 
+import copy
 import json
 import math
 import numbers
@@ -47,7 +48,7 @@ def call_all(
     """Tell every callback, each with a copy of the record; if one raises, save and raise ``CallbackError``."""
     for callback in callbacks:
         try:
-            callback(event, dict(record))
+            callback(event, copy.deepcopy(dict(record)))
         except Exception as error:
             save()
             own = getattr(callback, "__qualname__", type(callback).__qualname__)

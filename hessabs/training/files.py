@@ -51,8 +51,8 @@ def check_workdir(workdir: pathlib.Path, *, overwrite: bool) -> None:
         )
     if not overwrite and any((workdir / name).exists() for name in (METRICS, SUMMARY, CHECKPOINTS)):
         raise FileExistsError(
-            f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite to lose it, or "
-            "--resume to go on with it."
+            f"`workdir` {workdir} already holds a run; name another folder or pass --overwrite "
+            "(overwrite=True) to lose it, or --resume (Durability(resume=True)) to go on with it."
         )
 
 

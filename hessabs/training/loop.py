@@ -13,7 +13,7 @@ import numpy as np
 from hessabs import compiling, curvature
 from hessabs.batch_size import Controller, ControllerState, Count, Observation
 from hessabs.data import Position, Reader
-from hessabs.training import processes
+from hessabs.training import files, processes
 from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
@@ -27,6 +27,7 @@ from hessabs.training.run import DEFAULTS, PLAIN, Remainder, Run, Schedule, prep
 from hessabs.training.session import Session
 from hessabs.training.settings import RunSettings
 from hessabs.training.sizes import Sizes, make_sizes
+from hessabs.training.step import averaged
 from hessabs.training.task import Task
 from hessabs.typing import Params
 
@@ -59,6 +60,7 @@ def fit(
     durability: Durability | None = None,
     callbacks: Sequence[Callback] = (),
     record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Result:
     """Train.
 
@@ -91,6 +93,7 @@ def fit(
         saves nothing on the way.
       callbacks: Called with every epoch's record and every decision, see ``hessabs.training.callbacks``.
       record: What made the parts, for the folder: a run goes on only where it is the same. JSON holds it.
+      overwrite: Whether a run that ``workdir`` holds may be lost, where this one does not go on with it.
 
     Returns:
       A ``Result``. Where a run in ``workdir`` that is to go on has finished, what it left.
@@ -98,6 +101,7 @@ def fit(
     Raises:
       FloatingPointError: If the loss is not finite, naming the update. What was written stays.
       BlockingIOError: If another process runs in ``workdir``.
+      FileExistsError: If ``workdir`` holds a run, and is neither to be overwritten nor to be gone on with.
       CallbackError: If a callback raised; the run was saved first.
       ValueError: If the parts do not fit each other, or what was saved in ``workdir`` is another run, or
         damaged beyond use.
@@ -127,7 +131,11 @@ def fit(
         settings=settings,
         record=record,
     )
-    return train(run, None if workdir is None else pathlib.Path(workdir), durability, callbacks)
+    if workdir is None:
+        return train(run, None, durability, callbacks)
+    folder, goes_on = pathlib.Path(workdir), durability is not None and durability.resume
+    processes.on_first(lambda: files.check_workdir(folder, overwrite=overwrite or goes_on))
+    return train(run, folder, durability, callbacks)
 
 
 def train(
@@ -156,8 +164,8 @@ def train(
         summary = summarize(run, last, records, results, final, session.seconds(), compiled)
         network = {"params": last.params, "model_state": last.model_state}
         if run.settings.ema is not None:
-            running = run.refresh(last.average, last.model_state)
-            network |= {"average": last.average, "average_state": running}
+            average = averaged(last)
+            network |= {"average": average, "average_state": run.refresh(average, last.model_state)}
         session.finish(network, records, summary)
     return _result(network, summary, records)
 

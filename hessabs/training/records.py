@@ -15,7 +15,7 @@ from hessabs.training.finite import check_loss
 from hessabs.training.loop_state import NOT_MEASURED, LoopState, learning_rate
 from hessabs.training.progress import Progress
 from hessabs.training.run import Run
-from hessabs.training.step import TrainState, mean_loss, read_loss
+from hessabs.training.step import TrainState, averaged, mean_loss, read_loss
 from hessabs.transforms import GuardedLearningRateState
 from hessabs.typing import Params
 
@@ -49,9 +49,9 @@ def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dic
     with clock.measure("eval"):
         results = evaluate_all(run.evaluate, seen.params, seen.model_state)
         if run.settings.ema is not None:
-            running = run.refresh(train_state.average, seen.model_state)
-            averaged = evaluate_all(run.evaluate, train_state.average, running)
-            results |= {f"ema_{name}": value for name, value in averaged.items()}
+            average = averaged(train_state)
+            found = evaluate_all(run.evaluate, average, run.refresh(average, seen.model_state))
+            results |= {f"ema_{name}": value for name, value in found.items()}
     tracked: dict[str, float] = {}
     if run.settings.tracked:
         with clock.measure("hessian"):

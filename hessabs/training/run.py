@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -10,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks, loops
-from hessabs.batch_size import Controller, sizes
+from hessabs.batch_size import Controller, Count, Observation, sizes
 from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
-from hessabs.jaxprs import is_used
+from hessabs.jaxprs import digest, is_used
 from hessabs.training import across
 from hessabs.training.average_state import Refresh, make_refresh
 from hessabs.training.evaluation import Evaluation, make_evaluation
@@ -34,6 +35,7 @@ from hessabs.training.resident import make_gather
 from hessabs.training.settings import RunSettings, check_run
 from hessabs.training.step import (
     Functions,
+    Reads,
     TrainState,
     init_state,
     jit_functions,
@@ -162,6 +164,11 @@ def prepare(
     prepare_on_device = jax.jit(task.prepare)
     prepared = prepare_on_device(batch)
     check_bounds(task, prepared)
+    if isinstance(prepared, dict) and "shift" in prepared and task.augmentation == "crop_flip":
+        raise ValueError(
+            f"`augmentation` crop_flip of the task {task.name} is drawn and not used: let `prepare` apply it "
+            "(`hessabs.data.crop_flip`), or leave it out."
+        )
     key, memory = jax.random.key(settings.seed), objective.init(task, prepared)
     state = init_state(task, optimizer, key, memory, average=settings.ema is not None)
     convolves, draws = _trace(task, state, batch)
@@ -197,17 +204,22 @@ def prepare(
     hessian_batch = {**task.train.take(order), "weight": np.ones(len(order), np.float32)}
     measures = functools.partial(make_measure, task, hessian_batch, rtol=settings.hessian_rtol, mesh=mesh)
     measure_final = measures(max_iters=max(settings.hessian_iters, _FINAL_HESSIAN_ITERS))
+    examples = num_examples if keeps_remainder else per_epoch * size
+
+    def factor(samples: int) -> float:
+        return 1.0 if schedule is None else float(schedule(samples))
+
     return Run(
         task=task,
         optimizer=optimizer,
         rule=rule,
         objective=objective,
-        schedule=(lambda samples: 1.0) if schedule is None else (lambda samples: float(schedule(samples))),
+        schedule=factor,
         settings=settings,
         epochs=epochs,
         micro_batch_size=size,
         keeps_remainder=keeps_remainder,
-        epoch_examples=num_examples if keeps_remainder else per_epoch * size,
+        epoch_examples=examples,
         functions=jitted,
         perturb=perturb if by_python else None,
         state=state,
@@ -220,7 +232,10 @@ def prepare(
         mesh=mesh,
         reads_micro_batch=reads.micro_batch,
         dealt=dealt,
-        record=_describe(task, settings, epochs, size, remainder, record or {}),
+        record={
+            **_describe(task, settings, epochs, size, remainder, record or {}),
+            "parts": _parts(rule, objective, state, reads, [factor(k * examples // 2) for k in range(5)]),
+        },
     )
 
 
@@ -315,5 +330,25 @@ def _describe(
     own = {"name": task.name, "epochs": epochs, "micro_batch_size": size, "remainder": remainder}
     return {
         "config": {**settings._asdict(), **own, **task.settings, **record},
-        "data": {"number of examples": len(task.train), "digest": fingerprint(task.train)},
+        "data": {
+            "number of examples": len(task.train),
+            "digest": fingerprint(task.train),
+            "classes": None if task.class_names is None else list(task.class_names),
+        },
+    }
+
+
+def _parts(
+    rule: Controller, objective: Objective, state: TrainState, reads: Reads, factors: list[float]
+) -> dict[str, Any]:
+    """Tell the parts of a run from others, where nothing else says what they are."""
+    observation = Observation(Count.of(0), lr_scale=np.float32(1))
+    if rule.measures == "gradient":
+        observation = observation._replace(gradient=state.statistics)
+    return {
+        "made with": ", ".join(f"{name} {metadata.version(name)}" for name in ("hessabs", "jax", "optax")),
+        "optimiser": reads.digest,
+        "rule": digest(jax.make_jaxpr(rule.update)(observation, rule.init())),
+        "objective": [objective.fraction, objective.replays, objective.perturb is None],
+        "schedule": factors,
     }

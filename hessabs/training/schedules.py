@@ -107,7 +107,7 @@ def make_schedule(
             f"{decay}, {decay_fraction} and {end}."
         )
     fall = {"cosine": warmup, "linear": warmup, "wsd": round(total * (1 - decay_fraction))}.get(name, total)
-    if not 0 <= warmup <= fall or (fall == total and name in ("cosine", "linear")):
+    if not 0 <= warmup <= fall or (warmup >= total and name in ("cosine", "linear")):
         raise ValueError(
             f"`warmup` must be at least 0 and end before the run of {total} examples"
             f"{f' falls, at {fall}' if name == 'wsd' else ' does'}, got {warmup}."

@@ -19,7 +19,7 @@ import optax
 from hessabs import trees
 from hessabs.batch_size import GradientStatistics
 from hessabs.cpu import convolutions
-from hessabs.jaxprs import is_used
+from hessabs.jaxprs import digest, is_used
 from hessabs.training.objectives import Contribution, Objective, Share
 from hessabs.training.optimizers import Optimizer
 from hessabs.training.task import Task
@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
     params: Params
     model_state: Any  # batch norm statistics, say; {} without any
     opt_state: optax.OptState
-    average: Any  # exponential moving average of the params by examples; () without one
+    average: Any  # exponential moving average of the params by examples, in at least float32; () without one
     memory: Any  # what the objective carries from micro-batch to micro-batch; () where it carries nothing
     loss: jax.Array  # shape (), float32: sum of the losses since `read_loss`, each times its weight
     loss_weight: jax.Array  # shape (), float32: weight in `loss`
@@ -77,9 +77,8 @@ def init_state(task: Task, optimizer: Optimizer, key: jax.Array, memory: Any, *,
     opt_state = jax.tree.map(lambda x: jnp.array(x, copy=True), optimizer.tx.init(params))
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
     statistics = GradientStatistics(none, none, zero, zero)
-    state = TrainState(
-        params, model_state, opt_state, params if average else (), memory, zero, zero, statistics, none, none
-    )
+    wide = jax.tree.map(trees.upcast, params) if average else ()  # what is added would be lost in bfloat16
+    state = TrainState(params, model_state, opt_state, wide, memory, zero, zero, statistics, none, none)
     return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
 
@@ -88,6 +87,7 @@ class Reads(NamedTuple):
 
     lr_scale: bool  # it multiplies its rate by it itself
     micro_batch: bool  # it evaluates the loss, as a guarded learning rate does
+    digest: str  # of the program of an update, and so of its hyperparameters
 
 
 def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) -> Reads:
@@ -113,7 +113,7 @@ def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) 
         ) from error
     before = f"state of {optimizer.name}"
     trees.check_like(shapes[1], state.opt_state, f"{before} after an update", before, dtypes=True)
-    return Reads(is_used(program, 0), is_used(program, 1))
+    return Reads(is_used(program, 0), is_used(program, 1), digest(program))
 
 
 def _of_loss(task: Task, model_state: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
@@ -305,6 +305,11 @@ def add_each(
         return add(state, totals, batch, fraction, number, share), None
 
     return jax.lax.scan(one, totals, (first + jnp.arange(count), cut))[0]
+
+
+def averaged(state: TrainState) -> Params:
+    """Return the average of the params, in their dtypes."""
+    return jax.tree.map(lambda a, p: a.astype(p.dtype), state.average, state.params)
 
 
 def mean_loss(state: TrainState) -> float:

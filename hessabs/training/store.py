@@ -54,7 +54,7 @@ class Store:
             return None
         summary: dict[str, Any] = json.loads(path.read_text())
         recorded = json.loads(config.read_text()) if config.exists() else {}
-        refuse_contradictions({"config": recorded.get("config", summary)}, self._run.record)
+        refuse_contradictions({"config": summary, **recorded}, self._run.record)
         if summary["epochs"] < self._run.epochs:
             say(f"the run in {self.folder} has finished; going on to epoch {self._run.epochs}.")
             return None
@@ -175,8 +175,13 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
     wrong += [
         f"of the data the {name} is {saved['data'].get(name)} in the checkpoint and {value} now"
         for name, value in now["data"].items()
-        if "data" in saved and saved["data"].get(name) != value
+        if name in saved.get("data", {}) and saved["data"][name] != value
     ]
+    parts = saved.get("parts", {})
+    if parts.get("made with") == now["parts"]["made with"]:
+        wrong += [
+            f"the {name} is another one" for name, value in now["parts"].items() if parts.get(name) != value
+        ]
     if wrong:
         raise ValueError(
             f"This is not the run that was saved: {'; '.join(wrong)}. Its place in the data, its rule and its "

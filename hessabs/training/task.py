@@ -121,6 +121,8 @@ def check_task(task: Task, batch: Any) -> None:
                 f"The loss of {_named(task)} must return LossOutput(mean, weight, model_state, metrics), "
                 f"got {type(out).__name__}: a mean alone does not say what it is over."
             )
+        if "loss" in out.metrics:
+            raise ValueError(f"No metric of {_named(task)} may be called 'loss': that is the mean itself.")
         for name, value in {"mean": out.mean, "weight": out.weight, **out.metrics}.items():
             if getattr(value, "shape", None) != ():
                 raise ValueError(f"`{name}` of the loss of {_named(task)} must be a scalar array, got {value}.")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from hessabs.data import fingerprint
 from hessabs.training.files import CONFIG, SUMMARY, say
 from hessabs.training.network import load_network
 from hessabs.training.task import Task
@@ -50,12 +51,28 @@ def load_trained(
     record = read_config(folder)
     if task is None:
         task, lines = recorded_task(folder, record, flags or {})
-        for line in lines:
+        named = {name for name, value in (flags or {}).items() if value is not None}
+        for line in lines if named & {"task", "dataset"} else [*lines, *_other_data(folder, record, task)]:
             say(line)
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     names = ("average", "average_state") if average else ("params", "model_state")
     network = load_network(folder, dict(zip(names, (params, model_state), strict=True)))
     return Trained(task, network[names[0]], network[names[1]], record)
+
+
+def _other_data(folder: pathlib.Path, record: Mapping[str, Any], task: Task) -> list[str]:
+    """Compare the data that a run was made of with those of the same name now; a ValueError: other classes."""
+    seen = record.get("data", {})
+    classes = None if task.class_names is None else list(task.class_names)
+    if seen.get("classes") and classes and seen["classes"] != classes:
+        gone, new = set(seen["classes"]) - set(classes), set(classes) - set(seen["classes"])
+        raise ValueError(
+            f"The classes of the data of {folder} are others now, and its outputs would have wrong names: gone "
+            f"are {sorted(gone)}, new are {sorted(new)}. Restore their names, or name the data with --dataset."
+        )
+    if "digest" not in seen or seen["digest"] == fingerprint(task.train):
+        return []
+    return [f"The training examples of {task.name} are not those that the run in {folder} saw."]
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:

@@ -204,3 +204,22 @@ def test_worker_processes_read_sources_of_the_caller():
         one, two = alone(count), helped(count)
         assert one[1] == two[1]
         np.testing.assert_array_equal(one[0]["x"], two[0]["x"])
+
+
+class Numbers:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return {"x": np.float32(index)}
+
+
+@pytest.mark.parametrize("kind", [Numbers, lambda: {"x": np.arange(10.0)}])
+def test_a_subset_by_a_mask_by_a_list_and_none(kind):
+    source, mask = as_source(kind()), np.arange(10) % 3 == 1
+    for indices in (mask, [1, 4, 7], np.array([1, 4, -3])):
+        part = subset(source, indices)
+        assert part.take(np.arange(len(part)))["x"].tolist() == [1, 4, 7]
+    for wrong in (mask[:-1], [10], [0.5]):
+        with pytest.raises(ValueError, match=r"mask must be of shape|must be whole numbers within the 10"):
+            subset(source, wrong)

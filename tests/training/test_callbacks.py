@@ -184,15 +184,14 @@ def test_a_package_that_is_missing(monkeypatch, tmp_path, name, package, advice)
 
 def test_a_callback_of_a_file(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "def make():\n    seen = []\n    return lambda event, record: record['told'].append(event)\n"
+        "def make():\n    return lambda event, record: record['path'].write_text(event)\n"
         "def nothing():\n    return 3\n"
     )
-    told = []
     callbacks = make_callbacks((f"{tmp_path / 'mine.py'}:make",), tmp_path)
-    call_all(callbacks, "epoch", {"told": told}, save=lambda: None)
-    assert told == ["epoch"]
+    call_all(callbacks, "epoch", {"path": tmp_path / "told"}, save=lambda: None)
+    assert (tmp_path / "told").read_text() == "epoch"
     with pytest.raises(
-        ValueError, match=r"mine.py, line 4: nothing\(\) returned a int; expected a function of"
+        ValueError, match=r"mine.py, line 3: nothing\(\) returned a int; expected a function of"
     ):
         make_callbacks([f"{tmp_path / 'mine.py'}:nothing"], tmp_path)
     with pytest.raises(CallbackError, match=r"The callback .*mine.py:make raised KeyError at the event 'end'"):

@@ -91,3 +91,10 @@ def test_settings_that_cannot_be_used(settings, message):
 def test_schedules_that_cannot_be(name, options, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(name, total=1000, **options)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup", [1000, 1001, 5000])
+def test_a_warm_up_that_does_not_end_before_the_run_is_refused(name, warmup):
+    with pytest.raises(ValueError, match=f"end before the run of 1000 examples does, got {warmup}"):
+        make_schedule(name, total=1000, warmup=warmup)

@@ -1,5 +1,7 @@
 """Tasks of one's own: trained, broken off, resumed, measured, attacked, predicted and evaluated."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -419,3 +421,77 @@ def test_labels_that_are_held_out_are_checked_as_they_are_read(monkeypatch):
     task = named.make_named(named.TaskSettings(validation_examples=number))
     with pytest.raises(ValueError, match=r"must lie in 0\.\.9, got .* has 10"):
         task.validation.take(np.arange(number))
+
+
+class BothModes(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False, deterministic=True):
+        x = nn.Dropout(0.5, deterministic=deterministic)(x.reshape(len(x), -1))
+        return nn.Dense(CLASSES)(x)
+
+
+class Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.dense, self.dropout = nnx.Linear(6, 6, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.dropout(self.dense(x))
+
+
+class Stacked(nnx.Module):
+    """Layers with dropout, made by ``nnx.vmap`` and run by ``nnx.scan``."""
+
+    def __init__(self, rngs):
+        make = nnx.split_rngs(splits=3)(nnx.vmap(Layer, in_axes=(0,), out_axes=0))
+        self.first, self.layers, self.last = (
+            nnx.Linear(9, 6, rngs=rngs),
+            make(rngs),
+            nnx.Linear(6, CLASSES, rngs=rngs),
+        )
+
+    def __call__(self, x):
+        run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return self.last(run(self.first(x.reshape(len(x), -1)), self.layers))
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_every_mode_and_every_stream_of_a_module(kind):
+    task = tasks.linen(BothModes(), of_classes())
+    if kind == "nnx":
+        task = tasks.nnx(lambda rngs: Stacked(rngs), of_classes())
+    params, state = task.init(jax.random.key(0))
+    batch = task.prepare({**task.train.take(np.arange(8)), "weight": np.ones(8, np.float32)})
+    means = [
+        [float(task.loss(params, state, batch, jax.random.key(seed), train).mean) for seed in (0, 1)]
+        for train in (True, False)
+    ]
+    assert means[0][0] != means[0][1]
+    assert means[1][0] == means[1][1]
+
+
+class Line(NamedTuple):
+    w: jax.Array
+    b: jax.Array
+
+
+def test_params_that_are_a_pair_and_a_validation_set_that_is_a_dict():
+    def loss(params, model_state, batch, key, train):
+        return plain_loss({"w": params[0], "b": params[1]}, model_state, batch, key, train)
+
+    for params in (Line(jnp.zeros(4), jnp.zeros(())), (jnp.zeros(4), jnp.zeros(()))):
+        task = tasks.plain(params, loss, plain_data(TRAIN), plain_data(9), validation=plain_data(5))
+        result = fit(task, optax.sgd(0.1), batch_size.constant(MICRO), epochs=1)
+        assert jax.tree.structure(result.params) == jax.tree.structure(params)
+        assert "validation_loss" in result.summary
+
+
+def test_an_average_of_bfloat16_is_kept_in_float32():
+    averages = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = {"w": jnp.zeros(4, dtype), "b": jnp.zeros((), dtype)}
+        task = tasks.plain(params, plain_loss, plain_data(64), plain_data(9))
+        settings = RunSettings(ema=5_000, hessian_batch_size=16)
+        result = fit(task, optax.sgd(0.02), batch_size.constant(MICRO), epochs=40, settings=settings)
+        assert result.average["w"].dtype == dtype
+        averages.append(np.asarray(result.average["w"], np.float32))
+    np.testing.assert_allclose(averages[1], averages[0], rtol=0.03)

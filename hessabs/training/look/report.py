@@ -217,7 +217,8 @@ def sentence(groups: Sequence[Group]) -> str:
       >>> sentence([one("absa", 89.9, 6_886), one("bl", 89.3, 35_100)])
       'absa: 89.9 % in 6,886 updates, 5.1 times fewer than bl with 89.3 %.'
     """
-    several = len({str(run.summary.get("dataset")) for g in groups for run in g.runs}) > 1
+    names = ("task", "dataset", "name")
+    several = len({tuple(str(run.summary.get(n)) for n in names) for g in groups for run in g.runs}) > 1
     for field, sign, form in () if several else _SCORES:
         known = [g for g in groups if g.values(field) and g.values("updates") and not g.diverged]
         if not known:

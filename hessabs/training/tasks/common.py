@@ -95,6 +95,8 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
         return apply(params, model_state, inputs, jax.random.key(0), False)[0]
 
     known = {"logits": logits, **fields.rest, **rest}
+    if known.get("validation") is not None:
+        known["validation"] = as_source(known["validation"])
     task = Task(name, init, loss, fields.train, fields.test, **known)
     _check_outputs(task, output_loss)
     return task

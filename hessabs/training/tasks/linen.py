@@ -26,8 +26,8 @@ def linen(
 ) -> Task:
     """Make a task of a Linen module.
 
-    The module is called as ``module(inputs)``, with ``train=`` (or ``deterministic=``,
-    ``use_running_average=``) where it has such a parameter; its random streams are those that it asks for by
+    The module is called as ``module(inputs)``, with ``train=``, ``training=``, ``deterministic=``
+    and ``use_running_average=`` where it has such parameters; its random streams are those that it asks for by
     the names ``dropout``, ``params`` and ``noise``. Its collections beside the params are the model's state.
 
     Args:
@@ -53,10 +53,9 @@ def linen(
     found = read_data(data, inputs, loss)
     name = name or type(module).__name__
     parameters = inspect.signature(type(module).__call__).parameters
-    mode = next((mode for mode in _MODES if mode in parameters), None)
 
     def modes(train: bool) -> dict[str, Any]:
-        return {} if mode is None else {mode: train == _MODES[mode]}
+        return {mode: train == trained for mode, trained in _MODES.items() if mode in parameters}
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         streams = {"params": key, "dropout": jax.random.fold_in(key, 1), "noise": jax.random.fold_in(key, 2)}

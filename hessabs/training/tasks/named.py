@@ -68,6 +68,12 @@ class TaskSettings(NamedTuple):
 def check_named(settings: TaskSettings) -> None:
     """Check the fields that need no data to be checked; a ``ValueError`` says what was got and what to do."""
     fields.check(settings)
+    if settings.task is not None:
+        unread = sorted(set(fields.changed(settings)) - {"task"})
+        if unread:
+            raise ValueError(
+                f"`{unread[0]}` is not read with `task`, which says itself what is learnt; leave it out."
+            )
     if settings.augment == "resized_crop" and settings.image_size is None:
         raise ValueError("`augment` resized_crop needs `image_size`, the side of the crops; got none.")
     if settings.task is None and not is_factory(settings.model) and settings.model not in models.MODELS:
@@ -112,7 +118,8 @@ def make_named(
             found[name] = load_factory(value)
     kept = {name: factories.record(factory.origin) for name, factory in found.items()}
     said = {name: str(factory.origin) for name, factory in found.items()}  # from wherever it is looked at
-    record = {**settings._asdict(), **said, FACTORIES: kept}
+    named = {"task": settings.task} if settings.task is not None else settings._asdict()
+    record = {**named, **said, FACTORIES: kept}
     if settings.task is not None:
         if "task" not in found:
             raise ValueError(f"`task` must be FILE.py:factory, got {settings.task!r}.")
@@ -197,7 +204,7 @@ def recorded_task(
             f"The task of the run in {workdir} was made in Python: pass --task=FILE.py:factory, or look at it "
             "in Python with that task."
         )
-    settings = TaskSettings(**{**recorded, **named})
+    settings = TaskSettings(**(named if "task" in named else {**recorded, **named}))
     fields.check(settings)
     loaded: dict[str, Factory] = {}
     lines: list[str] = []

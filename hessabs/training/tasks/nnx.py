@@ -85,8 +85,13 @@ def _filled(like: Any, values: Any) -> Any:
 
 def _seeded(like: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(like)
+
+    def seed(number: int, shape: tuple[int, ...]) -> jax.Array:
+        own = jax.random.fold_in(key, number)
+        return jax.random.split(own, shape) if shape else own  # of layers that are stacked
+
     seeded = [
-        jax.random.fold_in(key, number)
+        seed(number, leaf.shape)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else jnp.zeros(leaf.shape, leaf.dtype)
         for number, leaf in enumerate(leaves)

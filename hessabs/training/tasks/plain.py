@@ -46,8 +46,12 @@ def plain(
     """
 
     def draw(key: jax.Array) -> tuple[Params, Any]:
-        made = init(key) if callable(init) else init
-        return made if isinstance(made, tuple) and len(made) == 2 else (made, {})
+        if not callable(init):
+            return init, {}
+        made = init(key)
+        return made if type(made) is tuple and len(made) == 2 else (made, {})  # params may be a NamedTuple
 
     known = name or str(getattr(loss, "__name__", "task"))
+    if fields.get("validation") is not None:
+        fields["validation"] = as_source(fields["validation"])
     return Task(known, draw, loss, as_source(train), as_source(test), logits=logits, **fields)
