@@ -345,6 +345,8 @@ def _parts(
     observation = Observation(Count.of(0), lr_scale=np.float32(1))
     if rule.measures == "gradient":
         observation = observation._replace(gradient=state.statistics)
+    elif rule.measures != "nothing":
+        observation = observation._replace(eigenvalue=float("nan"))
     return {
         "made with": ", ".join(f"{name} {metadata.version(name)}" for name in ("hessabs", "jax", "optax")),
         "optimiser": reads.digest,
