@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"training {name} on digits, {epochs} epochs ...", flush=True)
         parts = training.assemble({**settings, "method": method, **own})
         task, optimizer, rule = parts.task, parts.optimizer, parts.rule
-        result = training.fit(task, optimizer, rule, **parts.options, workdir=workdir / method)
+        own_dir = workdir / method
+        result = training.fit(task, optimizer, rule, **parts.options, workdir=own_dir, overwrite=True)
         summaries[name], curves[name] = result.summary, result.records
     draw_curves(workdir / "curves.png", curves)
     print(f"\n{summary_table(summaries)}\n")

@@ -61,7 +61,7 @@ def train_one(
     made, started = parts(settings, data_dir), time.perf_counter()
     durability = Durability(resume=resume, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=1)
     try:
-        options = {**made.options, "workdir": workdir, "durability": durability}
+        options = {**made.options, "workdir": workdir, "durability": durability, "overwrite": True}
         result = fit(made.task, made.optimizer, made.rule, **options)
         summary, records = result.summary, result.records
     except FloatingPointError as error:
