@@ -1,4 +1,6 @@
-"""A real update of each config of the slides, on images of the true shape, with a small batch."""
+"""A real update of each config of the slides, on images of the true shape, with a small batch; networks of many
+blocks with few of them.
+"""
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from hessabs.training import assemble, tasks
 from hessabs.training.loop_state import start
 from hessabs.training.run import prepare
 from hessabs.training.tasks.named import TaskSettings
+from tests.models.test_every_network import shallow
 
 SHAPES = {
     "cifar10": ((32, 32, 3), 10),
@@ -37,7 +40,7 @@ def test_one_update_with_adversarial_examples(name):
         "image": rng.integers(0, 256, (2 * BATCH, *shape), dtype=np.uint8),
         "label": rng.integers(0, num_classes, 2 * BATCH).astype(np.int32),
     }
-    network = models.create(settings["model"], num_classes)
+    network = shallow(models.create(settings["model"], num_classes))
     source = as_source(arrays)  # the images are at hand
     task = tasks.linen(network, (source, source), num_classes=num_classes)
     given = {key: value for key, value in own(settings).items() if key not in TaskSettings._fields}
