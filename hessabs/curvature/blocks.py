@@ -58,10 +58,10 @@ def restrict(
     """
     if not isinstance(operator, Operator) or not isinstance(operator.source, Source):
         _, others, cut = _split(params, where)
-        bound = trees.as_partial(operator), jax.tree.map(jnp.zeros_like, others), cut
+        zeros = jax.tree.map(jnp.zeros_like, others)
         if isinstance(operator, Operator):  # made of another one
-            return Operator(None, bound, _padded, operator.runs)
-        return Partial(_padded_product, *bound)
+            return Operator(operator, (zeros, cut), _padded_product, operator.runs)
+        return Partial(_padded_product, trees.as_partial(operator), zeros, cut)
     trees.check_like(params, operator.source.params, "params", "the params of `operator`")
     block, others, cut = _split(operator.source.params, where)
     first, *rest = operator.source.functions
@@ -199,10 +199,6 @@ def _with_fixed(
     function: Callable[..., Any], others: Params, cut: _Cut | None, block: Params, batch: Any
 ) -> Any:
     return function(_join(block, others, cut), batch)
-
-
-def _padded(_: None, operator: MatVec, zeros: Params, cut: _Cut | None, vector: Params) -> Params:
-    return _padded_product(operator, zeros, cut, vector)
 
 
 def _padded_product(operator: MatVec, zeros: Params, cut: _Cut | None, vector: Params) -> Params:

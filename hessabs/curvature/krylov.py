@@ -174,7 +174,7 @@ def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
     want = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     trees.check_like(product, want, "matvec(v0)", "v0")
     product = bases.to_row(product, form)
-    if trees.coarseness(vector):  # the vector that was multiplied is not the row: at least as long along it
+    if trees.coarseness(vector):  # what was multiplied is the row rounded, whose part along it is not 1
         along = bases.dot(row, bases.to_row(vector, form))
         product = jax.tree.map(lambda x: x / along, product)
     return product

@@ -155,13 +155,13 @@ def _direction(product: Params) -> Params:
 @jax.jit
 def _advance(state: _State, vector: Params, product: Params, rtol: Any) -> _State:
     product = jax.tree.map(lambda w, v: w.astype(v.dtype), product, vector)
-    # Of params in bfloat16 a vector of norm 1 is none, and rounding hides in a residual of 0.
+    # In bfloat16 a unit vector has another norm than 1, and a residual of 0 hides the rounding of the product.
     eigenvalue = trees.vdot(vector, product) * trees.safe_inverse(trees.vdot(vector, vector))
     rounding = trees.coarseness(vector)
     error = jax.tree.map(lambda w, v: w - (eigenvalue * v).astype(w.dtype), product, vector)
     _, error_norm = trees.normalize(error)
-    residual = jnp.where(eigenvalue == 0, error_norm, error_norm * trees.safe_inverse(jnp.abs(eigenvalue)))
-    residual = jnp.where(eigenvalue == 0, residual, jnp.maximum(residual, rounding / 2))
+    relative = jnp.maximum(error_norm * trees.safe_inverse(jnp.abs(eigenvalue)), rounding / 2)
+    residual = jnp.where(eigenvalue == 0, error_norm, relative)
     done = (residual <= jnp.maximum(rtol, rounding)) | ~jnp.isfinite(eigenvalue)
     return _State(vector, product, eigenvalue, residual, state.num_iters + 1, done, state.started)
 

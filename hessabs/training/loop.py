@@ -310,10 +310,11 @@ def _observe(run: Run, state: LoopState, update_rule: Any, clock: Clock) -> Loop
 
 def _measure(run: Run, state: LoopState, clock: Clock) -> LoopState:
     jax.block_until_ready(state.train)
-    seen, block = evaluated(run, state.train), None
+    block = None
     if run.rule.measures == "last_layer_eigenvalue":
-        block = curvature.last_layer_path(seen.params, run.task.num_classes)
+        block = curvature.last_layer_path(state.train.params, run.task.num_classes)
     with clock.measure("hessian"):
+        seen = evaluated(run, state.train)
         result = run.measure(seen.params, seen.model_state, state.eigenvector, block)
         eigenvalue, residual = (float(x) for x in jax.device_get((result.eigenvalue, result.residual)))
     # A vector that is not finite would spoil every later measurement.

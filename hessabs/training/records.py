@@ -45,8 +45,8 @@ def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dic
     check_loss(run, state)
     loss, train_state = read_loss(state.train)
     jax.block_until_ready(train_state)
-    seen = evaluated(run, train_state)
     with clock.measure("eval"):
+        seen = evaluated(run, train_state)
         results = evaluate_all(run.evaluate, seen.params, seen.model_state)
         if run.settings.ema is not None:
             average = averaged(train_state)

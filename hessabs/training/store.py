@@ -152,7 +152,8 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
     """Compare what was saved with a run that is to go on: a ValueError shows both values of each that differs.
 
     All settings must be equal but ``data_dir`` and ``text`` (the examples are compared), ``data_workers``,
-    callbacks, and the devices: on another number of them the result is the same to float tolerance. ``epochs``
+    callbacks, and the devices: on another number of them the result is the same to float tolerance. So must be
+    the data, and what optimiser and rule compute, where the versions that compute it are the same. ``epochs``
     may be more than were saved, unless the learning rate falls to the end of the run; the ends of other things
     are settings of their own.
     """

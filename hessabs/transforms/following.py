@@ -15,8 +15,8 @@ from hessabs.transforms.laws import Form, Law, is_decay, laws_of
 from hessabs.transforms.scaling import scaled
 from hessabs.typing import Params
 
-# Optax sums gradients here, with the gain 1 / (1 - decay); elsewhere its moving averages are means.
 _OTHER_COUNTS = (optax.contrib.ReduceLROnPlateauState,)  # of values that are averaged
+# Optax sums gradients here, with the gain 1 / (1 - decay); elsewhere its moving averages are means.
 _SUMS: dict[Any, str] = {optax.sgd: "momentum", optax.trace: "decay"}
 
 
@@ -214,5 +214,10 @@ def _with_counts(state: Any, updates: jax.Array, batches: jax.Array, like: Param
 
 def _kinds(tree: Any) -> set[type]:
     found = set[type]()
-    jax.tree.leaves(tree, is_leaf=lambda node: found.add(type(node)) is not None)  # type: ignore[func-returns-value]
+
+    def visit(node: Any) -> bool:
+        found.add(type(node))
+        return False
+
+    jax.tree.leaves(tree, is_leaf=visit)
     return found

@@ -76,7 +76,7 @@ def test_the_smallest_basis_takes_in_what_checks_find(x64):
     result = _solve(diagonal, 5, num_vectors=7, rtol=1e-6, max_matvecs=1000, keep_state=True)
     np.testing.assert_allclose(result.eigenvalues, [2] * 5, rtol=1e-9)
     assert result.converged.all()
-    assert len(result.state.basis) < 28
+    assert len(result.state.basis) <= 7 + 5 + 12
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,14 @@ def test_states_can_be_saved_on_the_way(loop):
         assert result.num_matvecs == whole.num_matvecs
 
 
-@pytest.mark.parametrize("which", ["LM", "LA"])
-def test_a_small_basis_misses_little(which):
-    missed = 0
+def test_a_check_in_a_small_basis_has_room_to_see():
+    # With four rows it passed three of these with an eigenvalue missed.
     for seed in range(12):
         values = np.random.default_rng(seed).normal(size=120)
-        result = _solve(
-            jnp.asarray(values, jnp.float32), 5, seed, which=which, rtol=1e-2, num_vectors=8, max_matvecs=999
-        )
+        options = {"which": "LM", "rtol": 1e-2, "num_vectors": 8, "max_matvecs": 999}
+        result = _solve(jnp.asarray(values, jnp.float32), 5, seed, **options)
         assert result.converged.all()
-        error = np.abs(np.abs(result.eigenvalues) - np.abs(_wanted(values, which, 5))) / np.abs(
-            result.eigenvalues
-        )
-        missed += error.max() > 0.03
-    assert missed <= 1
+        np.testing.assert_allclose(np.abs(result.eigenvalues), np.abs(_wanted(values, "LM", 5)), rtol=0.015)
 
 
 @pytest.mark.parametrize("size", [3, 700])
