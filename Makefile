@@ -13,7 +13,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
-	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or realdata"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not optimised"
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m "optimised or realdata"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")  # fixed once JAX has started
 # Two programs in flight can wait for each other in their collectives for ever on a machine of few cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
-# Fast tests compile for longer than they compute, so without optimisation, here and in the processes that they
-# start, which have to round alike. `make test-slow` sets XLA_FLAGS to nothing: what users run is tested there.
+# Tests compile for longer than they compute, so without optimisation, here and in processes that they start, so
+# all round alike. `make test-slow` runs those marked `optimised` once more, as users compile.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -35,14 +35,11 @@ _MANY = 250  # programs; a megabyte or two each, with what JAX keeps beside them
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the slow tests what is of a kind that the fast ones have.
-
-    Of a parametrised test with ``quick_compilation`` the first case and the last stay.
-    """
+    """Of a parametrised test marked ``sampled`` leave all but the first case and the last to the slow tests."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         slow = any(item.get_closest_marker(name) for name in ("slow", "realdata"))
-        if "quick_compilation" in getattr(item, "fixturenames", ()) and not slow:
+        if item.get_closest_marker("sampled") and not slow:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for several in cases.values():
         for item in several[1:-1]:
@@ -63,20 +60,3 @@ def drop_programs() -> Iterator[None]:
     yield
     if len(jax.extend.backend.get_backend().live_executables()) > _MANY:
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def quick_compilation(drop_programs: None) -> Iterator[None]:
-    """Compile without optimisation to the end of the file: for tests that compile much and compute little.
-
-    No other file may use these programs, for they round otherwise than those of the processes it starts.
-    """
-    if "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"]:  # fast tests compile all like this
-        yield
-        return
-    jax.clear_caches()
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()

@@ -135,7 +135,6 @@ def test_workdir_under_a_file(capsys, tmp_path):
     assert_refused(*result, "`workdir` must be a folder", f"{tmp_path / 'file'} is a file")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.slow
 def test_workdir_that_cannot_be_written(capsys, tmp_path, monkeypatch):
     if os.access("/proc/self", os.W_OK):  # who may write everything may not write there
@@ -195,7 +194,7 @@ def records(workdir):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, quick_compilation):
+def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("cli") / "a" / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")

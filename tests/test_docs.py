@@ -52,7 +52,6 @@ def cases():
 
 
 @pytest.mark.parametrize("page", list(cases()))
-@pytest.mark.usefixtures("quick_compilation")
 def test_python_blocks_run(page):
     # One session, as a reader has it: a later block may use the names of an earlier one.
     test = doctest.DocTestParser().get_doctest(code(page), {}, page.name, str(page), 0)

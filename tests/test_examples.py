@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -137,7 +137,6 @@ def test_example(name, tmp_path, monkeypatch, capsys):
 def test_image_folder(tmp_path):
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(EXAMPLES.parent), "JAX_NUM_CPU_DEVICES": "1"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
     command = ["bash", str(EXAMPLES / "image_folder.sh"), str(tmp_path / "folder")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

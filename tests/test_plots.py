@@ -124,7 +124,7 @@ def test_axes_are_in_numbers_and_steps_and_an_eigenvalue_that_ends_says_why(draw
 def test_the_picture_of_a_plan_has_a_line_for_each_bound(drawn):
     run = PlanSettings(epochs=12, batch_size=64)
     for rule in (Abs(max_batch_size=256), Bl()):
-        pictures.draw_plans("", methods.make_plans(run, rule, 1280), 0.1, "a plan")
+        pictures.draw_plans("", methods.make_plans(run, rule, 1280), lambda row: 0.1 * row.lr_scale, "a plan")
     assert [[len(axes.get_lines()) for axes in figure.axes] for figure in drawn] == [[2, 2], [1, 1]]
     assert ticks(drawn[0].axes[0]) == ["64", "128", "256"]
 
@@ -214,6 +214,7 @@ def test_dollars_in_names_are_no_mathematics():
     assert [text.get_text() for text in texts] == list(names)
 
 
+@pytest.mark.slow
 def test_what_to_install_is_one_line_and_the_package_needs_no_matplotlib():
     code = "import sys; sys.modules['matplotlib'] = None; import hessabs.training; import hessabs.plots"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

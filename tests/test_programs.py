@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 import hessabs
 from hessabs import attacks, curvature, programs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 W, X = jnp.arange(1.0, 4.0), jnp.eye(3)
 BATCH = {"image": jnp.full((2, 3), 0.5), "label": jnp.array([0, 1])}

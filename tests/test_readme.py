@@ -31,7 +31,6 @@ def commands(program):
 
 
 @per_page
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.slow
 def test_python_blocks_run(page):
     shown = [block for block in blocks(page, "python", "pycon") if ">>>" in block]

@@ -9,7 +9,7 @@ import pytest
 from hessabs.attacks import losses
 from tests.attacks.cases import CASES, KEY, mostly_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 class Network(nn.Module):

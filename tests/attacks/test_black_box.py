@@ -10,7 +10,7 @@ from hessabs.attacks import losses, patterns
 from hessabs.attacks.square import side_lengths
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, size_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def masked_logits(params, inputs):
@@ -119,6 +119,7 @@ def test_the_layout_changes_nothing(norm):
     np.testing.assert_allclose(first, last, rtol=0.1)  # one sum that rounds otherwise may keep another square
 
 
+@pytest.mark.slow
 def test_blocks_of_a_vector_are_stronger_than_entries_one_by_one():
     w = jnp.asarray(np.random.default_rng(0).normal(size=784), jnp.float32)
     assert gain(w, (784,)) > 0.15  # entries one by one: 0.07

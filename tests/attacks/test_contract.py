@@ -28,7 +28,7 @@ from tests.attacks.cases import (
     size_of,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 SEEDS = st.integers(0, 1000)
 PARAMS = make_params()
 BALLS = names(lambda case: case.norm)

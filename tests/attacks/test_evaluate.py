@@ -10,7 +10,7 @@ from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.evaluate import report
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, make_params, size_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 BATCH = make_batch(PARAMS, n=30)
 

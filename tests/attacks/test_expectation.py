@@ -10,7 +10,7 @@ from hessabs import attacks
 from hessabs.attacks import losses
 from hessabs.attacks.losses import examples
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 KEY = jax.random.key(0)
 

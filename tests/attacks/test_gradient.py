@@ -11,7 +11,7 @@ import pytest
 from hessabs.attacks import fgsm
 from tests.attacks import optima
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 ROUNDING = 2e-7  # of one float32 addition of numbers in [0, 1]
 RTOL = 2e-5  # a logistic gradient in float32 against NumPy in float64

@@ -14,7 +14,7 @@ from hessabs.attacks import losses, norms
 from tests.attacks import optima
 from tests.attacks.cases import KEY, mostly_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 EPSILON = {"linf": 0.3, "l2": 1.5, "l1": 4.0}  # large enough for half of the bounds to hold something back
 NORMS = ("linf", "l2", "l1")
 UNIT = (0.0, 1.0)

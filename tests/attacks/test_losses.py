@@ -11,7 +11,7 @@ from hessabs import attacks
 from hessabs.attacks import losses
 from tests.attacks.cases import mostly_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 N, CLASSES = 4, 3
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(N, CLASSES)), jnp.float32)

@@ -9,7 +9,7 @@ from hessabs import attacks
 from hessabs.attacks import losses, misleading
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 BATCH = make_batch(PARAMS, n=30)
 

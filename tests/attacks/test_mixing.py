@@ -8,7 +8,7 @@ import pytest
 from hessabs.attacks import fgsm, num_replaced, replace_fraction
 from hessabs.attacks.mixing import attacked_head, beyond_maximum
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 FRACTIONS = (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625)
 

@@ -8,7 +8,7 @@ from hessabs import attacks
 from hessabs.attacks import losses
 from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, fallen, logits_fn, make_batch, one_of_each
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def with_a_root(params, x):

@@ -11,7 +11,7 @@ from hessabs import attacks
 from hessabs.attacks import losses, norms
 from tests.attacks.cases import KEY, LOSS, PARAMS, logits_fn, make_batch, mostly_slow, size_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 ROUNDING = 1e-5
 

@@ -13,7 +13,7 @@ from hessabs.attacks import rows
 from hessabs.cpu import footprint, side_by_side
 from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch, mostly_slow
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 class Rows(NamedTuple):

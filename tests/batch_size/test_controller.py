@@ -99,6 +99,7 @@ def draw(name):
     return np.where(rng.random(UPDATES) < 0.2, rng.choice(ODD, UPDATES), 2 ** rng.uniform(-7, 7, UPDATES))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ALL)
 def test_a_python_loop_and_a_scan_give_the_same_bits(name):
     values, few = draw(name), 16

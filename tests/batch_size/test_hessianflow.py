@@ -15,7 +15,7 @@ import pytest
 from experiments import table
 from hessabs.batch_size import Observation, absa, plan, with_decay
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 EPOCH, EPOCHS = 1280, 24
 

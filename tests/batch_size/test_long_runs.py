@@ -22,7 +22,7 @@ from hessabs.batch_size import (
 from hessabs.batch_size.methods import make_plans
 from hessabs.batch_size.settings import Gg, PlanSettings
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 BATCH = 4_000_000  # tokens
 START = 10**13

@@ -23,7 +23,7 @@ from hessabs.batch_size.settings import (
     Timer,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 NAN, INF = math.nan, math.inf
 MEASURED = ("abs", "absa", "gns", "norm_test", "stability", "ramp")

@@ -30,7 +30,7 @@ from hessabs.batch_size import (
 from hessabs.batch_size.planner import epoch_examples
 from tests.batch_size.slides import SETTINGS, UPDATES
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 B0 = 128
 ROWS = {method: [] for method in ("bl", "fb", "gg", "abs", "absa")}

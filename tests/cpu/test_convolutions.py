@@ -7,7 +7,7 @@ import pytest
 
 from hessabs.cpu.convolutions import in_parts, split_kernel_gradients
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 OPTIONS = {
     "same": {"window_strides": (1, 1), "padding": "SAME"},

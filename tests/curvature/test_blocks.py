@@ -8,7 +8,7 @@ import pytest
 
 from hessabs import curvature, paths
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 WHERE = {"head": "head", "kernels": lambda path: path.endswith("kernel"), "one leaf": "hidden/bias"}
 

@@ -11,7 +11,7 @@ import hessabs
 from hessabs import batch_axis, curvature, trees
 from hessabs.curvature import parts, streaming
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 @pytest.mark.parametrize("num_devices", [None, 4])

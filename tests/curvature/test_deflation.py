@@ -7,7 +7,7 @@ import pytest
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 @pytest.mark.parametrize("loop", ["host", "device"])

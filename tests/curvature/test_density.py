@@ -7,7 +7,7 @@ import pytest
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 SPECTRUM = np.r_[np.zeros(60), np.linspace(-1, 1, 30), np.full(8, 5.0), 9.0, 10.0]
 

@@ -11,7 +11,7 @@ from jax.experimental import pallas
 from hessabs import curvature
 from hessabs.curvature.differences import difference, rounding
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def _slope(x):

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 LOOPS = ("host", "device")
 SIZE = 120

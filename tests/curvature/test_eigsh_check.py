@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 # Two members of a cluster differ by less than what is asked for: one start vector sees one vector of both.
 CLUSTER = np.r_[

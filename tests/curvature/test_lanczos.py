@@ -8,7 +8,7 @@ import pytest
 from hessabs import curvature
 from hessabs.curvature import basis, krylov
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 LOOPS = ("host", "device")
 SPECTRA = {

@@ -9,7 +9,7 @@ from hessabs import curvature
 from hessabs.paths import paths
 from tests.curvature import models
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def test_values_are_the_losses_along_the_directions(make_problem, random_like):

@@ -14,7 +14,7 @@ from hessabs import batch_axis, curvature, paths
 from hessabs.curvature.layers import Layer, output_axes, stack_axes
 from tests.curvature import models
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def test_layer_table_describes_the_dense_blocks(dense_hessian):

@@ -37,6 +37,7 @@ def whole(params, batch):
     return jnp.sum(losses * batch["weight"]) / jnp.sum(batch["weight"])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("shape", "size"), [((13,), 4), ((3, 4), 4), ((2, 3), 100), ((7,), 1)])
 def test_value_gradient_and_dense_hessian_are_those_of_the_whole_loss(shape, size):
     with jax.enable_x64(True):

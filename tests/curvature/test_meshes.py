@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 SHAPES = {"one axis": (4,), "two axes": (2, 2)}
 SPECS = {

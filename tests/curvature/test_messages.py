@@ -10,7 +10,7 @@ from hessabs import curvature
 from hessabs.curvature.passes import Passes, one_pass
 from tests.curvature import models
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 W, X, KEY = jnp.ones(3), jnp.ones((2, 3)), jax.random.key(0)
 

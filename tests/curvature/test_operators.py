@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 import hessabs
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 NETWORKS = ("mlp", "conv", "tied")
 

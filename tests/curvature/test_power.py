@@ -7,7 +7,7 @@ import pytest
 
 import hessabs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 LOOPS = ("host", "device")
 SPECTRA = {

@@ -10,7 +10,7 @@ from hessabs import curvature, trees
 from hessabs.curvature import basis
 from hessabs.jaxprs import inner_jaxprs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 PARAMS = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}
 BATCH = jnp.ones((5, 3))

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 SHAPES = {"kernel": (24, 8), "bias": (8,)}
 SIZE = 200
 LAYOUTS = {

@@ -7,8 +7,6 @@ import pytest
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 torch = pytest.importorskip("torch", reason="the extra `peers` is not installed")
 
 SIZES = (6, 5, 3)

@@ -7,7 +7,7 @@ import pytest
 
 from hessabs import curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 LOOPS = ("host", "device")
 SPECTRUM = np.r_[20.0, 10.0, np.linspace(-1, 1, 58)]

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from hessabs import batch_axis, curvature
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def tokens(n=11, length=3, seed=0):

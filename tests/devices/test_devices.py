@@ -8,25 +8,17 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 WAYS = ("NamedSharding", "shard_map", "pmap")
 TOLERANCE = 1e-5  # float32, of numbers of order 1
-# These programs compile for longer than they compute.
-QUICKLY = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 
 
 @functools.cache
 def here(module, name):
     """What a script of this folder finds, on the four devices of this process."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        return importlib.import_module(f"tests.devices.{module}").find([name])
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+    return importlib.import_module(f"tests.devices.{module}").find([name])
 
 
 @functools.cache
@@ -35,8 +27,7 @@ def findings(module, *names, double=False):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
     # On a busy machine the last of eight devices may come late: XLA would end the process after 40 seconds.
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    flags = [environment.get("XLA_FLAGS", ""), patience, *QUICKLY]
-    environment["XLA_FLAGS"] = " ".join(flags).strip()
+    environment["XLA_FLAGS"] = f"{environment['XLA_FLAGS']} {patience}"
     if double:
         environment["JAX_ENABLE_X64"] = "1"
     command = [sys.executable, "-m", f"tests.devices.{module}", *names]

@@ -13,7 +13,6 @@ import pytest
 
 from hessabs.training.joining import STATUS, join
 from hessabs.training.processes import agree
-from tests.devices.test_devices import QUICKLY
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = (
@@ -56,7 +55,6 @@ def start(workdir, devices, *flags):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {' '.join(QUICKLY)}".strip(),
     }
     command = [sys.executable, "-m", "hessabs", *FLAGS, f"--workdir={workdir}", *flags]
     return subprocess.Popen(

@@ -67,6 +67,7 @@ def test_a_rule_waits_for_the_rate_of_its_first_batch():
 LIKE_ANOTHER = {"mlp_clean": pytest.mark.slow}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=LIKE_ANOTHER.get(name, ())) for name in PROBLEMS])
 def test_every_run_is_one_that_can_be_trained(name):
     problem = PROBLEMS[name]

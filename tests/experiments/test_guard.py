@@ -14,6 +14,7 @@ from tests.experiments.test_numbers import VALUE
 RESULTS = grid.RESULTS / guard.NAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["guard 1", "clip 1", "none"])
 def test_a_run_trains_at_the_rate_that_it_says(monkeypatch, kind):
     monkeypatch.setattr(guard, "TRAINED", 64)

@@ -27,7 +27,6 @@ BATCH = 4
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", slides.configs())
 def test_one_update_with_adversarial_examples(name):
     this = grid.load(grid.find([name]))

@@ -26,7 +26,7 @@ def place(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, quick_compilation):
+def trained(tmp_path_factory):
     """A grid with two runs: one that went well, one that diverged."""
     here = place(tmp_path_factory.mktemp("grid"))
     assert work.do(here, "bl_128/seed0", SETTINGS, SOURCE) is not None

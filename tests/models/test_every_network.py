@@ -4,8 +4,6 @@ The first stage is of two blocks and later ones of one: more of them are the sam
 ``test_models.py`` counts the params of the whole networks.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +25,6 @@ LONG = {
     "squeezenext23": (8, 8, 3),
     "wide_resnet16_4": (8, 8, 3),
 }
-# What is computed here is small: most of the time would go into making it fast.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 QUICK_DTYPE = {"c1_small": "float32", "mlp": "bfloat16"}
 IN_BFLOAT16 = ("alexnet", "c1_small", "mlp", "resnet20")  # that each computes in it, test_models.py sees
@@ -39,7 +35,7 @@ CASES = [
     if dtype == "float32" or name in IN_BFLOAT16
 ]
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def shallow(model):
@@ -72,10 +68,10 @@ def test_step_hessian_and_attack(name, shape, dtype):
         "image": jax.random.uniform(jax.random.key(1), (4, *shape)),
         "label": jnp.arange(4),
     }
-    state = dict(jax.jit(model.init, compiler_options=QUICKLY)(jax.random.key(0), batch["image"]))
+    state = dict(jax.jit(model.init)(jax.random.key(0), batch["image"]))
     params = state.pop("params")
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def step(params, state, batch):
         loss_fn = loss_of(model, state, train=True)
         loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
@@ -92,7 +88,7 @@ def test_step_hessian_and_attack(name, shape, dtype):
     else:
         assert np.isfinite(after)
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def second(params, state, batch):
         loss_fn = loss_of(model, state, train=False)
         product = curvature.hvp(loss_fn, params, batch, jax.tree.map(jnp.ones_like, params))

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from hessabs.models import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 POOLS = [((3, 2, 1), 7), ((3, 2, 1), 8), ((2, 2, 0), 7), ((3, 2, 0), 8), ((2, 1, 0), 7)]
 

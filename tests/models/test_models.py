@@ -11,7 +11,7 @@ from hessabs import models
 from hessabs.jaxprs import equations
 from hessabs.models import MODELS, ResNet, create, mlp, num_params, resnet20
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 OF_IMAGES = sorted(set(MODELS) - set(models.OF_TEXT))
 

@@ -7,7 +7,7 @@ import pytest
 
 from hessabs import models
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 TINY = models.char_transformer(7, layers=2, width=8, heads=2)
 TOKENS = np.random.default_rng(0).integers(0, 7, (3, 6)).astype(np.int32)
 

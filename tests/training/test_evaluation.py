@@ -11,7 +11,7 @@ from hessabs.training import tasks
 from hessabs.training.evaluation import evaluate, make_evaluation
 from tests.training.look import kinds
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def by_hand(run, source):

@@ -33,6 +33,7 @@ def whole(base, tmp_path_factory):
     return train(again(base), workdir, Durability()), workdir
 
 
+@pytest.mark.slow
 def test_a_rate_far_too_large_trains_while_the_batch_grows(whole):
     result, _ = whole
     assert [record["batch_size"] for record in result.records] == [2 * MICRO, 4 * MICRO, 4 * MICRO]
@@ -51,6 +52,7 @@ def test_without_the_guard_it_learns_nothing():
     assert "guarded_lr" not in result.records[-1]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_has_the_same_bits(base, whole, tmp_path):
     break_off(base, 12, tmp_path / "run", OFTEN)
     result = train(again(base), tmp_path / "run", RESUME)
@@ -58,6 +60,7 @@ def test_killed_and_resumed_it_has_the_same_bits(base, whole, tmp_path):
     assert lines(tmp_path / "run") == lines(whole[1])
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_rate_of_an_update_in_parts_is_that_of_its_first_micro_batch():
     run = make_run(lr=HUGE, guard=2.0, method="bl", batch_size=2 * MICRO, micro_batch_size=MICRO, epochs=1)

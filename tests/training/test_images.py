@@ -25,7 +25,6 @@ def test_the_shift_that_the_stream_drew_is_applied_before_images_are_scaled():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_run_on_crops_of_images_that_stay_on_disk(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the extra `data` is not installed")
     pytest.importorskip("PIL.Image", reason="the extra `data` is not installed")

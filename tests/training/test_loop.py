@@ -37,7 +37,7 @@ RUN = {
     "hessian_batch_size": 64,
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 class Spy:

@@ -17,7 +17,7 @@ from hessabs.training.measure import (
 from hessabs.training.settings import RunSettings, check_run
 from tests.training.look import kinds
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in (kinds.images, kinds.tokens, kinds.plain)]
 
 

@@ -16,7 +16,7 @@ from hessabs.training.objectives import Objective
 from hessabs.training.optimizers import as_optimizer
 from hessabs.training.step import init_state, jit_functions, make_functions
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 SIZE, NUMBER = 16, 136  # 8 of each epoch fill no micro-batch
 RUN = {"batch_size": SIZE, "epochs": 6, "lr_decay_epochs": (2, 4), "lr": 0.01}
 RUN |= {"hessian_batch_size": SIZE, "hessian_iters": 2}

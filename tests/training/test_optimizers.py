@@ -20,7 +20,7 @@ from hessabs.training.optimizers import (
     make_optimizer,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 NAMES = (
     "sgd",
@@ -350,6 +350,7 @@ def test_any_optax_transformation_is_an_optimizer():
         as_optimizer(3)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_reads_the_loss_is_told_it():
     seen = []
 

@@ -14,7 +14,7 @@ from hessabs.training.files import CONFIG
 from tests.training.runs import bits, lines
 
 Image = pytest.importorskip("PIL.Image", reason="the extra `data` is not installed")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 CLASSES, NUMBER = ("bottom", "middle", "top"), 20  # of each class; every fifth is a test image
 
 NETS = """\

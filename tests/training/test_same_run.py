@@ -13,7 +13,7 @@ from hessabs.training.tasks.named import TaskSettings, make_named
 from hessabs.training.trained import load_trained
 from tests.training.runs import digits_task
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 RESUME = Durability(resume=True, checkpoint_every="1epochs")
 
 

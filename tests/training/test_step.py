@@ -24,7 +24,7 @@ CLASSES, SHAPE, MICRO = 3, (2, 2, 1), 8
 EPSILON, FRACTION = 0.1, 0.25
 LR, MOMENTUM, DECAY, SCALE = 0.1, 0.9, 0.01, 4.0
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 
 class Normed(nn.Module):

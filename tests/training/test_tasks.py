@@ -22,7 +22,7 @@ from hessabs.training.look.spectrum import spectrum
 from hessabs.training.tasks import named
 from tests.training.runs import bits, lines
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 TRAIN, TEST, CLASSES, MICRO = 72, 20, 3, 8
 VOCABULARY = 5
 

@@ -13,7 +13,7 @@ from hessabs.data import load
 from hessabs.training import load_trained
 from hessabs.training.look.report import render
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 LENGTH = 6
 NET = """\
 from hessabs import models

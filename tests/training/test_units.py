@@ -49,6 +49,7 @@ def trained(unit, objective=None):
     return task, size, fit(task, optax.sgd(0.1), batch_size.constant(16), epochs=2, settings=settings, **extra)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [pytest.param("bytes", marks=pytest.mark.slow), "standardised"])
 def test_the_accuracy_under_attack_is_that_in_other_units(unit):
     _, _, want = trained("unit")

@@ -9,6 +9,8 @@ import pytest
 import hessabs
 from hessabs.batch_size import gradient_statistics
 
+pytestmark = pytest.mark.sampled
+
 NAN = float("nan")
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import hessabs
 from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
+pytestmark = pytest.mark.sampled
+
 
 def run(tx, gradients, numbers):
     state, out, update = tx.init(jnp.zeros(())), [], jax.jit(tx.update)

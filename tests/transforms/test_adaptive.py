@@ -10,6 +10,8 @@ import hessabs
 from hessabs.batch_size import Count, GradientStatistics, Observation, gradient_statistics
 from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
+pytestmark = pytest.mark.sampled
+
 
 def follow(controller, eigenvalues):
     """The controller called by hand after updates of its own batch size."""

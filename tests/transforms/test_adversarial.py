@@ -8,6 +8,8 @@ import pytest
 import hessabs
 from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
+pytestmark = pytest.mark.sampled
+
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_it_is_the_gradient_of_the_mixed_mean_loss(norm):

@@ -6,6 +6,8 @@ import pytest
 
 from hessabs.transforms.arguments import require_arguments
 
+pytestmark = pytest.mark.sampled
+
 W = jnp.ones(3)
 
 

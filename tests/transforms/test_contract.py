@@ -11,7 +11,7 @@ import pytest
 
 from tests.transforms.cases import CASES, gradient, make_batch, make_params
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 @pytest.fixture(params=CASES)

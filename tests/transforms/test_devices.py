@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow  # a process of its own on four devices
 @pytest.fixture(scope="module")
 def differences():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
     command = [sys.executable, "-m", "tests.transforms.devices"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

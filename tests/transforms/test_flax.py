@@ -7,6 +7,8 @@ import pytest
 
 from tests.transforms.cases import CASES, make_batch
 
+pytestmark = pytest.mark.sampled
+
 nnx = pytest.importorskip("flax.nnx")
 nn = pytest.importorskip("flax.linen")
 

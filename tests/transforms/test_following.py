@@ -11,6 +11,8 @@ import pytest
 
 import hessabs
 
+pytestmark = pytest.mark.sampled
+
 B0 = 16
 # The same 256 examples each: constant, grown, shrunk, and sizes that are no multiple of the reference.
 STREAMS = [[16] * 16, [16, 16, 32, 64, 128], [128, 64, 8, 8, 48], [20, 36, 200]]

@@ -12,6 +12,8 @@ import hessabs
 from hessabs.transforms.guard import limited
 from tests.transforms.cases import gradient, loss_fn, make_batch, make_params
 
+pytestmark = pytest.mark.sampled
+
 
 def course(tx, params, batches, loss=loss_fn):
     """The params after each update, and the states."""

@@ -6,6 +6,8 @@ import pytest
 
 from hessabs import follow_batch
 
+pytestmark = pytest.mark.sampled
+
 ADAMW = {
     "learning_rate": 1e-3,
     "b1": 0.9,

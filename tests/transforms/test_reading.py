@@ -9,6 +9,8 @@ import hessabs
 from hessabs.batch_size import GradientStatistics
 from tests.transforms.cases import make_params
 
+pytestmark = pytest.mark.sampled
+
 
 def rule():
     return hessabs.batch_size.with_adversarial(hessabs.batch_size.timer(32, 128, every=32), 0.5)

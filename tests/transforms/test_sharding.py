@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 import hessabs
 from tests.transforms.cases import make_params
 
+pytestmark = pytest.mark.sampled
+
 RULE = hessabs.batch_size.timer(16, 64, every=16)
 SPECS = {"w": P("model", "data"), "b": P("data")}
 

@@ -9,7 +9,7 @@ from hessabs.training import resident, run
 from hessabs.training.loop import train
 from tests.training.runs import MICRO, bits, make_run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])

@@ -15,7 +15,7 @@ from hessabs.training.loop import train
 from hessabs.training.sizes import Sizes, make_sizes, memory_budget
 from tests.training.runs import MICRO, N, digits_task, like, make_run, small_digits
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 SETTINGS = {
     "epochs": 6,
     "max_batch_size": 16 * MICRO,
@@ -63,6 +63,7 @@ def test_auto_is_fixed_up_to_rounding_where_batches_are_no_power_of_two():
     assert_same_course(one, other)
 
 
+@pytest.mark.slow
 def test_compilations_are_logarithmic_and_bits_the_same_twice(base, auto):
     again = train(like(base, **SETTINGS, micro_batch="auto"))
     growth = auto.records[-1]["batch_size"] // MICRO

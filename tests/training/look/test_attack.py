@@ -15,7 +15,7 @@ from hessabs.training.look import pictures
 from hessabs.training.look.attack import MENU, Options, attack, make, stem
 from tests.training.look import kinds
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 SMALL = Options(("fgsm", "pgd"), (0.03, 0.1), steps=5, num_examples=80, batch_size=40)
 
 

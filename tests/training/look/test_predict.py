@@ -13,7 +13,7 @@ from hessabs.training.look.predict import predict, predict_files
 from tests.training.look import kinds
 
 PLACES = (0, 50, 99)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from hessabs import cli, curvature
+from hessabs.data import subset
+from hessabs.data.order import sample_places
 from hessabs.training import files
 from hessabs.training.look import cache, spectrum
 from hessabs.training.look.spectrum import Options
 from tests.training.look import kinds
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.sampled
 
 
 def dense(run, source, number):
@@ -85,7 +87,7 @@ def test_images_and_what_was_tracked(tmp_path):
     files.write_lines(tmp_path / files.METRICS, [line])
     options = Options(top=2, block="last", num_examples=100, batch_size=40)
     record = spectrum.spectrum(*run[:3], tmp_path, options)
-    want = np.linalg.eigvalsh(dense(run, run.task.train, 100)[2])[::-1]
+    want = np.linalg.eigvalsh(dense(run, subset(run.task.train, sample_places(100, 300)), 100)[2])[::-1]
     np.testing.assert_allclose(table(record, "training"), want[:2], rtol=2e-3)
     assert table(record, "training, last layer")[0] < want[0]
     assert (tmp_path / "tracked.png").read_bytes().startswith(b"\x89PNG")

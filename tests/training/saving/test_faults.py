@@ -31,7 +31,7 @@ OFTEN = Durability(checkpoint_every="56samples")  # every 64: a batch has 16
 RESUME = OFTEN._replace(resume=True)
 SETTINGS = {"method": "bl", "lr_decay_epochs": ()}
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
+pytestmark = [pytest.mark.sampled, pytest.mark.usefixtures("empty_curves")]
 # Orbax closes its event loop at the first array that fails, and TensorStore tells it of the others.
 MANY_ERRORS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -80,6 +80,7 @@ def resumed_at(run, workdir):
         return here.begin().state.samples
 
 
+@pytest.mark.slow
 @MANY_ERRORS
 def test_a_full_disk_leaves_the_last_good_checkpoint(base, whole, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -13,7 +13,7 @@ from hessabs.training.loop import train
 from hessabs.training.loop_state import start, templates
 from tests.training.runs import MICRO, digits_task, like, lines, make_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation", "empty_curves")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("empty_curves")]
 EXACT = ("epoch", "updates", "samples", "batch_size", "lr", "adversarial_fraction")
 NUMBERS = (1, 4)
 SETTINGS = {"lr_decay_epochs": (), "adversarial_epochs": 1, "patience": 0}

@@ -24,7 +24,7 @@ from hessabs.training.store import refuse_contradictions
 from tests.training.runs import GROWING, MICRO, SETTINGS, N, again, bits, like, lines, make_run, small_digits
 from tests.training.saving.ending import break_off
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "empty_curves")
+pytestmark = [pytest.mark.sampled, pytest.mark.usefixtures("empty_curves")]
 EPOCHS = SETTINGS["epochs"]
 NEEDED = {"gns": {"noise_scale": 4.0}, "fixed": {"grow_epochs": (1, 2)}}
 LAST = 98  # micro-batches that are trained on, of 100: what is left fills no update
