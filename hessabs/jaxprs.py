@@ -24,14 +24,26 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 
 
 def digest(program: ClosedJaxpr) -> str:
-    """Tell a program from another by what it does and the numbers in it: 16 digits of a SHA-256."""
+    """Tell a program from another by what it does and the numbers in it: 16 digits of a SHA-256.
+
+    Of an operation that is its name, its plain parameters (axes, say), its numbers and what it returns.
+    """
     found = hashlib.sha256()
     for eqn in equations(program.jaxpr):
         numbers = [np.asarray(atom.val).tolist() for atom in eqn.invars if isinstance(atom, Literal)]
-        found.update(f"{eqn.primitive.name}{numbers}".encode())
+        plain = {name: value for name, value in sorted(eqn.params.items()) if _is_plain(value)}
+        returned = [var.aval.str_short() for var in eqn.outvars]
+        found.update(f"{eqn.primitive.name}{plain}{numbers}{returned}".encode())
     for constant in program.consts:
         found.update(np.asarray(constant).tobytes())
     return found.hexdigest()[:16]
+
+
+def _is_plain(value: Any) -> bool:
+    # What is written alike in every process, on any number of devices.
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, np.dtype))
 
 
 def is_jaxpr(x: Any) -> TypeGuard[Jaxpr | ClosedJaxpr]:

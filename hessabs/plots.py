@@ -6,6 +6,7 @@ Without ``ax`` they are those of a new figure, which no state of pyplot knows:
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -254,8 +255,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], field: str, ax: Axes
         epochs, values = zip(*((r["epoch"], r[field]) for r in known), strict=True)
         ax.plot(epochs, values, dashes, color=color, label=name, drawstyle=style, marker=marker)
         sizes = {r["epoch"]: r["batch_size"] for r in records if "batch_size" in r}
-        later = {size for epoch, size in sizes.items() if epoch > epochs[-1]}
-        if field == "eigenvalue" and later and later == {max(sizes.values())}:
+        later = {epoch: size for epoch, size in sizes.items() if epoch > epochs[-1]}
+        has_grown = {*later.values()} == {max(sizes.values(), default=0)} != {*sizes.values()}
+        longest = max((b - a for a, b in itertools.pairwise(epochs)), default=1)
+        if field == "eigenvalue" and has_grown and max(later) - epochs[-1] >= longest:
             ends += ax.plot(epochs[-1], values[-1], "X", color=color, label="_" if ends else _ENDS)
     if ends:
         ax.legend(handles=ends[:1], fontsize=8)

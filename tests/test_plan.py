@@ -160,3 +160,16 @@ def test_epochs_that_a_plan_does_not_reach_are_said(capsys):
     )
     assert status == 0
     assert err == "hessabs: `lr_decay_epochs` 40,80: the run ends before, after epochs=40.\n"
+
+
+def test_the_picture_has_the_rates_of_the_table(capsys, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "hessabs.cli.plan.draw_plans",
+        lambda path, bounds, lr, title: drawn.update({row.epoch: lr(row) for row in bounds.most.epochs}),
+    )
+    flags = ["--num_examples=1437", "--batch_size=32", "--epochs=5", "--schedule=linear", "--lr=0.1"]
+    _, out, _ = run(capsys, "--method=bl", *flags, f"--output={tmp_path / 'p.png'}")
+    rows = [line.split() for line in out.splitlines()[1:6]]
+    np.testing.assert_allclose([drawn[int(row[0])] for row in rows], [float(row[2]) for row in rows], rtol=1e-4)
+    assert drawn[5] == 0 < drawn[4] < drawn[1] < 0.1

@@ -93,7 +93,8 @@ def checkpoints(steps: int) -> np.ndarray:
     before, share, last = 0.0, 0.22, 0
     while math.ceil(share * steps - 1e-9) <= steps:
         at = math.ceil(share * steps - 1e-9)  # undo the rounding of a whole number
-        intervals[at] = at - last
+        if at > last:  # with few steps two may be one
+            intervals[at] = at - last
         before, share, last = share, share + max(share - before - 0.03, 0.06), at
     return intervals
 

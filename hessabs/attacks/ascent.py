@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from hessabs import batch_axis, programs, trees
 from hessabs.attacks import checks, norms
+from hessabs.attacks.constant import constant
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball
 from hessabs.attacks.rows import Problem, iterate
@@ -78,6 +79,7 @@ def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
             f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
         )
 
+    @constant(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds, steps=steps)
         if random_start:
@@ -94,6 +96,7 @@ def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
                 best = iterate(step, rows, steps + 1, loop, finishes=early_exit).best
         return with_inputs(batch, inputs_key, best.point)
 
+    attack.early_exit = early_exit  # type: ignore[attr-defined]  # `evaluate` looks, where examples transfer
     return attack
 
 
@@ -148,6 +151,8 @@ def _better(best: Best, point: jax.Array, value: jax.Array, fallen: jax.Array) -
     values = jnp.concatenate([best.value[None], value])
     has_fallen = jnp.concatenate([best.fallen[None], fallen])
     any_fallen = jnp.any(has_fallen)
-    winner = jnp.argmax(jnp.where(has_fallen == any_fallen, values, -jnp.inf))
+    # A point that has fallen at a value of minus infinity is still before one that has not fallen.
+    candidates = jnp.maximum(values, jnp.finfo(values.dtype).min)
+    winner = jnp.argmax(jnp.where(has_fallen == any_fallen, candidates, -jnp.inf))
     chosen = jnp.where(winner == 0, best.point, point[jnp.maximum(winner - 1, 0)])
     return Best(chosen, values[winner], any_fallen)

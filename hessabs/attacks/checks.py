@@ -40,7 +40,14 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
 
 def check_bounds(bounds: Bounds) -> None:
     """Raise unless the bounds are None or in order."""
-    if bounds is not None and not bounds[0] < bounds[1]:
+    if bounds is None:
+        return
+    if np.shape(bounds) != (2,) or isinstance(bounds, (np.ndarray, jax.Array)):
+        raise ValueError(
+            f"`bounds` must be two numbers, (lowest, highest), got {bounds!r}: the same for all entries. Give "
+            "inputs of one range, (0, 1) say, and let the network normalise each channel."
+        )
+    if not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
 
 
@@ -75,6 +82,11 @@ def checked_inputs(
                     f"The inputs at key {inputs_key!r} lie in [{low:g}, {high:g}], outside `bounds` {bounds}; "
                     "pass the bounds of the batch."
                 )
+    if carries_logits(loss_fn) and (read := parts(loss_fn)[1].inputs_key) != inputs_key:
+        raise ValueError(
+            f"The attack moves the inputs at key {inputs_key!r}, and the loss reads those at {read!r}: pass "
+            "the same `inputs_key` to both."
+        )
     if not trees.is_traced(params):
         check_classes(loss_fn, params, batch)
     elif carries_logits(loss_fn):

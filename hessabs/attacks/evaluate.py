@@ -48,6 +48,8 @@ def evaluate(
       norm: In which epsilon and the relative sizes are measured.
       bounds, inputs_key: As in every attack (``hessabs.attacks``).
       source: Another (loss, params) to make the examples on: how they transfer. None for the network itself.
+        Give attacks ``early_exit=False``: one that stops at the first error of the source transfers badly.
+        ``ensemble``, ``square`` and minimal attacks stop there in any case.
       keep_fallen: If True an example that an attack felled at a smaller epsilon has fallen at the larger ones
         too, for the perturbation lies in their balls: the accuracy then never rises with epsilon.
 
@@ -63,6 +65,7 @@ def evaluate(
 
     Warns:
       UserWarning: Of what makes the accuracy look better than it is: gradients that are zero, or not finite;
+        attacks on ``source`` with ``early_exit``; a network that has changed since it was compiled;
         logits that look like probabilities; a network that gives other logits at a second call, or whose logits
         depend on the other examples; ``square`` that fells more than the attacks along the gradient; an epsilon
         beyond the bounds. And of what does not count: logits that are not finite, results outside the ball.
@@ -95,11 +98,13 @@ def evaluate(
     check_key(key)
     checked_inputs(loss_fn, params, batch, inputs_key, bounds)
     clean = outcomes.look(loss_fn, params, batch, inputs_key, norm)
-    signs = misleading.look(loss_fn, params, batch, inputs_key)
+    signs = misleading.look(loss_fn, params, batch, inputs_key, clean.right)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "inputs_key": inputs_key, "source": source}
-    black_box = set[str]()
+    black_box, stops = set[str](), set[str]()
 
     def run(name: str, attack: Attack, number: int) -> Outcome:
+        if getattr(attack, "early_exit", False):
+            stops.add(name)
         if getattr(attack, "__module__", None) == square.__module__:
             black_box.add(name)
         own_key = None if key is None else jax.random.fold_in(key, number)
@@ -114,6 +119,11 @@ def evaluate(
     rows, messages = report(
         clean, signs, results, keep_fallen=keep_fallen, minimal=minimal, black_box=black_box
     )
+    if source is not None and stops:
+        messages.append(
+            f"{', '.join(sorted(stops))} stopped each example at the first error of `source`, from where few "
+            "transfer: pass early_exit=False to these attacks."
+        )
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return rows

@@ -10,12 +10,14 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import losses
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
 _SAME = 1e-3  # of the largest logit: what other rows of the batch may change, by rounding
 _SUM, _NARROW_SUM = 1e-3, 0.03  # by which the sum of probabilities may differ from 1, below float32 the second
+_CLEAR = 0.05  # of the largest logit: a lead that no rounding makes
 _SURE = 2.0  # standard deviations from which on a difference between attacks is none of chance
 
 
@@ -27,6 +29,7 @@ class Misleading(NamedTuple):
     random: np.ndarray  # (batches,), bool: whether the network gives other logits for the same inputs again
     mixing: np.ndarray  # (batches,), bool: whether the logits of an example depend on the others
     probabilities: np.ndarray  # (batches,), bool: whether the logits look like probabilities
+    stale: np.ndarray  # (n,), bool: examples that the compiled network classifies otherwise than this one
 
     def messages(self, right: np.ndarray) -> list[str]:
         """Say it, in a line each; ``right``, (n,), tells which examples are classified rightly."""
@@ -43,13 +46,17 @@ class Misleading(NamedTuple):
             "training mode: attacks then move what they do not mean to. Pass it in evaluation mode.": mixing,
             "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do: a second softmax "
             "hides the gradient. Pass logits, from before the softmax.": self.probabilities.all(),
+            "The network has changed since it was compiled, and the accuracies are those of an earlier one: it "
+            "reads arrays that are no arguments. Bind them with jax.tree_util.Partial, or make them params.": (
+                self.stale.any() and not self.random.any()
+            ),
         }
         return [line for line, is_so in seen.items() if is_so]
 
 
-def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> Misleading:
-    """Look for what misleads attacks, in a loss that carries its logits and a batch."""
-    logits_fn, _ = losses.parts(loss_fn, "look")
+def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, right: np.ndarray) -> Misleading:
+    """Look for what misleads attacks, in a loss that carries its logits and a batch; ``right`` of ``Clean``."""
+    logits_fn, spec = losses.parts(loss_fn, "look")
     gradient = np.asarray(_gradient(trees.as_partial(loss_fn), params, batch, trees.Static(inputs_key)))
     gradient = gradient.reshape(len(gradient), -1)
     inputs = get_inputs(batch, inputs_key)
@@ -60,12 +67,15 @@ def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int) -> 
     same = np.allclose(first[0], alone[0], rtol=0, atol=_SAME * largest, equal_nan=True)
     tolerance = _SUM if raw[0].dtype.itemsize >= 4 else _NARROW_SUM
     probable = (first.min() >= 0) & (np.abs(first.sum(axis=1) - 1) <= tolerance).all()
+    second_best, best = np.sort(first, axis=1)[:, -2:].T
+    is_clear = np.isfinite(best) & (best - second_best > _CLEAR * np.abs(best))  # by more than rounding
     return Misleading(
         zero_gradient=np.all((gradient == 0) | ~np.isfinite(gradient), axis=1),
         non_finite_gradient=~np.isfinite(gradient).all(axis=1) & np.isfinite(first.max(axis=1)),
         random=np.array([random]),
         mixing=np.array([not random and not same]),
         probabilities=np.array([bool(probable)]),
+        stale=is_clear & (right == np.asarray(has_fallen(spec, jnp.asarray(raw[0]), batch))),
     )
 
 

@@ -27,8 +27,9 @@ def num_replaced(fraction: Any, num_examples: int) -> jax.Array:
       >>> [int(num_replaced(f, 128)) for f in (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625)]
       [25, 12, 6, 3, 1, 0]
     """
-    # The small term undoes a fraction that float32 stores just below a whole number of examples.
-    return jnp.floor(jnp.asarray(fraction, jnp.float32) * num_examples + 1e-4).astype(jnp.int32)
+    # The small terms undo what float32 makes of a whole number of examples, by its last digits.
+    product = jnp.asarray(fraction, jnp.float32) * num_examples
+    return jnp.floor(product + 2 * jnp.finfo(jnp.float32).eps * product + 1e-4).astype(jnp.int32)
 
 
 def replace_fraction(

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks.checks import checked_ball, checked_inputs
+from hessabs.attacks.constant import constant
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball, Bounds, along
 from hessabs.attacks.rows import Problem, iterate
@@ -72,12 +73,14 @@ def fgsm(
     ball = checked_ball(epsilon, norm, bounds, ("linf", "l2"))
     examples.check_draws(eot)
 
+    @constant(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         examples.check_keys(eot, loss_fn, batch)
         mean = examples.expected(loss_fn, eot)
-        gradient = jax.grad(lambda x: mean(params, with_inputs(batch, inputs_key, x)))(inputs)
+        number = inputs.shape[0]  # times the mean: one of a large batch would underflow where the loss is small
+        gradient = jax.grad(lambda x: number * mean(params, with_inputs(batch, inputs_key, x)))(inputs)
         return with_inputs(batch, inputs_key, along(jnp.asarray(inputs), gradient, ball))
 
     return attack
@@ -189,6 +192,7 @@ def _second_order(
     require("be at least 1", max_iters=max_iters)
     require("be positive and finite", rtol=rtol, damping=damping)
 
+    @constant(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds))

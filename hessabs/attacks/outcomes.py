@@ -13,7 +13,7 @@ from hessabs import compiling, programs, trees
 from hessabs.attacks import losses
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.inputs import get_inputs
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 CLEAN = "clean"
@@ -88,7 +88,9 @@ def run(
     compiled = compiling.seconds(everywhere=True) - before
     seconds = time.perf_counter() - start - compiled
     points, inputs = (np.asarray(get_inputs(each, inputs_key)) for each in (attacked, batch))
-    right, finite = _judge(loss_fn, params, attacked, inputs_key)
+    # By the labels that the batch has: an attack may have made them targets.
+    judged = with_inputs(batch, inputs_key, get_inputs(attacked, inputs_key))
+    right, finite = _judge(loss_fn, params, judged, inputs_key)
     flat = points.reshape(len(points), -1)
     there_is = np.isfinite(flat).all(axis=1)
     if bounds is not None:

@@ -11,6 +11,7 @@ from hessabs import programs, trees
 from hessabs.attacks import norms, patterns
 from hessabs.attacks.ascent import Best
 from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
+from hessabs.attacks.constant import constant
 from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
@@ -51,7 +52,8 @@ def square(
       epsilon, bounds, inputs_key, loop: As in every attack (``hessabs.attacks``).
       norm: ``"linf"``: each square becomes plus or minus epsilon, by channel; ``"l2"`` or ``"l1"``: each square
         gets a bump, paid for by the perturbation of another square.
-      queries: Evaluations of each example, at least 1. The sizes of the squares follow from it.
+      queries: Evaluations of each example, at least 1, beside that of the clean one. The sizes of the squares
+        follow from it.
       share: Part of the image that the first squares cover, in (0, 1]; halved nine times on the way.
       layout: How an input lies: ``"channels_last"``, (height, width, channels); ``"channels_first"``,
         (channels, height, width); or ``"vector"``, any shape whose entries have no neighbours: the squares
@@ -80,6 +82,7 @@ def square(
     require("lie in (0, 1]", share=share)
     require_one_of(get_args(Layout), layout=layout)
 
+    @constant(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         key = checked_key(key, "The square attack")

@@ -64,10 +64,7 @@ def batch_growth(
     require("be above 1", growth_factor=factor)
     require_one_of(get_args(Leftover), leftover=leftover)
 
-    sizes, multiple = [initial], 1
-    for _ in lr_decay_at:
-        multiple = int(multiple * factor) if sizes[-1] < maximum else multiple
-        sizes.append(min(multiple * initial, maximum))
+    sizes = ladder(initial, maximum, factor, growths=len(lr_decay_at))
     rates = [size / initial / factor**points for points, size in enumerate(sizes)]
     rule = schedule(sizes, lr_decay_at, lr_scales=rates if leftover == "decay" else None)
     return with_coupling(rule, "none")

@@ -66,6 +66,7 @@ def main(values: flags.FlagValues) -> int:
     if options.output is not None:
         title = f"{methods.name_of(rule.method)}, {rule.run.epochs} epochs"
         with files.usable("output", pathlib.Path(options.output)):
-            draw_plans(options.output, bounds, rule.optimizer.lr, title)
+            lr, schedule = rule.optimizer.lr, rule.schedule
+            draw_plans(options.output, bounds, lambda row: lr * row.lr_scale * schedule(row.samples), title)
         print(f"picture: {options.output}")
     return 0

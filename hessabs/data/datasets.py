@@ -177,12 +177,18 @@ def _open_prepared(
 ) -> tuple[prepared.Prepared, list[str], str]:
     opened = prepared.open_set(name, find_set(name, default_dir(data_dir)))
     held_out = "test" if "test" in opened.splits else "validation"
+    if {"test", "validation"} <= {*opened.splits} and not prepared.has_labels(opened, "test"):
+        held_out = "validation"  # as of ImageNet, whose test labels nobody has
     parts = train_split.split("+")
     missing = [split for split in [*parts, held_out] if split not in opened.splits]
     if missing or len(set(parts)) < len(parts):
         wanted = " and ".join(repr(part) for part in parts)
         raise ValueError(
             f"{name!r} needs the splits {wanted} and 'test' (or 'validation'), got {sorted(opened.splits)}."
+        )
+    if held_out in parts:
+        raise ValueError(
+            f"`train_split` must leave {held_out!r} out, the test set of {name!r}, got {train_split!r}."
         )
     return opened, parts, held_out
 

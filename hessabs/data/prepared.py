@@ -143,6 +143,13 @@ def open_records(opened: Prepared, split: str, size: int) -> Records:
     return Records(opened.folder, opened.name, split, number, size, channels, opened.num_classes)
 
 
+def has_labels(opened: Prepared, split: str) -> bool:
+    """Tell whether the first example of a split has a label; -1 stands for none."""
+    records = _records(_open_split(opened, split), opened.splits[split], f"{opened.name}/{split}")
+    label = next(records, {}).get("label")
+    return label is not None and label >= 0
+
+
 def _open_split(opened: Prepared, split: str) -> Any:
     from tensorflow_datasets import decode as decoders
 

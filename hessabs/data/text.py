@@ -81,8 +81,8 @@ def load_text(name: str, length: int = LENGTH, vocabulary: str | None = None) ->
     cut = len(tokens) - len(tokens) // _TEST
     if min(cut, len(tokens) - cut) <= length:
         raise ValueError(
-            f"{name} must have more than {_TEST * length} characters, for sequences of {length} in its last "
-            f"tenth too, got {len(tokens)}: lower sequence_length."
+            f"{name} must have at least {_TEST * (length + 1)} characters, for sequences of {length} in its "
+            f"last tenth too, got {len(tokens)}: lower sequence_length."
         )
     facts = {"characters": len(tokens), "sha256": hashlib.sha256(content).hexdigest(), **facts}
     train, test = (_sequences(part, length) for part in (tokens[:cut], tokens[cut:]))

@@ -51,13 +51,28 @@ def load_trained(
     record = read_config(folder)
     if task is None:
         task, lines = recorded_task(folder, record, flags or {})
-        named = {name for name, value in (flags or {}).items() if value is not None}
-        for line in lines if named & {"task", "dataset"} else [*lines, *_other_data(folder, record, task)]:
+        named = {name for name, value in (flags or {}).items() if value is not None} & {"task", "dataset"}
+        for line in [*lines, *(_other_classes if named else _other_data)(folder, record, task)]:
             say(line)
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     names = ("average", "average_state") if average else ("params", "model_state")
     network = load_network(folder, dict(zip(names, (params, model_state), strict=True)))
     return Trained(task, network[names[0]], network[names[1]], record)
+
+
+def _other_classes(folder: pathlib.Path, record: Mapping[str, Any], task: Task) -> list[str]:
+    """Compare the class names of a run with those of data named now; a ValueError: one means another output."""
+    seen, now = record.get("data", {}).get("classes"), task.class_names
+    if not seen or not now or list(seen) == list(now):
+        return []
+    moved = sorted(name for name in {*seen} & {*now} if seen.index(name) != list(now).index(name))
+    if moved:
+        raise ValueError(
+            f"The classes of {task.name} lie elsewhere than those of the run in {folder}, and it would be "
+            f"judged by wrong labels: {', '.join(moved)} of {list(now)}, where the run has {list(seen)}. Give "
+            "the data the classes of the run."
+        )
+    return [f"The classes of {task.name} are called {list(now)}, and those of the run {list(seen)}."]
 
 
 def _other_data(folder: pathlib.Path, record: Mapping[str, Any], task: Task) -> list[str]:

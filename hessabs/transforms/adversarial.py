@@ -84,6 +84,8 @@ def adversarial_gradient(
         num_examples = batch_axis.num_examples(batch)
         fraction = max_fraction if adversarial_fraction is None else adversarial_fraction
         beyond = beyond_maximum(fraction, max_fraction, num_examples)
+        if key is not None and axis_name is not None:  # random starts of its own on each device
+            key = jax.random.fold_in(key, collectives.index(axis_name))
         adversarial, clean = attacked_head(
             attack, loss_fn, params, batch, num_replaced(fraction, num_examples), max_fraction, key
         )

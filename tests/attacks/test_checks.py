@@ -56,3 +56,18 @@ def test_refuses_an_empty_batch_under_jit_too():
     for call in (attack, jax.jit(attack, static_argnums=0)):
         with pytest.raises(ValueError, match=r"The batch has no examples, got inputs of shape \(0, 3\)"):
             call(lambda p, b: jnp.mean(b["image"]), None, {"image": jnp.ones((0, 3))})
+
+
+@pytest.mark.parametrize(
+    "bounds", [(np.zeros(3), np.ones(3)), np.array([0.0, 1.0]), jnp.array([0.0, 1.0]), (0.0,), 1.0]
+)
+def test_bounds_are_two_numbers(bounds):
+    with pytest.raises(ValueError, match=r"`bounds` must be two numbers, \(lowest, highest\)"):
+        attacks.pgd(0.1, bounds=bounds)
+
+
+def test_attack_and_loss_read_the_same_inputs():
+    loss_fn = attacks.losses.cross_entropy(lambda w, x: x @ w)
+    batch = {"image": jnp.ones((2, 3)), "raw": jnp.ones((2, 3)), "label": jnp.zeros(2, int)}
+    with pytest.raises(ValueError, match="moves the inputs at key 'raw', and the loss reads those at 'image'"):
+        attacks.fgsm(0.1, inputs_key="raw")(loss_fn, jnp.ones((3, 2)), batch)

@@ -163,7 +163,8 @@ def test_refuses_an_empty_batch():
 def test_transfer_makes_the_examples_on_the_source():
     other = make_params(1)
     make = {"pgd": lambda epsilon: attacks.pgd(epsilon, steps=5)}
-    rows = attacks.evaluate(LOSS, PARAMS, BATCH, make, [0.2], KEY, source=(LOSS, other))
+    with pytest.warns(UserWarning, match="pgd stopped each example at the first error of `source`"):
+        rows = attacks.evaluate(LOSS, PARAMS, BATCH, make, [0.2], KEY, source=(LOSS, other))
     made = attacks.pgd(0.2, steps=5)(LOSS, other, BATCH, jax.random.fold_in(KEY, 0))
     want = ~fallen(PARAMS, BATCH) & ~fallen(PARAMS, made)
     np.testing.assert_array_equal(rows[1].withstood, want)
@@ -185,7 +186,7 @@ def test_batches_that_are_joined_are_the_whole():
         ("l2grad", e): run(attacks.l2grad(e)) for e in epsilons
     }
     clean = outcomes.join([outcomes.look(LOSS, PARAMS, b, "image", "l2") for b in batches])
-    signs = outcomes.join([misleading.look(LOSS, PARAMS, b, "image") for b in batches])
+    signs = outcomes.join([misleading.look(LOSS, PARAMS, b, "image", ~fallen(PARAMS, b)) for b in batches])
     got, messages = report(clean, signs, results, keep_fallen=True, minimal=walk, black_box=())
     assert messages == []
     by_name = {(row.attack, row.epsilon): row for row in got}
@@ -197,3 +198,22 @@ def test_batches_that_are_joined_are_the_whole():
         assert other.accuracy == row.accuracy
     assert all(row.seconds_per_image > 0 for row in got[1:])
     assert signs.random.shape == (2,)
+
+
+def test_attacks_on_a_source_that_go_on_are_no_cause(recwarn):
+    make = {"pgd": lambda epsilon: attacks.pgd(epsilon, steps=5, early_exit=False), "fgsm": attacks.fgsm}
+    attacks.evaluate(LOSS, PARAMS, BATCH, make, [0.2], KEY, source=(LOSS, make_params(1)))
+    assert not recwarn.list
+
+
+def test_the_labels_of_the_batch_judge_and_not_those_that_an_attack_returns():
+    def with_targets(epsilon):
+        def attack(loss_fn, params, batch, key=None):
+            return {**attacks.fgsm(epsilon)(loss_fn, params, batch), "label": (batch["label"] + 1) % 4}
+
+        return attack
+
+    rows = attacks.evaluate(LOSS, PARAMS, BATCH, {"own": with_targets, "fgsm": attacks.fgsm}, [0.0, 0.2])
+    found = {(row.attack, row.epsilon): row.withstood for row in rows}
+    for epsilon in (0.0, 0.2):
+        np.testing.assert_array_equal(found["own", epsilon], found["fgsm", epsilon])

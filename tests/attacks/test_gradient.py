@@ -299,3 +299,16 @@ def test_inputs_outside_the_bounds_are_refused_and_get_no_farther_out_where_they
     np.testing.assert_allclose(
         got, expected(gradient, batch["image"], 0.1, norm, (0.4, 0.6)), atol=2 * ROUNDING
     )
+
+
+def test_a_large_batch_moves_what_an_example_alone_moves():
+    # The label is ahead by 86: exp(-86) is a float32, a thousandth of it is none.
+    def loss(w, batch):
+        ahead = batch["image"] @ w
+        return jnp.mean(jax.nn.softplus(-ahead))
+
+    weights, image = jnp.array([82.0, 0.0]), jnp.array([[1.05, 0.5]])
+    for n in (1, 1000):
+        batch = {"image": jnp.tile(image, (n, 1)), "label": jnp.zeros(n, int)}
+        got = fgsm(0.1, bounds=None)(loss, weights, batch)["image"]
+        np.testing.assert_allclose(got, np.tile([[0.95, 0.5]], (n, 1)), rtol=1e-6)

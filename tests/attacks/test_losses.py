@@ -164,3 +164,31 @@ def test_masked_classes_are_no_fault():
     values, fell = jax.jit(lambda: losses.per_example(loss_fn, None, batch, "image"))()
     np.testing.assert_allclose(values, np.log1p(np.exp([-1.0, 1.0])), rtol=1e-6)
     assert fell.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr])
+def test_losses_of_classes_refuse_soft_labels(loss):
+    with pytest.raises(ValueError, match=r"takes classes for labels, got soft_labels=True; .* use `kl`"):
+        loss(lambda w, x: x @ w, soft_labels=True)
+
+
+def test_a_class_that_is_masked_out_changes_no_divergence():
+    rng = np.random.default_rng(0)
+    images, weights = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 5), (5, 3)))
+
+    def masked(w, x):
+        return jnp.concatenate([x @ w, jnp.full((len(x), 1), -jnp.inf)], axis=1)
+
+    found = []
+    for network in (lambda w, x: x @ w, masked):
+        batch = {"image": images, "probabilities": jax.nn.softmax(network(weights, images))}
+        loss_fn, moved = losses.kl(network), {**batch, "image": 0.5 * images}
+        attack = attacks.pgd(0.5, steps=8, restarts=2, bounds=None)
+        worst = attack(loss_fn, weights, batch, jax.random.key(0))["image"]
+        gradient = jax.grad(lambda x, f=loss_fn, b=moved: f(weights, {**b, "image": x}))(moved["image"])
+        found.append((loss_fn(weights, moved), gradient, worst))
+    p, q = (np.asarray(jax.nn.log_softmax(x @ weights), np.float64) for x in (images, 0.5 * images))
+    np.testing.assert_allclose(found[0][0], np.mean(np.sum(np.exp(p) * (p - q), axis=1)), rtol=1e-5)
+    for plain, with_mask in zip(*found, strict=True):
+        np.testing.assert_allclose(with_mask, plain, rtol=1e-4, atol=1e-6)
+    assert float(jnp.abs(found[1][2] - images).max()) > 0.1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hessabs import attacks
-from hessabs.attacks import losses, misleading
+from hessabs.attacks import losses, misleading, outcomes
 from tests.attacks.cases import KEY, LOSS, PARAMS, fallen, logits_fn, make_batch
 
 pytestmark = pytest.mark.sampled
@@ -16,8 +16,9 @@ BATCH = make_batch(PARAMS, n=30)
 
 def look(network):
     """What is said of a network, without an attack."""
-    signs = misleading.look(losses.cross_entropy(jax.jit(network)), PARAMS, BATCH, "image")
-    return signs.messages(~fallen(PARAMS, BATCH))
+    loss_fn = losses.cross_entropy(jax.jit(network))
+    right = outcomes.look(loss_fn, PARAMS, BATCH, "image", "linf").right
+    return misleading.look(loss_fn, PARAMS, BATCH, "image", right).messages(~fallen(PARAMS, BATCH))
 
 
 @pytest.mark.slow
@@ -93,6 +94,7 @@ def test_another_norm_or_other_bounds():
         attacks.evaluate(LOSS, PARAMS, BATCH, wide, [0.5])
 
 
+@pytest.mark.slow
 def test_a_black_box_that_is_stronger():
     def masked(params, x):  # rounds to steps of 1/50, the gradient all noise of small waves
         z = logits_fn(params, jnp.round(x * 50) / 50)
@@ -112,3 +114,12 @@ def test_an_epsilon_in_grey_levels(make, recwarn):
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"`epsilon` 8 exceeds the width of `bounds` \(0\.0, 1\.0\)"):
         make(8)
+
+
+def test_a_network_that_has_changed_since_it_was_compiled():
+    now = {"params": PARAMS}
+    loss_fn = losses.cross_entropy(lambda _, x: logits_fn(now["params"], x))
+    before = attacks.evaluate(loss_fn, (), BATCH, {}, [])[0].accuracy
+    now["params"] = jax.tree.map(lambda x: -x, PARAMS)
+    with pytest.warns(UserWarning, match="The network has changed since it was compiled"):
+        assert attacks.evaluate(loss_fn, (), BATCH, {}, [])[0].accuracy == before  # of what was compiled

@@ -205,3 +205,9 @@ def test_the_first_of_each_part(part_size, fraction):
 def test_a_part_that_does_not_divide():
     with pytest.raises(ValueError, match="divide the batch of 12 examples, got 5"):
         replace_fraction(mark, loss, 1.0, make_batch(12), 0.5, part_size=5)
+
+
+def test_num_replaced_is_the_floor_of_the_exact_product():
+    for percent in range(1, 100):
+        for number in (100, 1000, 5000, 13_000, 26_000, 60_000):
+            assert int(num_replaced(percent / 100, number)) == percent * number // 100

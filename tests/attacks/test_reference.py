@@ -1,6 +1,8 @@
 """Attacks against closed forms and NumPy: losses, norms, Newton directions, boundaries of classifiers."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import pytest
 
 from hessabs import attacks
 from hessabs.attacks import losses, norms
+from hessabs.attacks.apgd import checkpoints
 from tests.attacks.cases import KEY, LOSS, PARAMS, logits_fn, make_batch, mostly_slow, size_of
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 ROUNDING = 1e-5
 
@@ -355,3 +358,14 @@ def test_who_walks_from_class_to_class_refuses_soft_labels(attack):
         ValueError, match=r"needs classes for labels, got a loss of soft labels: pass cross_entropy"
     ):
         attack(losses.kl(lambda w, x: x @ w), jnp.eye(3), batch, KEY)
+
+
+def test_checkpoints_are_those_of_algorithm_1():
+    for steps in range(2, 201):
+        shares = [Fraction(0), Fraction(22, 100)]
+        while shares[-1] < 1:
+            shares.append(shares[-1] + max(shares[-1] - shares[-2] - Fraction(3, 100), Fraction(6, 100)))
+        want = sorted({math.ceil(share * steps) for share in shares[1:] if share <= 1})
+        intervals = checkpoints(steps)
+        assert np.flatnonzero(intervals).tolist() == want
+        np.testing.assert_array_equal(intervals[want], np.diff([0, *want]))

@@ -169,3 +169,11 @@ def test_a_fraction_that_does_not_decrease_is_kept_at_the_maximum(make, decrease
     state = rule.update(Observation(10, 3.0), rule.init())
     assert int(state.batch_size) == 2
     assert float(state.adversarial_fraction) == pytest.approx(0.2 if decrease == 1 else 0.0)
+
+
+@pytest.mark.parametrize("decay", [0.7, 0.8])
+def test_a_growth_below_two_goes_through_every_multiple(decay):
+    got = course(batch_growth(128, 1024, lr_decay_at=POINTS, lr_decay=decay))
+    assert [batch_size for _, batch_size, _ in got] == [256, 384, 512]
+    for place, (_, batch_size, scale) in enumerate(got, 1):  # batch over rate grows as the rate would fall
+        assert scale == pytest.approx(batch_size / 128 * decay**place)

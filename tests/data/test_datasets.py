@@ -344,6 +344,9 @@ def test_svhn_trains_on_extra_or_on_both(write, tmp_path):
     assert_same(load("svhn_cropped", data_dir=tmp_path, train_split="extra").train, splits["extra"])
     both = {name: [*splits["train"][name], *splits["extra"][name]] for name in splits["train"]}
     assert_same(load("svhn_cropped", data_dir=tmp_path, train_split="train+extra").train, both)
+    for held_out in ("test", "train+test"):
+        with pytest.raises(ValueError, match="`train_split` must leave 'test' out, the test set of"):
+            load("svhn_cropped", data_dir=tmp_path, train_split=held_out)
     for wrong in ("unlabelled", "train+train"):
         with pytest.raises(ValueError, match=r"needs the splits 'train|needs the splits 'unlabelled'"):
             load("svhn_cropped", data_dir=tmp_path, train_split=wrong)
@@ -409,3 +412,12 @@ def test_training_and_test_images_of_two_shapes():
     one, two = ({"image": np.zeros((1, n, n, 1), np.uint8), "label": np.zeros(1, np.int32)} for n in (8, 9))
     with pytest.raises(ValueError, match=r"one shape, got \(8, 8, 1\) and \(9, 9, 1\)"):
         check_images(Dataset("mine", one, two, 10))
+
+
+def test_a_test_split_without_labels_leaves_the_validation_split(write, tmp_path):
+    parts = cifar10()
+    hidden = {**parts["test"], "label": np.full(len(parts["test"]["label"]), -1)}
+    write(tmp_path, "cifar10", {"train": parts["train"], "validation": parts["test"], "test": hidden})
+    assert_same(load("cifar10", data_dir=tmp_path).test, parts["test"])
+    with pytest.raises(ValueError, match="must leave 'validation' out"):
+        load("cifar10", data_dir=tmp_path, train_split="train+validation")

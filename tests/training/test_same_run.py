@@ -151,3 +151,14 @@ def test_augmentation_that_nothing_applies():
     task = digits_task()._replace(augmentation="crop_flip", prepare=scaled)
     with pytest.raises(ValueError, match="crop_flip of the task digits is drawn and not used"):
         training.run.prepare(task, adamw(), batch_size.constant(40))
+
+
+def test_data_named_now_with_the_classes_in_other_places(tmp_path, capsys):
+    for name, classes in (("a", ["ant", "bee"]), ("b", ["bee", "cat"]), ("c", ["ape", "boa"])):
+        draw_folder(tmp_path / name, classes)
+    task = make_named(TaskSettings(dataset=f"folder:{tmp_path / 'a'}"))
+    fit(task, adamw(), batch_size.constant(8), epochs=1, workdir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"would be judged by wrong labels: bee of \['bee', 'cat'\]"):
+        load_trained(tmp_path / "run", flags={"dataset": f"folder:{tmp_path / 'b'}"})
+    load_trained(tmp_path / "run", flags={"dataset": f"folder:{tmp_path / 'c'}"})
+    assert "are called ['ape', 'boa'], and those of the run ['ant', 'bee']" in capsys.readouterr().err

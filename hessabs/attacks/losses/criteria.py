@@ -3,6 +3,7 @@
 Logits are arrays of shape (n, classes), labels and targets int (n,).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,13 +31,14 @@ def cross_entropy(logits_fn: LogitsFn, **options: Any) -> LossFn:
       >>> round(float(cross_entropy(lambda w, x: x @ w)(jnp.eye(2), batch)), 4)
       0.6931
     """
+    _refuse_soft_labels("cross_entropy", options)
     return from_logits(logits_fn, _cross_entropy, **options)
 
 
 def margin(logits_fn: LogitsFn, **options: Any) -> LossFn:
     """Make the margin: the best other logit minus the label's; targeted, the target's minus the best other.
 
-    Positive exactly when the example has fallen.
+    Positive where the example has fallen, negative where it stands; 0 at a tie.
 
     Args:
       logits_fn, **options: As in ``from_logits``.
@@ -52,6 +54,7 @@ def margin(logits_fn: LogitsFn, **options: Any) -> LossFn:
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, section V-A, f_6 without its confidence.
     """
+    _refuse_soft_labels("margin", options)
     return from_logits(logits_fn, _margin, **options)
 
 
@@ -76,6 +79,7 @@ def dlr(logits_fn: LogitsFn, **options: Any) -> LossFn:
     References:
       Croce and Hein (2020), arXiv:2003.01690, equations 6 and 7.
     """
+    _refuse_soft_labels("dlr", options)
     return from_logits(logits_fn, difference_of_logits, **options)
 
 
@@ -103,6 +107,14 @@ def kl(logits_fn: LogitsFn, *, label_key: str | int = "probabilities", **options
     if options.get("targeted"):
         raise ValueError("`kl` has no targeted form, got targeted=True; use cross_entropy or margin.")
     return from_logits(logits_fn, _kl, label_key=label_key, soft_labels=True, **options)
+
+
+def _refuse_soft_labels(name: str, options: Mapping[str, Any]) -> None:
+    if options.get("soft_labels"):
+        raise ValueError(
+            f"`{name}` takes classes for labels, got soft_labels=True; for class probabilities use `kl`, whose "
+            "gradient is that of their cross-entropy."
+        )
 
 
 def difference_of_logits(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
@@ -151,4 +163,6 @@ def _margin(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
 
 def _kl(logits: jax.Array, labels: Any, targets: Any) -> jax.Array:
     del targets
-    return jnp.sum(jax.scipy.special.xlogy(labels, labels) - labels * jax.nn.log_softmax(logits), axis=-1)
+    # A class without probability adds nothing, masked out (a logit of minus infinity) or not.
+    log_q = jnp.where(labels > 0, jax.nn.log_softmax(logits), 0)
+    return jnp.sum(jax.scipy.special.xlogy(labels, labels) - labels * log_q, axis=-1)

@@ -7,6 +7,7 @@ digest, all other options: other options leave an earlier table alone. It begins
 (``look/cache.py``): an evaluation that was interrupted, or is repeated with more attacks, goes on from there.
 """
 
+import inspect
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,13 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs import attacks, data, plots
+from hessabs import attacks, data, jaxprs, plots
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.evaluate import report
 from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Norm
 from hessabs.attacks.outcomes import CLEAN, Clean, Evaluation, Outcome
+from hessabs.data.order import sample_places
 from hessabs.inputs import get_inputs
 from hessabs.training import fields, files
 from hessabs.training.look import cache, pictures
@@ -84,7 +86,7 @@ class Options(NamedTuple):
     ] = None
     restarts: Annotated[int, "random starts of pgd, adam_pgd and apgd", "be at least 1"] = 1
     queries: Annotated[int, "evaluations of each image by the square attack", "be at least 1"] = 1000
-    num_examples: Annotated[int, "use only so many test images; 0 for all", "be at least 0"] = 0
+    num_examples: Annotated[int, "use only so many test images, drawn; 0 for all", "be at least 0"] = 0
     batch_size: Annotated[int, "images attacked at once; a finished batch is kept", "be at least 1"] = 1000
     source: Annotated[str | None, "folder of another finished run to make the examples on (transfer)"] = None
     seed: Annotated[int, "seed of random starts"] = 0
@@ -101,7 +103,7 @@ class _Network(NamedTuple):
 
 class _Chunk(NamedTuple):
     start: int  # number of its first example
-    size: int
+    places: np.ndarray  # of its examples in the test set
     digest: str
 
 
@@ -157,7 +159,7 @@ def attack(
             parts = []
             for chunk in chunks:
                 parts.append(_attacked(shared, name, epsilon, chunk))
-                done = len(results) * len(clean.right) + chunk.start + chunk.size
+                done = len(results) * len(clean.right) + chunk.start + len(chunk.places)
                 bar.show(done, attack=name, epsilon=epsilon)
             shown[name, epsilon] = parts[0]
             results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
@@ -221,6 +223,8 @@ def make(name: str, epsilon: float, options: Options, **inputs: Any) -> Attack:
     named = {option: value for option, value in named.items() if value is not None}  # else the attack's own
     if len(entry.norms) > 1:
         named["norm"] = options.norm
+    if options.source is not None and "early_exit" in inspect.signature(entry.factory).parameters:
+        named["early_exit"] = False  # the first error of the source is seldom one of another network
     return entry.factory(*(() if entry.minimal else (epsilon,)), **named, **inputs)
 
 
@@ -236,8 +240,16 @@ def _check(task: Task, options: Options) -> None:
 
 
 def _network(task: Task, params: Params, model_state: Any) -> _Network:
-    digest = cache.identify(task=task.name, settings=task.settings, arrays=cache.digest((params, model_state)))
-    return _Network(attack_loss(task, model_state), params, digest)
+    loss_fn = attack_loss(task, model_state)
+    program = jax.make_jaxpr(lambda params, batch: loss_fn(params, task.prepare(batch)))
+    digest = cache.identify(
+        task=task.name,
+        settings=task.settings,
+        inputs=(task.bounds, task.inputs_key, task.label_key),
+        computes=jaxprs.digest(program(params, _read(task, np.arange(1)))),
+        arrays=cache.digest((params, model_state)),
+    )
+    return _Network(loss_fn, params, digest)
 
 
 def _shapes(task: Task, network: _Network) -> tuple[int, ...]:
@@ -248,18 +260,18 @@ def _shapes(task: Task, network: _Network) -> tuple[int, ...]:
 
 
 def _chunks(task: Task, options: Options) -> Iterator[_Chunk]:
-    total = min(options.num_examples or len(task.test), len(task.test))
-    for start in range(0, total, options.batch_size):
-        size = min(options.batch_size, total - start)
-        yield _Chunk(start, size, cache.digest(_read(task, start, size)))
+    places = sample_places(options.num_examples, len(task.test))
+    for start in range(0, len(places), options.batch_size):
+        own = places[start : start + options.batch_size]
+        yield _Chunk(start, own, cache.digest(_read(task, own)))
 
 
-def _read(task: Task, start: int, size: int) -> dict[str, Any]:
-    return {**task.test.take(np.arange(start, start + size)), "weight": np.ones(size, np.float32)}
+def _read(task: Task, places: np.ndarray) -> dict[str, Any]:
+    return {**task.test.take(places), "weight": np.ones(len(places), np.float32)}
 
 
 def _prepared(task: Task, chunk: _Chunk) -> Any:
-    return jax.jit(task.prepare)(_read(task, chunk.start, chunk.size))
+    return jax.jit(task.prepare)(_read(task, chunk.places))
 
 
 def _clean(shared: _Shared, chunk: _Chunk) -> tuple[Clean, Misleading]:
@@ -267,7 +279,7 @@ def _clean(shared: _Shared, chunk: _Chunk) -> tuple[Clean, Misleading]:
         loss_fn, params, _ = shared.network
         batch, key = _prepared(shared.task, chunk), shared.task.inputs_key
         seen = outcomes.look(loss_fn, params, batch, key, shared.options.norm)
-        return {**seen._asdict(), **misleading.look(loss_fn, params, batch, key)._asdict()}
+        return {**seen._asdict(), **misleading.look(loss_fn, params, batch, key, seen.right)._asdict()}
 
     found = shared.once(CLEAN, chunk, compute)
     return _take(Clean, found), _take(Misleading, found)

@@ -1,13 +1,13 @@
 """The pictures of several panels that the commands write, made of ``hessabs.plots``."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from hessabs import plots
-from hessabs.batch_size import Bounds
+from hessabs.batch_size import Bounds, PlannedEpoch
 from hessabs.training.curves import DPI, File
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def draw_tracked(path: File, records: Sequence[Mapping[str, Any]], *, title: str
     return True
 
 
-def draw_plans(path: File, bounds: Bounds, lr: float, title: str) -> None:
-    """Draw two plans, one line if they are the same: batch size and learning rate; ``lr`` is the first."""
+def draw_plans(path: File, bounds: Bounds, lr: Callable[[PlannedEpoch], float], title: str) -> None:
+    """Draw two plans, one line if they are the same: batch size, and the learning rate ``lr`` of each epoch."""
     plans = {"earliest growth": bounds.fewest, "latest growth": bounds.most}
     if bounds.fewest.epochs == bounds.most.epochs:
         plans = {"planned": bounds.most}
     runs = {
         f"{name}: {plan.updates:,} updates": [
-            {"epoch": row.epoch, "batch_size": row.batch_size, "lr": lr * row.lr_scale} for row in plan.epochs
+            {"epoch": row.epoch, "batch_size": row.batch_size, "lr": lr(row)} for row in plan.epochs
         ]
         for name, plan in plans.items()
     }

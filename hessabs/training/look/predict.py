@@ -63,11 +63,20 @@ def predict_files(
     """Predict the class of images in files: a row each, of ``image``, ``class``, ``label``, ``probability`` and
     the ``probabilities`` of all classes.
     """
-    shape = _example(task)[task.inputs_key].shape[1:]
+    own = _example(task)[task.inputs_key]
+    shape = own.shape[1:]
+    if own.dtype != np.uint8 and task.bounds != (0, 1):
+        raise ValueError(
+            f"An image of a file becomes numbers in [0, 1], and the inputs of {task.name} are {own.dtype} in "
+            f"{task.bounds}: prepare images as your data are, and give the arrays to `training.predict`."
+        )
     # Read as the images of the data were.
     how = {name: task.settings.get(name) for name in ("image_size", "resize")}
-    if how["image_size"] is None:
-        how["resize"] = resize or how["resize"]
+    if resize and how["image_size"]:
+        raise ValueError(
+            f"`resize` is not read: the run brings images to image_size={how['image_size']} in its own way."
+        )
+    how["resize"] = resize or how["resize"]
     images = np.stack([data.read_image(file, shape, **how) for file in files])
     rows = []
     for file, row in zip(files, predict(task, params, model_state, images), strict=True):

@@ -6,6 +6,7 @@ A section begins with what its runs are, one sentence of their numbers, and a ta
 import base64
 import html
 import io
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -296,11 +297,12 @@ def _title_and_text(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, str 
 
 def _origins(runs: Sequence[Finished]) -> str:
     fields = ("command", "commit", "hardware", "device")
-    found = {f: sorted({str(run.summary[f]) for run in runs if run.summary.get(f)}) for f in fields}
-    lines = [f"{field}: {', '.join(texts)}" for field, texts in found.items() if texts]
-    versions = runs[0].summary.get("versions")
-    if isinstance(versions, dict):
-        lines.append("versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    found = {f: {str(run.summary[f]) for run in runs if run.summary.get(f)} for f in fields}
+    versions = [run.summary.get("versions") for run in runs]
+    found["versions"] = {
+        f"{n} {number}" for each in versions if isinstance(each, dict) for n, number in each.items()
+    }
+    lines = [f"{field}: {', '.join(sorted(texts))}" for field, texts in found.items() if texts]
     return '<p class="note">' + "<br>".join(map(html.escape, lines)) + "</p>"
 
 
@@ -309,7 +311,9 @@ def _curves(groups: Sequence[Group], say: Callable[[str], None]) -> str:
     for g in groups[:_MOST_CURVES]:
         path = g.runs[0].folder / files.METRICS
         try:
-            curves[g.name] = files.read_lines(path)
+            # A run that is going on to more epochs still has the summary of the shorter one.
+            last = g.runs[0].summary.get("epochs", math.inf)
+            curves[g.name] = [record for record in files.read_lines(path) if record["epoch"] <= last]
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Finished runs of a folder, their mean and spread over seeds, and tables of them."""
 
+import functools
 import json
 import math
 import pathlib
@@ -8,7 +9,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hessabs.training import files
+from hessabs.training import fields, files
+from hessabs.training.assemble import SETTINGS
 
 _SEED = re.compile(r"seed\d+")
 
@@ -60,9 +62,9 @@ _SUMMARY = (
 
 
 class Group(NamedTuple):
-    """The runs of one label and commit, one for each seed."""
+    """The runs of one label, commit and settings, one for each seed."""
 
-    name: str  # the label, and the commit where there are several of the label
+    name: str  # the label, and where there are several of it the commit, and the settings that differ
     runs: list[Finished]
 
     def values(self, field: str) -> list[float]:
@@ -98,13 +100,16 @@ def find(root: pathlib.Path, say: Callable[[str], None] = files.say) -> list[Fin
         folder = folder.parent if _SEED.fullmatch(folder.name) else folder
         label = "/".join(folder.parts) or root.absolute().name
         runs.append(Finished(label, str(summary.get("commit", "")), summary, path.parent))
+    for path in sorted(root.rglob(files.CONFIG)):
+        if not (path.parent / files.SUMMARY).exists():
+            say(f"{path.parent} is left out, for its run has not finished.")
     if not runs:
         raise FileNotFoundError(f"{root} holds no finished run ({files.SUMMARY}): train one there first.")
     return runs
 
 
 def group(runs: Sequence[Finished]) -> list[Group]:
-    """Put the runs of one label and one commit together; those of different commits are never averaged.
+    """Put the runs of one label together; those of different commits or settings are never averaged.
 
     Example:
       >>> def run(seed, commit):
@@ -113,14 +118,29 @@ def group(runs: Sequence[Finished]) -> list[Group]:
       >>> [(g.name, g.seeds, g.values("updates")) for g in groups]
       [('bl @ 11111111', [0, 1], [10.0, 11.0]), ('bl @ 22222222', [2], [12.0])]
     """
-    gathered: dict[tuple[str, str], list[Finished]] = {}
+    gathered: dict[tuple[str, str, str], list[Finished]] = {}
     for run in runs:
-        gathered.setdefault((run.label, run.commit), []).append(run)
-    labels = [label for label, _ in gathered]
-    return [
-        Group(label if labels.count(label) == 1 else f"{label} @ {commit[:8] or 'no commit'}", members)
-        for (label, commit), members in gathered.items()
-    ]
+        settings = json.dumps(_settings(run), sort_keys=True, default=str)
+        gathered.setdefault((run.label, run.commit, settings), []).append(run)
+    return [Group(_name(members[0], runs), members) for members in gathered.values()]
+
+
+def _settings(run: Finished) -> dict[str, Any]:
+    # What its numbers depend on, beside the seed.
+    return {name: value for name, value in run.summary.items() if name in _setting_names()}
+
+
+@functools.cache
+def _setting_names() -> frozenset[str]:
+    return frozenset(fields.declared(*SETTINGS)) - {"seed", "data_dir"}
+
+
+def _name(run: Finished, runs: Sequence[Finished]) -> str:
+    alike = [other for other in runs if other.label == run.label]
+    commit = f" @ {run.commit[:8] or 'no commit'}" if {other.commit for other in alike} != {run.commit} else ""
+    others = [_settings(other) for other in alike if other.commit == run.commit]
+    differs = {n: v for n, v in _settings(run).items() if any(other.get(n) != v for other in others)}
+    return f"{run.label}{commit}{''.join(f', {name}={value}' for name, value in differs.items())}"
 
 
 def cell(values: Sequence[float], form: str) -> str:

@@ -16,8 +16,9 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from hessabs import curvature, paths, plots, trees
+from hessabs import curvature, jaxprs, paths, plots, trees
 from hessabs.data import Source
+from hessabs.data.order import sample_places
 from hessabs.training import fields, files
 from hessabs.training.look import cache
 from hessabs.training.look.pictures import draw_tracked, save
@@ -45,7 +46,7 @@ class Options(NamedTuple):
     ] = ""
     density: Annotated[bool, "the density of all eigenvalues on the training set"] = False
     landscape: Annotated[bool, "the loss along the first eigenvector and on the plane of the first two"] = False
-    num_examples: Annotated[int, "use only so many examples of each set; 0 for all", "be at least 0"] = 0
+    num_examples: Annotated[int, "use only so many examples of each set, drawn; 0 for all", "be at least 0"] = 0
     batch_size: Annotated[int, "examples in one pass of the network", "be at least 1"] = 2000
     rtol: Annotated[
         float, "relative residual at which an eigenpair is good enough", "be positive and finite"
@@ -87,10 +88,11 @@ def spectrum(
     """
     _check(options)
     start_key, example_key, density_key = jax.random.split(jax.random.key(options.seed), 3)
-    sets = {"training": task.train, "test": task.test}
+    sets, loss_fn = {"training": task.train, "test": task.test}, raw_loss(task, model_state)
     identity = cache.identify(
         task=task.name,
         settings=task.settings,
+        computes=jaxprs.digest(jax.make_jaxpr(loss_fn)(params, _take(task.train, np.arange(1)))),
         network=cache.digest((params, model_state)),
         data={n: [cache.digest(batch) for batch in _batches(source, options)] for n, source in sets.items()},
         options={name: getattr(options, name) for name in _NUMBERS},
@@ -98,7 +100,7 @@ def spectrum(
     shared = _Shared(
         sets,
         params,
-        raw_loss(task, model_state),
+        loss_fn,
         raw_weight(task, params, model_state),
         options,
         trees.normal_like(start_key, params),
@@ -145,14 +147,14 @@ def _check(options: Options) -> None:
         raise ValueError(f"`max_matvecs` must be at least `top`={options.top}, got {options.max_matvecs}.")
 
 
-def _number(source: Source, options: Options) -> int:
-    return min(options.num_examples or len(source), len(source))
+def _places(source: Source, options: Options) -> np.ndarray:
+    return sample_places(options.num_examples, len(source))
 
 
 def _batches(source: Source, options: Options) -> Iterator[dict[str, Any]]:
-    total = _number(source, options)
-    for start in range(0, total, options.batch_size):
-        yield _take(source, np.arange(start, min(start + options.batch_size, total)))
+    places = _places(source, options)
+    for start in range(0, len(places), options.batch_size):
+        yield _take(source, places[start : start + options.batch_size])
 
 
 def _take(source: Source, places: np.ndarray) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _of_set(shared: _Shared, name: str, label: str, block: str = "") -> list[dic
     with_directions = options.landscape and label == "training"
 
     def compute() -> dict[str, Any]:
-        with Progress(_number(shared.sets[name], options) * options.max_matvecs) as bar:
+        with Progress(len(_places(shared.sets[name], options)) * options.max_matvecs) as bar:
             operator, start = _operator(shared, name, bar), shared.start
             if block:
                 operator = curvature.restrict(operator, shared.params, block)
@@ -184,7 +186,8 @@ def _of_examples(shared: _Shared, key: jax.Array) -> list[dict[str, Any]]:
     options, training, rows = shared.options, shared.sets["training"], []
     if not options.per_example:
         return []
-    for index in np.asarray(jax.random.permutation(key, _number(training, options)))[: options.per_example]:
+    places = _places(training, options)
+    for index in places[np.asarray(jax.random.permutation(key, len(places)))[: options.per_example]]:
         label = f"{_SINGLE} {index}"
 
         def compute(index: int = index, label: str = label) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def look(folder: pathlib.Path) -> Seen:
     seconds = sum(map(_seconds, records))
     if owner is not None:
         state, note = "running", owner
-    elif summary is not None:
+    elif summary is not None and not _goes_on(summary, epochs):
         state, note = "finished", ""
         if "diverged" in summary:
             state, note = "diverged", str(summary["diverged"])
@@ -103,6 +103,11 @@ def look(folder: pathlib.Path) -> Seen:
     else:
         state, note = "stopped", "before its end: `hessabs train --resume` with the same flags goes on"
     return Seen(str(folder), state, note, epochs if isinstance(epochs, int) else None, records, seconds)
+
+
+def _goes_on(summary: Mapping[str, Any], epochs: Any) -> bool:
+    """Whether a finished run was begun again for more epochs: its summary is then that of the shorter one."""
+    return isinstance(epochs, int) and (_number(summary.get("epochs")) or epochs) < epochs
 
 
 def page(runs: Sequence[Seen], console: Console) -> RenderableType:
@@ -135,10 +140,11 @@ def _one(run: Seen, width: int, levels: str) -> RenderableType:
     table = _table("", f"epochs 1 to {len(run.records)}", right=("lowest", "highest", "last"))
     shown = [metric, *(panel for panel in _PANELS if panel[0] not in ("test_accuracy", "test_loss"))]
     for name, title, scale in shown:
-        values = _values(run.records, name, scale)
-        known = [value for value in values if value is not None]
+        values, drawable = (_values(run.records, name, each) for each in ("linear", scale))
+        known, positive = ([x for x in each if x is not None] for each in (values, drawable))
         if known:
-            drawn = _draw(values, known, scale, width - 64, levels, 4 if name == field else 1)
+            height = 4 if name == field else 1
+            drawn = _draw(drawable, positive, scale, width - 64, levels, height) if positive else Text("")
             cells = (min(known), max(known), known[-1])
             table.add_row(title, drawn, *(_shown(cell) for cell in cells))
     rest = {

@@ -38,7 +38,8 @@ def attacked(inner: InnerAttack) -> Objective:
 def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
     """Make the objective of ABSA.
 
-    The first examples of each micro-batch are attacked, whether one is handled at once or several.
+    The first examples of each micro-batch are attacked, whether one is handled at once or several; as many of a
+    last one that is not full.
 
     Args:
       inner: The attack on them, with the network in evaluation mode.

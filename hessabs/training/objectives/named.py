@@ -101,8 +101,8 @@ def make_objective(settings: ObjectiveSettings, fraction: float) -> Objective:
         return free(settings.epsilon, settings.attack_step_size, settings.free_replays)
     if settings.attack is None:
         return Objective()
-    steps, step_size = settings.attack_steps, settings.attack_step_size
-    inner = make_inner(settings.attack, settings.epsilon, steps=steps, step_size=step_size)
+    steps = settings.attack_steps if settings.attack in ITERATED else None
+    inner = make_inner(settings.attack, settings.epsilon, steps=steps, step_size=settings.attack_step_size)
     if settings.robust == "trades":
         return trades(inner, settings.trades_beta)
     return attacked(inner) if settings.robust == "pgd" else mixing(inner, fraction)

@@ -51,7 +51,9 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
             near = {**batch, task.inputs_key: batch[ADVERSARIAL]}
             attacked = task.loss(params, clean.model_state, near, jax.random.fold_in(key, 1), True)
             log_p, log_q = (jax.nn.log_softmax(z.outputs.astype(jnp.float32)) for z in (clean, attacked))
-            divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+            seen = log_p > -jnp.inf  # others are masked out, and add nothing
+            ratio = jnp.where(seen, log_p - jnp.where(seen, log_q, 0), 0)
+            divergence = jnp.sum(jnp.exp(log_p) * ratio, axis=-1)
             weighted = jnp.sum(divergence * batch["weight"]) * trees.safe_inverse(clean.weight)
             return clean.mean + beta * weighted, (clean.weight, attacked.model_state)
 

@@ -9,6 +9,8 @@ import pytest
 
 from hessabs import attacks, cli
 from hessabs.attacks import outcomes
+from hessabs.data import subset
+from hessabs.data.order import sample_places
 from hessabs.training import tasks
 from hessabs.training.files import CACHE
 from hessabs.training.look import pictures
@@ -34,8 +36,8 @@ def layers(run, x):
 
 
 def stand(run, maker, epsilons):
-    """Which of the first 80 test images are classified rightly after FGSM on another network, by epsilon."""
-    examples = run.task.test.take(np.arange(80))
+    """Which of 80 drawn test images are classified rightly after FGSM on another network, by epsilon."""
+    examples = run.task.test.take(sample_places(80, len(run.task.test)))
     x, labels = examples["image"].reshape(80, -1) / 255.0, examples["label"]
     hidden, logits, first, last = layers(maker, x)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -249,3 +251,40 @@ def test_bad_options_end_in_one_line(tmp_path, monkeypatch, capsys, flags, messa
 def test_needs_a_run(capsys):
     assert cli.main(["attack"]) == 2
     assert "`workdir` is required" in capsys.readouterr().err
+
+
+def test_some_images_are_of_all_classes_where_the_set_is_sorted_by_them(tmp_path):
+    run = kinds.images()
+    places = np.argsort(run.task.test.take(np.arange(130))["label"], kind="stable")
+    task = run.task._replace(test=subset(run.task.test, places))
+    for number, least in ((40, 9), (0, 10)):
+        chosen = task.test.take(sample_places(number, 130))["label"]
+        assert len({*chosen.tolist()}) >= least
+        (tmp_path / str(number)).mkdir()
+        record = attack(
+            task, *run[1:3], tmp_path / str(number), Options(("fgsm",), (0.03,), num_examples=number)
+        )
+        assert record["images"] == len(chosen)
+
+
+def test_nothing_is_found_of_what_the_same_params_computed_otherwise(tmp_path):
+    run, options = kinds.images(), Options(("fgsm",), (0.1,), num_examples=40)
+
+    def accuracy(task):
+        return [row["accuracy"] for row in attack(task, *run[1:3], tmp_path, options)["rows"]]
+
+    before = accuracy(run.task)
+    assert before[0] > 0.5
+    mirrored = run.task._replace(logits=lambda *args: -run.task.logits(*args))
+    assert accuracy(mirrored)[0] < 0.2
+    assert accuracy(run.task._replace(bounds=(-1, 1)))[1] <= before[1]
+    assert accuracy(run.task) == before
+
+
+def test_examples_that_transfer_go_on_after_the_first_error_of_their_source():
+    for name, entry in MENU.items():
+        if not entry.minimal:
+            norm = entry.norms[0]
+            own, source = (make(name, 0.1, Options(norm=norm, source=where)) for where in (None, "other"))
+            assert not getattr(source, "early_exit", False), name
+            assert getattr(own, "early_exit", False) == (name in ("bim", "pgd", "mi_fgsm", "adam_pgd", "apgd"))

@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hessabs import cli
+from hessabs import cli, data
+from hessabs.training import tasks
 from hessabs.training.look.predict import predict, predict_files
 from tests.training.look import kinds
 
@@ -96,3 +97,13 @@ def test_tasks_without_classes_and_other_shapes_are_refused(run):
     flat = run.task._replace(logits=lambda *args: jax.numpy.sum(run.task.logits(*args), axis=-1))
     with pytest.raises(ValueError, match=r"the shape \(n, classes\), got \(2,\)"):
         predict(flat, *run[1:3], np.zeros((2, 8, 8, 1), np.uint8))
+
+
+def test_files_are_refused_where_inputs_have_another_scale(run):
+    floats = data.as_source({"image": np.zeros((3, 8, 8, 1), np.float32), "label": np.zeros(3, np.int32)})
+    centred = tasks.linen(kinds.Small(), (floats, floats), num_classes=10, bounds=(-1, 1), name="centred")
+    with pytest.raises(ValueError, match=r"inputs of centred are float32 in \(-1, 1\): prepare images as"):
+        predict_files(centred, run.params, run.model_state, ["0.png"])
+    cropped = run.task._replace(settings={"image_size": 8})
+    with pytest.raises(ValueError, match="`resize` is not read: the run brings images to image_size=8"):
+        predict_files(cropped, run.params, run.model_state, ["0.png"], resize=9)

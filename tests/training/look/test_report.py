@@ -181,3 +181,15 @@ def test_what_cannot_be_used_ends_in_one_line(root, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_curves_end_where_the_summary_does_and_all_versions_are_said(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(report, "draw_curves", lambda file, curves: drawn.update(curves))
+    for name, version in (("a", "0.9"), ("b", "0.10")):
+        write(tmp_path / name, test_accuracy=50.0, epochs=1, versions={"jax": version})
+        lines = "".join(json.dumps({**RECORD, "epoch": epoch}) + "\n" for epoch in (1, 2))
+        (tmp_path / name / "metrics.jsonl").write_text(lines)
+    page = report.render(tmp_path)
+    assert "versions: jax 0.10, jax 0.9" in page
+    assert {name: [line["epoch"] for line in lines] for name, lines in drawn.items()} == {"a": [1], "b": [1]}

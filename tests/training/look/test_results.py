@@ -107,3 +107,22 @@ def test_numbers_of_a_summary():
 
     assert cells()[1] == ["a", "90.13", "5.00", "1,234,567", "16,384", "0.000123", "12.3", "3.2"]
     assert cells(fgsm_accuracy=None)[0] == cells()[0][:2] + cells()[0][3:]  # a task that is not attacked
+
+
+def test_runs_of_other_settings_are_no_seeds_of_one(tmp_path):
+    for seed, epochs in ((0, 10), (1, 90), (2, 90)):
+        folder = tmp_path / f"bl/seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(
+            json.dumps({"seed": seed, "epochs": epochs, "updates": 10 * epochs})
+        )
+    groups = results.group(results.find(tmp_path))
+    assert [(g.name, g.seeds) for g in groups] == [("bl, epochs=10", [0]), ("bl, epochs=90", [1, 2])]
+
+
+def test_a_run_that_has_not_finished_is_named(root):
+    (root / "broken").mkdir()
+    (root / "broken/config.json").write_text("{}")
+    said = []
+    assert len(results.find(root, said.append)) == 6
+    assert said == [f"{root / 'broken'} is left out, for its run has not finished."]

@@ -211,3 +211,20 @@ from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_finished_run_that_went_on_and_was_killed_has_stopped(tmp_path):
+    folder = write(tmp_path / "a", 4, 4)
+    (folder / "config.json").write_text(json.dumps({"config": {"epochs": 6}}))
+    seen = look(folder)
+    assert (seen.state, seen.epochs, seen.seconds) == ("stopped", 6, 4 * 6.0)
+
+
+def test_numbers_that_are_not_positive_are_shown(tmp_path):
+    folder = write(tmp_path / "a", lr=0.1)
+    last = record(5, lr=0.0, eigenvalue=-7.5)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    rows = {line.split("  ")[0]: line.split()[-3:] for line in shown(folder).splitlines()}
+    assert rows["learning rate"] == ["0", "0.1", "0"]
+    assert rows["top Hessian eigenvalue"] == ["-7.5", "10", "-7.5"]

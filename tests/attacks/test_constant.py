@@ -1,0 +1,53 @@
+"""What an attack finds is a constant: the gradient of a loss at attacked examples is that at given ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hessabs import attacks
+from hessabs.attacks import losses
+from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch
+
+pytestmark = pytest.mark.sampled
+
+BATCH = make_batch(PARAMS, n=4)
+
+
+@pytest.mark.parametrize("name", sorted(CASES, key=lambda name: (name != "l2grad", name == "pgd-l2")))
+def test_no_derivative_goes_through_an_attack(name):
+    attack = CASES[name].make(0.2)
+    given = attack(LOSS, PARAMS, BATCH, KEY)
+    want = jax.grad(LOSS)(PARAMS, given)
+
+    def through(params):
+        return LOSS(params, attack(LOSS, params, BATCH, KEY))
+
+    got = jax.jit(jax.grad(through))(PARAMS)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_what_else_is_in_the_batch_keeps_its_derivative():
+    def loss(w, batch):
+        return jnp.mean(batch["scale"] * jnp.sum(batch["image"] * w, axis=1))
+
+    def through(scale):
+        batch = {"image": jnp.full((2, 3), 0.5), "scale": scale}
+        return loss(jnp.ones(3), attacks.l2grad(0.3)(loss, jnp.ones(3), batch))
+
+    # 3 entries at 0.5 + 0.3 / sqrt(3), and half of it for each example.
+    want = 3 * (0.5 + 0.3 / np.sqrt(3)) / 2
+    np.testing.assert_allclose(jax.grad(through)(jnp.ones(2)), [want, want], rtol=1e-6)
+
+
+def test_params_bound_to_the_logits_are_constant_too():
+    def logits(w, _, x):
+        return x @ w
+
+    def through(w):
+        loss_fn = losses.cross_entropy(jax.tree_util.Partial(logits, w))
+        return jnp.sum(attacks.pgd(0.1, steps=2, norm="l2", random_start=False)(loss_fn, (), batch)["image"])
+
+    batch = {"image": jnp.full((2, 3), 0.5), "label": jnp.array([0, 1])}
+    assert not np.any(jax.grad(through)(jnp.arange(6.0).reshape(3, 2)))
