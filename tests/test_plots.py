@@ -121,6 +121,15 @@ def test_axes_are_in_numbers_and_steps_and_an_eigenvalue_that_ends_says_why(draw
     assert [t.get_text() for t in drawn[0].axes[0].get_yticklabels()] == ["32", "64", "128", "256", "512"]
 
 
+def test_an_eigenvalue_that_is_measured_seldom_has_not_ended(drawn):
+    lines = [{**r, "batch_size": 32, "eigenvalue": 2.0 if r["epoch"] in (3, 6) else None} for r in records(8)]
+    grown = [{**line, "batch_size": 32 if line["epoch"] < 4 else 64} for line in lines]
+    ended = [{**line, "eigenvalue": 2.0 if line["epoch"] < 5 else None} for line in grown]
+    for known, ends in ((lines, False), (grown, False), (ended, True)):
+        axis = plots.curves({"a": known}, "eigenvalue", plots.figure(3, 3).subplots())
+        assert (axis.get_legend() is not None) == ends
+
+
 def test_the_picture_of_a_plan_has_a_line_for_each_bound(drawn):
     run = PlanSettings(epochs=12, batch_size=64)
     for rule in (Abs(max_batch_size=256), Bl()):

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from hessabs import batch_axis, programs, trees
 from hessabs.attacks import checks, norms
-from hessabs.attacks.constant import constant
+from hessabs.attacks.given import given
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball
 from hessabs.attacks.rows import Problem, iterate
@@ -79,7 +79,7 @@ def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
             f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
         )
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds, steps=steps)
         if random_start:

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
-from hessabs.attacks.constant import constant
+from hessabs.attacks.given import given
 from hessabs.attacks.rows import Problem, choose, iterate
 from hessabs.checks import require
 from hessabs.inputs import get_inputs, with_inputs
@@ -90,7 +90,7 @@ def carlini_wagner(
         raise ValueError(f"`bounds` must be (lowest, highest), finite, for carlini_wagner, got {bounds}.")
     checks.check_bounds(bounds)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         logits_fn, spec = losses.parts(loss_fn, "carlini_wagner")

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.checks import checked_inputs
-from hessabs.attacks.constant import constant
+from hessabs.attacks.given import given
 from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
@@ -72,7 +72,7 @@ def deepfool(
     """
     check_walk(norm, steps, num_rivals, overshoot, bounds)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         if class_parts(loss_fn, "deepfool")[1].targeted:

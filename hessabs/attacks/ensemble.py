@@ -9,8 +9,8 @@ from hessabs import programs, trees
 from hessabs.attacks import losses, norms
 from hessabs.attacks.apgd import apgd
 from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
-from hessabs.attacks.constant import constant
 from hessabs.attacks.deepfool import deepfool
+from hessabs.attacks.given import given
 from hessabs.attacks.losses.carrying import LogitsFn, class_parts, classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
 from hessabs.attacks.norms import Ball, Bounds, Norm
@@ -75,7 +75,7 @@ def ensemble(
     ascend = apgd(epsilon, steps=steps, **shared)
     search = square(epsilon, queries=queries, layout=layout, **shared)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         logits_fn, spec = class_parts(loss_fn, "ensemble")
         if spec.targeted:

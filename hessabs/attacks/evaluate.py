@@ -10,6 +10,7 @@ import numpy as np
 
 from hessabs.attacks import losses, misleading, outcomes
 from hessabs.attacks.checks import check_bounds, check_key, checked_ball, checked_inputs
+from hessabs.attacks.given import on_automatic_axes
 from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Bounds, Norm
 from hessabs.attacks.outcomes import CLEAN, WORST, Clean, Evaluation, Outcome
@@ -83,6 +84,7 @@ def evaluate(
       Croce and Hein (2020), arXiv:2003.01690, section 5, for the worst case over an ensemble.
     """
     _, spec = losses.parts(loss_fn, "evaluate")
+    loss_fn, params, batch, source = on_automatic_axes((loss_fn, params, batch, source))
     if spec.targeted:
         raise ValueError(
             "evaluate counts labels, got a loss with targeted=True; attack with it, count without."

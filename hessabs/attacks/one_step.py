@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks.checks import checked_ball, checked_inputs
-from hessabs.attacks.constant import constant
+from hessabs.attacks.given import given
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball, Bounds, along
 from hessabs.attacks.rows import Problem, iterate
@@ -73,7 +73,7 @@ def fgsm(
     ball = checked_ball(epsilon, norm, bounds, ("linf", "l2"))
     examples.check_draws(eot)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
@@ -192,7 +192,7 @@ def _second_order(
     require("be at least 1", max_iters=max_iters)
     require("be positive and finite", rtol=rtol, damping=damping)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds))

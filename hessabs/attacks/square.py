@@ -11,7 +11,7 @@ from hessabs import programs, trees
 from hessabs.attacks import norms, patterns
 from hessabs.attacks.ascent import Best
 from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
-from hessabs.attacks.constant import constant
+from hessabs.attacks.given import given
 from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
@@ -82,7 +82,7 @@ def square(
     require("lie in (0, 1]", share=share)
     require_one_of(get_args(Layout), layout=layout)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         key = checked_key(key, "The square attack")

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
-from hessabs.attacks.constant import constant
+from hessabs.attacks.given import given
 from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.criteria import take_class
 from hessabs.attacks.losses.examples import has_fallen
@@ -104,7 +104,7 @@ def trust_region(
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
     radii = radius_range if adaptive else (radius, radius)
 
-    @constant(inputs_key)
+    @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         class_parts(loss_fn, "trust_region")  # it must carry them

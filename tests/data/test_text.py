@@ -93,7 +93,7 @@ def test_the_standard_library_is_what_lies_there(tmp_path, monkeypatch, capsys):
     ("options", "said"),
     [
         ({"sequence_length": 0}, "`sequence_length` must be at least 1, got 0"),
-        ({"sequence_length": 30}, "more than 300 characters, for sequences of 30 in its last tenth"),
+        ({"sequence_length": 30}, "at least 310 characters, for sequences of 30 in its last tenth"),
         ({"vocabulary": "aba", "sequence_length": 5}, "hold each character once, got 'aba'"),
         ({"image_size": 32}, "is text: leave image_size, got 32"),
         ({"resize": 32}, "is text: leave resize, got 32"),

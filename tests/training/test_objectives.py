@@ -499,3 +499,19 @@ def test_of_a_short_micro_batch_the_same_part_is_attacked(batch, micro, want):
     watched = objective._replace(perturb=perturb)
     fit(task, optax.sgd(0.1), rule, epochs=2, micro_batch_size=micro, remainder="keep", objective=watched)
     assert seen[: len(want)] == want
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fgsm", {"steps": 40}, r"`steps` is read with attack=bim, .*, and not with attack=fgsm"),
+        (
+            "fhsm",
+            {"step_size": 0.01},
+            r"`step_size` is read with attack=bim, .*, and not with attack=fhsm",
+        ),
+    ],
+)
+def test_an_inner_attack_refuses_what_it_does_not_read(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_inner(name, EPSILON, **options)

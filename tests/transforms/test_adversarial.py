@@ -137,3 +137,24 @@ def test_a_loss_over_what_a_mask_leaves(axis_name):
         image[head] = np.where(part["mask"][:, None] > 0, perturb(part), part["image"])
     want = jax.jit(jax.grad(masked))(params, {**batch, "image": image})
     np.testing.assert_allclose(got["w"], want["w"], rtol=2e-5)
+
+
+@pytest.mark.usefixtures("four_devices")
+def test_each_device_has_random_starts_of_its_own():
+    def noise(loss_fn, params, batch, key=None):
+        return {**batch, "image": jax.random.normal(key, batch["image"].shape)}
+
+    def loss(w, batch):
+        return jnp.mean(batch["image"] @ w)
+
+    tx = hessabs.adversarial_gradient(noise, max_fraction=1.0, axis_name="data")
+    w, batch = jnp.ones(3), {"image": jnp.zeros((4, 1, 3))}
+
+    def update(batch, key):
+        gradient = jax.lax.pmean(jax.grad(loss)(w, batch), "data")
+        return tx.update(gradient, tx.init(w), w, loss_fn=loss, batch=batch, key=key)[0]
+
+    keys = jnp.broadcast_to(jax.random.key(0), (4,))
+    got = jax.pmap(update, "data")(batch, keys)[0]
+    drawn = [jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (1, 3))[0] for i in range(4)]
+    np.testing.assert_allclose(got, np.mean(drawn, axis=0), rtol=1e-6)

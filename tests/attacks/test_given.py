@@ -1,9 +1,10 @@
-"""What an attack finds is a constant: the gradient of a loss at attacked examples is that at given ones."""
+"""What an attack finds is a constant, and the same on meshes with explicit axes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hessabs import attacks
 from hessabs.attacks import losses
@@ -51,3 +52,27 @@ def test_params_bound_to_the_logits_are_constant_too():
 
     batch = {"image": jnp.full((2, 3), 0.5), "label": jnp.array([0, 1])}
     assert not np.any(jax.grad(through)(jnp.arange(6.0).reshape(3, 2)))
+
+
+@pytest.mark.usefixtures("four_devices")
+@pytest.mark.parametrize("name", sorted(CASES, key=lambda name: (name != "pgd-linf", name == "fgsm")))
+def test_on_explicit_axes_it_finds_what_one_device_does(name):
+    mesh = jax.make_mesh((4,), ("data",))  # its axes are explicit by default
+    attack = CASES[name].make(0.2)
+    spread = jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec("data")))
+    got = attack(LOSS, PARAMS, spread, KEY)["image"]
+    assert got.sharding == spread["image"].sharding
+    np.testing.assert_allclose(got, attack(LOSS, PARAMS, BATCH, KEY)["image"], atol=10 * CASES[name].tolerance)
+
+
+@pytest.mark.usefixtures("four_devices")
+def test_evaluation_on_explicit_axes():
+    mesh = jax.make_mesh((4,), ("data",))
+    spread = jax.device_put(BATCH, NamedSharding(mesh, PartitionSpec("data")))
+    params = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec()))
+    rows = [
+        attacks.evaluate(LOSS, *given, {"fgsm": attacks.fgsm}, [0.2])
+        for given in ((PARAMS, BATCH), (params, spread))
+    ]
+    for want, got in zip(*rows, strict=True):
+        np.testing.assert_array_equal(got.withstood, want.withstood)

@@ -1,0 +1,65 @@
+"""What an attack is given: constants, on meshes whose axes are the compiler's.
+
+No derivative goes through an attack. What it finds counts as given, as Madry et al. (2017) train; Danskin's
+theorem makes that the derivative of the worst loss (arXiv:1706.06083, appendix A).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from hessabs import trees
+from hessabs.inputs import get_inputs, with_inputs
+from hessabs.typing import Attack, LossFn, Params
+
+
+def given(inputs_key: str | int) -> Callable[[Attack], Attack]:
+    """Give an attack constants on automatic axes, and the caller its batch with the point that was found."""
+
+    def decorate(attack: Attack) -> Attack:
+        @functools.wraps(attack)
+        def of_constants(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
+            everything = loss_fn, params, batch
+            if not any(map(_is_special, jax.tree.leaves((trees.as_partial(loss_fn), params, batch)))):
+                return attack(*everything, key)
+            fixed = jax.tree.map(_fixed, (trees.as_partial(loss_fn), params, batch))
+            point = get_inputs(attack(fixed[0], fixed[1], fixed[2], key), inputs_key)
+            if trees.is_traced(point):
+                point = jax.lax.stop_gradient(point)
+            elif _is_explicit(inputs := get_inputs(batch, inputs_key)):
+                point = jax.device_put(point, inputs.sharding)
+            return with_inputs(batch, inputs_key, point)  # labels and the like are the caller's
+
+        return of_constants
+
+    return decorate
+
+
+def on_automatic_axes(tree: Any) -> Any:
+    """Put arrays that lie on explicit axes of a mesh on automatic ones, where they lie; leave others."""
+    return jax.tree.map(lambda leaf: _automatic(leaf) if _is_explicit(leaf) else leaf, tree)
+
+
+def _is_special(leaf: Any) -> bool:
+    return trees.is_traced(leaf) or _is_explicit(leaf)
+
+
+def _fixed(leaf: Any) -> Any:
+    if trees.is_traced(leaf):
+        return jax.lax.stop_gradient(leaf)
+    return _automatic(leaf) if _is_explicit(leaf) else leaf
+
+
+def _is_explicit(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array) or trees.is_traced(leaf) or not isinstance(leaf.sharding, NamedSharding):
+        return False
+    return AxisType.Explicit in leaf.sharding.mesh.axis_types
+
+
+def _automatic(leaf: jax.Array) -> jax.Array:
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec  # type: ignore[attr-defined]
+    axes = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return jax.device_put(leaf, NamedSharding(axes, spec))
