@@ -2,24 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
-import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
-
-
-def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """List the programs inside an equation: the body of a loop, the branches of a cond, what a call calls."""
-    inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)
-    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if is_jaxpr(x)]
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Walk over all equations of a program, those of the programs inside it included."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in inner_jaxprs(eqn):
+        for inner in jaxprs_in_params(eqn.params):
             yield from equations(inner)
 
 
@@ -44,11 +37,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, np.dtype))
-
-
-def is_jaxpr(x: Any) -> TypeGuard[Jaxpr | ClosedJaxpr]:
-    """Tell whether something is a program, closed or not."""
-    return isinstance(x, (Jaxpr, ClosedJaxpr))
 
 
 def is_used(program: ClosedJaxpr, number: int) -> bool:

@@ -1,5 +1,6 @@
 """Checks and products on pytrees that ``optax.tree`` does not have."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -14,20 +15,11 @@ from hessabs.typing import Operator
 
 
 @jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class Static:
     """A hashable value that rides in a pytree as structure, not as a leaf."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-    def __repr__(self) -> str:
-        return f"Static({self.value!r})"
+    value: Any
 
 
 def nodes(tree: Any, kind: type[Any]) -> list[Any]:
@@ -51,9 +43,9 @@ def size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """Make a callable a pytree, so that it may be an argument of a jitted function."""
-    return function if is_operator(function) else jax.tree_util.Partial(function)
+def as_partial(function: Any) -> Any:
+    """Make a callable a pytree, so that it may be an argument of a jitted function; None stays."""
+    return function if function is None or is_operator(function) else jax.tree_util.Partial(function)
 
 
 def is_operator(function: Any) -> TypeGuard[Any]:

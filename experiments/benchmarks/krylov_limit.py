@@ -72,7 +72,7 @@ def cold(operator: Any, params: Any, pairs: tuple[int, ...]) -> list[dict[str, A
 
         def look(state: krylov.KrylovState, begun: list[int] = begun) -> None:
             now = krylov.standing(state)
-            if now.after:
+            if now.waiting[1]:
                 begun.append(now.num_matvecs - 1)
 
         found = curvature.eigsh(operator, start, k, rtol=_RTOL, save=look)

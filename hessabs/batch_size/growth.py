@@ -229,6 +229,6 @@ def timer(initial: int, maximum: int, *, every: int, growth_factor: float = 2.0)
     require("be at least 1 example", every=every)
     require("be above 1", growth_factor=growth_factor)
     require_sizes(initial, maximum)
-    growths = len(ladder(initial, maximum, growth_factor)) - 1
-    times = [every * count for count in range(1, growths + 1) if every * count < NEVER]
-    return fixed_growth(initial, maximum, grow_at=times, growth_factor=growth_factor)
+    sizes = ladder(initial, maximum, growth_factor)
+    times = [every * count for count in range(1, len(sizes)) if every * count < NEVER]
+    return schedule(sizes[: len(times) + 1], times)

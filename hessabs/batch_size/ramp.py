@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, where
 from hessabs.batch_size.growth import growths, peak
@@ -62,10 +61,8 @@ def ramp(
     """
     if (lr_schedule is None) != (total is None):
         raise ValueError("`lr_schedule` and `total` go together, got one of them.")
-    require_sizes(initial, maximum)
-    start = average_over * measure_every
-    if lr_schedule is not None and total is not None:
-        start = max(start, peak(lr_schedule, total))
+    lr_schedule, total = lr_schedule or (lambda samples: 1.0), 1 if total is None else total
+    table = growths(initial, maximum, lr_schedule=lr_schedule, total=total, growth_factor=growth_factor)
     noise = rule_of(
         gradient_noise_scale(
             initial,
@@ -74,12 +71,9 @@ def ramp(
             scale=scale,
             average_over=average_over,
             growth_factor=growth_factor,
-            start=start,
+            start=max(average_over * measure_every, peak(lr_schedule, total)),
         )
     )
-    table = {0: initial}
-    if lr_schedule is not None and total is not None:
-        table = growths(initial, maximum, lr_schedule=lr_schedule, total=total, growth_factor=growth_factor)
     decay = rule_of(schedule(list(table.values()), list(table)[1:]))
 
     def decide(by_noise: Decision, by_decay: Decision, rate: Rate) -> Decision:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, jaxprs_in_params
 
-from hessabs.jaxprs import equations, inner_jaxprs, is_jaxpr
+from hessabs.jaxprs import equations
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EXAMPLES = 32  # in a part
@@ -85,7 +85,7 @@ def _is_long_sum(eqn: JaxprEqn, examples: int) -> bool:
 
 def _holds_long_sum(eqn: JaxprEqn, examples: int) -> bool:
     return _is_long_sum(eqn, examples) or any(
-        _is_long_sum(one, examples) for inner in inner_jaxprs(eqn) for one in equations(inner)
+        _is_long_sum(one, examples) for inner in jaxprs_in_params(eqn.params) for one in equations(inner)
     )
 
 
@@ -95,6 +95,8 @@ def _split_inside(value: Any, examples: int) -> Any:
     if isinstance(value, Jaxpr) and not value.constvars:
         split = split_kernel_gradients(ClosedJaxpr(value, ()), examples=examples)
         return value if split.consts else split.jaxpr
-    if isinstance(value, tuple) and any(is_jaxpr(x) for x in value):  # the branches of a cond
+    if isinstance(value, tuple) and any(
+        isinstance(x, (Jaxpr, ClosedJaxpr)) for x in value
+    ):  # the branches of a cond
         return tuple(_split_inside(x, examples) for x in value)
     return value

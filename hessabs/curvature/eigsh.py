@@ -147,12 +147,13 @@ def eigsh(
 def _next_look(state: KrylovState, wanted: Wanted, beyond: int = 0) -> int:
     # Looks come at the same numbers of rows, wherever a run was interrupted.
     now = krylov.standing(state)
-    look = 1 if now.after else max(wanted.k + 1, _FIRST_LOOK)
-    while look < now.multiplied - now.after + beyond:
+    after = now.waiting[1]
+    look = 1 if after else max(wanted.k + 1, _FIRST_LOOK)
+    while look < now.multiplied - after + beyond:
         look += 1 + look // _LOOKS
     products = min(now.room, wanted.max_matvecs - now.num_matvecs)
-    goal = min(now.after + look, now.multiplied + products)
-    return goal if now.after else min(goal, wanted.num_vectors)
+    goal = min(after + look, now.multiplied + products)
+    return goal if after else min(goal, wanted.num_vectors)
 
 
 def _advance(
@@ -168,19 +169,21 @@ def _advance(
 
 def _look(state: KrylovState, wanted: Wanted) -> tuple[Ritz, Step]:
     now = krylov.standing(state)
-    found = ritz.solve(state, wanted, np.arange(now.first if now.after else now.multiplied))
+    first, after = now.waiting
+    num_rows, size, _ = bases.measure(state.basis)
+    found = ritz.solve(state, wanted, np.arange(first if after else now.multiplied))
     small = found.residuals <= ritz.tolerance(found.values, found, wanted)
     enough = len(small) == wanted.k and bool(small.all())
     step: Step = "go on"
-    if now.after:
+    if after:
         step = ritz.judge(state, found, wanted)
-    elif now.multiplied == now.size:
+    elif now.multiplied == size:
         step = "believe" if enough else "give up"
     elif enough:
         step = "check"
     elif now.multiplied == now.built:
         step = "widen"
-    elif now.multiplied >= wanted.num_vectors or now.built == now.num_rows:
+    elif now.multiplied >= wanted.num_vectors or now.built == num_rows:
         step = "restart"
     spent = now.num_matvecs >= wanted.max_matvecs or not now.finite
     return found, "give up" if spent and step != "believe" else step
@@ -205,7 +208,7 @@ def _begin_check(state: KrylovState, found: Ritz, wanted: Wanted) -> KrylovState
     # The complement of all that was searched would not do: part of what is missed may lie in what was, in
     # vectors that have not converged. They are dropped; the check itself finds again what is needed of them.
     now = krylov.standing(state)
-    least = min(_CHECK_ROWS, now.size - len(found.values))
+    least = min(_CHECK_ROWS, bases.measure(state.basis)[1] - len(found.values))
     spare = now.built - now.multiplied + 1 + least
     state = restart.recombine(state, found.coefficients, spare)
     return restart.set_apart(state, _direction(state))

@@ -102,13 +102,13 @@ def log_partition(distribution: Distribution, weight: Weight) -> Partial:
     """Make the mean log-partition function of outputs: its Gauss-Newton matrix is the Fisher matrix."""
     if distribution not in _LOG_PARTITION:
         raise ValueError(f"`distribution` must be one of {', '.join(_LOG_PARTITION)}, got {distribution!r}.")
-    bound = None if weight is None else trees.as_partial(weight)
-    return Partial(_mean_log_partition, trees.Static(_LOG_PARTITION[distribution]), bound)
+    function = trees.Static(_LOG_PARTITION[distribution])
+    return Partial(_mean_log_partition, function, trees.as_partial(weight))
 
 
 def squared_losses(loss_fn: LossFn, weight: Weight, *, has_aux: bool = False) -> tuple[Partial, Partial]:
     """Make the losses of all examples, as a model, and half their mean square, as its loss."""
-    bound = None if weight is None else trees.as_partial(weight)
+    bound = trees.as_partial(weight)
     model_fn = Partial(_losses_by_example, without_aux(loss_fn, has_aux), bound)
     return model_fn, Partial(_half_mean_square, bound)
 

@@ -40,36 +40,22 @@ class KrylovState(NamedTuple):
     num_matvecs: Any  # int: products computed, over all restarts
     waiting: Any  # two ints: the first row that waits and the one after the last; (0, 0) unless set apart
 
-
-class Standing(NamedTuple):
-    """How far a process is: the numbers of its state, as Python's."""
-
-    multiplied: int
-    built: int
-    first: int  # row that waits, and the one after the last of those: (0, 0) unless set apart
-    after: int
-    num_matvecs: int
-    finite: bool
-    num_rows: int
-    size: int
-
     @property
-    def room(self) -> int:
+    def room(self) -> Any:
         """How many rows can be built before those that wait rejoin."""
-        return self.num_rows - self.built - (self.after - self.first)
+        return len(self.projected) - self.built - (self.waiting[1] - self.waiting[0])
 
     @property
     def rows(self) -> np.ndarray:
         """The indices of the rows that were multiplied."""
-        return np.r_[0 : self.first, self.after : self.multiplied]
+        return np.r_[0 : self.waiting[0], self.waiting[1] : self.multiplied]
 
 
-def standing(state: KrylovState) -> Standing:
-    """Say how far a process is, outside of a trace."""
+def standing(state: KrylovState) -> KrylovState:
+    """Read the numbers of a state, outside of a trace; the arrays stay where they are."""
     first, after = (int(i) for i in state.waiting)
-    num_rows, size, _ = bases.measure(state.basis)
-    counts = int(state.multiplied), int(state.built), first, after, int(state.num_matvecs)
-    return Standing(*counts, bool(state.finite), num_rows, size)
+    counts = int(state.multiplied), int(state.built), bool(state.finite), int(state.num_matvecs)
+    return KrylovState(state.basis, state.projected, *counts, (first, after))
 
 
 def start(like: Any, num_rows: int, vectors: Iterable[Any] = ()) -> KrylovState:

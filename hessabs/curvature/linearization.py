@@ -80,8 +80,7 @@ def make_source(
     maps = trees.Static(make_maps if isinstance(make_maps, LinearMaps) else make_maps(step))
     first, *rest = functions
     partials = (without_aux(first, has_aux), *map(trees.as_partial, rest))
-    bound = None if weight is None else trees.as_partial(weight)
-    return Source(maps, partials, params, batch, trees.Static(axis_name), bound)
+    return Source(maps, partials, params, batch, trees.Static(axis_name), trees.as_partial(weight))
 
 
 def make(source: Source, *, linearize: bool) -> Operator:

@@ -12,8 +12,8 @@ from hessabs import explanations, trees
 
 def without_aux(function: Callable[..., Any], has_aux: bool) -> Partial:
     """Make a loss or a model a pytree that returns its first result alone."""
-    function = trees.as_partial(function)
-    return Partial(_first, function) if has_aux else function
+    made: Partial = trees.as_partial(function)
+    return Partial(_first, made) if has_aux else made
 
 
 def call(function: Callable[..., Any], *args: Any) -> Any:

@@ -164,8 +164,8 @@ def input_hessian(
     source = make_source(MODES, (Partial(_loss_of_rows, function, params),), inputs, batch, weight=weight)
     if found := check_mean_over_rows(source, batch):
         raise ValueError(found)
-    bound = None if weight is None else trees.as_partial(weight)
-    return hessian(Partial(_summed_loss, function, params, key, bound), inputs, batch, linearize=linearize)
+    summed = Partial(_summed_loss, function, params, key, trees.as_partial(weight))
+    return hessian(summed, inputs, batch, linearize=linearize)
 
 
 def _loss_of_rows(loss_fn: LossFn, params: Params, inputs: jax.Array, batch: Batch) -> jax.Array:

@@ -47,7 +47,7 @@ def recombine(state: KrylovState, coefficients: np.ndarray, spare: int) -> Krylo
     """
     now, kept = krylov.standing(state), coefficients.shape[1]
     count, built, end = now.multiplied, now.built, kept + now.built - now.multiplied
-    num_rows = max(now.num_rows, end + spare)
+    num_rows = max(len(now.projected), end + spare)
     columns = np.array(state.projected, np.float64)
     projected = np.zeros((num_rows, num_rows))
     projected[:kept, :kept] = coefficients.T @ columns[:count, :count] @ coefficients
@@ -72,15 +72,13 @@ def take_up(state: KrylovState, like: Any, num_rows: int) -> KrylovState:
             f"`state` has a basis of shape {_shapes(got)}, but this call needs {_shapes(want)} (num_vectors + "
             "block_size, size of v0); use the arguments of the call that saved it."
         )
-    now = krylov.standing(state)
     projected: Any = np.array(state.projected, np.float64)
     if isinstance(want, np.ndarray):
         basis = np.array(got)
     else:
         basis = jax.tree.map(lambda x, y: jnp.copy(jax.device_put(x, y.sharding)), got, want)
         projected = jnp.asarray(projected, bases.measure(basis)[2])
-    waiting = (now.first, now.after)
-    return KrylovState(basis, projected, now.multiplied, now.built, now.finite, now.num_matvecs, waiting)
+    return krylov.standing(state)._replace(basis=basis, projected=projected)
 
 
 def check_operator(matvec: MatVec, form: trees.Static, state: KrylovState) -> None:

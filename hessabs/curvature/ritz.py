@@ -68,7 +68,7 @@ def judge(state: krylov.KrylovState, ritz: Ritz, wanted: Wanted) -> Step:
     another; or the products of the check are used up, half as many as there were before.
     """
     now = krylov.standing(state)
-    count, built, after = now.multiplied, now.built, now.after
+    count, built, after = now.multiplied, now.built, now.waiting[1]
     number = count - after
     if number == 0:
         return "believe" if count == built else "go on"
@@ -76,7 +76,7 @@ def judge(state: krylov.KrylovState, ritz: Ritz, wanted: Wanted) -> Step:
     values, vectors = np.linalg.eigh((columns[:number] + columns[:number].T) / 2)
     residuals = np.linalg.norm(columns[number:] @ vectors, axis=0)
     small = residuals <= tolerance(values, ritz, wanted)
-    share = (math.log(1.648 * math.sqrt(now.size) / _DOUBT) / (2 * number - 1)) ** 2
+    share = (math.log(1.648 * math.sqrt(basis.measure(state.basis)[1]) / _DOUBT) / (2 * number - 1)) ** 2
     beyond, shown = np.zeros(number, bool), True
     for sign, edge in _edges(ritz.values, wanted.which):
         limit, signed = edge + float(tolerance(np.array(edge), ritz, wanted)), sign * values

@@ -28,10 +28,6 @@ from hessabs.training.mesh import DATA, data_size
 from hessabs.training.objectives import Share
 from hessabs.training.step import Functions, Totals, TrainState, add_each
 
-_MEANS = ("model_state",)
-_SPLIT = ("memory",)
-_TRAVELS = ("gradient", "weight", "examples", "loss", "square", "parts", "bad", "model_state")
-
 
 def check_model_state(model_state: Any, name: str) -> None:
     """Refuse a network whose state beside the params is no mean over devices, for it is not floating-point."""
@@ -80,9 +76,8 @@ def on_mesh(
         )
 
     def begin(state: TrainState) -> Totals:
-        totals = functions.begin(state._replace(memory=()))
-        spread = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (size, *x.shape)), totals)
-        return spread._replace(memory=jax.tree.map(jnp.copy, state.memory))
+        totals = functions.begin(state)
+        return _each_array(lambda x: jnp.broadcast_to(x[None], (size, *x.shape)), totals)
 
     def local(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
         # Micro-batches have the numbers that one device would count, and shares of one number of their own.
@@ -93,7 +88,8 @@ def on_mesh(
             here = share_size if one_by_one else None
             return add_each(functions.add, state, totals, batch, fraction, first, share(), here)
 
-        return _with_row(convolutions.in_parts(each)(state, _without_row(totals), batch, fraction, first))
+        one = _each_array(lambda x: x[0], totals)
+        return _each_array(lambda x: x[None], convolutions.in_parts(each)(state, one, batch, fraction, first))
 
     def add_local(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
         specs = (P(), P(DATA), P(DATA), P(), P())
@@ -103,18 +99,17 @@ def on_mesh(
     def add_global(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
         one = _reduce(totals, size, lambda tree: jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), tree))
         # What was added before stays where it is: only what this call adds goes to the first row.
-        empty = {
-            name: jax.tree.map(jnp.zeros_like, getattr(one, name)) for name in _TRAVELS if name not in _MEANS
-        }
-        new = functions.add(state, one._replace(**empty), batch, fraction, number, Share(micro_batch_size))
+        empty = jax.tree.map(jnp.zeros_like, one._replace(memory=()))
+        empty = empty._replace(model_state=one.model_state, memory=one.memory)
+        new = functions.add(state, empty, batch, fraction, number, Share(micro_batch_size))
         first = jnp.arange(size) == 0
 
         def put(row: jax.Array, x: jax.Array) -> jax.Array:
             return row + first.reshape(-1, *(1,) * x.ndim).astype(row.dtype) * x[None]
 
-        added = {name: jax.tree.map(put, getattr(totals, name), getattr(new, name)) for name in empty}
+        sums = [each._replace(model_state=(), memory=()) for each in (totals, new)]
         model_state = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (size, *x.shape)), new.model_state)
-        return Totals(**added, model_state=model_state, memory=new.memory)
+        return jax.tree.map(put, *sums)._replace(model_state=model_state, memory=new.memory)
 
     def add(state: TrainState, totals: Totals, batch: Any, fraction: Any, number: Any) -> Totals:
         single = not dealt and batch["weight"].shape[0] == micro_batch_size
@@ -122,7 +117,8 @@ def on_mesh(
 
     def finish(state: TrainState, totals: Totals, lr_scale: Any, *clean: Any) -> TrainState:
         def total(totals: Totals) -> Totals:
-            return _reduce(_without_row(totals), size, _sum_of_devices if in_one else _sums_of_devices)
+            one = _each_array(lambda x: x[0], totals)
+            return _reduce(one, size, _sum_of_devices if in_one else _sums_of_devices)
 
         memory = totals.memory
         one = mapped(total, (P(DATA),), P())(totals._replace(memory=()))
@@ -141,25 +137,17 @@ def on_mesh(
     )
 
 
-def _without_row(totals: Totals) -> Totals:
-    return totals._replace(**{name: jax.tree.map(lambda x: x[0], getattr(totals, name)) for name in _TRAVELS})
-
-
-def _with_row(totals: Totals) -> Totals:
-    return totals._replace(
-        **{name: jax.tree.map(lambda x: x[None], getattr(totals, name)) for name in _TRAVELS}
-    )
+def _each_array(function: Callable[[Any], Any], totals: Totals) -> Totals:
+    """Change all arrays of the totals but the memory, which is split as it is."""
+    return jax.tree.map(function, totals._replace(memory=()))._replace(memory=totals.memory)
 
 
 def _reduce(totals: Totals, size: int, add: Callable[[Any], Any]) -> Totals:
     """Join the rows: sums of all but the state of the network, of which the mean."""
     means = jax.tree.map(lambda x: x / size if _is_mean(x) else x, totals.model_state)
-    totals = totals._replace(model_state=means)
-    joined = add({name: getattr(totals, name) for name in _TRAVELS})
-    joined["model_state"] = jax.tree.map(
-        lambda x: x if _is_mean(x) else (x // size).astype(x.dtype), joined["model_state"]
-    )
-    return totals._replace(**joined)
+    joined = add(totals._replace(model_state=means, memory=()))
+    model_state = jax.tree.map(lambda x: x if _is_mean(x) else (x // size).astype(x.dtype), joined.model_state)
+    return joined._replace(model_state=model_state, memory=totals.memory)
 
 
 def _sum_of_devices(tree: Any) -> Any:

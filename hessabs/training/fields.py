@@ -79,14 +79,6 @@ def from_text(field: Field, text: str) -> Any:
     return value
 
 
-def number(text: str) -> float:
-    """Read a number, or a fraction of two such as 8/255."""
-    try:
-        return float(_item(float, text))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{_WANTED[float][0]} is wanted, got {text!r}.") from None
-
-
 def check(settings: Any) -> None:
     """Check that each field of settings made in Python holds what was declared: type, choice and range."""
     for name, field in declared(type(settings)).items():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from hessabs import trees
 from hessabs.batch_size import ControllerState
 from hessabs.data import Position
 from hessabs.training.mesh import place
@@ -21,7 +22,6 @@ from hessabs.training.step import TrainState
 from hessabs.typing import Params
 
 NOT_MEASURED = (float("nan"), float("nan"))
-_ARRAYS = ("train", "controller", "eigenvector")
 
 
 class Decision(NamedTuple):
@@ -93,13 +93,13 @@ def learning_rate(run: Run, decision: Decision, samples: int) -> float:
 
 def arrays_of(state: LoopState) -> dict[str, np.ndarray]:
     """Copy the arrays of a state to the host, complete when the call returns; all processes must call."""
-    leaves = _leaves(state)
+    leaves = trees.by_path(_arrays(state))
     return dict(zip(leaves, to_host(list(leaves.values())), strict=True))
 
 
 def templates(state: LoopState) -> dict[str, np.ndarray]:
     """Make empty arrays of the names, shapes and dtypes that a saved state must have."""
-    return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _leaves(state).items()}
+    return {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in trees.by_path(_arrays(state)).items()}
 
 
 def record_of(snapshot: Snapshot) -> dict[str, Any]:
@@ -124,42 +124,23 @@ def restore(like: LoopState, arrays: Mapping[str, np.ndarray], record: Mapping[s
 
     KeyError, TypeError or ValueError: the record is not one of ``record_of``.
     """
-
-    def read(name: str, path: Any, leaf: Any) -> Any:
-        array = arrays[_path(name, path)]
-        return place(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
-
-    trees = {
-        name: jax.tree.map_with_path(lambda path, leaf, name=name: read(name, path, leaf), getattr(like, name))
-        for name in _ARRAYS
-    }
-    decision, (epoch, index), (eigenvalue, residual) = (
-        record[name] for name in ("decision", "position", "measured")
-    )
+    leaves = [
+        place(arrays[name], leaf.sharding) if isinstance(leaf, jax.Array) else arrays[name]
+        for name, leaf in trees.by_path(_arrays(like)).items()
+    ]
+    eigenvalue, residual = record["measured"]
     state = like._replace(
-        **trees,
-        decision=Decision(
-            int(decision["batch_size"]), float(decision["lr_scale"]), float(decision["adversarial_fraction"])
-        ),
+        **jax.tree.unflatten(jax.tree.structure(_arrays(like)), leaves),
+        decision=Decision(**record["decision"]),
         updates=int(record["updates"]),
         samples=int(record["samples"]),
-        position=Position(int(epoch), int(index)),
+        position=Position(*map(int, record["position"])),
         measured=(float(eigenvalue), float(residual)),
-        last_eigenvalue=None if record["last_eigenvalue"] is None else float(record["last_eigenvalue"]),
-        drops=tuple(Drop(int(update), int(batches)) for update, batches in record["drops"]),
+        last_eigenvalue=record["last_eigenvalue"],
+        drops=tuple(Drop(*map(int, drop)) for drop in record["drops"]),
     )
-    records = [dict(line) for line in record["records"]]
-    clock = {str(name): float(value) for name, value in record["clock"].items()}
-    return Snapshot(state, records, clock, float(record["seconds"]))
+    return Snapshot(state, list(record["records"]), dict(record["clock"]), float(record["seconds"]))
 
 
-def _leaves(state: LoopState) -> dict[str, Any]:
-    return {
-        _path(name, path): leaf
-        for name in _ARRAYS
-        for path, leaf in jax.tree.leaves_with_path(getattr(state, name))
-    }
-
-
-def _path(name: str, path: Any) -> str:
-    return ".".join((name, jax.tree_util.keystr(path, simple=True, separator=".")))
+def _arrays(state: LoopState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("controller", "eigenvector", "train")}

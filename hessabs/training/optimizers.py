@@ -7,7 +7,7 @@ updates by it, so a chain here has the plain rate; one that reads the extra argu
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,19 +170,24 @@ def make_optimizer(
     if fields.is_factory(settings.optimizer):
         check_optimizer(settings)
         return _of_file(settings, clip)
-    settings = resolve_optimizer(settings)
-    of_sgd = settings.optimizer in _SGD or settings.schedule_free_base == "sgd"
-    own: Coupling = "linear" if of_sgd else "sqrt"
-    lr = cast(float, settings.lr)
-    if settings.optimizer == "prodigy":
-        return Optimizer(_prodigy(clip, settings), own, lr, evaluation_params)
-    steps = [*clip, *_steps(settings, batch_size, lr_coupling or own, num_classes)]
-    if settings.optimizer == "schedule_free":
-        return Optimizer(_schedule_free(steps, lr, cast(float, settings.b1)), own, lr, evaluation_params)
-    plain = settings.guard is None
-    last = optax.scale_by_learning_rate(lr) if plain else guarded_learning_rate(lr, cast(float, settings.guard))
+    own: Any = resolve_optimizer(settings)
+    of_sgd = own.optimizer in _SGD or own.schedule_free_base == "sgd"
+    coupling: Coupling = "linear" if of_sgd else "sqrt"
+    if own.optimizer == "prodigy":
+        options: Any = {"betas": (own.b1, own.b2), "weight_decay": own.weight_decay}
+        tx = _with_rate_inside(lambda rate: optax.chain(*clip, contrib.prodigy(rate, **options)), own.lr)
+        return Optimizer(tx, coupling, own.lr, evaluation_params)
+    steps = [*clip, *_steps(own, batch_size, lr_coupling or coupling, num_classes)]
+
+    def averaged(rate: Any) -> optax.GradientTransformationExtraArgs:
+        return contrib.schedule_free(optax.chain(*steps, optax.scale_by_learning_rate(rate)), rate, b1=own.b1)
+
+    if own.optimizer == "schedule_free":
+        return Optimizer(_with_rate_inside(averaged, own.lr), coupling, own.lr, evaluation_params)
+    guard = own.guard
+    last = optax.scale_by_learning_rate(own.lr) if guard is None else guarded_learning_rate(own.lr, guard)
     tx = optax.with_extra_args_support(optax.chain(*steps, last))
-    return Optimizer(tx, own, lr, evaluation_params)
+    return Optimizer(tx, coupling, own.lr, evaluation_params)
 
 
 def _steps(
@@ -239,22 +244,6 @@ def as_optimizer(
         )
     tx, name = optax.with_extra_args_support(optimizer), "factor on the learning rate"
     return Optimizer(tx, coupling, lr, evaluation_params, rate_name=name)
-
-
-def _schedule_free(steps: list[Any], lr: float, b1: float) -> optax.GradientTransformationExtraArgs:
-    def tx(rate: Any) -> optax.GradientTransformationExtraArgs:
-        return contrib.schedule_free(optax.chain(*steps, optax.scale_by_learning_rate(rate)), rate, b1=b1)
-
-    return _with_rate_inside(tx, lr)
-
-
-def _prodigy(clip: list[Any], settings: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
-    own: Any = {"betas": (settings.b1, settings.b2), "weight_decay": settings.weight_decay}
-
-    def tx(rate: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(*clip, contrib.prodigy(rate, **own))
-
-    return _with_rate_inside(tx, cast(float, settings.lr))
 
 
 def _with_rate_inside(

@@ -17,7 +17,7 @@ from hessabs.training.loop_state import Drop, LoopState, Snapshot, restore, temp
 from hessabs.training.network import save_network
 from hessabs.training.run import Run
 
-_FORMAT = 2
+_FORMAT = 3
 _MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", "text")
 _FALL_TO_THE_END = ("cosine", "linear", "wsd")  # schedules that the number of epochs changes from the start
 

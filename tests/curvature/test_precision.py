@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.tree_util import Partial
 
 from hessabs import curvature, trees
 from hessabs.curvature import basis
-from hessabs.jaxprs import inner_jaxprs
 
 pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
@@ -36,7 +36,7 @@ def precisions(function, *args):
         for eqn in jaxpr.eqns:
             if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
                 yield str(eqn.params["precision"])
-            for inner in inner_jaxprs(eqn):
+            for inner in jaxprs_in_params(eqn.params):
                 yield from of(inner)
 
     found = set(of(jax.make_jaxpr(function)(*args).jaxpr))

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from hessabs.cli.flags import config_flags, given, parse, read_config
-from hessabs.training.fields import check, declared, number
+from hessabs.training.fields import check, declared
 
 
 class Steps(NamedTuple):
@@ -152,12 +152,6 @@ def test_settings_of_python_are_checked(settings, message):
 def test_settings_of_python_that_fit():
     check(Steps(optimizer="a.py:b", lr=1, clip=None, at=(1, 2)))
     check(Places(workdir="x", most=3))
-
-
-def test_number():
-    assert (number("8/255"), number("1e-3")) == (8 / 255, 0.001)
-    with pytest.raises(ValueError, match="a number or a fraction such as 8/255 is wanted, got 'x'"):
-        number("x")
 
 
 def test_flags_are_there_before_jax():
