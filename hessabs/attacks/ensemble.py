@@ -104,6 +104,7 @@ def ensemble(
             standing = standing & ~fallen
         return with_inputs(batch, inputs_key, point)
 
+    attack.early_exit = True  # type: ignore[attr-defined]  # `evaluate` looks, where examples transfer
     return attack
 
 

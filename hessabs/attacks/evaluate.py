@@ -102,11 +102,11 @@ def evaluate(
     clean = outcomes.look(loss_fn, params, batch, inputs_key, norm)
     signs = misleading.look(loss_fn, params, batch, inputs_key, clean.right)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "inputs_key": inputs_key, "source": source}
-    black_box, stops = set[str](), set[str]()
+    black_box, stopped = set[str](), set[str]()
 
     def run(name: str, attack: Attack, number: int) -> Outcome:
-        if getattr(attack, "early_exit", False):
-            stops.add(name)
+        if source is not None and (name in minimal or getattr(attack, "early_exit", False)):
+            stopped.add(name)
         if getattr(attack, "__module__", None) == square.__module__:
             black_box.add(name)
         own_key = None if key is None else jax.random.fold_in(key, number)
@@ -119,13 +119,14 @@ def evaluate(
         for number, (name, make) in enumerate(attacks.items(), start=len(minimal)):
             results[name, epsilon] = run(name, make(epsilon), number)
     rows, messages = report(
-        clean, signs, results, keep_fallen=keep_fallen, minimal=minimal, black_box=black_box
+        clean,
+        signs,
+        results,
+        keep_fallen=keep_fallen,
+        minimal=minimal,
+        black_box=black_box,
+        stopped=stopped,
     )
-    if source is not None and stops:
-        messages.append(
-            f"{', '.join(sorted(stops))} stopped each example at the first error of `source`, from where few "
-            "transfer: pass early_exit=False to these attacks."
-        )
     for message in messages:
         warnings.warn(message, stacklevel=2)
     return rows
@@ -139,16 +140,19 @@ def report(
     keep_fallen: bool,
     minimal: Collection[str],
     black_box: Collection[str],
+    stopped: Collection[str] = (),
 ) -> tuple[list[Evaluation], list[str]]:
     """Sum up what was found of a whole test set: the table, and a line for each thing in it that misleads.
 
     ``clean``, ``signs`` and each result may be ``outcomes.join`` of batches: of ``outcomes.look``,
     ``misleading.look`` and ``outcomes.run``. ``minimal`` names the attacks that know no epsilon, whose one
-    result counts at each; ``black_box`` those that follow no gradient.
+    result counts at each; ``black_box`` those that follow no gradient; ``stopped`` those that went no farther
+    than the first error of another network, that the examples were made on.
     """
     rows = outcomes.table(clean, results, keep_fallen=keep_fallen)
     outside, masked = misleading.outside(results, clean, minimal), misleading.masked(rows, black_box)
-    return rows, [*signs.messages(clean.right), *misleading.not_finite(rows), *outside, *masked]
+    found = [*signs.messages(clean.right), *misleading.not_finite(rows), *outside, *masked]
+    return rows, [*found, *misleading.barely_fallen(stopped)]
 
 
 def _check_attacks(attacks: Any, minimal: Any) -> None:

@@ -108,6 +108,16 @@ def outside(results: Mapping[tuple[str, float], Outcome], clean: Clean, minimal:
     ]
 
 
+def barely_fallen(stopped: Collection[str]) -> list[str]:
+    """Say which attacks ``stopped`` at the first error of another network than the one that judges."""
+    if not stopped:
+        return []
+    return [
+        f"Few examples transfer from the first error of their source, where {', '.join(sorted(stopped))} "
+        "stopped: pass early_exit=False to attacks that take it, and judge transfer by these."
+    ]
+
+
 def masked(rows: Sequence[Evaluation], black_box: Collection[str]) -> list[str]:
     """Say where a ``black_box`` attack, one that follows no gradient, fells more than those that follow it."""
     lines = []

@@ -163,7 +163,7 @@ def test_refuses_an_empty_batch():
 def test_transfer_makes_the_examples_on_the_source():
     other = make_params(1)
     make = {"pgd": lambda epsilon: attacks.pgd(epsilon, steps=5)}
-    with pytest.warns(UserWarning, match="pgd stopped each example at the first error of `source`"):
+    with pytest.warns(UserWarning, match="from the first error of their source, where pgd stopped"):
         rows = attacks.evaluate(LOSS, PARAMS, BATCH, make, [0.2], KEY, source=(LOSS, other))
     made = attacks.pgd(0.2, steps=5)(LOSS, other, BATCH, jax.random.fold_in(KEY, 0))
     want = ~fallen(PARAMS, BATCH) & ~fallen(PARAMS, made)

@@ -45,6 +45,19 @@ def shallow(model):
     return model
 
 
+def drawn(shapes):
+    """Variables of a network that keep the size of what goes through it, without a compiled ``init``."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, x):
+        name = path[-1].key
+        if name == "kernel":
+            return rng.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape).astype(x.dtype)
+        return np.full(x.shape, name in ("scale", "var"), x.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
 def loss_of(model, state, *, train):
     """Mean cross-entropy; in training, of batch statistics and one draw of the dropout."""
     mode = {"rngs": {"dropout": jax.random.key(2)}, "mutable": list(state)} if train else {}
@@ -68,7 +81,7 @@ def test_step_hessian_and_attack(name, shape, dtype):
         "image": jax.random.uniform(jax.random.key(1), (4, *shape)),
         "label": jnp.arange(4),
     }
-    state = dict(jax.jit(model.init)(jax.random.key(0), batch["image"]))
+    state = dict(drawn(jax.eval_shape(model.init, jax.random.key(0), batch["image"])))
     params = state.pop("params")
 
     @jax.jit

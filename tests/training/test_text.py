@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from hessabs.cli.main import main
 from hessabs.data import load
+from hessabs.data.order import sample_places
 from hessabs.training import load_trained
 from hessabs.training.look.report import render
 
@@ -89,7 +90,7 @@ def test_its_spectrum_is_that_of_the_dense_hessian(home, capsys):
     got = [float(row[2]) for row in rows if row[0] == "training"]
     task, params, model_state, _ = load_trained(home / "run")
     flat, unravel = ravel_pytree(params)
-    batch = {**task.train.take(np.arange(48)), "weight": np.ones(48, np.float32)}
+    batch = {**task.train.take(sample_places(48, len(task.train))), "weight": np.ones(48, np.float32)}
     loss = lambda x: task.loss(unravel(x), model_state, batch, jax.random.key(0), False).mean  # noqa: E731
     want = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))[::-1]
     np.testing.assert_allclose(got, want[:2], rtol=1e-3)

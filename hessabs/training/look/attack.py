@@ -164,9 +164,9 @@ def attack(
             shown[name, epsilon] = parts[0]
             results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
     minimal, black_box = ({n for n in MENU if getattr(MENU[n], kind)} for kind in ("minimal", "black_box"))
-    rows, warnings = report(
-        clean, signs, results, keep_fallen=options.keep_fallen, minimal=minimal, black_box=black_box
-    )
+    stopped = () if source is None else {name for name in options.attack if _stops(name, options)}
+    kinds: dict[str, Any] = {"minimal": minimal, "black_box": black_box, "stopped": stopped}
+    rows, warnings = report(clean, signs, results, keep_fallen=options.keep_fallen, **kinds)
     record = {
         **options._asdict(),
         **how,
@@ -313,6 +313,10 @@ def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict
     depends = {field: getattr(options, field) for field in ("seed", *MENU[name].reads)}
     depends |= {"epsilon": None if minimal else epsilon, "source": source.digest, "start": chunk.start}
     return shared.once(name if minimal else f"{name}-{epsilon:g}", chunk, compute, **depends)
+
+
+def _stops(name: str, options: Options) -> bool:
+    return MENU[name].minimal or getattr(make(name, 0.0, options), "early_exit", False)
 
 
 def _take(kind: Any, found: Mapping[str, Any]) -> Any:
