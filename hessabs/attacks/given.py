@@ -22,14 +22,13 @@ def given(inputs_key: str | int) -> Callable[[Attack], Attack]:
     def decorate(attack: Attack) -> Attack:
         @functools.wraps(attack)
         def of_constants(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
-            everything = loss_fn, params, batch
-            if not any(map(_is_special, jax.tree.leaves((trees.as_partial(loss_fn), params, batch)))):
-                return attack(*everything, key)
-            fixed = jax.tree.map(_fixed, (trees.as_partial(loss_fn), params, batch))
-            point = get_inputs(attack(fixed[0], fixed[1], fixed[2], key), inputs_key)
-            if trees.is_traced(point):
-                point = jax.lax.stop_gradient(point)
-            elif _is_explicit(inputs := get_inputs(batch, inputs_key)):
+            whole = trees.as_partial(loss_fn), params, batch
+            if not any(trees.is_traced(leaf) or _is_explicit(leaf) for leaf in jax.tree.leaves(whole)):
+                return attack(loss_fn, params, batch, key)
+            loss, constants, examples = on_automatic_axes(jax.tree.map(_without_derivative, whole))
+            point = _without_derivative(get_inputs(attack(loss, constants, examples, key), inputs_key))
+            inputs = get_inputs(batch, inputs_key)
+            if _is_explicit(inputs):
                 point = jax.device_put(point, inputs.sharding)
             return with_inputs(batch, inputs_key, point)  # labels and the like are the caller's
 
@@ -43,14 +42,8 @@ def on_automatic_axes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: _automatic(leaf) if _is_explicit(leaf) else leaf, tree)
 
 
-def _is_special(leaf: Any) -> bool:
-    return trees.is_traced(leaf) or _is_explicit(leaf)
-
-
-def _fixed(leaf: Any) -> Any:
-    if trees.is_traced(leaf):
-        return jax.lax.stop_gradient(leaf)
-    return _automatic(leaf) if _is_explicit(leaf) else leaf
+def _without_derivative(leaf: Any) -> Any:
+    return jax.lax.stop_gradient(leaf) if trees.is_traced(leaf) else leaf
 
 
 def _is_explicit(leaf: Any) -> bool:

@@ -82,7 +82,7 @@ def replace_fraction(
     if part < 1 or num_examples % part:
         raise ValueError(f"`part_size` must divide the batch of {num_examples} examples, got {part_size}.")
     beyond = beyond_maximum(fraction, max_fraction, part)
-    parts, size = num_examples // part, _head_size(max_fraction, part)
+    parts, size = num_examples // part, head_size(max_fraction, part)
 
     def take(x: jax.Array) -> jax.Array:
         return x.reshape(parts, part, *x.shape[1:])[:, :size].reshape(parts * size, *x.shape[1:])
@@ -107,7 +107,7 @@ def beyond_maximum(fraction: Any, max_fraction: float, num_examples: int) -> boo
     wanted: Any = jnp.asarray(fraction, jnp.float32) if traced else np.float32(fraction)
     # The same fraction again is never beyond itself, however its product with the examples is rounded.
     within = wanted <= max_fraction * (1 + 1e-6)
-    within |= wanted * num_examples + 1e-4 < _head_size(max_fraction, num_examples) + 1
+    within |= wanted * num_examples + 1e-4 < head_size(max_fraction, num_examples) + 1
     if traced:
         return ~within
     if not within:
@@ -142,12 +142,13 @@ def attacked_head(
 
     The head is the first ``floor(max_fraction * examples)`` examples; ``num_examples`` may be traced.
     """
-    size = _head_size(max_fraction, batch_axis.num_examples(batch))
+    size = head_size(max_fraction, batch_axis.num_examples(batch))
     clean = batch_axis.map_examples(lambda x: x[:size], batch)
     return _replace(attack, loss_fn, params, clean, jnp.arange(size) < num_examples, key), clean
 
 
-def _head_size(max_fraction: float, num_examples: int) -> int:
+def head_size(max_fraction: float, num_examples: int) -> int:
+    """Count the examples that may be replaced, a shape: as ``num_replaced`` of the largest fraction."""
     require("lie in [0, 1]", max_fraction=max_fraction)
     return math.floor(max_fraction * num_examples + 1e-4)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hessabs.attacks import num_replaced, replace_fraction
+from hessabs.attacks.mixing import head_size
 from hessabs.training.objectives.inner import InnerAttack
 from hessabs.training.objectives.objective import Objective, Share
 from hessabs.training.task import Task, attack_loss
@@ -58,9 +59,7 @@ def mixing(inner: InnerAttack, max_fraction: float) -> Objective:
         size, here = share.micro_batch_size, share.micro_batch_size // share.devices
         most = max_fraction
         if share.devices > 1:  # of the first m examples of a micro-batch this device holds every `devices`-th
-            with jax.ensure_compile_time_eval():  # a shape, in the middle of a trace
-                attacked = int(num_replaced(max_fraction, size))
-            most = -(-attacked // share.devices) / here
+            most = -(-head_size(max_fraction, size) // share.devices) / here
             replaced = num_replaced(fraction, size) - share.index
             fraction = jnp.maximum(0, -(-replaced // share.devices)) * (1 / here)
         loss_fn = attack_loss(task, model_state)
