@@ -215,6 +215,11 @@ def rule_of(controller: Controller) -> Rule:
     return _options(controller, "rule_of").rule
 
 
+def coupling_of(controller: Controller) -> Coupling | None:
+    """Say how the learning rate follows the batch; None of a controller that was made by hand."""
+    return controller.options.coupling if isinstance(controller.options, _Options) else None
+
+
 def _options(rule: Controller, caller: str) -> _Options:
     if not isinstance(rule.options, _Options):
         raise ValueError(

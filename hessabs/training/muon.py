@@ -44,12 +44,16 @@ def dimension_numbers(params: Params, num_classes: int | None) -> Any:
     """Say of each leaf which axes are summed over and which are outputs; None for what is AdamW's.
 
     The matrix of a convolution has one row for each place and channel of its window. Embeddings and heads are
-    known by their names, the head by its ``num_classes`` outputs too.
+    known by their names, the head by its ``num_classes`` outputs too. Matrices that a scan stacks (three axes,
+    and two of their bias) are each one by itself; without a box or a bias they look like a convolution.
     """
     names, leaves = paths(params), jax.tree.leaves(params)
     numbers: list[contrib.MuonDimensionNumbers | None] = []
+    shapes = {name: leaf.shape for name, leaf in zip(names, leaves, strict=True)}
     for name, leaf, out, stack in zip(names, leaves, output_axes(params), stack_axes(params), strict=True):
         keys = name.lower().split("/")
+        if stack is None and not _PROJECTIONS & set(keys) and _is_stacked(name, shapes):
+            stack, out = 0, 1 if out == 0 else out  # Equinox has the outputs first
         others = [axis for axis in range(leaf.ndim) if axis not in (out, stack)]
         is_head = bool(_HEADS & set(keys)) or (out is not None and leaf.shape[out] == num_classes)
         if out is None or is_head or any("embed" in key for key in keys):
@@ -59,3 +63,8 @@ def dimension_numbers(params: Params, num_classes: int | None) -> Any:
         else:
             numbers.append(contrib.MuonDimensionNumbers(others, [out]))
     return jax.tree.unflatten(jax.tree.structure(params), numbers)
+
+
+def _is_stacked(name: str, shapes: dict[str, tuple[int, ...]]) -> bool:
+    shape, bias = shapes[name], shapes.get(f"{name.rpartition('/')[0]}/bias", ())
+    return len(shape) == 3 and len(bias) == 2 and bias[0] == shape[0] and bias[1] in shape[1:] and bias[1] > 1

@@ -119,6 +119,7 @@ class Optimizer(NamedTuple):
     evaluation_params: Callable[[Any, Params], Params]  # (opt_state, params) -> what is evaluated and saved
     name: str = "the optimiser"  # in messages; of a file's, where it is
     rate_name: str = "learning rate"  # what `lr` is: of a chain of one's own the factor on its rate
+    decay_coupling: Coupling | None = None  # that its weight decay counts on, where that follows the batch
 
 
 def check_optimizer(settings: OptimizerSettings, given: Collection[str] = ()) -> None:
@@ -177,17 +178,20 @@ def make_optimizer(
         options: Any = {"betas": (own.b1, own.b2), "weight_decay": own.weight_decay}
         tx = _with_rate_inside(lambda rate: optax.chain(*clip, contrib.prodigy(rate, **options)), own.lr)
         return Optimizer(tx, coupling, own.lr, evaluation_params)
-    steps = [*clip, *_steps(own, batch_size, lr_coupling or coupling, num_classes)]
+    counted = lr_coupling or coupling
+    steps = [*clip, *_steps(own, batch_size, counted, num_classes)]
+    decay_coupling = counted if own.weight_decay and own.follow_batch != "none" else None
 
     def averaged(rate: Any) -> optax.GradientTransformationExtraArgs:
         return contrib.schedule_free(optax.chain(*steps, optax.scale_by_learning_rate(rate)), rate, b1=own.b1)
 
     if own.optimizer == "schedule_free":
-        return Optimizer(_with_rate_inside(averaged, own.lr), coupling, own.lr, evaluation_params)
+        tx = _with_rate_inside(averaged, own.lr)
+        return Optimizer(tx, coupling, own.lr, evaluation_params, decay_coupling=decay_coupling)
     guard = own.guard
     last = optax.scale_by_learning_rate(own.lr) if guard is None else guarded_learning_rate(own.lr, guard)
     tx = optax.with_extra_args_support(optax.chain(*steps, last))
-    return Optimizer(tx, coupling, own.lr, evaluation_params)
+    return Optimizer(tx, coupling, own.lr, evaluation_params, decay_coupling=decay_coupling)
 
 
 def _steps(

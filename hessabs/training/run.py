@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks, loops
 from hessabs.batch_size import Controller, Count, Observation, sizes
+from hessabs.batch_size.rule import coupling_of
 from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import digest, is_used
@@ -42,7 +43,7 @@ from hessabs.training.step import (
     make_functions,
     what_reads,
 )
-from hessabs.training.task import Task, check_bounds, check_task
+from hessabs.training.task import Task, adds_up, check_bounds, check_task
 from hessabs.typing import Params
 
 PLAIN, DEFAULTS = Objective(), RunSettings()
@@ -173,6 +174,9 @@ def prepare(
     state = init_state(task, optimizer, key, memory, average=settings.ema is not None)
     convolves, draws = _trace(task, state, batch)
     dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
+    if dealt and mesh is not None:  # a contrastive loss, say, is of a whole micro-batch
+        dealt = adds_up(task, jax.tree.map(lambda x: np.asarray(x[:_CHECKED]), batch))
+    _check_coupling(optimizer, rule)
     by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
     reads = what_reads(optimizer, task, state, prepared)
     functions, attack = make_functions(
@@ -242,6 +246,17 @@ def prepare(
 def _check_kind(name: str, value: Any, kind: type, what: str) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"`{name}` must be {what}, got {value!r}.")
+
+
+def _check_coupling(optimizer: Optimizer, rule: Controller) -> None:
+    initial, maximum = rule.batch_sizes or (1, 1)
+    counted, follows = optimizer.decay_coupling, coupling_of(rule)
+    if initial < maximum and counted and follows and counted != follows:
+        raise ValueError(
+            f"The weight decay of `optimizer` follows the batch beside a learning rate that follows it as "
+            f"{counted!r}, and that of `rule` is {follows!r}: with_coupling(rule, {counted!r}), or "
+            f"make_optimizer(..., lr_coupling={follows!r})."
+        )
 
 
 def _trace(task: Task, state: TrainState, batch: Any) -> tuple[bool, bool]:

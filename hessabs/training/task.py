@@ -168,6 +168,17 @@ def _check_weight(task: Task, whole: dict[str, Any]) -> None:
         )
 
 
+def adds_up(task: Task, whole: dict[str, Any]) -> bool:
+    """Tell whether the loss of a batch is that of its halves together: no example influences another."""
+    first = np.arange(len(whole["weight"])) < len(whole["weight"]) // 2
+    masks = np.ones_like(first), first, ~first
+    batches = [{**whole, "weight": np.where(mask, whole["weight"], 0)} for mask in masks]
+    params_and_state = jax.jit(task.init)(jax.random.key(0))
+    loss = functools.partial(_mean_and_weight, Partial(task.loss), Partial(task.prepare), *params_and_state)
+    sums = [float(mean) * float(weight) for mean, weight in map(loss, batches)]
+    return abs(sums[0] - sums[1] - sums[2]) <= 1e-4 * abs(sums[0]) + 1e-6 or not math.isfinite(sums[0])
+
+
 @programs.jit
 def _mean_and_weight(
     loss: Partial, prepare: Partial, params: Params, model_state: Any, batch: Any

@@ -43,7 +43,8 @@ def by_examples(
     gives for its batch; none compiles anything again. Further:
 
     * a bias correction (a field ``count`` in the state inside) counts updates of the present size, not calls:
-      else a change of beta would change the size of the step until the count is large;
+      else a change of beta would change the size of the step until the count is large; exact for half-lives,
+      to first order with ``form="sde"``;
     * the momentum of ``optax.sgd`` and ``optax.trace`` is a sum, and the smaller its decay the smaller the sum:
       the incoming gradient is multiplied by ``(1 - momentum**k) / (1 - momentum)``, so that the step of a
       constant gradient is that of the learning rate alone;

@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,8 @@ from hessabs.training.optimizers import (
     check_optimizer,
     make_optimizer,
 )
+from hessabs.training.run import prepare
+from tests.training.runs import MICRO, N, digits_task
 
 pytestmark = pytest.mark.sampled
 
@@ -415,3 +418,38 @@ def test_muon_finds_the_outputs_of_an_equinox_layer():
         tx = make(name, weight_decay=DECAY).tx
         updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p, num_examples=BATCH), params)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("out_first", [True, False])
+def test_muon_takes_each_layer_of_a_stack_by_itself(out_first):
+    # As nnx.vmap, nn.scan and eqx.filter_vmap stack layers, without a box that says so.
+    rng = np.random.default_rng(0)
+    shape, name = ((3, 8, 6), "weight") if out_first else ((3, 6, 8), "kernel")
+    module = eqx.filter_vmap(lambda key: eqx.nn.Linear(6, 8, key=key))(jax.random.split(jax.random.key(0), 3))
+    params = {"body": module} if out_first else {"body": {"kernel": jnp.ones(shape), "bias": jnp.ones((3, 8))}}
+    gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    tx = make_optimizer(OptimizerSettings("muon", lr=1.0), batch_size=8, num_classes=10).tx
+    updates, _ = tx.update(gradient, tx.init(params), params, num_examples=8, lr_scale=1.0)
+    body = updates["body"]
+    for step in np.asarray(getattr(body, name) if out_first else body[name]):
+        values = np.linalg.svd(step / (0.2 * np.sqrt(8)), compute_uv=False)
+        assert 0.6 < values.min() <= values.max() < 1.3
+    one = {"conv": {"kernel": jnp.ones((3, 6, 8)), "bias": jnp.ones(8)}}  # of one axis: places, inputs, outputs
+    assert dimension_numbers(one, 10)["conv"]["kernel"].reduction_axis == [0, 1]
+
+
+def test_a_decay_that_counts_on_another_rate_is_refused():
+    settings = OptimizerSettings("adamw", lr=1e-2, weight_decay=0.1)
+    rule = batch_size.timer(MICRO, 4 * MICRO, every=N)
+    said = r"as 'sqrt', and that of `rule` is 'linear': with_coupling\(rule, 'sqrt'\)"
+    with pytest.raises(ValueError, match=said):
+        prepare(digits_task(), make_optimizer(settings, batch_size=MICRO), rule)
+    told = make_optimizer(settings, batch_size=MICRO, lr_coupling="linear")
+    plain = make_optimizer(settings._replace(weight_decay=0.0), batch_size=MICRO)
+    for optimizer, fitting in (
+        (make_optimizer(settings, batch_size=MICRO), batch_size.with_coupling(rule, "sqrt")),
+        (make_optimizer(settings, batch_size=MICRO), batch_size.constant(MICRO)),
+        (told, rule),
+        (plain, rule),
+    ):
+        prepare(digits_task(), optimizer, fitting)

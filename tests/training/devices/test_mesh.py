@@ -8,6 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hessabs.batch_size import constant
+from hessabs.training import LossOutput, RunSettings, fit, tasks
 from hessabs.training.mesh import DATA, default_partition, make_mesh, read_mesh, shardings, wait_for
 
 
@@ -59,3 +61,34 @@ def test_momenta_lie_where_their_params_do():
     for moments in (where[0].mu, where[0].nu):
         assert jax.tree.map(lambda place: place.spec, moments) == specs
     assert where[0].count.spec == P()
+
+
+@pytest.mark.usefixtures("four_devices")
+def test_a_loss_in_which_examples_meet_is_that_of_a_whole_micro_batch():
+    rng = np.random.default_rng(0)
+    x = rng.random((96, 12)).astype(np.float32)
+    params = {name: jnp.asarray(rng.normal(size=(12, 8)), jnp.float32) for name in "ab"}
+
+    def contrastive(params, model_state, batch, key, train):
+        weight = batch["weight"]
+        left, right = batch["x"] @ params["a"], batch["x"][:, ::-1] @ params["b"]
+        logits = jnp.where(weight > 0, left @ right.T, -1e9)
+        each, total = -jnp.diag(jax.nn.log_softmax(logits, axis=1)), jnp.sum(weight)
+        return LossOutput(jnp.sum(weight * each) / jnp.maximum(total, 1), total, model_state)
+
+    task = tasks.plain(params, contrastive, {"x": x}, {"x": x[:32]})
+    found = [
+        fit(
+            task,
+            optax.sgd(0.05),
+            constant(32),
+            epochs=2,
+            micro_batch_size=32,
+            settings=RunSettings(devices=devices, hessian_batch_size=16),
+        )
+        for devices in (1, 4)
+    ]
+    one, four = ([record["train_loss"] for record in each.records] for each in found)
+    np.testing.assert_allclose(four, one, rtol=1e-5)
+    for a, b in zip(*(jax.tree.leaves(each.params) for each in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
