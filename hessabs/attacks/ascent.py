@@ -79,7 +79,7 @@ def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
             f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
         )
 
-    @given(inputs_key)
+    @given(inputs_key, early_exit=early_exit)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checks.checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds, steps=steps)
         if random_start:
@@ -96,7 +96,6 @@ def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
                 best = iterate(step, rows, steps + 1, loop, finishes=early_exit).best
         return with_inputs(batch, inputs_key, best.point)
 
-    attack.early_exit = early_exit  # type: ignore[attr-defined]  # `evaluate` looks, where examples transfer
     return attack
 
 

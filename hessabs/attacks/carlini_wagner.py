@@ -90,7 +90,7 @@ def carlini_wagner(
         raise ValueError(f"`bounds` must be (lowest, highest), finite, for carlini_wagner, got {bounds}.")
     checks.check_bounds(bounds)
 
-    @given(inputs_key)
+    @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         logits_fn, spec = losses.parts(loss_fn, "carlini_wagner")

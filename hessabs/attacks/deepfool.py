@@ -72,7 +72,7 @@ def deepfool(
     """
     check_walk(norm, steps, num_rivals, overshoot, bounds)
 
-    @given(inputs_key)
+    @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         if class_parts(loss_fn, "deepfool")[1].targeted:

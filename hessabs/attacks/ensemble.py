@@ -75,7 +75,7 @@ def ensemble(
     ascend = apgd(epsilon, steps=steps, **shared)
     search = square(epsilon, queries=queries, layout=layout, **shared)
 
-    @given(inputs_key)
+    @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         logits_fn, spec = class_parts(loss_fn, "ensemble")
         if spec.targeted:
@@ -104,7 +104,6 @@ def ensemble(
             standing = standing & ~fallen
         return with_inputs(batch, inputs_key, point)
 
-    attack.early_exit = True  # type: ignore[attr-defined]  # `evaluate` looks, where examples transfer
     return attack
 
 

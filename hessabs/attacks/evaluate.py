@@ -105,7 +105,7 @@ def evaluate(
     black_box, stopped = set[str](), set[str]()
 
     def run(name: str, attack: Attack, number: int) -> Outcome:
-        if source is not None and (name in minimal or getattr(attack, "early_exit", False)):
+        if source is not None and getattr(attack, "early_exit", False):
             stopped.add(name)
         if getattr(attack, "__module__", None) == square.__module__:
             black_box.add(name)

@@ -16,8 +16,27 @@ from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import Attack, LossFn, Params
 
 
-def given(inputs_key: str | int) -> Callable[[Attack], Attack]:
-    """Give an attack constants on automatic axes, and the caller its batch with the point that was found."""
+def given(inputs_key: str | int, *, early_exit: bool = False) -> Callable[[Attack], Attack]:
+    """Give an attack constants on automatic axes, and the caller its batch with the point that was found.
+
+    Args:
+      inputs_key: Key, field name or index of the inputs that the attack moves.
+      early_exit: Whether it stops an example at the first error, which ``evaluate`` warns of where the examples
+        are to transfer: an attribute of the attack.
+
+    Returns:
+      A decorator of ``attack(loss_fn, params, batch, key=None) -> batch``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> @given("image")
+      ... def shift(loss_fn, params, batch, key=None):
+      ...     return with_inputs(batch, "image", batch["image"] + params)
+      >>> def moved(w):
+      ...     return jnp.sum(shift(None, w, {"image": jnp.zeros(2)})["image"])
+      >>> moved(3.0), jax.grad(moved)(3.0)
+      (Array(6., dtype=float32), Array(0., dtype=float32, weak_type=True))
+    """
 
     def decorate(attack: Attack) -> Attack:
         @functools.wraps(attack)
@@ -32,6 +51,7 @@ def given(inputs_key: str | int) -> Callable[[Attack], Attack]:
                 point = jax.device_put(point, inputs.sharding)
             return with_inputs(batch, inputs_key, point)  # labels and the like are the caller's
 
+        of_constants.early_exit = early_exit  # type: ignore[attr-defined]
         return of_constants
 
     return decorate

@@ -82,7 +82,7 @@ def square(
     require("lie in (0, 1]", share=share)
     require_one_of(get_args(Layout), layout=layout)
 
-    @given(inputs_key)
+    @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
         key = checked_key(key, "The square attack")
@@ -93,7 +93,6 @@ def square(
         rows = iterate(step, _begin(problem, batch), queries, loop)
         return with_inputs(batch, inputs_key, rows.best.point)
 
-    attack.early_exit = True  # type: ignore[attr-defined]  # `evaluate` looks, where examples transfer
     return attack
 
 

@@ -104,7 +104,7 @@ def trust_region(
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
     radii = radius_range if adaptive else (radius, radius)
 
-    @given(inputs_key)
+    @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
         class_parts(loss_fn, "trust_region")  # it must carry them

@@ -175,7 +175,8 @@ def prepare(
     convolves, draws = _trace(task, state, batch)
     dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
     if dealt and mesh is not None:  # a contrastive loss, say, is of a whole micro-batch
-        dealt = adds_up(task, jax.tree.map(lambda x: np.asarray(x[:_CHECKED]), batch))
+        few = jax.tree.map(lambda x: np.asarray(x[:_CHECKED]), batch)
+        dealt = adds_up(task, state.params, state.model_state, few)
     _check_coupling(optimizer, rule)
     by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
     reads = what_reads(optimizer, task, state, prepared)

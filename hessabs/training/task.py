@@ -156,7 +156,8 @@ def _check_weight(task: Task, whole: dict[str, Any]) -> None:
     rest = np.where(places < size // 2, places + size // 2, places)
     other = {**jax.tree.map(lambda x: x[rest], whole), "weight": half["weight"]}
     none = {**whole, "weight": np.zeros_like(whole["weight"])}
-    loss = functools.partial(_mean_and_weight, Partial(task.loss), Partial(task.prepare), *params_and_state)
+    functions = trees.Static(False), Partial(task.loss), Partial(task.prepare)
+    loss = functools.partial(_mean_and_weight, *functions, *params_and_state)
     outs = [loss(each) for each in (whole, half, other, none)]
     means, weights = ([float(x) for x in values] for values in zip(*outs, strict=True))
     heeds = weights[0] <= 0 or weights[3] < weights[0]  # a batch of which all is masked tells nothing
@@ -168,22 +169,21 @@ def _check_weight(task: Task, whole: dict[str, Any]) -> None:
         )
 
 
-def adds_up(task: Task, whole: dict[str, Any]) -> bool:
-    """Tell whether the loss of a batch is that of its halves together: no example influences another."""
+def adds_up(task: Task, params: Params, model_state: Any, whole: dict[str, Any]) -> bool:
+    """Tell whether the training loss of a batch is that of its halves together: no example sees another."""
     first = np.arange(len(whole["weight"])) < len(whole["weight"]) // 2
     masks = np.ones_like(first), first, ~first
     batches = [{**whole, "weight": np.where(mask, whole["weight"], 0)} for mask in masks]
-    params_and_state = jax.jit(task.init)(jax.random.key(0))
-    loss = functools.partial(_mean_and_weight, Partial(task.loss), Partial(task.prepare), *params_and_state)
-    sums = [float(mean) * float(weight) for mean, weight in map(loss, batches)]
+    of = trees.Static(True), Partial(task.loss), Partial(task.prepare), params, model_state
+    sums = [float(mean) * float(weight) for mean, weight in (_mean_and_weight(*of, each) for each in batches)]
     return abs(sums[0] - sums[1] - sums[2]) <= 1e-4 * abs(sums[0]) + 1e-6 or not math.isfinite(sums[0])
 
 
 @programs.jit
 def _mean_and_weight(
-    loss: Partial, prepare: Partial, params: Params, model_state: Any, batch: Any
+    train: trees.Static, loss: Partial, prepare: Partial, params: Params, model_state: Any, batch: Any
 ) -> tuple[jax.Array, jax.Array]:
-    out = loss(params, model_state, prepare(batch), jax.random.key(0), False)
+    out = loss(params, model_state, prepare(batch), jax.random.key(0), train.value)
     return out.mean, out.weight
 
 

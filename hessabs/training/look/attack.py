@@ -164,7 +164,8 @@ def attack(
             shown[name, epsilon] = parts[0]
             results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
     minimal, black_box = ({n for n in MENU if getattr(MENU[n], kind)} for kind in ("minimal", "black_box"))
-    stopped = () if source is None else {name for name in options.attack if _stops(name, options)}
+    attacks_made = {name: make(name, 0.0, options) for name in options.attack} if source is not None else {}
+    stopped = [name for name, made in attacks_made.items() if getattr(made, "early_exit", False)]
     kinds: dict[str, Any] = {"minimal": minimal, "black_box": black_box, "stopped": stopped}
     rows, warnings = report(clean, signs, results, keep_fallen=options.keep_fallen, **kinds)
     record = {
@@ -313,10 +314,6 @@ def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict
     depends = {field: getattr(options, field) for field in ("seed", *MENU[name].reads)}
     depends |= {"epsilon": None if minimal else epsilon, "source": source.digest, "start": chunk.start}
     return shared.once(name if minimal else f"{name}-{epsilon:g}", chunk, compute, **depends)
-
-
-def _stops(name: str, options: Options) -> bool:
-    return MENU[name].minimal or getattr(make(name, 0.0, options), "early_exit", False)
 
 
 def _take(kind: Any, found: Mapping[str, Any]) -> Any:
