@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, overload
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,10 @@ def size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@overload
+def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial: ...
+@overload
+def as_partial(function: None) -> None: ...
 def as_partial(function: Any) -> Any:
     """Make a callable a pytree, so that it may be an argument of a jitted function; None stays."""
     return function if function is None or is_operator(function) else jax.tree_util.Partial(function)

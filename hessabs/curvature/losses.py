@@ -12,7 +12,7 @@ from hessabs import explanations, trees
 
 def without_aux(function: Callable[..., Any], has_aux: bool) -> Partial:
     """Make a loss or a model a pytree that returns its first result alone."""
-    made: Partial = trees.as_partial(function)
+    made = trees.as_partial(function)
     return Partial(_first, made) if has_aux else made
 
 
