@@ -13,6 +13,8 @@ import optax
 from hessabs import explanations
 from hessabs.typing import Operator
 
+_DRAWN_AT_ONCE = 2**24  # random numbers, 64 MiB
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +130,18 @@ def normal_like(key: jax.Array, tree: Any) -> Any:
 
 def random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) -> Any:
     """Draw a pytree of independent random numbers, sharded as a tree is; they do not depend on how it is."""
-    if is_traced(key, tree):
-        return _random_like(key, tree, sampler)
-    named = [getattr(x, "sharding", None) for x in jax.tree.leaves(tree)]
-    named = [s if isinstance(s, jax.sharding.NamedSharding) else None for s in named]
-    shardings = jax.tree.unflatten(jax.tree.structure(tree), named)
-    return jax.jit(_random_like, static_argnums=2, out_shardings=shardings)(key, tree, sampler)
+    # XLA takes a quarter of a second or more to compile a draw. So small leaves are cut from one, of a power of
+    # two of numbers, which many trees share; a large leaf has its own, computed where it lies.
+    leaves = jax.tree.leaves(tree)
+    together: list[list[Any]] = []
+    for leaf in leaves:
+        if not together or size([*together[-1], leaf]) > _DRAWN_AT_ONCE:
+            together.append([])
+        together[-1].append(leaf)
+    draw = _cut_traced if is_traced(key, tree) else _cut
+    keys = jax.random.split(key, len(together))
+    drawn = [x for one, few in zip(keys, together, strict=True) for x in draw(one, few, sampler)]
+    return jax.tree.unflatten(jax.tree.structure(tree), drawn)
 
 
 def ravel(tree: Any) -> tuple[jax.Array, Static]:
@@ -158,7 +166,7 @@ def unravel(flat: Any, shape: Static) -> Any:
     parts = [flat[..., end - math.prod(s) : end] for end, (s, _) in zip(ends, shapes, strict=True)]
     lead = flat.shape[:-1]
     return treedef.unflatten(
-        [p.reshape(*lead, *s).astype(dtype) for p, (s, dtype) in zip(parts, shapes, strict=True)]
+        [p.reshape((*lead, *s)).astype(dtype) for p, (s, dtype) in zip(parts, shapes, strict=True)]
     )
 
 
@@ -174,10 +182,27 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def _random_like(key: jax.Array, tree: Any, sampler: Callable[..., jax.Array]) -> Any:
-    drawn = optax.tree.random_like(key, tree, sampler)
+def _cut(key: jax.Array, leaves: list[Any], sampler: Callable[..., jax.Array]) -> list[jax.Array]:
+    """Draw leaves at once, and cut them on the host, where nothing is compiled for their shapes."""
+    number, dtype = size(leaves), _norm_dtype(leaves)
+    shardings = [x.sharding if isinstance(x, jax.Array) and len(x.devices()) > 1 else None for x in leaves]
+    if number > _DRAWN_AT_ONCE:
+        draw = jax.jit(sampler, static_argnums=(1, 2), out_shardings=shardings[0])
+        return [draw(key, leaves[0].shape, dtype).astype(leaves[0].dtype)]
+    numbers = np.asarray(sampler(key, (1 << (number - 1).bit_length(),), dtype))[:number]
+    return [
+        jax.device_put(x) if s is None else jax.make_array_from_callback(x.shape, s, x.__getitem__)
+        for x, s in zip(unravel(numbers, shape_of(leaves)), shardings, strict=True)
+    ]
+
+
+def _cut_traced(key: jax.Array, leaves: list[Any], sampler: Callable[..., jax.Array]) -> list[jax.Array]:
+    shape = leaves[0].shape if len(leaves) == 1 else (size(leaves),)
+    numbers = sampler(key, shape, _norm_dtype(leaves))
+    numbers = jax.lax.optimization_barrier(numbers)  # else XLA draws them again in each leaf
+    drawn = unravel(numbers.ravel(), shape_of(leaves))
     # What is added carries the axes of the leaf, where they are explicit.
-    return jax.tree.map(lambda x, like: x + jnp.zeros_like(like), drawn, tree)
+    return [x + jnp.zeros_like(like) for x, like in zip(drawn, leaves, strict=True)]
 
 
 def _norm_dtype(tree: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from hessabs import trees
 from hessabs.batch_size import ControllerState
@@ -76,10 +75,7 @@ def start(run: Run) -> LoopState:
     key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
     controller: Any = jax.device_get(run.rule.init())
     params = run.state.params
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    eigenvector = optax.tree.random_like(key, shapes, jax.random.normal)
-    if run.mesh is not None:
-        eigenvector = jax.tree.map(lambda v, p: place(jax.device_get(v), p.sharding), eigenvector, params)
+    eigenvector = trees.normal_like(key, params)
     decision = Decision.of(run.objective, controller)
     return LoopState(
         run.state, controller, decision, 0, 0, Position(0, 0), eigenvector, NOT_MEASURED, None, drops=()

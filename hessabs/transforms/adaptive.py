@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hessabs import trees
 from hessabs.batch_size import Controller, ControllerState, Count, GradientStatistics, Observation
 from hessabs.batch_size.statistics import noise_and_signal
 from hessabs.checks import require
@@ -145,7 +146,7 @@ def self_measuring_batch_size(
     require("be at least 1", max_iters=max_iters)
 
     def init(params: Params) -> AdaptiveBatchSizeState:
-        return _start(controller, optax.tree.random_like(key, params, jax.random.normal))
+        return _start(controller, trees.normal_like(key, params))
 
     def update(
         updates: optax.Updates,
