@@ -24,8 +24,10 @@ import jax.extend
 import pytest
 
 # Tests compile for longer than they compute, and many the same programs. JAX does not write a file of its cache
-# at once, so each worker has its own, and the processes that tests start (and kill) have none.
+# at once, so each worker has its own, and another one for the processes that it starts, some of which it kills.
 _CACHE = pathlib.Path(__file__).parent / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_CACHE}-processes")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -26,11 +26,6 @@ SLIDES = {
 }
 
 
-def main() -> int:
-    """Train with the settings of the slides and the flags of the command line."""
-    flags = [f"--{name}={value}" for name, value in SLIDES.items()]
-    return cli.main(["train", *flags, *sys.argv[1:]])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    # The flags of the command line come last.
+    cli.run(["train", *(f"--{name}={value}" for name, value in SLIDES.items()), *sys.argv[1:]])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -326,10 +327,36 @@ def test_a_platform_that_is_not_there(capsys, tmp_path, monkeypatch, error):
     assert_refused(*result, "JAX_PLATFORMS=cuda cannot be used", str(error), "Unset it", "jax[cuda]")
 
 
+@pytest.mark.parametrize(
+    ("variables", "kept"),
+    [
+        ({"XDG_CACHE_HOME": "cache"}, "cache/hessabs"),
+        ({"HOME": "."}, ".cache/hessabs"),
+        ({"XDG_CACHE_HOME": "file"}, None),  # a disk that cannot be written to
+        ({"XDG_CACHE_HOME": "cache", "JAX_COMPILATION_CACHE_DIR": "own"}, "own"),
+        ({"XDG_CACHE_HOME": "cache", "JAX_COMPILATION_CACHE_DIR": ""}, ""),  # none
+    ],
+)
+def test_compiled_programs_are_kept_for_the_next_command(tmp_path, monkeypatch, capsys, variables, kept):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("file").touch()
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(signal, "signal", mock.Mock())
+    with pytest.raises(SystemExit):
+        cli.run(["--version"])
+    got = os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    assert got == (kept if got in ("own", "", None) else str(tmp_path / kept))
+    assert pathlib.Path("cache").exists() == (kept == "cache/hessabs")
+
+
 @pytest.mark.slow
 def test_what_a_process_says(tmp_path):
     """Real processes: a reader that has gone, a platform that is not there, Ctrl-C at any time."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
 
     def start(*argv, **changes):
         command = [sys.executable, "-m", "hessabs", *argv]

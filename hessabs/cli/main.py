@@ -7,6 +7,7 @@ Input that cannot be used ends in one line on standard error and exit status 2, 
 import contextlib
 import importlib
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,11 +33,12 @@ COMMANDS = {
 status`` and, if it takes words that are no flags, ``WORDS``: what the usage calls them."""
 
 
-def run() -> None:
-    """Run the command line of this process and exit."""
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the command line of this process, or these words in its place, and exit."""
     signal.signal(signal.SIGINT, _end)  # before JAX is imported, which takes a second
+    _keep_programs()
     try:
-        status = main(sys.argv[1:])
+        status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `| head` say, has seen enough
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -44,6 +46,19 @@ def run() -> None:
             os.dup2(nowhere, stream.fileno())
         status = 0
     sys.exit(status)
+
+
+def _keep_programs() -> None:
+    """Have JAX keep what it compiles for the next command, unless the environment says where."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "hessabs")
+    with contextlib.suppress(OSError, RuntimeError):  # there may be no home, or none to write to
+        folder = folder.expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
