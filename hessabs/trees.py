@@ -182,27 +182,39 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def cut_like(numbers: Any, tree: Any) -> Any:
+    """Cut a vector, in NumPy where nothing is traced, into leaves like those of a tree, sharded as they are."""
+    if is_traced(numbers, tree):  # what is added carries the axes of a leaf, where they are explicit
+        return jax.tree.map(lambda x, like: x + jnp.zeros_like(like), unravel(numbers, shape_of(tree)), tree)
+
+    def place(part: np.ndarray, like: Any) -> jax.Array:
+        if not isinstance(like, jax.Array) or len(like.devices()) == 1:
+            return jax.device_put(part)
+        return jax.make_array_from_callback(part.shape, like.sharding, part.__getitem__)
+
+    return jax.tree.map(place, unravel(numbers, shape_of(tree)), tree)
+
+
 def _cut(key: jax.Array, leaves: list[Any], sampler: Callable[..., jax.Array]) -> list[jax.Array]:
     """Draw leaves at once, and cut them on the host, where nothing is compiled for their shapes."""
     number, dtype = size(leaves), _norm_dtype(leaves)
-    shardings = [x.sharding if isinstance(x, jax.Array) and len(x.devices()) > 1 else None for x in leaves]
     if number > _DRAWN_AT_ONCE:
-        draw = jax.jit(sampler, static_argnums=(1, 2), out_shardings=shardings[0])
-        return [draw(key, leaves[0].shape, dtype).astype(leaves[0].dtype)]
-    numbers = np.asarray(sampler(key, (1 << (number - 1).bit_length(),), dtype))[:number]
-    return [
-        jax.device_put(x) if s is None else jax.make_array_from_callback(x.shape, s, x.__getitem__)
-        for x, s in zip(unravel(numbers, shape_of(leaves)), shardings, strict=True)
-    ]
+        [leaf] = leaves
+        several = isinstance(leaf, jax.Array) and len(leaf.devices()) > 1
+        out_shardings = leaf.sharding if several else None
+        draw = jax.jit(sampler, static_argnums=(1, 2), out_shardings=out_shardings)
+        return [draw(key, leaf.shape, dtype).astype(leaf.dtype)]
+    numbers = sampler(key, (1 << (number - 1).bit_length(),), dtype)
+    drawn: list[jax.Array] = cut_like(np.asarray(numbers)[:number], leaves)
+    return drawn
 
 
 def _cut_traced(key: jax.Array, leaves: list[Any], sampler: Callable[..., jax.Array]) -> list[jax.Array]:
     shape = leaves[0].shape if len(leaves) == 1 else (size(leaves),)
     numbers = sampler(key, shape, _norm_dtype(leaves))
     numbers = jax.lax.optimization_barrier(numbers)  # else XLA draws them again in each leaf
-    drawn = unravel(numbers.ravel(), shape_of(leaves))
-    # What is added carries the axes of the leaf, where they are explicit.
-    return [x + jnp.zeros_like(like) for x, like in zip(drawn, leaves, strict=True)]
+    drawn: list[jax.Array] = cut_like(numbers.ravel(), leaves)
+    return drawn
 
 
 def _norm_dtype(tree: Any) -> Any:

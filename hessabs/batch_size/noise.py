@@ -10,7 +10,7 @@ from hessabs.batch_size.checks import require_sizes
 from hessabs.batch_size.controller import Controller, ControllerState, Observation
 from hessabs.batch_size.counting import NEVER, Count, next_multiple, where
 from hessabs.batch_size.rule import Decision, Rate, Rule, make_controller
-from hessabs.batch_size.sizes import whole_batches
+from hessabs.batch_size.sizes import grow_by, whole_batches
 from hessabs.batch_size.statistics import need_gradient, noise_and_signal, part_variance
 from hessabs.checks import require, require_one_of
 
@@ -98,9 +98,10 @@ def gradient_noise_scale(
         usable = (
             valid & (average.signal >= jnp.finfo(jnp.float32).tiny) & (Count.of(observation.samples) >= start)
         )
-        size = scale * average.noise / jnp.where(usable, average.signal, 1.0)
-        size = jnp.minimum(size, growth_factor * state.batch_size.astype(jnp.float32))
-        return jnp.where(usable, jnp.minimum(size, maximum), 0.0).astype(jnp.int32) // initial, average
+        size = jnp.where(usable, scale * average.noise / jnp.where(usable, average.signal, 1.0), 0.0)
+        most = maximum // initial + 1  # beyond it lies the maximum, of whole initial batches or not
+        factor = jnp.where(size < maximum, jnp.minimum(size, maximum).astype(jnp.int32) // initial, most)
+        return jnp.minimum(factor, grow_by(state.batch_size // initial, growth_factor)), average
 
     return _grown_to(initial, maximum, measure_every, wanted, NoiseMemory.empty())
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def grow_by(factor: jax.Array, growth: float) -> jax.Array:
     """Multiply a whole number of initial batches, at least by one more: ``max(f + 1, floor(f * growth))``."""
-    return jnp.maximum(factor + 1, jnp.floor(factor * growth).astype(jnp.int32))
+    grown = jnp.floor(jnp.asarray(factor, jnp.float32) * jnp.float32(growth))
+    return jnp.maximum(factor + 1, jnp.minimum(grown, 2**30).astype(jnp.int32))
 
 
 def whole_batches(factor: jax.Array, initial: int, maximum: int) -> jax.Array:
@@ -26,7 +28,8 @@ def ladder(initial: int, maximum: int, growth_factor: float, *, growths: int | N
     """
     sizes, factor = [initial], 1
     while len(sizes) <= growths if growths is not None else sizes[-1] < maximum:
-        factor = max(factor + 1, int(factor * growth_factor)) if sizes[-1] < maximum else factor
+        if sizes[-1] < maximum:
+            factor = max(factor + 1, int(np.float32(factor) * np.float32(growth_factor)))
         sizes.append(min(factor * initial, maximum))
     return sizes
 

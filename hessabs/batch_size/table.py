@@ -47,10 +47,10 @@ def schedule(
       (130, 1.3, 3000000000000)
     """
     points = require_events(at=at)
-    if len(sizes) != len(points) + 1 or min(sizes) < 1:
+    if len(sizes) != len(points) + 1 or min(sizes) < 1 or any(size != int(size) for size in sizes):
         raise ValueError(
-            "`sizes` must be batch sizes of at least 1, one more of them than `at` has times, got "
-            f"{tuple(sizes)} for {points}."
+            "`sizes` must be batch sizes, whole numbers of at least 1, one more of them than `at` has times, "
+            f"got {tuple(sizes)} for {points}."
         )
     own = [1.0] * len(sizes) if lr_scales is None else list(lr_scales)
     if len(own) != len(sizes) or not all(0 <= rate < float("inf") for rate in own):

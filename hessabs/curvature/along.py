@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hessabs import trees
 from hessabs.curvature.losses import scalar, without_aux
@@ -61,13 +62,17 @@ def sharpness_along(
     trees.check_floating(params, "params")
     trees.check_like(step, params, "step", "params", dtypes=True)
     function = without_aux(loss_fn, has_aux)
+    # Along a step of a good length, a power of two times as long: squares of others under- or overflow.
+    exponent = jnp.frexp(optax.tree.norm(step, ord=jnp.inf))[1]
+    step = jax.tree.map(lambda x: jnp.ldexp(x, -exponent), step)
     gradient, product = jax.jvp(jax.grad(lambda p: scalar(function, p, batch)), (params,), (step,))
     square, slope, curvature = trees.vdot(step, step), trees.vdot(gradient, step), trees.vdot(step, product)
     down = slope < 0
-    ratio = curvature / jnp.where(down, -slope, 1)
+    ratio = jnp.ldexp(curvature / jnp.where(down, -slope, 1), exponent)
     ratio = jnp.where(down, ratio, jnp.where(curvature > 0, jnp.inf, 0))
     ratio = jnp.where(jnp.isnan(slope) | jnp.isnan(curvature), jnp.nan, ratio)
-    return AlongStep(curvature * trees.safe_inverse(square), slope, curvature, ratio)
+    sharpness = curvature * trees.safe_inverse(square)
+    return AlongStep(sharpness, jnp.ldexp(slope, exponent), jnp.ldexp(curvature, 2 * exponent), ratio)
 
 
 class BatchSharpness(NamedTuple):

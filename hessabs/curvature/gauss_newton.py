@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
+from hessabs import trees
 from hessabs.curvature.differences import difference
 from hessabs.curvature.linearization import LinearMaps, Modes, Weight, make_source, traceable
 from hessabs.curvature.losses import call, scalar
@@ -39,7 +41,7 @@ def gauss_newton(
     the outputs. The model is linearised once: the forward product and its transpose share the residuals.
 
     Args:
-      model_fn: ``model_fn(params, batch) -> outputs``, any pytree of arrays.
+      model_fn: ``model_fn(params, batch) -> outputs``, any pytree of floating-point arrays.
       loss_fn: ``loss_fn(outputs, batch) -> scalar``, the mean over the batch.
       params, batch, linearize, memory_budget, step, axis_name, weight: As in ``hessian``.
       mode: ``"forward"``, or ``"reverse"`` where a ``custom_vjp`` blocks forward mode: as exact, the forward
@@ -69,9 +71,20 @@ def gauss_newton(
     return make_operator(source, linearize, memory_budget)
 
 
+def _outputs(model_fn: Callable[..., Any], params: Params, batch: Batch) -> Any:
+    outputs = call(model_fn, params, batch)
+    for path, x in trees.by_path(outputs).items():
+        if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            raise ValueError(
+                f"The outputs of `model_fn` must be floating-point arrays, got {jnp.result_type(x)} at "
+                f"{path or 'the root'}; what is no output it may return beside them, with `has_aux=True`."
+            )
+    return outputs
+
+
 def _linear(functions: Functions, params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
-    outputs, forward = jax.linearize(lambda p: call(model_fn, p, batch), params)
+    outputs, forward = jax.linearize(lambda p: _outputs(model_fn, p, batch), params)
     transposed = jax.linear_transpose(forward, params)
     _, middle = jax.linearize(jax.grad(lambda u: scalar(loss_fn, u, batch)), outputs)
     return lambda vector: transposed(middle(forward(vector)))[0]
@@ -79,7 +92,7 @@ def _linear(functions: Functions, params: Params, batch: Batch) -> MatVec:
 
 def _reverse(functions: Functions, params: Params, batch: Batch) -> MatVec:
     model_fn, loss_fn = functions
-    outputs, transposed = jax.vjp(lambda p: call(model_fn, p, batch), params)
+    outputs, transposed = jax.vjp(lambda p: _outputs(model_fn, p, batch), params)
     backward = jax.linear_transpose(lambda u: transposed(u)[0], outputs)
     # The Hessian of the loss is symmetric: the transposed product is the product.
     _, middle = jax.vjp(jax.grad(lambda u: scalar(loss_fn, u, batch)), outputs)
@@ -92,7 +105,7 @@ def _differences(step: float | None) -> LinearMaps:
         model_fn, loss_fn = functions
 
         def model(params: Params) -> Any:
-            return call(model_fn, params, batch)
+            return _outputs(model_fn, params, batch)
 
         outputs, transposed = jax.vjp(model, params)
         forward = difference(model, params, step)

@@ -5,19 +5,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hessabs import batch_axis, trees
 from hessabs.curvature.layers import layers
 from hessabs.curvature.losses import scalar, without_aux
 from hessabs.curvature.passes import Batches, Passes
+from hessabs.curvature.preconditioning import check_positive
 from hessabs.paths import paths
 from hessabs.typing import Batch, LossFn, Params
+
+_TRACED = "critical_batch_size reads its numbers in Python: it cannot be traced (jit, vmap, grad)."
 
 
 class CriticalBatchSize(NamedTuple):
     """The simple noise scale, in examples, with its jackknife error over the batches."""
 
-    value: float  # tr(Sigma) / |G|^2; inf where the noise of all batches drowns |G|^2
+    value: float  # tr(Sigma) / |G|^2; inf where the noise of all batches drowns |G|^2, nan if a gradient is
     standard_error: float  # of it; nan where it is not finite
     noise: float  # tr(Sigma): the variance of the gradient of one example
     signal: float  # |G|^2: the square of the true gradient, without bias, so that it may be below 0
@@ -47,7 +51,8 @@ def critical_batch_size(
       has_aux: Whether the loss returns ``(loss, aux)``.
 
     Raises:
-      ValueError: If there are fewer than three batches, they differ in size, or can be read only once.
+      ValueError: If there are fewer than three batches, they differ in size, or can be read only once; if an
+        entry of ``scale`` is not above 0 and finite; under a trace.
 
     Example:
       >>> loss = lambda w, x: jnp.mean((w - x) ** 2) / 2  # the gradient of an example is w - x
@@ -61,37 +66,41 @@ def critical_batch_size(
       arXiv:2411.00999, measure by layer; the preconditioned form is this library's own.
     """
     trees.check_floating(params, "params")
-    if trees.is_traced(params):
-        raise ValueError(
-            "critical_batch_size reads its numbers in Python: it cannot be traced (jit, vmap, grad)."
-        )
     passes, function = Passes(batches), without_aux(loss_fn, has_aux)
 
+    if scale is not None:
+        trees.check_like(scale, params, "scale", "params")
+        check_positive(scale)
+
     @jax.jit
-    def gradient_of(params: Params, batch: Batch) -> Params:
+    def gradient_of(params: Params, batch: Batch, unit: Any) -> Params:
         gradient = jax.grad(lambda p: scalar(function, p, batch))(params)
         if scale is not None:
             gradient = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s), gradient, scale)
-        return jax.tree.map(trees.upcast, gradient)
+        return jax.tree.map(lambda g: trees.upcast(g) / unit, gradient)
 
     @jax.jit
     def products(a: Params, b: Params) -> jax.Array:
         return jnp.stack([jnp.sum(x * y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
 
-    if scale is not None:
-        trees.check_like(scale, params, "scale", "params")
-    sizes, squares, total = [], [], None
+    unit, sizes, total = 1.0, [], None  # the largest entry of the first gradient: squares under- or overflow
     for batch in passes():
-        gradient = gradient_of(params, batch)
         sizes.append(batch_axis.num_examples(batch))
-        squares.append(products(gradient, gradient))
-        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        gradient = gradient_of(params, batch, unit)
+        if trees.is_traced(gradient):
+            raise ValueError(_TRACED)
+        if total is None:
+            unit = float(optax.tree.norm(gradient, ord=jnp.inf)) or 1.0
+            gradient = gradient_of(params, batch, unit)
+        total = gradient if total is None else optax.tree.add(total, gradient)
     if len(sizes) < 3 or len(set(sizes)) > 1:
         raise ValueError(f"`batches` must be three or more of one size, got sizes {sizes}.")
     mean = jax.tree.map(lambda x: x / len(sizes), total)
-    along = [products(gradient_of(params, batch), mean) for batch in passes()]
+    from_mean = (optax.tree.sub(gradient_of(params, batch, unit), mean) for batch in passes())
+    pairs = [(products(x, x), products(x, mean)) for x in from_mean]
     of_leaves = [
-        np.asarray(x, np.float64) for x in (jnp.stack(squares), jnp.stack(along), products(mean, mean))
+        np.asarray(x, np.float64) * unit**2
+        for x in (*map(jnp.stack, zip(*pairs, strict=True)), products(mean, mean))
     ]
     whole = _estimate(sizes[0], *(x.sum(-1) for x in of_leaves))
     names = paths(params)
@@ -105,18 +114,21 @@ def critical_batch_size(
 def _estimate(
     size: int, squares: np.ndarray, along: np.ndarray, square_of_mean: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """Return value, jackknife error, noise and signal of k batches, of |g_i|^2, g_i . mean, |mean|^2."""
+    """Return value, jackknife error, noise and signal of k batches, of |d_i|^2, d_i . mean, |mean|^2, with d_i
+    the gradient of a batch less the mean.
+    """
     k = len(squares)
-    value, noise, signal = _noise_scale(size, k, squares.mean(), square_of_mean)
-    without = (k**2 * square_of_mean - 2 * k * along + squares) / (k - 1) ** 2
-    left = _noise_scale(size, k - 1, (squares.sum() - squares) / (k - 1), without)[0]
+    value, noise, signal = _noise_scale(size, k, squares.sum(), square_of_mean)
+    without = square_of_mean - 2 * along / (k - 1) + squares / (k - 1) ** 2  # |mean of the others|^2
+    left = _noise_scale(size, k - 1, squares.sum() - squares * k / (k - 1), without)[0]
     spread = np.sqrt((k - 1) / k * np.sum((left - left.mean()) ** 2)) if np.isfinite(left).all() else np.nan
     error = float(spread) if np.isfinite(value) else float("nan")
     return float(value), error, float(noise), float(signal)
 
 
-def _noise_scale(size: int, k: int, mean_square: Any, square_of_mean: Any) -> tuple[Any, Any, Any]:
-    variance = np.maximum(mean_square - square_of_mean, 0) * k / (k - 1)
+def _noise_scale(size: int, k: int, sum_of_squares: Any, square_of_mean: Any) -> tuple[Any, Any, Any]:
+    variance = np.maximum(sum_of_squares, 0) / (k - 1)
     signal = square_of_mean - variance / k
     down = signal > 0
-    return np.where(down, size * variance / np.where(down, signal, 1), np.inf), size * variance, signal
+    value = np.where(down, size * variance / np.where(down, signal, 1), np.inf)
+    return np.where(np.isfinite(signal), value, np.nan), size * variance, signal

@@ -36,7 +36,7 @@ class KrylovState(NamedTuple):
     projected: Any  # shape (rows, rows): column j holds the coefficients of A q_j; float64 on the host
     multiplied: Any  # int: the next row to multiply
     built: Any  # int: rows that were built, at least `multiplied`
-    finite: Any  # bool: False when a product was not finite; the process has then ended
+    finite: Any  # bool: False when a product, or its square, was not finite; the process has then ended
     num_matvecs: Any  # int: products computed, over all restarts
     waiting: Any  # two ints: the first row that waits and the one after the last; (0, 0) unless set apart
 
@@ -128,7 +128,7 @@ def store(state: KrylovState, product: Any) -> KrylovState:
     if not isinstance(state.basis, np.ndarray):
         return _jitted_store(state, product)
     num_matvecs, column = state.num_matvecs + 1, state.multiplied
-    if not np.isfinite(product).all():
+    if not _is_measurable(product):
         return state._replace(finite=False, num_matvecs=num_matvecs)
     # The operator is symmetric: row `column` of what was projected so far says where its column is not
     # rounding. It does not say what rows that wait have to do with it.
@@ -143,7 +143,14 @@ def multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
     """Multiply one row: an operator is compiled together with cutting and joining, another callable is not."""
     run = _jitted_multiply if loops.is_compiled(matvec) and not trees.is_traced(matvec, row) else _multiply
     product = run(matvec, form, row)
-    return np.asarray(product) if isinstance(row, np.ndarray) else product
+    if not isinstance(row, np.ndarray):
+        return product
+    if trees.is_traced(product):
+        raise ValueError(
+            "`matvec` closes over traced values (jit, vmap, grad), as its product shows; give an operator that "
+            'holds them (`hessabs.hessian`, jax.tree_util.Partial), or `loop="device"` where there is one.'
+        )
+    return np.asarray(product)
 
 
 def _scaled(vector: Any) -> Any:
@@ -161,15 +168,22 @@ def _multiply(matvec: MatVec, form: trees.Static, row: Any) -> Any:
     trees.check_like(product, want, "matvec(v0)", "v0")
     product = bases.to_row(product, form)
     if trees.coarseness(vector):  # what was multiplied is the row rounded, whose part along it is not 1
-        along = bases.dot(row, bases.to_row(vector, form))
-        product = jax.tree.map(lambda x: x / along, product)
+        square, along = jnp.asarray(bases.dot(row, row)), bases.dot(row, bases.to_row(vector, form))
+        part = jnp.where(square > 0, along / square, 1)  # a row of zeros is no direction
+        product = jax.tree.map(lambda x: x / part, product)
     return product
+
+
+def _is_measurable(product: Any) -> Any:
+    """Tell whether a product and the square of its norm are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = bases.dot(product, product)
+    return np.isfinite(square) if isinstance(product, np.ndarray) else jnp.isfinite(square)
 
 
 def _store(state: KrylovState, product: Any) -> KrylovState:
     column = state.multiplied
-    parts = [jnp.isfinite(x).all() for x in jax.tree.leaves(product)]
-    finite = jnp.all(jnp.stack(parts))
+    finite = _is_measurable(product)
     product = jax.tree.map(lambda x, rows: jnp.where(finite, x, 0).astype(rows.dtype), product, state.basis)
     grown, coefficients = _append(state, product)
     projected = grown.projected.at[:, column].set(coefficients)

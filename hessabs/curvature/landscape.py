@@ -82,7 +82,7 @@ def landscape(
     for index in map(tuple, missing):
         steps = [float(c[i]) for c, i in zip(grid, index, strict=True)]
         moved = ((source._replace(batch=batch), tuple(directions), steps) for batch in read(data, source))
-        losses, weights = np.array([tuple(map(float, _jitted_loss(*one))) for one in moved]).T
+        losses, weights = np.array([_floats(_jitted_loss(*one)) for one in moved]).T
         total = check_total_weight(float(weights.sum()))
         mean = float(losses[weights > 0] @ weights[weights > 0]) / total
         values[index] = np.inf if np.isnan(mean) else mean
@@ -132,6 +132,12 @@ def filter_normalized_direction(
     outputs, stacks = output_axes(params, output_axis, stacked=stacked), stack_axes(params, stacked)
     drawn = [scale(*x) for x in zip(noise, leaves, outputs, stacks, strict=True)]
     return jax.tree.unflatten(treedef, drawn)
+
+
+def _floats(numbers: tuple[jax.Array, ...]) -> tuple[float, ...]:
+    if trees.is_traced(numbers):
+        raise ValueError("landscape reads its losses in Python: it cannot be traced (jit, vmap, grad).")
+    return tuple(map(float, numbers))
 
 
 @programs.jit

@@ -67,10 +67,11 @@ def check_mean_over_rows(source: Source, batch: Any) -> str | None:
     """Compare the loss of a batch with the mean of those of its halves, by rows, and say what is wrong."""
     if source.weight is not None or trees.is_traced(source, batch):
         return None
-    losses = _by_rows(source, batch)
-    if losses is None or not bool(_differ(source, *losses)):
-        return None
-    whole, halves = map(float, losses)
+    with jax.ensure_compile_time_eval():  # whatever the caller is traced by
+        losses = _by_rows(source, batch)
+        if losses is None or trees.is_traced(losses) or not bool(_differ(source, *losses)):
+            return None
+    whole, halves, _ = map(float, losses)
     return (
         f"The loss of a batch is not the mean of those of its halves, by rows: {whole:.6g} against "
         f"{halves:.6g}. Give `weight=` what it divides by where that is not the number of rows "
@@ -88,8 +89,10 @@ def is_no_mean_over_rows(source: Source, batch: Any) -> jax.Array | None:
     return None if losses is None else _differ(source, *losses)
 
 
-def _by_rows(source: Source, batch: Any) -> tuple[jax.Array, jax.Array] | None:
-    """Return the loss of rows of a batch and the mean of those of the rows' halves, where that can be said."""
+def _by_rows(source: Source, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    """Return the loss of rows of a batch, the mean of those of the rows' halves, and the size of the largest of
+    all of these, where that can be said.
+    """
     size = batch_axis.num_examples(batch)
     if size < 2:
         return None
@@ -105,13 +108,16 @@ def _by_rows(source: Source, batch: Any) -> tuple[jax.Array, jax.Array] | None:
         return None  # a loss that takes no other number of rows; what is wrong with it the product says
     halves = [(first + second) / 2 for first, second in (parts[:2], parts[2:])]
     nearer = jnp.abs(whole - halves[1]) <= jnp.abs(whole - halves[0])  # NaN, 0 / 0 of a half, is not
-    return whole, jnp.where(nearer, halves[0], halves[1])
+    sizes = jnp.abs(jnp.stack([whole, *parts]))
+    largest = jnp.max(sizes, where=jnp.isfinite(sizes), initial=0)
+    return whole, jnp.where(nearer, halves[0], halves[1]), largest
 
 
-def _differ(source: Source, whole: jax.Array, halves: jax.Array) -> jax.Array:
-    # Losses in bfloat16 have two digits. A half without anything that counts may be 0 / 0.
+def _differ(source: Source, whole: jax.Array, halves: jax.Array, largest: jax.Array) -> jax.Array:
+    # Losses in bfloat16 have two digits. A half without anything that counts may be 0 / 0. Losses of both signs
+    # may cancel in the mean, but hardly in all of the halves.
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(source.params))
-    same = jnp.abs(whole - halves) <= 4 * eps**0.5 * jnp.maximum(jnp.abs(whole), jnp.abs(halves))
+    same = jnp.abs(whole - halves) <= 4 * eps**0.5 * largest
     return jnp.isfinite(whole) & ~same
 
 

@@ -37,9 +37,7 @@ def preconditioned(operator: MatVec, scale: Params) -> MatVec:
     trees.check_floating(scale, "scale")
     if isinstance(operator, Operator) and isinstance(operator.source, Source):
         trees.check_like(scale, operator.source.params, "scale", "the params of `operator`")
-    for x in () if trees.is_traced(scale) else jax.tree.leaves(scale):
-        if not (np.asarray(x) > 0).all() or not np.isfinite(np.asarray(x)).all():
-            raise ValueError("`scale` must be above 0 and finite everywhere; it has other entries.")
+    check_positive(scale)
     inverse_root, inner = jax.tree.map(jax.lax.rsqrt, scale), trees.as_partial(operator)
     if isinstance(operator, Operator) and operator.runs != "compiled":
         return Operator(inverse_root, (inner,), _product, operator.runs)
@@ -53,15 +51,23 @@ def _product(inverse_root: Params, operator: MatVec, vector: Params) -> Params:
     return scaled(operator(scaled(vector)))
 
 
+def check_positive(scale: Params) -> None:
+    """Raise ValueError if an entry of a scale is not above 0 and finite, where it is no traced value."""
+    for x in () if trees.is_traced(scale) else jax.tree.leaves(scale):
+        if not (np.asarray(x) > 0).all() or not np.isfinite(np.asarray(x)).all():
+            raise ValueError("`scale` must be above 0 and finite everywhere; it has other entries.")
+
+
 def adam_scale(opt_state: optax.OptState, *, b2: float, eps: float = 1e-8) -> Params:
     """Return what Adam divides its step by: ``sqrt(nu / (1 - b2^count)) + eps``.
 
     Args:
       opt_state: The state of an optax chain with one ``scale_by_adam`` in it (``adam``, ``adamw``), after an
-        update at least.
+        update at least. Not of ``adamax`` or ``optax.contrib.adopt``, whose states look the same and hold
+        something else.
       b2: Its decay of squares, which the state does not hold; 0.999 is optax's default, 0.99 that of
         ``hessabs train``. A wrong one shows as long as ``b2^count`` is not small.
-      eps: Its epsilon.
+      eps: Its epsilon; its ``eps_root`` is taken to be 0, as by default.
 
     Returns:
       A pytree like the params, float; the diagonal of P for ``preconditioned``.

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import numpy as np
 
 from hessabs import loops, programs, trees
 from hessabs.cpu.blas import one_blas_thread
@@ -85,9 +85,9 @@ def trace(
         return value if trees.is_traced(value) else float(value)
 
     if trees.size(like) <= num_matvecs:  # exact for no more; probes of so few entries agree by chance
-        flat, unravel = ravel_pytree(like)
-        units = (bases.to_row(unravel(unit), form) for unit in jnp.eye(flat.size, dtype=flat.dtype))
-        return Estimate(jnp.asarray(sum(map(sandwich, units)), dtype), jnp.zeros((), dtype), flat.size)
+        size = trees.size(like)
+        units = (bases.to_row(trees.cut_like(unit, like), form) for unit in np.eye(size, dtype=np.float32))
+        return Estimate(jnp.asarray(sum(map(sandwich, units)), dtype), jnp.zeros((), dtype), size)
     sketch_key, probe_key = jax.random.split(key)
     state = krylov.start(row, rank)
     for sample in jax.random.split(sketch_key, rank):

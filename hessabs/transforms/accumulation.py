@@ -46,7 +46,8 @@ def accumulate(
     * ``weight`` of this micro-batch's mean gradient: 1 if not given, its number of examples (or of tokens that
       count) where micro-batches differ in size. A micro-batch of weight 0 is absent, whatever its gradient is,
       NaN too: it counts to the boundary alone. Where all are absent ``inner`` does not run and its state stays;
-    * ``num_examples`` in this micro-batch, at every call or at none: ``micro_batch_size`` if not given.
+    * ``num_examples`` in this micro-batch, at every call or at none: ``micro_batch_size`` if not given; fewer
+      than 2**31 in an update.
 
     All others are passed to ``inner``: those of the last micro-batch, so ``adversarial_gradient`` stands before
     ``accumulate``. ``inner`` also gets ``num_examples``, all those in its update (none of absent

@@ -146,6 +146,7 @@ def self_measuring_batch_size(
     require("be at least 1", max_iters=max_iters)
 
     def init(params: Params) -> AdaptiveBatchSizeState:
+        trees.check_floating(params, "params")
         return _start(controller, trees.normal_like(key, params))
 
     def update(

@@ -143,7 +143,8 @@ def by_examples(
             new, inner_state = inner.update(given, inner_state, params, **extra)
             part = state.part + growth
             return jax.tree.map(lambda n, u: n.astype(u.dtype), new, updates), ByExamplesState(
-                state.whole + jnp.floor(part).astype(jnp.int32),
+                # It stays at the largest, where schedules and bias corrections have long ended.
+                state.whole + jnp.minimum(jnp.floor(part).astype(jnp.int32), 2**31 - 1 - state.whole),
                 part - jnp.floor(part),
                 jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), inner_state, state.inner_state),
             )

@@ -164,3 +164,23 @@ def test_missing_inner_products_are_named():
     controller = norm_test(2, 8, measure_every=5, test="inner_product")
     with pytest.raises(ValueError, match="no `inner_square`"):
         controller.update(Observation(5, gradient=GradientStatistics(1, 2, 3.0, 2.0)), controller.init())
+
+
+@pytest.mark.parametrize(
+    ("maximum", "growth_factor", "sizes"),
+    [
+        (1024, 1.5, [256, 384, 512, 768, 1024, 1024]),  # 128 * max(f + 1, floor(1.5 f))
+        (1024, 1.9, [256, 384, 640, 1024, 1024, 1024]),
+        (300, 2.0, [256, 300, 300, 300, 300, 300]),  # a maximum that is no multiple
+        (200, 2.0, [200] * 6),
+    ],
+)
+def test_noise_without_end_grows_the_batch_to_the_maximum(maximum, growth_factor, sizes):
+    noisy = GradientStatistics(64, 2, 3.0, 1.501)
+    rule = gradient_noise_scale(128, maximum, measure_every=1000, growth_factor=growth_factor, average_over=1)
+    state, got = rule.init(), []
+    for i in range(1, 7):
+        state = rule.update(Observation(1000 * i, gradient=noisy), state)
+        got.append(int(state.batch_size))
+    assert got == sizes
+    assert not bool(state.measure)

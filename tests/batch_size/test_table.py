@@ -133,7 +133,8 @@ def test_a_saved_state_of_any_size_is_taken():
     ("make", "options", "message"),
     [
         (schedule, {"sizes": [1, 2, 3]}, "`sizes` must be .* got .1, 2, 3. for .5,."),
-        (schedule, {"sizes": [0, 2]}, "`sizes` must be batch sizes of at least 1"),
+        (schedule, {"sizes": [0, 2]}, "`sizes` must be batch sizes, whole numbers of at least 1"),
+        (schedule, {"sizes": [1, 2.5]}, "whole numbers of at least 1, .* got .1, 2.5."),
         (schedule, {"at": [0]}, "`at` must be positive counts"),
         (schedule, {"lr_scales": [1.0]}, "`lr_scales` must be a factor .* got .1.0."),
         (schedule, {"lr_cooldown": (5, 5)}, "`lr_cooldown` must be two ascending .* got .5, 5."),

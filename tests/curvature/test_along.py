@@ -119,3 +119,12 @@ def test_what_is_not_known_is_no_ratio(power):
         lambda w, x: jnp.mean((x @ w) ** power), jnp.full(3, jnp.nan), X, jnp.ones(3)
     )
     assert np.isnan(found.ratio)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-19, 1.0, 1e20])
+def test_a_step_of_any_length(length):
+    loss = lambda w, _: (w[0] ** 2 + 4 * w[1] ** 2) / 2  # noqa: E731
+    found = curvature.sharpness_along(loss, jnp.ones(2), None, -length * jnp.ones(2))
+    np.testing.assert_allclose(
+        [found.sharpness, found.slope, found.ratio], [2.5, -5 * length, length], rtol=1e-6
+    )

@@ -96,3 +96,40 @@ def test_a_function_that_opens_the_batches_is_called_for_each_reading():
 def test_batches_that_can_be_read_only_once_are_refused():
     with pytest.raises(ValueError, match="can be read only once"):
         critical_batch_size(loss_fn, PARAMS, iter(BATCHES))
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1.0, 1e20])
+@pytest.mark.parametrize(
+    "signal", [1.0, 1000.0]
+)  # a thousand times the noise: a difference of squares is rounding
+def test_any_size_of_gradients_and_of_their_signal(scale, signal):
+    examples = np.random.default_rng(0).normal(signal, 1, (20, 16, 100)).astype(np.float32)
+
+    def loss(w, batch):
+        return scale * jnp.mean(jnp.sum((w - batch) ** 2, -1)) / 2
+
+    found = critical_batch_size(loss, jnp.zeros(100), list(examples))
+    noise, square = estimate(-examples.astype(np.float64).mean(axis=1), size=16)
+    np.testing.assert_allclose(
+        [found.noise / scale**2, found.signal / scale**2, found.value],
+        [noise, square, noise / square],
+        rtol=1e-4,
+    )
+
+
+def test_a_gradient_that_is_nan_is_no_infinite_batch():
+    found = critical_batch_size(lambda w, x: jnp.mean(jnp.sqrt(x * w)), jnp.float32(-1), [np.ones(2)] * 3)
+    assert np.isnan([found.value, found.standard_error, found.noise, found.signal]).all()
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, np.nan])
+def test_a_scale_that_is_not_positive_is_refused(wrong):
+    with pytest.raises(ValueError, match="`scale` must be above 0 and finite"):
+        critical_batch_size(
+            loss_fn, PARAMS, BATCHES, scale={"a": {"w": jnp.array([1.0, wrong])}, "b": {"w": 1.0}}
+        )
+
+
+def test_under_a_trace_it_says_so():
+    with pytest.raises(ValueError, match="cannot be traced"):
+        jax.jit(lambda batches: critical_batch_size(loss_fn, PARAMS, list(batches)).value)(np.stack(BATCHES))

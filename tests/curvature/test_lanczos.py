@@ -119,3 +119,11 @@ def _rows(tree):
     return np.concatenate(
         [np.asarray(x, np.float64).reshape(len(x), -1) for x in jax.tree.leaves(tree)], axis=1
     )
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_products_whose_squares_overflow_are_not_finite(loop):
+    values = jnp.arange(1.0, 31.0)
+    large = curvature.lanczos(lambda v: 1e17 * values * v, jnp.ones(30), 5, loop=loop)
+    assert (int(large.num_iters), bool(large.finite)) == (5, True)
+    assert not curvature.lanczos(lambda v: 1e20 * values * v, jnp.ones(30), 5, loop=loop).finite

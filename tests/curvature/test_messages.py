@@ -244,3 +244,56 @@ def outputs(w, x):
 def test_what_was_no_number_or_no_sentence_is_refused(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_outputs_that_are_no_numbers_with_a_derivative():
+    def model(w, x):
+        return {"logits": x @ w, "length": jnp.int32(3)}
+
+    with pytest.raises(ValueError, match=r"outputs of `model_fn` .* got int32 at .*length.*has_aux=True"):
+        curvature.gauss_newton(model, lambda outputs, x: jnp.mean(outputs["logits"] ** 2), W, X)(W)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda matvec: curvature.lanczos(matvec, np.ones(4, np.float32), 4).num_iters,
+        lambda matvec: curvature.eigsh(matvec, np.ones(4, np.float32)).eigenvalues,
+    ],
+)
+def test_a_callable_that_closes_over_traced_values(call):
+    with pytest.raises(ValueError, match="closes over traced values"):
+        jax.jit(lambda scale: call(lambda v: scale * v))(1.0)
+
+
+def test_a_landscape_under_a_trace():
+    with pytest.raises(ValueError, match="landscape reads its losses in Python"):
+        jax.jit(lambda w: curvature.landscape(loss, w, [X], [W], [np.zeros(1)]).values)(W)
+
+
+def test_params_and_a_batch_that_a_traced_function_closes_over():
+    """Nothing tells these from others but the loss, which is traced."""
+    batch = {"image": np.ones((4, 2), np.float32)}
+
+    def square(w, batch):
+        return jnp.mean(jnp.sum(w * batch["image"] ** 2, axis=1))
+
+    weights = np.array([1.0, 3.0], np.float32)
+    product = jax.jit(lambda v: curvature.input_hessian(square, weights, batch)(v))(batch["image"])
+    np.testing.assert_allclose(product, np.tile(2 * weights, (4, 1)))
+    split = jax.jit(lambda v: curvature.hessian(loss, np.ones(3), X, linearize="auto", memory_budget=1)(v))(W)
+    np.testing.assert_allclose(split, curvature.hessian(loss, W, X)(W), rtol=1e-6)
+
+
+def test_a_mean_that_is_zero_is_a_mean():
+    rng = np.random.default_rng(0)
+    half = rng.standard_normal((32, 3)).astype(np.float32)
+    images = np.concatenate([half, -half])[rng.permutation(64)]
+
+    def critic(w, batch):
+        return jnp.mean(jnp.tanh(batch["image"] @ w))
+
+    assert curvature.input_hessian(critic, W, {"image": images})(images).shape == images.shape
+    assert np.isfinite(
+        jax.jit(lambda w: curvature.input_hessian(critic, w, {"image": images})(images))(W)
+    ).all()

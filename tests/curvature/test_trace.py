@@ -125,3 +125,27 @@ def test_bad_input_is_refused():
 
 def _flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float64)
+
+
+@pytest.mark.parametrize("rank", [400, 2])
+def test_hutchpp_of_coarse_dtypes(rank):
+    # A probe is no unit vector, and the sketch of few directions has rows of zeros.
+    values = jnp.where(jnp.arange(400) < rank, 1.0 + jnp.arange(400) % 3, 0.0)
+    exact = float(values.sum())
+
+    def matvec(v):
+        whole = jnp.concatenate([v["half"].astype(jnp.float32), v["single"]]) * values
+        return {"half": whole[:300].astype(jnp.bfloat16), "single": whole[300:]}
+
+    like = {"half": jnp.zeros(300, jnp.bfloat16), "single": jnp.zeros(100)}
+    found = curvature.trace(matvec, like, jax.random.key(0), num_matvecs=60, method="hutch++")
+    assert abs(float(found.value) - exact) < 4 * float(found.standard_error) + 0.01 * exact
+    assert float(found.standard_error) < 0.1 * exact
+
+
+def test_hutchpp_is_exact_for_few_params_on_explicit_axes(four_devices):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,))
+    like = jax.device_put(np.zeros(8, np.float32), jax.NamedSharding(mesh, jax.P("model")))
+    values = like + np.arange(8.0, dtype=np.float32)
+    found = curvature.trace(lambda v: values * v, like, jax.random.key(0), num_matvecs=10, method="hutch++")
+    assert (float(found.value), float(found.standard_error)) == (28.0, 0.0)

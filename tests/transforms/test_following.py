@@ -245,3 +245,12 @@ def test_counts_of_other_things_stay():
     for count in (1, 0, 1):
         _, state = tx.update(CONSTANT, state, CONSTANT, num_examples=B0, value=1.0)
         assert int(state.inner_state.inner_state[1].count) == count
+
+
+def test_a_count_of_batches_stays_at_its_largest():
+    tx = hessabs.by_examples(optax.adam, batch_size=1)(0.1)
+    state = tx.init(jnp.zeros(1))._replace(whole=jnp.int32(2**31 - 100))
+    for _ in range(3):
+        updates, state = tx.update(jnp.ones(1), state, jnp.zeros(1), num_examples=64)
+    assert int(state.whole) == 2**31 - 1
+    assert bool(jnp.isfinite(updates).all())
