@@ -17,6 +17,7 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "be at least 0 seconds": lambda x: 0 <= x < math.inf,
     "be at least 0 examples": lambda x: 0 <= x <= NEVER,
     "be at least 1": lambda x: 1 <= x < math.inf,
+    "be a whole number of at least 1": lambda x: 1 <= x < math.inf and x == int(x),
     "be at least 1 example": lambda x: 1 <= x < NEVER,
     "be above 1": lambda x: 1 < x < math.inf,
     "be positive and finite": lambda x: 0 < x < math.inf,

@@ -122,7 +122,7 @@ def seesaw(
         raise ValueError(
             f"`lr_schedule` must fall far enough for a growth, to {least:.3g} of its largest value, got "
             f"{lr_schedule(total) / max(_factors(lr_schedule, total).values()):.3g} of it at the end; cosine, "
-            "linear and wsd fall."
+            "linear and wsd fall (`--schedule` of the commands)."
         )
     return schedule(list(table.values()), list(table)[1:])
 

@@ -34,7 +34,7 @@ SETTINGS = (*RUN, Download, CallbackSettings, durability.Durability, files.RunFo
 def main(values: flags.FlagValues) -> int:
     """Train; the exit status is 128 + N after signal N (130: Ctrl-C, 143: SIGTERM) when the run is saved."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what it raises, with its traceback
-    if values.workdir is None:
+    if not values.workdir:  # an empty one is a variable of the shell that is not set
         raise ValueError("`workdir` is required: name the folder for the results with --workdir.")
     folder = pathlib.Path(values.workdir)
     options = read_config(durability.Durability, values)

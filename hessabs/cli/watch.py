@@ -23,7 +23,7 @@ SETTINGS = (Options,)
 def main(values: flags.FlagValues) -> int:
     """Show the runs until none is running; the exit status is 130 after Ctrl-C."""
     options = read_config(Options, values)
-    if options.workdir is None:
+    if not options.workdir:
         raise ValueError("`workdir` is required: name the folder of a run with --workdir.")
     try:
         watch([pathlib.Path(name) for name in (options.workdir, *options.compare)], follow=not options.once)

@@ -100,7 +100,11 @@ def last_layer_path(params: Params, num_outputs: int | None) -> str:
     names = [name for name, layer in there.items() if heads & set(layer.paths)]
     if not names:
         known = num_outputs is not None
-        what = f"no matrix with {num_outputs} outputs is" if known else "its number of outputs is not"
+        what = (
+            f"no matrix with {num_outputs} outputs is"
+            if known
+            else "its number of outputs (`num_classes`) is not"
+        )
         raise ValueError(f"The last layer is not known: {what} there. Its layers are {', '.join(there)}.")
     return max(names, key=lambda name: (len(name), name))
 

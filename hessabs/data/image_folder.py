@@ -68,7 +68,10 @@ def load_folder(
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise DatasetNotFoundError(f"There is no folder {root}: `folder:PATH` names a folder of class folders.")
+        seen_from = "" if root.is_absolute() else f" (seen from {Path.cwd()})"
+        raise DatasetNotFoundError(
+            f"There is no folder {root}{seen_from}: `folder:PATH` names a folder of class folders."
+        )
     train, test = _split(root)
     if image_size is not None:
         with open_image(train.paths[0]) as image:

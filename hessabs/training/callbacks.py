@@ -24,7 +24,8 @@ Callback = Callable[[str, Mapping[str, Any]], None]
   ``eigenvalue`` and ``residual`` that were measured;
 * ``"end"``: the summary. A run that is interrupted has none.
 
-A run that goes on tells again of all that came after ``samples``.
+A run that goes on tells again of all that came after ``samples``. To end one early, raise: it is saved before,
+where it saves at all.
 """
 
 
@@ -45,12 +46,16 @@ class Named(NamedTuple):
 def call_all(
     callbacks: Sequence[Callback], event: str, record: Mapping[str, Any], save: Callable[[], None]
 ) -> None:
-    """Tell every callback, each with a copy of the record; if one raises, save and raise ``CallbackError``."""
+    """Tell every callback, each with a copy of the record; if one raises, save and raise ``CallbackError``, or
+    what it raised where that is to end the process.
+    """
     for callback in callbacks:
         try:
             callback(event, copy.deepcopy(dict(record)))
-        except Exception as error:
+        except BaseException as error:
             save()
+            if not isinstance(error, Exception):  # SystemExit, Ctrl-C
+                raise
             own = getattr(callback, "__qualname__", type(callback).__qualname__)
             name = callback.name if isinstance(callback, Named) else own
             raise CallbackError(

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
+
 
 class RunFolder(NamedTuple):
     """Where a run is written."""
@@ -215,11 +217,11 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Make numbers that are not finite null, for JSON has none."""
+    """Make numbers that are not finite null, for JSON has none, and NumPy's Python's."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,7 +41,7 @@ def check_loss(run: Run, state: LoopState) -> None:
         raise NonFiniteError(
             f"The training loss is not finite at update {update} (epoch {epoch + 1}, batch size "
             f"{decision.batch_size}, {run.optimizer.rate_name} {rate:g}); lower the learning rate, "
-            "or the largest batch size.",
+            "or the largest batch size; at the first updates, look for labels or inputs that are out of range.",
             update,
         )
 

@@ -117,8 +117,13 @@ def fit(
     """
     if durability is not None and not isinstance(durability, Durability):
         raise ValueError(f"`durability` must be a Durability, Durability(resume=True) say, got {durability!r}.")
-    if not isinstance(callbacks, Sequence):
-        raise ValueError(f"`callbacks` must be a list of callbacks, got {callbacks!r}.")
+    if durability is not None and workdir is None:
+        raise ValueError("`durability` needs a `workdir`, the folder that the run is saved in; got none.")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise ValueError(
+            f"`callbacks` must be a list of functions of (event, record), got {callbacks!r}; "
+            "hessabs.training.callbacks.make_callbacks makes those of a name."
+        )
     run = prepare(
         task,
         optimizer,

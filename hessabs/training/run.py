@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hessabs import attacks, loops
+from hessabs import attacks, loops, trees
 from hessabs.batch_size import Controller, Count, Observation, sizes
 from hessabs.batch_size.rule import coupling_of
 from hessabs.checks import require
@@ -44,6 +44,7 @@ from hessabs.training.step import (
     what_reads,
 )
 from hessabs.training.task import Task, adds_up, check_bounds, check_task
+from hessabs.transforms import AdaptiveBatchSizeState
 from hessabs.typing import Params
 
 PLAIN, DEFAULTS = Objective(), RunSettings()
@@ -149,7 +150,8 @@ def prepare(
     _check_kind("objective", objective, Objective, "one of training.objectives, mixing(inner, 0.2) say")
     _check_kind("settings", settings, RunSettings, "RunSettings, RunSettings(ema=50_000) say")
     check_run(settings)
-    require("be at least 1", epochs=epochs)
+    require("be a whole number of at least 1", epochs=epochs)
+    epochs = int(epochs)
     if remainder not in get_args(Remainder):
         raise ValueError(f"`remainder` must be drop or keep, got {remainder!r}.")
     keeps_remainder = remainder == "keep"
@@ -172,6 +174,11 @@ def prepare(
         )
     key, memory = jax.random.key(settings.seed), objective.init(task, prepared)
     state = init_state(task, optimizer, key, memory, average=settings.ema is not None)
+    if trees.nodes(state.opt_state, AdaptiveBatchSizeState):
+        raise ValueError(
+            "`optimizer` has a rule of the batch size in it (adaptive_batch_size), which is an argument of its "
+            "own in `fit`: fit(task, optimizer, rule)."
+        )
     convolves, draws = _trace(task, state, batch)
     dealt = not (state.model_state or draws or objective.per_micro_batch or rule.measures == "gradient")
     if dealt and mesh is not None:  # a contrastive loss, say, is of a whole micro-batch
@@ -304,7 +311,7 @@ def _micro_batch_size(rule: Controller, given: int | None) -> int:
     compared = rule.measures == "gradient"
     size = sizes.default_micro_batch_size(initial, compared=compared) if given is None else given
     sizes.check_micro_batch_size(initial, size, "this rule" if compared else None)
-    return size
+    return int(size)
 
 
 def _check_sizes(

@@ -58,7 +58,7 @@ class Task(NamedTuple):
     test: Source
     validation: Source | None = None  # held out of the training data, evaluated at the end
     prepare: Callable[[Any], Any] = as_it_is  # on the device, of every batch: uint8 to [0, 1], augmentation
-    logits: Logits | None = None
+    logits: Logits | None = None  # of classes: attacks raise their cross-entropy, whatever the loss is
     inputs_key: str = "image"  # what predictions are made from and attacks perturb
     label_key: str = "label"
     num_classes: int | None = None
@@ -96,7 +96,8 @@ def attack_loss(task: Task, model_state: Any) -> LossFn:
     """Return the cross-entropy that carries its logits, for attacks on prepared batches; a pytree."""
     if not task.attackable:
         raise ValueError(
-            f"The task {task.name} cannot be attacked: its inputs are not continuous, or it has no `logits`."
+            f"The task {task.name} cannot be attacked: its inputs are not continuous (`bounds`), or it has no "
+            "`logits`. Where a loss of your own is of logits of classes, say so: bounds=(0, 1)."
         )
     logits = Partial(_logits, trees.Static(task.logits), model_state)
     return losses.cross_entropy(logits, inputs_key=task.inputs_key, label_key=task.label_key)
@@ -106,7 +107,8 @@ def check_task(task: Task, batch: Any) -> None:
     """Check a task on a batch as the stream gives it, computing nothing but the loss of four batches.
 
     ValueError: the loss returns something else than a ``LossOutput`` of scalars, changes the structure of the
-    model state, or does not heed the weight of the examples.
+    model state, or does not heed the weight of the examples; it does not take the data for evaluation; the task
+    can be attacked, as it says, and its logits or labels are none of classes.
     """
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     trees.check_floating(params, "params")
@@ -127,6 +129,23 @@ def check_task(task: Task, batch: Any) -> None:
             if getattr(value, "shape", None) != ():
                 raise ValueError(f"`{name}` of the loss of {_named(task)} must be a scalar array, got {value}.")
         trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
+    for name, source in (("test", task.test), ("validation", task.validation)):
+        example = batch if source is None else {**source.take(np.arange(1)), "weight": np.ones(1, np.float32)}
+        try:
+            jax.eval_shape(functools.partial(loss, False), params, model_state, example)
+        except Exception as error:
+            raise ValueError(
+                f"The {name} data of {_named(task)} do not fit its loss. An example for training is "
+                f"{_shapes(batch)}, one of these {_shapes(example)}: {type(error).__name__}: {error}"
+            ) from error
+    if task.attackable:
+        try:
+            jax.eval_shape(lambda p, s, b: attack_loss(task, s)(p, task.prepare(b)), params, model_state, batch)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{error} By its `logits` and `bounds` {_named(task)} is of classes, and can be attacked; "
+                "make it with logits=None if it is not."
+            ) from error
     _check_weight(task, jax.tree.map(np.asarray, batch))
 
 
@@ -165,7 +184,8 @@ def _check_weight(task: Task, whole: dict[str, Any]) -> None:
         raise ValueError(
             f"The loss of {_named(task)} does not heed batch['weight'], which is 0 for examples that fill a "
             f"batch up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; its "
-            f"mean is {means[1]:g} with the first half at 0, and {means[2]:g} with others in their place."
+            f"mean is {means[1]:g} with the first half at 0, and {means[2]:g} with others in their place. "
+            "(Outputs and targets of shapes that broadcast, (n,) and (n, 1) say, look like that, too.)"
         )
 
 
@@ -185,6 +205,11 @@ def _mean_and_weight(
 ) -> tuple[jax.Array, jax.Array]:
     out = loss(params, model_state, prepare(batch), jax.random.key(0), train.value)
     return out.mean, out.weight
+
+
+def _shapes(example: Any) -> str:
+    leaves = trees.by_path(example).items()
+    return ", ".join(f"{path} {x.dtype}{list(x.shape[1:])}" for path, x in leaves if "weight" not in path)
 
 
 def _named(task: Task) -> str:

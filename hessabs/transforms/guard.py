@@ -43,8 +43,10 @@ def guarded_learning_rate(
     at ``r = g'u / u'Hu`` and back where it was at twice that. The rate is kept below ``threshold * g'u /
     u'Hu``, gradient and Hessian of the batch that the step was made of, both averaged over about ten
     measurements; so with the default steps do not raise the loss of their own batch on average, to second
-    order. A rate that is many times too large then trains instead of diverging, whatever the optimiser; a
-    rate that is right is left as it is. When the schedule decays, a rate that was limited decays with it.
+    order. A rate that is many times too large then trains, where it would diverge; a rate that is right is
+    left as it is. When the schedule decays, a rate that was limited decays with it. With the default, momentum
+    and batches that are small for the noise of their Hessian can still diverge, for a step that does not raise
+    the loss of its own batch may raise that of others: then take a threshold of 1.
 
     It stands in the place of ``optax.scale_by_learning_rate``, last in a chain, outside ``optax.masked``;
     what comes before must not hold a rate (``optax.trace``, ``optax.scale_by_adam``,

@@ -211,3 +211,20 @@ def test_a_warm_up_from_0_is_guarded_from_its_first_update(warm_up, every):
     states = [state for _, state in course(tx, jnp.ones(3), [matrix] * 30, loss)]
     assert float(states[0].limit) == pytest.approx(2 * (16 + 1.96**2 + 1) / (64 + 1.96**3 + 1), rel=1e-5)
     assert max(float(state.learning_rate) for state in states) < 1.3
+
+
+def test_momentum_on_small_batches_needs_a_threshold_of_one():
+    """What the docstring warns of: a step that spares its own batch may raise the loss of others."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5)).astype(np.float32)
+    batches = [x[rng.permutation(400)[:16]] for _ in range(200)]
+
+    def loss(w, batch):
+        return jnp.mean((batch @ (w - jnp.arange(5.0))) ** 2)
+
+    def end(threshold):
+        tx = optax.chain(optax.trace(0.9), hessabs.guarded_learning_rate(5.0, threshold))
+        return float(loss(course(tx, jnp.zeros(5), batches, loss)[-1][0], x))
+
+    assert end(1.0) < 1e-2
+    assert end(2.0) > loss(jnp.zeros(5), x)

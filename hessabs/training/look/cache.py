@@ -71,7 +71,13 @@ class Kept(NamedTuple):
         return None
 
     def keep(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write a result: arrays, and what JSON can hold."""
+        """Write a result: arrays, and what JSON can hold. Where nothing can be written, say so and go on."""
+        try:
+            self._write(name, values)
+        except OSError as error:
+            files.say(f"{name} is not kept: {error.strerror} at {self.folder}.")
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(name)
         partial = path.with_suffix(".partial")

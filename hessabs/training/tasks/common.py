@@ -80,6 +80,10 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
     loss are found to fit.
     """
     inputs, output_loss = fields.inputs, fields.loss
+    inputs_key = {**fields.rest, **rest}.get("inputs_key")
+    unknown = sorted(rest.keys() - set(Task._fields))
+    if unknown:
+        raise ValueError(f"A task has no field {unknown[0]!r}; its fields are: {', '.join(Task._fields)}.")
 
     def loss(params: Any, model_state: Any, batch: Any, key: jax.Array, train: bool) -> LossOutput:
         outputs, new_state = apply(params, model_state, inputs(batch), key, train)
@@ -91,15 +95,47 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
             )
         return LossOutput(value.mean, value.weight, new_state if train else model_state, value.metrics, outputs)
 
-    def logits(params: Any, model_state: Any, inputs: Any) -> Any:
-        return apply(params, model_state, inputs, jax.random.key(0), False)[0]
+    def logits(params: Any, model_state: Any, x: Any) -> Any:
+        # What the network is applied to may be a function of what is perturbed: a normalisation, say.
+        taken = x if inputs_key is None else inputs({inputs_key: x})
+        return apply(params, model_state, taken, jax.random.key(0), False)[0]
 
     known = {"logits": logits, **fields.rest, **rest}
     if known.get("validation") is not None:
         known["validation"] = as_source(known["validation"])
     task = Task(name, init, loss, fields.train, fields.test, **known)
-    _check_outputs(task, output_loss)
+    example = {**task.train.take(np.arange(1)), "weight": np.ones(1, np.float32)}
+    if output_loss in (classification, next_token):
+        _check_whole_numbers(task, output_loss, example)
+
+    def evaluate() -> LossOutput:
+        key = jax.random.key(0)
+        return task.loss(*task.init(key), task.prepare(example), key, False)
+
+    found = jax.eval_shape(evaluate)
+    if output_loss in (classification, next_token):
+        _check_labels(task, output_loss, found.outputs.shape)
+    elif not rest.keys() & {"bounds", "logits"} and not _classifies(task, found, example):
+        task = task._replace(logits=None, bounds=None)
+    if "logits" not in rest and inputs_key is not None and not _reads_alone(inputs, inputs_key, task, example):
+        task = task._replace(logits=None)
     return task
+
+
+def _classifies(task: Task, found: LossOutput, example: Any) -> bool:
+    """Tell whether a loss of the user's own is of classes: it has an accuracy, of logits and whole labels."""
+    labels = np.asarray(example.get(task.label_key, 0.0))
+    rows = isinstance(found.outputs, jax.ShapeDtypeStruct) and len(found.outputs.shape) == 2
+    return "accuracy" in found.metrics and rows and labels.ndim == 1 and labels.dtype.kind in "iu"
+
+
+def _reads_alone(inputs: Callable[[Any], Any], inputs_key: str, task: Task, example: Any) -> bool:
+    """Tell whether the inputs of a network are a function of what attacks perturb, and of nothing else."""
+    try:
+        jax.eval_shape(lambda: inputs({inputs_key: task.prepare(example)[inputs_key]}))
+    except KeyError:
+        return False
+    return True
 
 
 def _check_whole_numbers(task: Task, output_loss: OutputLoss, example: Any) -> None:
@@ -115,23 +151,12 @@ def _check_whole_numbers(task: Task, output_loss: OutputLoss, example: Any) -> N
         )
 
 
-def _check_outputs(task: Task, output_loss: OutputLoss) -> None:
-    example = {**task.train.take(np.arange(1)), "weight": np.ones(1, np.float32)}
-    if output_loss in (classification, next_token):
-        _check_whole_numbers(task, output_loss, example)
-
-    def evaluate() -> Any:
-        key = jax.random.key(0)
-        return task.loss(*task.init(key), task.prepare(example), key, False).outputs
-
-    outputs = jax.eval_shape(evaluate)
-    if output_loss not in (classification, next_token):
-        return
-    number = outputs.shape[-1]
+def _check_labels(task: Task, output_loss: OutputLoss, outputs: tuple[int, ...]) -> None:
+    number = outputs[-1]
     if (task.num_classes or 0) > number:
         raise ValueError(
             f"The network of the task {task.name} has too few outputs: its data has {task.num_classes} "
-            f"classes, got outputs of shape (n, {', '.join(map(str, outputs.shape[1:]))})."
+            f"classes, got outputs of shape (n, {', '.join(map(str, outputs[1:]))})."
         )
     for source in (task.train, task.test, task.validation):
         if source is not None and in_memory(source):
