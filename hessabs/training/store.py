@@ -101,6 +101,7 @@ class Store:
 
     def save(self, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint of ``arrays_of`` and ``record_of``."""
+        self._check_there()
         whole = {"format": _FORMAT, **self._run.record, **record, "events": len(self._events())}
         scores = {line["samples"]: _score(line) for line in record["records"]}
         self.checkpoints.save(int(record["samples"]), arrays, whole, scores)
@@ -111,12 +112,20 @@ class Store:
         """Write what a run leaves: its network, a picture, and the summary, which says that it has finished."""
         from hessabs.training.curves import draw_curves  # with matplotlib, which training needs not
 
+        self._check_there()
         # A run that went on had finished before, with another network.
         (self.folder / files.SUMMARY).unlink(missing_ok=True)
         files.remove_derived(self.folder)
         save_network(self.folder, network)
         draw_curves(self.folder / files.CURVES, {summary.get("method", self._run.task.name): records})
         files.write_json(self.folder / files.SUMMARY, summary)
+
+    def _check_there(self) -> None:
+        if not (self.folder / files.CONFIG).exists():
+            raise FileNotFoundError(
+                f"{self.folder} has been moved or removed while its run went on; with --resume it goes on from "
+                "what was saved, where the folder is now."
+            )
 
     def _latest(self) -> Found | None:
         found = self.checkpoints.latest(self._read)

@@ -153,6 +153,20 @@ def test_what_the_system_refuses_names_the_flag(base, whole, tmp_path, monkeypat
     assert bits(train(again(base), tmp_path, RESUME).params) == whole
 
 
+@MANY_ERRORS
+@pytest.mark.parametrize("epoch", [1, 2])  # a checkpoint is written after it, or the params
+def test_a_folder_that_is_moved_meanwhile(base, whole, tmp_path, epoch):
+    def move(event, record):
+        if event == "epoch" and record["epoch"] == epoch:
+            (tmp_path / "run").rename(tmp_path / "moved")
+
+    with pytest.raises(FileNotFoundError, match="moved or removed while its run went on"):
+        train(again(base), tmp_path / "run", OFTEN, [move])
+    assert not (tmp_path / "run" / "summary.json").exists()
+    result = train(again(base), tmp_path / "moved", RESUME)
+    assert (bits(result.params), len(result.records)) == (whole, 2)
+
+
 def test_a_lock_that_cannot_be_had_is_not_a_run_in_use(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
