@@ -104,11 +104,11 @@ def attack_loss(task: Task, model_state: Any) -> LossFn:
 
 
 def check_task(task: Task, batch: Any) -> None:
-    """Check a task on a batch as the stream gives it, computing nothing but the loss of four batches.
+    """Check a task on a batch as the stream gives it, computing nothing but the loss of five batches.
 
     ValueError: the loss returns something else than a ``LossOutput`` of scalars, changes the structure of the
-    model state, or does not heed the weight of the examples; it does not take the data for evaluation; the task
-    can be attacked, as it says, and its logits or labels are none of classes.
+    model state, does not heed the weight of the examples, or is a sum over them; it does not take the data for
+    evaluation; the task can be attacked, as it says, and its logits or labels are none of classes.
     """
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     trees.check_floating(params, "params")
@@ -177,7 +177,8 @@ def _check_weight(task: Task, whole: dict[str, Any]) -> None:
     none = {**whole, "weight": np.zeros_like(whole["weight"])}
     functions = trees.Static(False), Partial(task.loss), Partial(task.prepare)
     loss = functools.partial(_mean_and_weight, *functions, *params_and_state)
-    outs = [loss(each) for each in (whole, half, other, none)]
+    first = {**whole, "weight": np.where(places < size // 2, whole["weight"], 0)}
+    outs = [loss(each) for each in (whole, half, other, none, first)]
     means, weights = ([float(x) for x in values] for values in zip(*outs, strict=True))
     heeds = weights[0] <= 0 or weights[3] < weights[0]  # a batch of which all is masked tells nothing
     if size > 1 and not (heeds and all(_same(*pair[1:3]) for pair in (weights, means))):
@@ -186,6 +187,13 @@ def _check_weight(task: Task, whole: dict[str, Any]) -> None:
             f"batch up: of {size} examples its weight is {weights[0]:g}, and {weights[3]:g} with all at 0; its "
             f"mean is {means[1]:g} with the first half at 0, and {means[2]:g} with others in their place. "
             "(Outputs and targets of shapes that broadcast, (n,) and (n, 1) say, look like that, too.)"
+        )
+    both = means[1] + means[4]
+    counted = min(weights[1], weights[4]) > 0 and abs(means[0]) > 1e-6 and math.isfinite(means[0] + both)
+    if counted and _same(means[0], both):
+        raise ValueError(
+            f"The loss of {_named(task)} is a sum over examples, not a mean: {means[0]:g} of {size} of them, "
+            f"{means[4]:g} and {means[1]:g} of their halves. Divide it by its weight."
         )
 
 

@@ -161,6 +161,27 @@ def test_data_for_evaluation_that_do_not_fit_are_refused_before_it_trains(name, 
         train(tasks.linen(Net(), (images(40), parts["test"]), loss=loss, validation=parts["validation"]))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_loss_that_is_a_sum_is_refused_and_one_of_half_of_the_examples_is_not(masked):
+    def total(outputs, batch):
+        mean = smoothed(outputs, batch)
+        return mean if masked else mean._replace(mean=mean.mean * mean.weight)
+
+    def loss(outputs, batch):
+        counts = (batch["shown"] if masked else 1.0) * batch["weight"]
+        return total(outputs, {**batch, "weight": counts})
+
+    parts = [
+        {**part, "shown": np.arange(len(part["label"])) // 4 % 2.0} for part in (images(40), images(10, 1))
+    ]
+    task = tasks.linen(Net(), tuple({**p, "shown": p["shown"].astype(np.float32)} for p in parts), loss=loss)
+    if masked:
+        assert np.isfinite(train(task).summary["test_loss"])
+    else:
+        with pytest.raises(ValueError, match=r"is a sum over examples, not a mean: .* of 8 of them"):
+            train(task)
+
+
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_a_callback_may_end_a_run_that_then_goes_on(tmp_path, error):
     task, told = tasks.linen(Net(), (images(40), images(10, 1))), []
