@@ -84,8 +84,8 @@ def trace(
         value = bases.dot(vector, krylov.multiply(matvec, form, vector))
         return value if trees.is_traced(value) else float(value)
 
-    if trees.size(like) <= num_matvecs:  # exact for no more; probes of so few entries agree by chance
-        size = trees.size(like)
+    size = trees.size(like)
+    if size <= num_matvecs:  # exact for no more; probes of so few entries agree by chance
         units = (bases.to_row(trees.cut_like(unit, like), form) for unit in np.eye(size, dtype=np.float32))
         return Estimate(jnp.asarray(sum(map(sandwich, units)), dtype), jnp.zeros((), dtype), size)
     sketch_key, probe_key = jax.random.split(key)

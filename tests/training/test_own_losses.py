@@ -14,6 +14,7 @@ from hessabs.training.tasks import Mean
 from tests.training.runs import lines
 from tests.training.test_tasks import CLASSES, images
 
+pytestmark = pytest.mark.sampled
 SHIFT, SCALE = 0.3, 0.05
 
 
