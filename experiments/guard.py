@@ -167,6 +167,7 @@ def page(runs: Mapping[str, table.Run]) -> str:
                 cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
             if any(cells):
                 rows.append([optimizer, f"{size:,}", f"{best:g}", guard, *cells])
+    seeds = sorted({run.summary["seed"] for run in runs.values()})
     origins = sorted({(run.summary["hardware"], run.commit) for run in runs.values()})
     findings = grid.RESULTS / NAME / "FINDINGS.md"
     said = [findings.read_text()] if findings.exists() else []
@@ -176,8 +177,8 @@ def page(runs: Mapping[str, table.Run]) -> str:
             "",
             (__doc__ or "").split("\n\n", 2)[2].replace("``", "`").strip(),
             "",
-            f"`python -m experiments.guard`; percent of the held-out images, mean ± standard deviation of "
-            f"{len(SEEDS)} seeds; {len(runs)} runs.",
+            "`python -m experiments.guard`; percent of the held-out images, mean ± standard deviation of seeds "
+            f"{', '.join(map(str, seeds))}; {len(runs)} runs.",
             "",
             *markdown(rows),
             "",
