@@ -220,6 +220,11 @@ def coupling_of(controller: Controller) -> Coupling | None:
     return controller.options.coupling if isinstance(controller.options, _Options) else None
 
 
+def fraction_of(controller: Controller) -> float | None:
+    """Say the largest adversarial fraction of a rule; None of a controller that was made by hand."""
+    return controller.options.adversarial.fraction if isinstance(controller.options, _Options) else None
+
+
 def _options(rule: Controller, caller: str) -> _Options:
     if not isinstance(rule.options, _Options):
         raise ValueError(

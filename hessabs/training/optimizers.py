@@ -105,7 +105,7 @@ class OptimizerSettings(NamedTuple):
         float | None,
         "lower the learning rate where rate times curvature over slope, along the optimiser's own step on its "
         "own batch, is above this: at 2 steps do not raise it on average, to second order, 1 is more "
-        "careful; takes two more gradients of a micro-batch in every update, on one device; default: none",
+        "careful; takes two more gradients of a micro-batch in every update; default: none",
         "be positive and finite",
     ] = None
 

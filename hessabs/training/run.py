@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from hessabs import attacks, loops, trees
 from hessabs.batch_size import Controller, Count, Observation, sizes
-from hessabs.batch_size.rule import coupling_of
+from hessabs.batch_size.rule import coupling_of, fraction_of
 from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
 from hessabs.jaxprs import digest, is_used
@@ -150,6 +150,7 @@ def prepare(
     _check_kind("objective", objective, Objective, "one of training.objectives, mixing(inner, 0.2) say")
     _check_kind("settings", settings, RunSettings, "RunSettings, RunSettings(ema=50_000) say")
     check_run(settings)
+    _check_fraction(objective, rule)
     require("be a whole number of at least 1", epochs=epochs)
     epochs = int(epochs)
     if remainder not in get_args(Remainder):
@@ -254,6 +255,26 @@ def prepare(
 def _check_kind(name: str, value: Any, kind: type, what: str) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"`{name}` must be {what}, got {value!r}.")
+
+
+def _check_fraction(objective: Objective, rule: Controller) -> None:
+    said, follows = fraction_of(rule), objective.perturb is not None and objective.fraction is None
+    if said and not follows:
+        raise ValueError(
+            f"`rule` says that {said:g} of each batch is adversarial, and `objective` does not follow it: "
+            f"objective=mixing(inner, max_fraction={said:g}) of training.objectives, or a rule without "
+            "(`hessian_adaptive` for `absa`)."
+        )
+    if said == 0 and follows:
+        raise ValueError(
+            "`objective` attacks the fraction of each batch that `rule` says, and the rule says none: "
+            "with_adversarial(rule, 0.2), or objectives.attacked(inner) for all of it."
+        )
+    if said and said > objective.max_fraction:
+        raise ValueError(
+            f"`rule` begins with an adversarial fraction of {said:g}, above the max_fraction="
+            f"{objective.max_fraction:g} of `objective`."
+        )
 
 
 def _check_coupling(optimizer: Optimizer, rule: Controller) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from hessabs.batch_size import constant, with_adversarial
+from hessabs.batch_size import absa, constant, with_adversarial
 from hessabs.batch_size.methods import METHODS
 from hessabs.data import Dataset
 from hessabs.models import mlp
@@ -515,3 +515,26 @@ def test_of_a_short_micro_batch_the_same_part_is_attacked(batch, micro, want):
 def test_an_inner_attack_refuses_what_it_does_not_read(name, options, message):
     with pytest.raises(ValueError, match=message):
         make_inner(name, EPSILON, **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "objective", "message"),
+    [
+        (
+            absa(2, 4, measure_every=6, patience=1),
+            Objective(),
+            r"`objective` does not follow it: objective=mixing",
+        ),
+        (with_adversarial(constant(2), 0.5), attacked(make_inner("fgsm", EPSILON)), "does not follow it"),
+        (constant(2), mixing(make_inner("fgsm", EPSILON), 0.5), "the rule says none"),
+        (
+            with_adversarial(constant(2), 0.5),
+            mixing(make_inner("fgsm", EPSILON), 0.2),
+            "of 0.5, above the max_fraction=0.2",
+        ),
+    ],
+)
+def test_a_rule_and_an_objective_of_which_one_alone_is_adversarial(rule, objective, message):
+    data = {"image": RNG.uniform(size=(6, PIXELS)).astype(np.float32), "label": np.arange(6) % 2}
+    with pytest.raises(ValueError, match=message):
+        fit(tasks.linen(Linear(), (data, data)), optax.sgd(0.1), rule, epochs=1, objective=objective)
