@@ -87,8 +87,9 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
     objective = resolve_objective(_read(ObjectiveSettings, given), chosen.name, fraction, given)
     settings = _read(RunSettings, given)
     check_run(settings)
-    if objective.robust == "absa" and fraction is None:
-        chosen = chosen._replace(run=run._replace(adversarial_fraction=0.2))
+    if objective.robust != "absa" or fraction is None:
+        fraction = 0.2 if objective.robust == "absa" else 0.0
+        chosen = chosen._replace(run=run._replace(adversarial_fraction=fraction))
     if run.remainder == "fill":
         raise ValueError("`remainder` must be drop or keep for a training run; fill is for a plan.")
 

@@ -305,9 +305,11 @@ def test_robust_training_of_a_method(thousand, given, want):
 
 @pytest.mark.parametrize("given", [{"robust": "pgd"}, {"robust": "none"}], ids=str)
 def test_robust_training_that_replaces_that_of_absa(thousand, given):
-    """The rule has no fraction that anybody follows."""
-    options = assemble({"method": "absa", **given}, thousand).options
-    assert options["record"]["robust"] == given["robust"]
+    """The rule has no fraction, which nobody would follow."""
+    parts = assemble({"method": "absa", **given}, thousand)
+    options = parts.options
+    assert float(parts.rule.init().adversarial_fraction) == 0
+    assert (options["record"]["robust"], options["record"]["adversarial_fraction"]) == (given["robust"], 0.0)
     assert options["objective"].fraction == (1.0 if given["robust"] == "pgd" else None)
 
 
