@@ -54,7 +54,8 @@ def test_the_table_of_the_page_on_worth():
         optimizer, size, *cells = (part.strip() for part in line.split("|")[1:-1])
         for (kind, factor), cell in zip(columns, cells, strict=True):
             values = accuracies(names[optimizer], int(size.replace(",", "")), kind, factor)
-            assert cell == f"{statistics.mean(values):.2f}", (line, kind, factor)
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            assert cell == f"{statistics.mean(values):.2f}{spread}", (line, kind, factor)
             shown += 1
     assert shown == 6 * len(guard.BEST)
 
@@ -68,15 +69,15 @@ def test_what_the_text_says_of_the_guard():
     assert (f"{far[4]:.0f}", f"{far[7]:.0f}") == ("26", "62")
     assert far[8] == mean(("adamw", 128), "none", 16) > 80
     costs = [mean(point, "none", 1) - mean(point, "guard 2", 1) for point in guard.BEST]
-    assert max(costs) < 0.15
+    assert f"{max(costs):.2f}" == "0.12"
     large = [("sgd", 2048), ("sgd", 16384), ("adamw", 2048), ("adamw", 16384), ("muon", 16384)]
     lost = {point: mean(point, "none", 1) - mean(point, "guard 2", 16) for point in guard.BEST}
-    assert f"{max(lost[point] for point in large):.1f}" == "1.0"
+    assert f"{max(lost[point] for point in large):.1f}" == "1.1"
     rest = [value for point, value in lost.items() if point not in large]
-    assert (f"{min(rest):.1f}", f"{max(rest):.1f}") == ("2.9", "7.4")
-    assert f"{max(mean(p, 'none', 1) - mean(p, 'guard 1', 16) for p in guard.BEST):.1f}" == "2.9"
+    assert (f"{min(rest):.1f}", f"{max(rest):.1f}") == ("2.9", "7.1")
+    assert f"{max(mean(p, 'none', 1) - mean(p, 'guard 1', 16) for p in guard.BEST):.1f}" == "2.7"
     greedy = [mean(p, "none", 1) - mean(p, "guard 1", 1) for p in (large[0], large[2], large[4])]
-    assert (f"{min(greedy):.1f}", f"{max(greedy):.1f}") == ("1.5", "2.8")
+    assert (f"{min(greedy):.1f}", f"{max(greedy):.1f}") == ("1.5", "3.0")
 
 
 def test_what_the_text_says_of_growth_with_a_guard():

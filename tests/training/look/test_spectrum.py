@@ -197,7 +197,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     [
         (["--save_seconds=-1"], "`save_seconds` must be at least 0, got -1.0"),
         (["--top=0"], "`top` must be at least 1, got 0"),
-        (["--block=last"], "its number of outputs is not there. Its layers are root"),
+        (["--block=last"], "its number of outputs (`num_classes`) is not there. Its layers are root"),
         (["--block=first"], "`where` chooses none of the leaves: got 'first', there are b, w"),
         (["--max_matvecs=5"], "`max_matvecs` must be at least `top`=20, got 5"),
         (["--per_example=-1"], "`per_example` must be at least 0, got -1"),
