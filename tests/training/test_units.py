@@ -42,11 +42,12 @@ def task_in(unit, **fields):
     )
 
 
-def trained(unit, objective=None):
+def trained(unit, objective=None, fraction=0.0):
     task, size = task_in(unit), EPSILON * UNITS[unit][0]
     extra = {} if objective is None else {"objective": objective(size)}
     settings = RunSettings(fgsm_epsilon=size, pgd_steps=3)
-    return task, size, fit(task, optax.sgd(0.1), batch_size.constant(16), epochs=2, settings=settings, **extra)
+    rule = batch_size.with_adversarial(batch_size.constant(16), fraction, decrease=1.0)
+    return task, size, fit(task, optax.sgd(0.1), rule, epochs=2, settings=settings, **extra)
 
 
 @pytest.mark.slow
@@ -63,18 +64,19 @@ def test_the_accuracy_under_attack_is_that_in_other_units(unit):
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "fraction"),
     [
-        lambda size: mixing(make_inner("fgsm", size), 0.5),
-        pytest.param(lambda size: attacked(make_inner("pgd", size, steps=2)), marks=pytest.mark.slow),
-        pytest.param(free, marks=pytest.mark.slow),
+        (lambda size: mixing(make_inner("fgsm", size), 0.5), 0.5),
+        pytest.param(lambda size: attacked(make_inner("pgd", size, steps=2)), 0.0, marks=pytest.mark.slow),
+        pytest.param(free, 0.0, marks=pytest.mark.slow),
     ],
     ids=["mixing", "attacked", "free"],
 )
-def test_robust_training_is_that_in_other_units(objective):
+def test_robust_training_is_that_in_other_units(objective, fraction):
     # Random starts are drawn in the ball, alike in all units; rounding goes through the sign of gradients.
-    _, _, want = trained("unit", objective)
-    _, _, got = trained("standardised", objective)
+    _, _, want = trained("unit", objective, fraction)
+    _, _, got = trained("standardised", objective, fraction)
+    assert any(record["adversarial_fraction"] for record in got.records)
     for record, other in zip(want.records, got.records, strict=True):
         assert record["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
 
