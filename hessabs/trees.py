@@ -188,11 +188,16 @@ def cut_like(numbers: Any, tree: Any) -> Any:
         return jax.tree.map(lambda x, like: x + jnp.zeros_like(like), unravel(numbers, shape_of(tree)), tree)
 
     def place(part: np.ndarray, like: Any) -> jax.Array:
-        if not isinstance(like, jax.Array) or len(like.devices()) == 1:
+        sharding = _of_several_devices(like)
+        if sharding is None:
             return jax.device_put(part)
-        return jax.make_array_from_callback(part.shape, like.sharding, part.__getitem__)
+        return jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
 
     return jax.tree.map(place, unravel(numbers, shape_of(tree)), tree)
+
+
+def _of_several_devices(leaf: Any) -> jax.sharding.Sharding | None:
+    return leaf.sharding if isinstance(leaf, jax.Array) and len(leaf.devices()) > 1 else None
 
 
 def _cut(key: jax.Array, leaves: list[Any], sampler: Callable[..., jax.Array]) -> list[jax.Array]:
@@ -200,9 +205,7 @@ def _cut(key: jax.Array, leaves: list[Any], sampler: Callable[..., jax.Array]) -
     number, dtype = size(leaves), _norm_dtype(leaves)
     if number > _DRAWN_AT_ONCE:
         [leaf] = leaves
-        several = isinstance(leaf, jax.Array) and len(leaf.devices()) > 1
-        out_shardings = leaf.sharding if several else None
-        draw = jax.jit(sampler, static_argnums=(1, 2), out_shardings=out_shardings)
+        draw = jax.jit(sampler, static_argnums=(1, 2), out_shardings=_of_several_devices(leaf))
         return [draw(key, leaf.shape, dtype).astype(leaf.dtype)]
     numbers = sampler(key, (1 << (number - 1).bit_length(),), dtype)
     drawn: list[jax.Array] = cut_like(np.asarray(numbers)[:number], leaves)

@@ -99,8 +99,8 @@ def gradient_noise_scale(
             valid & (average.signal >= jnp.finfo(jnp.float32).tiny) & (Count.of(observation.samples) >= start)
         )
         size = jnp.where(usable, scale * average.noise / jnp.where(usable, average.signal, 1.0), 0.0)
-        most = maximum // initial + 1  # beyond it lies the maximum, of whole initial batches or not
-        factor = jnp.where(size < maximum, jnp.minimum(size, maximum).astype(jnp.int32) // initial, most)
+        # More than fit is the maximum, of whole initial batches or not.
+        factor = jnp.where(size < maximum, size / initial, maximum // initial + 1).astype(jnp.int32)
         return jnp.minimum(factor, grow_by(state.batch_size // initial, growth_factor)), average
 
     return _grown_to(initial, maximum, measure_every, wanted, NoiseMemory.empty())

@@ -73,34 +73,35 @@ def critical_batch_size(
         check_positive(scale)
 
     @jax.jit
-    def gradient_of(params: Params, batch: Batch, unit: Any) -> Params:
+    def gradient_of(params: Params, batch: Batch) -> Params:
         gradient = jax.grad(lambda p: scalar(function, p, batch))(params)
         if scale is not None:
             gradient = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s), gradient, scale)
-        return jax.tree.map(lambda g: trees.upcast(g) / unit, gradient)
+        return jax.tree.map(trees.upcast, gradient)
 
     @jax.jit
-    def products(a: Params, b: Params) -> jax.Array:
-        return jnp.stack([jnp.sum(x * y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
+    def products(a: Params, b: Params, unit: Any) -> jax.Array:
+        # In units of the largest entry: squares of others under- or overflow.
+        pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
+        return jnp.stack([jnp.sum((x / unit) * (y / unit)) for x, y in pairs])
 
-    unit, sizes, total = 1.0, [], None  # the largest entry of the first gradient: squares under- or overflow
+    sizes, largest, total = [], [], None
     for batch in passes():
         sizes.append(batch_axis.num_examples(batch))
-        gradient = gradient_of(params, batch, unit)
+        gradient = gradient_of(params, batch)
         if trees.is_traced(gradient):
             raise ValueError(_TRACED)
-        if total is None:
-            unit = float(optax.tree.norm(gradient, ord=jnp.inf)) or 1.0
-            gradient = gradient_of(params, batch, unit)
+        largest.append(optax.tree.norm(gradient, ord=jnp.inf))
         total = gradient if total is None else optax.tree.add(total, gradient)
     if len(sizes) < 3 or len(set(sizes)) > 1:
         raise ValueError(f"`batches` must be three or more of one size, got sizes {sizes}.")
-    mean = jax.tree.map(lambda x: x / len(sizes), total)
-    from_mean = (optax.tree.sub(gradient_of(params, batch, unit), mean) for batch in passes())
-    pairs = [(products(x, x), products(x, mean)) for x in from_mean]
+    unit = float(jnp.max(jnp.stack(largest))) or 1.0
+    mean = optax.tree.scale(1 / len(sizes), total)
+    from_mean = (optax.tree.sub(gradient_of(params, batch), mean) for batch in passes())
+    pairs = [(products(x, x, unit), products(x, mean, unit)) for x in from_mean]
     of_leaves = [
         np.asarray(x, np.float64) * unit**2
-        for x in (*map(jnp.stack, zip(*pairs, strict=True)), products(mean, mean))
+        for x in (*map(jnp.stack, zip(*pairs, strict=True)), products(mean, mean, unit))
     ]
     whole = _estimate(sizes[0], *(x.sum(-1) for x in of_leaves))
     names = paths(params)

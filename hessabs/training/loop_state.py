@@ -33,9 +33,9 @@ class Decision(NamedTuple):
     @classmethod
     def of(cls, objective: Objective, controller: ControllerState) -> "Decision":
         """Read the decision of a rule; a robust objective may fix the adversarial fraction."""
-        fraction = objective.fraction
-        if fraction is None:
-            fraction = float(controller.adversarial_fraction) if objective.perturb is not None else 0.0
+        fraction = (
+            float(controller.adversarial_fraction) if objective.follows_rule else objective.fraction or 0.0
+        )
         return cls(int(controller.batch_size), float(controller.lr_scale), fraction)
 
 

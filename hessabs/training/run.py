@@ -258,7 +258,7 @@ def _check_kind(name: str, value: Any, kind: type, what: str) -> None:
 
 
 def _check_fraction(objective: Objective, rule: Controller) -> None:
-    said, follows = fraction_of(rule), objective.perturb is not None and objective.fraction is None
+    said, follows = fraction_of(rule), objective.follows_rule
     if said and not follows:
         raise ValueError(
             f"`rule` says that {said:g} of each batch is adversarial, and `objective` does not follow it: "

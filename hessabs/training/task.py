@@ -129,8 +129,10 @@ def check_task(task: Task, batch: Any) -> None:
             if getattr(value, "shape", None) != ():
                 raise ValueError(f"`{name}` of the loss of {_named(task)} must be a scalar array, got {value}.")
         trees.check_like(out.model_state, model_state, "model_state of the loss", "model_state", dtypes=True)
-    for name, source in (("test", task.test), ("validation", task.validation)):
-        example = batch if source is None else {**source.take(np.arange(1)), "weight": np.ones(1, np.float32)}
+    for name, source in {"test": task.test, "validation": task.validation}.items():
+        if source is None or _shapes(example := source.take(np.arange(1))) == _shapes(batch):
+            continue
+        example = {**example, "weight": np.ones(1, np.float32)}
         try:
             jax.eval_shape(functools.partial(loss, False), params, model_state, example)
         except Exception as error:
@@ -216,8 +218,8 @@ def _mean_and_weight(
 
 
 def _shapes(example: Any) -> str:
-    leaves = trees.by_path(example).items()
-    return ", ".join(f"{path} {x.dtype}{list(x.shape[1:])}" for path, x in leaves if "weight" not in path)
+    read = {name: value for name, value in example.items() if name != "weight"}  # which the stream adds
+    return ", ".join(f"{path} {x.dtype}{list(x.shape[1:])}" for path, x in trees.by_path(read).items())
 
 
 def _named(task: Task) -> str:

@@ -64,3 +64,8 @@ class Objective(NamedTuple):
     max_fraction: float = 1.0  # the largest that the rule will say
     replays: int = 1  # how often in a row each micro-batch comes
     per_micro_batch: bool = False  # whether what it computes is that of a whole micro-batch, of fixed size
+
+    @property
+    def follows_rule(self) -> bool:
+        """Whether it attacks the fraction of each micro-batch that the rule says."""
+        return self.perturb is not None and self.fraction is None

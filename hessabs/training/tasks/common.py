@@ -105,7 +105,8 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
         known["validation"] = as_source(known["validation"])
     task = Task(name, init, loss, fields.train, fields.test, **known)
     example = {**task.train.take(np.arange(1)), "weight": np.ones(1, np.float32)}
-    if output_loss in (classification, next_token):
+    own = output_loss not in (classification, next_token)
+    if not own:
         _check_whole_numbers(task, output_loss, example)
 
     def evaluate() -> LossOutput:
@@ -113,7 +114,7 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
         return task.loss(*task.init(key), task.prepare(example), key, False)
 
     found = jax.eval_shape(evaluate)
-    if output_loss in (classification, next_token):
+    if not own:
         _check_labels(task, output_loss, found.outputs.shape)
     elif not rest.keys() & {"bounds", "logits"} and not _classifies(task, found, example):
         task = task._replace(logits=None, bounds=None)
