@@ -37,14 +37,14 @@ _MANY = 250  # programs; a megabyte or two each, with what JAX keeps beside them
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a parametrised test marked ``sampled`` leave all but the first case and the last to the slow tests."""
+    """Of a parametrised test marked ``sampled`` leave all but the first case to the slow tests."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         slow = any(item.get_closest_marker(name) for name in ("slow", "realdata"))
         if item.get_closest_marker("sampled") and not slow:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for several in cases.values():
-        for item in several[1:-1]:
+        for item in several[1:]:
             item.add_marker(pytest.mark.slow)
 
 

@@ -75,12 +75,13 @@ def of_call(error: Exception, function: Callable[..., Any], args: Sequence[Any])
 
 
 def _is_nnx_module(node: Any) -> bool:
-    return _has_class(node, "Module", "flax.nnx")
+    return has_class(node, "Module", "flax.nnx")
 
 
 def _is_statistic(node: Any) -> bool:
-    return _has_class(node, "BatchStat", "flax.nnx")
+    return has_class(node, "BatchStat", "flax.nnx")
 
 
-def _has_class(node: Any, name: str, library: str) -> bool:
+def has_class(node: Any, name: str, library: str) -> bool:
+    """Say whether a value is of a class of a library, which is not imported for that."""
     return any(c.__name__ == name and c.__module__.startswith(library) for c in type(node).__mro__)

@@ -256,6 +256,7 @@ def test_a_run_is_not_lost_unless_told(trained, capsys):
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_overwrite_and_nan(trained, capsys, monkeypatch):
     # A loss that becomes NaN after the first epoch: what was written stays, and nothing of the older run.
     _, _, _, workdir = trained

@@ -11,6 +11,7 @@ HEAVY = (
     *("tensorflow", "tensorflow_datasets", "matplotlib", "flax", "orbax", "sklearn", "scipy", "chex"),
     *("rich", "tqdm", "tensorboardX", "PIL"),
 )
+OF_ONE_KIND = ("tensorflow", "tensorflow_datasets", "flax.nnx", "equinox", "grain", "PIL")  # of task or data
 TRAINING = pathlib.Path(__file__).parents[1] / "hessabs" / "training"
 MOST_TIMES_OPTAX = 2.0  # measured: 1.3, with all names; each imports JAX
 
@@ -21,9 +22,11 @@ import sys, hessabs.cli
 print("jax" in sys.modules)
 [getattr(hessabs, name) for name in hessabs.__all__]
 print([name for name in {HEAVY} if name in sys.modules], "jax" in sys.modules)
+import hessabs.training
+print([name for name in {OF_ONE_KIND} if name in sys.modules], "orbax" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split("\n") == ["False", "[] True", ""]
+    assert result.stdout.split("\n") == ["False", "[] True", "[] True", ""]
 
 
 def test_a_run_knows_nothing_of_what_looks_at_it():

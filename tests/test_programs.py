@@ -123,6 +123,7 @@ def test_a_closure_dies_with_its_last_reference(name):
     assert alive() is None
 
 
+@pytest.mark.slow
 def test_many_closures_leave_no_memory_and_no_programs():
     def once():
         loss = closure(2**19)  # 2 MiB

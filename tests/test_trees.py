@@ -21,6 +21,7 @@ def drawn_at_once(request, monkeypatch):
     monkeypatch.setattr(trees, "_DRAWN_AT_ONCE", request.param)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", [jax.random.normal, jax.random.rademacher])
 def test_entries_are_standard_and_independent(drawn_at_once, sampler):
     draws = [trees.random_like(jax.random.key(i), LIKE, sampler) for i in range(200)]

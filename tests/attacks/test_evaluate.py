@@ -200,6 +200,7 @@ def test_batches_that_are_joined_are_the_whole():
     assert signs.random.shape == (2,)
 
 
+@pytest.mark.slow
 def test_attacks_on_a_source_that_go_on_are_no_cause(recwarn):
     make = {"pgd": lambda epsilon: attacks.pgd(epsilon, steps=5, early_exit=False), "fgsm": attacks.fgsm}
     attacks.evaluate(LOSS, PARAMS, BATCH, make, [0.2], KEY, source=(LOSS, make_params(1)))

@@ -50,6 +50,7 @@ def test_attacks_follow_the_mean():
     assert not np.allclose(got, of_one, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_key_bound_to_the_logits_and_what_falls_in_some_draws_only():
     w, batch = jnp.ones(6), {"image": jnp.full((2, 6), 0.5), "label": jnp.array([0, 1])}
     loss_fn = losses.margin(Partial(masked, KEY))

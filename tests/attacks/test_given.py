@@ -42,6 +42,7 @@ def test_what_else_is_in_the_batch_keeps_its_derivative():
     np.testing.assert_allclose(jax.grad(through)(jnp.ones(2)), [want, want], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_params_bound_to_the_logits_are_constant_too():
     def logits(w, _, x):
         return x @ w
@@ -65,6 +66,7 @@ def test_on_explicit_axes_it_finds_what_one_device_does(name):
     np.testing.assert_allclose(got, attack(LOSS, PARAMS, BATCH, KEY)["image"], atol=10 * CASES[name].tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("four_devices")
 def test_evaluation_on_explicit_axes():
     mesh = jax.make_mesh((4,), ("data",))

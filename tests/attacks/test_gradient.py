@@ -301,6 +301,7 @@ def test_inputs_outside_the_bounds_are_refused_and_get_no_farther_out_where_they
     )
 
 
+@pytest.mark.slow
 def test_a_large_batch_moves_what_an_example_alone_moves():
     # The label is ahead by 86: exp(-86) is a float32, a thousandth of it is none.
     def loss(w, batch):

@@ -172,6 +172,7 @@ def test_losses_of_classes_refuse_soft_labels(loss):
         loss(lambda w, x: x @ w, soft_labels=True)
 
 
+@pytest.mark.slow
 def test_a_class_that_is_masked_out_changes_no_divergence():
     rng = np.random.default_rng(0)
     images, weights = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 5), (5, 3)))

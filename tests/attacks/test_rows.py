@@ -147,6 +147,7 @@ def drawing(state, i):
     return state._replace(steps=state.steps + state.scale * drawn, done=i + 1 >= state.number)
 
 
+@pytest.mark.slow
 def test_scalars_and_keys_belong_to_all_rows_and_a_key_to_its_own(two_parts):
     n = 200
     numbers, own, shared = (
@@ -174,6 +175,7 @@ def test_scalars_and_keys_of_a_batch_stay_as_they_are_at_any_number_of_rows(name
         assert all(got[leaf] is more[leaf] for leaf in ("a", "b", "own"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", mostly_slow([20, 200], [20]))
 def test_a_loss_reads_the_scalars_and_keys_of_its_batch(n):
     def loss(w, batch):

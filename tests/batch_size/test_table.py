@@ -35,6 +35,7 @@ def megatron(start, increment, ramp, maximum, consumed):
     return maximum if consumed > ramp else min(start + consumed * growths // ramp * increment, maximum)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     start=st.integers(1, 300),

@@ -69,6 +69,7 @@ def test_a_step_that_goes_up_or_nowhere_has_no_finite_or_no_ratio():
         curvature.sharpness_along(loss, jnp.ones(2), None, jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_batch_sharpness_is_the_mean_over_batches_of_their_own():
     batches = [(X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)]
     values = [g @ h @ g / (g @ g) for g, h in map(dense, batches)]

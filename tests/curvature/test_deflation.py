@@ -25,6 +25,7 @@ def test_pairs_in_order_of_magnitude(matrix_operator, loop, plain):
     np.testing.assert_allclose(vectors @ vectors.T, np.eye(4), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_agrees_with_eigsh_and_traces_once(make_problem):
     problem = make_problem("mlp")
     traces = []

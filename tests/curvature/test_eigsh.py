@@ -99,6 +99,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(matrix_operator, stop, loop):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_interruption_of_an_exhausted_space_goes_on_to_the_same_bits(loop):
     # Three distinct eigenvalues: the space is exhausted again and again, and each time one must look again.

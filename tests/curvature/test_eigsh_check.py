@@ -55,6 +55,7 @@ def test_no_member_of_a_cluster_is_missed_at_either_end(x64, which, k, loop):
         np.testing.assert_allclose(result.eigenvalues, _wanted(diagonal, which, k), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "k", "loop"),
     [("LA", 4, "host"), ("SA", 4, "host"), ("LM", 7, "host"), ("BE", 8, "host"), ("LM", 7, "device")],
@@ -112,6 +113,7 @@ def test_a_warm_start_finds_an_eigenvalue_that_was_not_there(x64):
     np.testing.assert_allclose(result.eigenvalues, [5, 1, 197 / 198], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # before a restart, after restarts, converged
     ("loop", "stop"), [("host", 7), ("host", 60), ("host", None), ("device", 60)]
 )
@@ -145,6 +147,7 @@ def test_a_result_holds_its_basis_only_if_asked_to():
     assert again.num_matvecs == result.num_matvecs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["host", "device"])
 def test_states_can_be_saved_on_the_way(loop):
     diagonal, saved = jnp.r_[jnp.linspace(-1, 1, 49), 10], []

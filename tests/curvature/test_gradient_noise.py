@@ -58,6 +58,7 @@ def test_layers_are_their_own_columns_and_a_scale_is_divided_by():
     )
 
 
+@pytest.mark.slow
 def test_the_mean_over_many_draws_is_the_true_noise_and_the_error_says_how_far_off():
     rng, found = np.random.default_rng(1), []
     for _ in range(40):  # tr(Sigma) = 1 + 4 + 4 * 0.25 = 6, |G|^2 = 1 + 16 = 17

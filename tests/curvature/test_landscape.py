@@ -110,6 +110,7 @@ def test_filters_of_every_library(library):
         assert np.abs(drawn - param).max() > 0.1
 
 
+@pytest.mark.slow
 def test_filters_of_a_stack_of_layers():
     params = {"steps": {"weight": jnp.arange(1.0, 25).reshape(2, 3, 4), "norm": jnp.ones((2, 4))}}
     for output_axis, summed in ((-1, 1), (0, 2)):

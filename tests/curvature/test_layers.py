@@ -37,6 +37,7 @@ def test_layer_table_describes_the_dense_blocks(dense_hessian):
         assert error < 4 * float(row.frobenius_norm.standard_error)
 
 
+@pytest.mark.slow
 def test_batch_spectra_are_those_of_each_batch(make_problem, dense_hessian):
     problem = make_problem("mlp", num_examples=14)
     batches = [jax.tree.map(lambda x, i=i: x[i : i + 4], problem.batch) for i in (0, 4, 8)]
@@ -178,6 +179,7 @@ def stack():
     return params, models.loss_of(model_fn), models.X.astype(jnp.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "linearised", "data set", "callable"])
 def test_every_layer_of_a_stack_has_its_own_block(x64, dense_hessian, to_dense, kind):
     params, loss, x = stack()

@@ -63,6 +63,7 @@ def test_products(problem, shape, specs, kind):
         assert got["a"].sharding.shard_shape((4, 8)) == shardings["a"].shard_shape((4, 8))
 
 
+@pytest.mark.slow
 def test_a_loop_over_sharded_params_waits(problem, monkeypatch):
     params, batches = problem
     mesh = jax.make_mesh((4,), ("last",), axis_types=(AxisType.Explicit,))

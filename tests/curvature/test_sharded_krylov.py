@@ -144,6 +144,7 @@ def test_lanczos_density_and_traces_are_those_of_one_device(layout, axis_type, l
         np.testing.assert_allclose(got.standard_error, want.standard_error, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_lanczos_under_jit_on_an_explicit_mesh():
     matvec, v0, _ = _problem("fsdp", AxisType.Explicit)
     got = jax.jit(lambda v: curvature.lanczos(matvec, v, 8))(v0)

@@ -268,6 +268,7 @@ def test_a_mask_that_is_even_over_the_halves_is_seen(params):
         curvature.dataset_hessian(loss_fn, params, [batch, {**batch, "mask": np.ones((8, 3))}])(params)
 
 
+@pytest.mark.slow
 def test_under_jit_products_of_parts_are_nan_where_the_loss_is_no_mean_over_rows(params):
     batch, options = tokens(), {"linearize": "auto", "memory_budget": 2_000}
 

@@ -76,6 +76,7 @@ def test_every_run_is_one_that_can_be_trained(name):
         training.check(settings(problem, point, lr, 0))
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setitem(PROBLEMS, "mlp", PROBLEM)
     runs = run_all(PROBLEM, lambda run: 89.5 - abs(math.log2(run["lr"])))

@@ -25,6 +25,7 @@ def test_the_copy_of_the_tables_is_whole():
     assert all(0 <= row.accuracy <= 100 and row.updates > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_config_of_the_slides_covers_every_row_of_its_table(grids):
     for this in grids:
         printed = {

@@ -75,6 +75,7 @@ def test_a_state_that_is_no_average_is_left_alone_or_passed_to_the_limit():
         assert make_refresh(task, MICRO)(jnp.ones(FEATURES), state) == {"count": want}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_an_average_is_evaluated_and_saved_with_statistics_of_its_own(tmp_path, devices):
     task = make_task()
@@ -105,6 +106,7 @@ def test_an_average_is_evaluated_and_saved_with_statistics_of_its_own(tmp_path, 
     jax.tree.map(np.testing.assert_array_equal, again.average_state, result.average_state)
 
 
+@pytest.mark.slow
 def test_schedule_free_is_evaluated_with_statistics_of_its_average():
     settings = training.OptimizerSettings("schedule_free", lr=0.1, schedule_free_base="sgd")
     optimizer = training.make_optimizer(settings, batch_size=MICRO)

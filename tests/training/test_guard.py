@@ -42,6 +42,7 @@ def test_a_rate_far_too_large_trains_while_the_batch_grows(whole):
     assert all(count == 1 for count in result.summary["compilations"].values())  # growth compiles nothing
 
 
+@pytest.mark.slow
 def test_without_the_guard_it_learns_nothing():
     run = make_run(lr=HUGE, **GROWING)
     try:

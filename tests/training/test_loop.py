@@ -440,6 +440,7 @@ def test_a_schedule_goes_by_examples_and_is_recorded(base):
     assert records[0]["lr"] == pytest.approx(SETTINGS["lr"] * (1 - 13 * 2 * MICRO / total))
 
 
+@pytest.mark.slow
 def test_any_optax_chain_is_scaled_once():
     parts = assemble({**SETTINGS, "method": "bl", "epochs": 1, "lr_decay_epochs": ()}, digits_task())
 

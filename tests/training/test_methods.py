@@ -65,6 +65,7 @@ def test_updates_are_as_planned(method, task):
     assert max(r["batch_size"] for r in result.records) == max(e.batch_size for e in planned.fewest.epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["norm_test", *(pytest.param(method, marks=pytest.mark.slow) for method in ("gns", "stability"))]
 )

@@ -480,6 +480,7 @@ def test_refuses(small, given, match):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "micro", "want"),
     [(8, 8, [(4, 8), (4, 8), (2, 5)]), slow(16, 8, [(4, 8), (4, 8), (2, 5), (4, 8)])],

@@ -438,6 +438,7 @@ def test_muon_takes_each_layer_of_a_stack_by_itself(out_first):
     assert dimension_numbers(one, 10)["conv"]["kernel"].reduction_axis == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_decay_that_counts_on_another_rate_is_refused():
     settings = OptimizerSettings("adamw", lr=1e-2, weight_decay=0.1)
     rule = batch_size.timer(MICRO, 4 * MICRO, every=N)

@@ -89,6 +89,7 @@ def other_data(name, number, seed=0):
     return {"image": given["image"], **({} if label is None else {"label": label})}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_of_no_classes_trains_and_is_not_attacked(name):
     outputs, _, loss = OTHERS[name]
@@ -126,6 +127,7 @@ def test_one_that_says_it_can_be_attacked_and_cannot_is_refused_before_it_trains
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_inputs_that_are_a_function_of_the_batch_are_those_of_attacks_and_predictions():
     data = images(64), images(40, 1)
     inside = tasks.linen(Net(normalizes=True), data)
@@ -140,6 +142,7 @@ def test_inputs_that_are_a_function_of_the_batch_are_those_of_attacks_and_predic
     np.testing.assert_allclose((found[1].argmax(1) == data[1]["label"]).mean(), clean["accuracy"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_inputs_that_are_a_function_of_more_of_the_batch_are_not_attacked():
     data = [{**part, "shown": np.ones(len(part["label"]), np.float32)} for part in (images(40), images(10, 1))]
     task = tasks.linen(Net(), tuple(data), inputs=lambda b: b["image"] * b["shown"][:, None, None, None])
@@ -184,6 +187,7 @@ def test_a_loss_that_is_a_sum_is_refused_and_one_of_half_of_the_examples_is_not(
             train(task)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_a_callback_may_end_a_run_that_then_goes_on(tmp_path, error):
     task, told = tasks.linen(Net(), (images(40), images(10, 1))), []
@@ -232,6 +236,7 @@ def test_a_field_that_a_task_does_not_have():
         tasks.linen(Net(), (images(4), images(4)), nmae="mine")
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers(tmp_path):
     task = tasks.linen(Net(), (images(40), images(10, 1)))
     settings = RunSettings(seed=np.int64(3), fgsm_epsilon=np.float32(0.02))
@@ -247,6 +252,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     assert result.summary["updates"] == 5
 
 
+@pytest.mark.slow
 def test_attacks_of_a_loss_of_classes_raise_its_cross_entropy():
     task = tasks.linen(Net(), (images(40), images(10, 1)), loss=smoothed)
     params, state = task.init(jax.random.key(0))

@@ -60,6 +60,7 @@ def test_the_same_parts_go_on(trained, tmp_path):
     assert [record["epoch"] for record in train(folder, epochs=2).records] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_lost_without_a_word(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     before = sorted(path.name for path in folder.iterdir())
@@ -96,6 +97,7 @@ def draw_folder(root, classes):
             Image.fromarray(pixels).save(root / name / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_classes_and_images_that_are_others_now(tmp_path, capsys):
     draw_folder(tmp_path / "images", ["cat", "dog"])
     task = make_named(TaskSettings(dataset=f"folder:{tmp_path / 'images'}"))
@@ -153,6 +155,7 @@ def test_augmentation_that_nothing_applies():
         training.run.prepare(task, adamw(), batch_size.constant(40))
 
 
+@pytest.mark.slow
 def test_data_named_now_with_the_classes_in_other_places(tmp_path, capsys):
     for name, classes in (("a", ["ant", "bee"]), ("b", ["bee", "cat"]), ("c", ["ape", "boa"])):
         draw_folder(tmp_path / name, classes)

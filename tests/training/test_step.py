@@ -211,6 +211,7 @@ def test_images_are_scaled_on_the_device(dtype):
     np.testing.assert_allclose(got, images(4)["image"] / 255, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_norm_takes_the_statistics_of_each_micro_batch(batch_norm):
     step, init = batch_norm
     state = init()
@@ -235,6 +236,7 @@ def test_batch_norm_takes_the_statistics_of_each_micro_batch(batch_norm):
     assert_close(state.model_state["batch_stats"]["BatchNorm_0"], {"mean": mean, "var": variance})
 
 
+@pytest.mark.slow
 def test_several_micro_batches_in_one_call_are_seen_one_after_the_other(batch_norm):
     step, init = batch_norm
     parts = batches(4 * MICRO, seed=1)
@@ -357,6 +359,7 @@ def test_nonfinite_update_names_the_first(plain, fraction):
     assert found == [0, 0, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_network_in_bfloat16():
     step, init = make(mlp(CLASSES, (7,), dtype=jnp.bfloat16))
     state = init()
@@ -385,6 +388,7 @@ def test_params_in_bfloat16_keep_their_dtype_and_compile_once():
     assert (compiled["add"], compiled["finish"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_the_average_of_the_params_goes_by_examples():
     task = tasks.linen(mlp(CLASSES, (7,)), (images(4), images(4)))
     optimizer = make_optimizer(OptimizerSettings(lr=LR), batch_size=MICRO)

@@ -379,7 +379,7 @@ def test_a_data_set_with_labels_beyond_its_classes_or_a_network_with_fewer():
     tasks.linen(Bigrams(), (masked, masked))  # what does not count may be anything
     logits, batch = jnp.arange(10.0).reshape(1, 2, 5), {"weight": jnp.ones(1), "mask": jnp.array([[1, 0]])}
     got, want = (
-        tasks.losses.next_token(logits, {**batch, "tokens": jnp.array([[0, 3, label]])}) for label in (-100, 1)
+        tasks.next_token(logits, {**batch, "tokens": jnp.array([[0, 3, label]])}) for label in (-100, 1)
     )
     assert float(got.mean) == float(want.mean) > 0
 

@@ -63,6 +63,7 @@ def test_the_accuracy_under_attack_is_that_in_other_units(unit):
     assert 100 * accuracy == pytest.approx(got.summary["fgsm_accuracy"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "fraction"),
     [
@@ -120,6 +121,7 @@ def test_an_attack_with_other_bounds_is_refused_where_it_is_compiled():
         evaluate(task, params, model_state, attack=attacks.fgsm(0.1))
 
 
+@pytest.mark.slow
 def test_free_training_leaves_a_clean_input_where_it_is():
     task = task_in("standardised")._replace(bounds=(0.0, 1.0))
     params, model_state = task.init(jax.random.key(0))

@@ -34,6 +34,7 @@ def test_it_is_the_gradient_of_the_mixed_mean_loss(norm):
                 np.testing.assert_allclose(got[name], want[name], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_without_a_fraction_it_is_the_largest():
     params, batch = make_params(), make_batch()
     tx = hessabs.adversarial_gradient(hessabs.attacks.fgsm(0.1), max_fraction=0.25)

@@ -213,6 +213,7 @@ def test_a_warm_up_from_0_is_guarded_from_its_first_update(warm_up, every):
     assert max(float(state.learning_rate) for state in states) < 1.3
 
 
+@pytest.mark.slow
 def test_momentum_on_small_batches_needs_a_threshold_of_one():
     """What the docstring warns of: a step that spares its own batch may raise the loss of others."""
     rng = np.random.default_rng(0)

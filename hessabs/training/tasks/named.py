@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from flax import linen as linen_modules
-from flax import nnx as nnx_modules
 
 from hessabs import models
 from hessabs.data import Dataset, check_examples, hold_out, load
 from hessabs.data.text import LENGTH, describe, is_text
+from hessabs.explanations import has_class
 from hessabs.training import factories, fields
 from hessabs.training.factories import FACTORIES, Factory, call_factory, load_factory
 from hessabs.training.fields import is_factory, nearest
@@ -167,16 +167,15 @@ def _of_factory(factory: Factory, dataset: Dataset, options: dict[str, Any]) -> 
     module = make()
     if isinstance(module, linen_modules.Module):
         return linen(module, dataset, **options)
-    if isinstance(module, nnx_modules.Module):
+    if has_class(module, "Module", "flax.nnx"):
         return nnx(lambda rngs: make(), dataset, **options)
     return equinox(lambda key: make(), dataset, **options)
 
 
 def _is_module(made: Any) -> bool:
-    if isinstance(made, (linen_modules.Module, nnx_modules.Module)):
+    if isinstance(made, linen_modules.Module) or has_class(made, "Module", "flax.nnx"):
         return True
-    module = made[0] if isinstance(made, tuple) and made else made
-    return any(kind.__module__.startswith("equinox") for kind in type(module).__mro__)
+    return has_class(made[0] if isinstance(made, tuple) and made else made, "Module", "equinox")
 
 
 def recorded_task(

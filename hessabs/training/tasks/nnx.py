@@ -1,19 +1,21 @@
 """A task of a ``flax.nnx`` module."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx as flax_nnx
 
 from hessabs.training.task import Task
 from hessabs.training.tasks.common import Data, make_task, read_data
 from hessabs.training.tasks.losses import OutputLoss
 
+if TYPE_CHECKING:  # imported where it is used: half a second that no other task needs
+    from flax import nnx as flax_nnx
+
 
 def nnx(
-    factory: Callable[[flax_nnx.Rngs], flax_nnx.Module],
+    factory: "Callable[[flax_nnx.Rngs], flax_nnx.Module]",
     data: Data,
     *,
     name: str | None = None,
@@ -35,6 +37,7 @@ def nnx(
       ValueError: As ``linen``.
 
     Example:
+      >>> from flax import nnx as flax_nnx
       >>> from hessabs import data
       >>> class Net(flax_nnx.Module):
       ...     def __init__(self, rngs):
@@ -46,6 +49,8 @@ def nnx(
       >>> task.name, task.init(jax.random.key(0))[0]["dense"]["kernel"].shape
       ('Net', (64, 10))
     """
+    from flax import nnx as flax_nnx
+
     found = read_data(data, inputs, loss)
 
     # The structure is that of any key; the streams of random numbers are templates.
@@ -72,12 +77,16 @@ def nnx(
     return make_task(name or type(shapes).__name__, found, init, apply, **fields)
 
 
-def _split(module: flax_nnx.Module) -> Any:
+def _split(module: "flax_nnx.Module") -> Any:
     """Take a module apart: its structure, params, random streams, and all else."""
+    from flax import nnx as flax_nnx
+
     return flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
 
 
 def _filled(like: Any, values: Any) -> Any:
+    from flax import nnx as flax_nnx
+
     state = jax.tree.map(lambda x: x, like)
     flax_nnx.replace_by_pure_dict(state, values)
     return state

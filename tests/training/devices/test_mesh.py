@@ -63,6 +63,7 @@ def test_momenta_lie_where_their_params_do():
     assert where[0].count.spec == P()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("four_devices")
 def test_a_loss_in_which_examples_meet_is_that_of_a_whole_micro_batch():
     rng = np.random.default_rng(0)

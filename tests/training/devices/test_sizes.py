@@ -163,6 +163,7 @@ def test_refused_settings(settings, message):
         make_run(digits_task(), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cached", "most"),
     [

@@ -78,6 +78,7 @@ def test_numbers_files_and_transfer(tmp_path):
             assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_fallen", [True, False])
 def test_what_fell_at_a_smaller_epsilon_stays_fallen_unless_told_otherwise(
     no_pictures, tmp_path, monkeypatch, keep_fallen
@@ -253,6 +254,7 @@ def test_needs_a_run(capsys):
     assert "`workdir` is required" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_some_images_are_of_all_classes_where_the_set_is_sorted_by_them(tmp_path):
     run = kinds.images()
     places = np.argsort(run.task.test.take(np.arange(130))["label"], kind="stable")
@@ -267,6 +269,7 @@ def test_some_images_are_of_all_classes_where_the_set_is_sorted_by_them(tmp_path
         assert record["images"] == len(chosen)
 
 
+@pytest.mark.slow
 def test_nothing_is_found_of_what_the_same_params_computed_otherwise(tmp_path):
     run, options = kinds.images(), Options(("fgsm",), (0.1,), num_examples=40)
 

@@ -97,6 +97,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(base, whole, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
 
 
+@pytest.mark.slow
 @MANY_ERRORS
 def test_a_full_disk_at_the_params_and_then_going_on(base, whole, tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -153,6 +154,7 @@ def test_what_the_system_refuses_names_the_flag(base, whole, tmp_path, monkeypat
     assert bits(train(again(base), tmp_path, RESUME).params) == whole
 
 
+@pytest.mark.sampled
 @MANY_ERRORS
 @pytest.mark.parametrize("epoch", [1, 2])  # a checkpoint is written after it, or the params
 def test_a_folder_that_is_moved_meanwhile(base, whole, tmp_path, epoch):
@@ -224,6 +226,7 @@ def test_rewinds_and_drops_the_update(bad, rewound):
     assert bits(result.params) == bits(state.params)
 
 
+@pytest.mark.slow
 def test_a_kill_after_a_rewind_changes_nothing(bad, rewound, tmp_path, capsys):
     whole, workdir = rewound
     for count in (12, 20, 40):
@@ -361,6 +364,7 @@ def hold(workdir):
     return process
 
 
+@pytest.mark.slow
 def test_two_runs_cannot_share_a_folder_and_a_kill_releases_it(base, tmp_path):
     with hold(tmp_path) as process:
         with pytest.raises(

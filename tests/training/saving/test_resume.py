@@ -93,6 +93,7 @@ def test_each_rule(tmp_path, method):
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_broken_off_again_and_again(base, whole, tmp_path):
     for step in (10, 9, 26, 31):
         break_off(base, step, tmp_path, RESUME)
@@ -156,6 +157,7 @@ def test_more_epochs_are_refused_where_the_rate_falls_to_the_end(schedule, fits)
             refuse_contradictions(two, four)
 
 
+@pytest.mark.slow
 def test_resume_in_an_empty_folder_starts_anew_in_any_thread(base, whole, tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(train(again(base), tmp_path / "new", RESUME)))
