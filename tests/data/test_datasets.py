@@ -218,7 +218,7 @@ def test_missing_package_names_the_extra(write, tmp_path, monkeypatch, package):
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"hessabs\[train\]"):
         load("digits")
 
