@@ -82,9 +82,16 @@ def results(workdir):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def network(tmp_path_factory):
+    file = tmp_path_factory.mktemp("network") / "net.py"
+    file.write_text(NORMED)
+    return f"--model={file}:make", "--lr=0.002"  # batch norm amplifies rounding: small steps
+
+
+@pytest.fixture(scope="module")
+def alone(network, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone")
-    codes, outputs = end([start(workdir, 4, "--devices=4")])
+    codes, outputs = end([start(workdir, 4, "--devices=4", *network)])
     assert codes == [0], outputs
     return results(workdir)
 
@@ -98,31 +105,20 @@ def check_same_course(got, want):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_several_processes_are_one(alone, tmp_path, processes, devices):
-    codes, outputs = end(start_several(tmp_path, processes, devices))
+def test_several_processes_are_one(network, alone, tmp_path, processes, devices):
+    # A single micro-batch is split over all devices while the batch is small; later each device has its own.
+    codes, outputs = end(start_several(tmp_path, processes, devices, *network))
     assert codes == [0] * processes, outputs
     (summary, records), (want, want_records) = results(tmp_path), alone
     assert want["final_batch_size"] == 256
-    for field in ("updates", "final_batch_size", "test_accuracy", "fgsm_accuracy"):
+    assert want_records[-1]["train_loss"] < want_records[0]["train_loss"] - 0.1  # it learns
+    for field in ("updates", "final_batch_size"):
         assert summary[field] == want[field]
-    assert summary["eigenvalue"] == pytest.approx(want["eigenvalue"], rel=1e-5)
+    for field in ("test_accuracy", "fgsm_accuracy"):
+        assert summary[field] == pytest.approx(want[field], abs=1 / 360)  # at most one image
+    assert summary["eigenvalue"] == pytest.approx(want["eigenvalue"], rel=1e-4)
     check_same_course(records, want_records)
     assert all("curves:" not in output for output in outputs[1:])  # one of them speaks
-
-
-@pytest.mark.slow
-def test_batch_norm_over_several_processes(tmp_path):
-    # A single micro-batch is split over all devices while the batch is small; later each device has its own.
-    (tmp_path / "net.py").write_text(NORMED)
-    flags = (f"--model={tmp_path / 'net.py'}:make", "--lr=0.002")  # batch norm amplifies rounding: small steps
-    codes, outputs = end(start_several(tmp_path / "several", 2, 2, *flags))
-    assert codes == [0, 0], outputs
-    codes, outputs = end([start(tmp_path / "one", 4, "--devices=4", *flags)])
-    assert codes == [0], outputs
-    (summary, records), (want, want_records) = results(tmp_path / "several"), results(tmp_path / "one")
-    assert summary["final_batch_size"] == want["final_batch_size"] == 256
-    assert want_records[-1]["train_loss"] < want_records[0]["train_loss"] - 0.1  # it learns
-    check_same_course(records, want_records)
 
 
 def wait_in_several(processes, *rest):
