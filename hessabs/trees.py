@@ -77,6 +77,11 @@ def check_like(got: Any, want: Any, got_name: str, want_name: str, *, dtypes: bo
         )
 
 
+def is_key(leaf: Any) -> bool:
+    """Tell whether a leaf is a typed random key, of ``jax.random.key``."""
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
 def check_floating(tree: Any, name: str) -> None:
     """Raise unless every leaf is a floating-point array."""
     leaves = by_path(tree).items()

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import jax
@@ -46,6 +47,15 @@ def read_ahead(
         return keys
 
     def take(number: int, count: int) -> dict[str, Any]:
+        try:
+            return take_next(number, count)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "A process that reads the data has ended. Each imports the main script anew: what trains there "
+                'must stand under `if __name__ == "__main__":`. Or leave `num_workers` at 0 (threads).'
+            ) from error
+
+    def take_next(number: int, count: int) -> dict[str, Any]:
         nonlocal last
         after[last], last = count, count
         now = order(rows_of(number, count))

@@ -5,12 +5,13 @@ update needs, travel when the update is made. The state has no rows: it lies on 
 params are split over further axes of the mesh, which XLA takes care of.
 
 Which examples a device gets depends on what is trained. Where examples do not influence each other, every batch
-is dealt out like cards, and the result is that of one device up to rounding. Batch norm, random draws of the
-network, and the rules that compare micro-batches see whole ones: of as many as there are devices, or a
-multiple, each device gets its own, and a single one is split by XLA, which sums what batch norm needs over the
-devices and, then, the gradient as well. Gradients are those of one device up to rounding here too. The running
-statistics of batch norm are the mean over the devices, each of which has moved its own by the micro-batches
-that it saw in the update; one device moves them by all, one after the other.
+is dealt out like cards, and the result is that of one device up to rounding; an attack that begins at random
+draws other starts than on one device. Batch norm, random draws of the network, and the rules that compare
+micro-batches see whole ones: of as many as there are devices, or a multiple, each device gets its own, and a
+single one is split by XLA, which sums what batch norm needs over the devices and, then, the gradient as well.
+Gradients are those of one device up to rounding here too. The running statistics of batch norm are the mean
+over the devices, each of which has moved its own by the micro-batches that it saw in the update; one device
+moves them by all, one after the other.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 from hessabs.training import fields
 
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)(updates|samples|min|epochs)")
+_ROUNDING = 1e-9  # of a sum of epochs
 
 
 class Durability(NamedTuple):
@@ -38,7 +39,7 @@ class Marks(NamedTuple):
     updates: float
     samples: float
     min: float  # of this process
-    epochs: float
+    epochs: float  # fractions of one, too
 
 
 class Period(NamedTuple):
@@ -49,7 +50,10 @@ class Period(NamedTuple):
 
     def has_passed(self, now: Marks, last: Marks) -> bool:
         """Say whether the next checkpoint is due."""
-        return getattr(now, self.unit) - getattr(last, self.unit) >= self.number
+        passed, before = getattr(now, self.unit), getattr(last, self.unit)
+        if self.unit == "epochs":  # updates run on across the ends of epochs: the first beyond each multiple
+            return (passed + _ROUNDING) // self.number > (before + _ROUNDING) // self.number
+        return passed - before >= self.number
 
 
 def parse_period(text: str) -> Period:

@@ -74,9 +74,11 @@ def fit(
       task: What is learnt, see ``hessabs.training.tasks``.
       optimizer: Any optax transformation, whose updates are multiplied by the factor of rule and schedule
         unless it takes the extra argument ``lr_scale`` itself; it gets ``num_examples`` and ``value``, the mean
-        training loss, too. (One that evaluates the loss itself, ``optax.lbfgs`` or ``contrib.sam``, is
-        refused; ``optax.MultiSteps`` is not needed.) Or what ``make_optimizer`` returns. (The ``lr`` of records
-        is that of the latter, and for a chain of your own the factor on its rate.)
+        training loss, too. (What has to come after that factor, ``optax.keep_params_nonnegative`` say, does in
+        ``optax.chain(sgd, hessabs.scale_by_batch_size(), keep_params_nonnegative)``. One that evaluates the
+        loss itself, ``optax.lbfgs`` or ``contrib.sam``, is refused; ``optax.MultiSteps`` is not needed.) Or
+        what ``make_optimizer`` returns. (The ``lr`` of records is that of the latter, and for a chain of your
+        own the factor on its rate.)
       rule: How large the next batch is, of ``hessabs.batch_size``.
       epochs: Passes over the training data, at least 1.
       micro_batch_size: Examples that are handled at once, a divisor of the smallest batch (batch norm sees

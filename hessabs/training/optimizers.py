@@ -270,6 +270,38 @@ def _with_rate_inside(
     return optax.GradientTransformationExtraArgs(tx(lr).init, update)
 
 
+class _Key(NamedTuple):
+    """A random key in the state of an optimiser, as the numbers that it is made of."""
+
+    data: jax.Array
+    implementation: trees.Static
+
+
+def with_plain_keys(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Keep the random keys of a state as numbers, which alone can be saved and laid on devices."""
+
+    def plain(state: Any) -> Any:
+        return jax.tree.map(lambda x: _Key(jax.random.key_data(x), _kind(x)) if trees.is_key(x) else x, state)
+
+    def typed(state: Any) -> Any:
+        def one(x: Any) -> Any:
+            return jax.random.wrap_key_data(x.data, impl=x.implementation.value) if isinstance(x, _Key) else x
+
+        return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, _Key))
+
+    def update(
+        updates: optax.Updates, state: Any, params: Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        new, after = tx.update(updates, typed(state), params, **extra_args)
+        return new, plain(after)
+
+    return optax.GradientTransformationExtraArgs(lambda params: plain(tx.init(params)), update)
+
+
+def _kind(key: jax.Array) -> trees.Static:
+    return trees.Static(jax.random.key_impl(key))
+
+
 def evaluation_params(opt_state: Any, params: Params) -> Params:
     """Return the params to evaluate: the average, where there is a ``schedule_free`` in the optimiser."""
     found = trees.nodes(opt_state, contrib.ScheduleFreeState)

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from optax.contrib import ScheduleFreeState
 
 from hessabs import attacks, loops, trees
 from hessabs.batch_size import Controller, Count, Observation, sizes
+from hessabs.batch_size.counting import NEVER
 from hessabs.batch_size.rule import coupling_of, fraction_of
 from hessabs.checks import require
 from hessabs.data import Position, Reader, Source, epoch_order, fingerprint, micro_batches_per_epoch, reader
@@ -31,7 +33,7 @@ from hessabs.training.mesh import (
     shardings,
 )
 from hessabs.training.objectives import Objective, Share
-from hessabs.training.optimizers import Optimizer, as_optimizer
+from hessabs.training.optimizers import Optimizer, as_optimizer, with_plain_keys
 from hessabs.training.resident import make_gather
 from hessabs.training.settings import RunSettings, check_run
 from hessabs.training.step import (
@@ -158,6 +160,7 @@ def prepare(
     keeps_remainder = remainder == "keep"
     mesh = make_mesh(read_mesh(settings.mesh, settings.devices))
     optimizer = as_optimizer(optimizer)
+    optimizer = optimizer._replace(tx=with_plain_keys(optimizer.tx))
     size = _micro_batch_size(rule, micro_batch_size)
     _check_sizes(task, rule, settings, size, objective, mesh, keeps_remainder)
     num_examples = len(task.train)
@@ -188,6 +191,7 @@ def prepare(
     _check_coupling(optimizer, rule)
     by_python = objective.iterated and mesh is None and convolves and loops.choose(None) == "host"
     reads = what_reads(optimizer, task, state, prepared)
+    _check_average(state, rule, reads, schedule)
     functions, attack = make_functions(
         task,
         optimizer,
@@ -285,6 +289,16 @@ def _check_coupling(optimizer: Optimizer, rule: Controller) -> None:
             f"The weight decay of `optimizer` follows the batch beside a learning rate that follows it as "
             f"{counted!r}, and that of `rule` is {follows!r}: with_coupling(rule, {counted!r}), or "
             f"make_optimizer(..., lr_coupling={follows!r})."
+        )
+
+
+def _check_average(state: TrainState, rule: Controller, reads: Reads, schedule: Schedule | None) -> None:
+    changes = schedule is not None or Count.of(rule.init().observe_at) < NEVER
+    if changes and not reads.lr_scale and trees.nodes(state.opt_state, ScheduleFreeState):
+        raise ValueError(
+            "`optimizer` is a schedule_free, whose average is of the rate that it was made with: where rule or "
+            'schedule change the rate, make it with training.make_optimizer("schedule_free", lr=...), which '
+            "is told of it."
         )
 
 

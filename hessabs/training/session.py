@@ -227,4 +227,5 @@ class Session:
 
     def _marks(self, state: LoopState) -> Marks:
         minutes = (time.perf_counter() - self._started) / 60
-        return Marks(state.updates, state.samples, minutes, state.position.epoch)
+        epochs = state.position.epoch + state.position.index / self._run.epoch_micro_batches
+        return Marks(state.updates, state.samples, minutes, epochs)

@@ -97,7 +97,7 @@ def what_reads(optimizer: Optimizer, task: Task, state: TrainState, batch: Any) 
     """
 
     def update(lr_scale: jax.Array, weight: jax.Array, gradient: Any, opt_state: Any, params: Params) -> Any:
-        extra = {"lr_scale": lr_scale, "num_examples": jnp.ones(()), "value": jnp.ones(())}
+        extra = {"lr_scale": lr_scale, "num_examples": jnp.ones((), jnp.int32), "value": jnp.ones(())}
         extra |= _of_loss(task, state.model_state, {**batch, "weight": weight}, jax.random.key(0))
         return optimizer.tx.update(gradient, opt_state, params, **extra)
 
@@ -212,7 +212,7 @@ def make_functions(
         state: TrainState, totals: Totals, gradient: Params, lr_scale: Any, batch: Any = None
     ) -> TrainState:
         value = totals.loss * trees.safe_inverse(totals.weight)
-        extra = {"lr_scale": lr_scale, "num_examples": totals.examples, "value": value}
+        extra = {"lr_scale": lr_scale, "num_examples": totals.examples.astype(jnp.int32), "value": value}
         if reads_micro_batch:
             extra |= _of_loss(task, state.model_state, task.prepare(batch), keys(state, 0)[1])
         updates, opt_state = optimizer.tx.update(gradient, state.opt_state, state.params, **extra)
@@ -237,8 +237,10 @@ def make_functions(
         )
 
     def finish(state: TrainState, totals: Totals, lr_scale: Any, batch: Any = None) -> TrainState:
-        scale = trees.safe_inverse(totals.weight)
-        gradient = jax.tree.map(lambda g, p: (scale * g).astype(p.dtype), totals.gradient, state.params)
+        def mean(total: jax.Array, param: jax.Array) -> jax.Array:
+            return (total * trees.safe_inverse(totals.weight.astype(total.dtype))).astype(param.dtype)
+
+        gradient = jax.tree.map(mean, totals.gradient, state.params)
         if gradient_statistics:
             parts = totals.parts.astype(jnp.float32)
             statistics = GradientStatistics(

@@ -65,7 +65,9 @@ class Task(NamedTuple):
     class_names: tuple[str, ...] | None = None
     bounds: tuple[float, float] | None = None  # of prepared inputs, where continuous: attacks keep them
     augmentation: str = "none"  # what the stream draws for each training example, of ``data.AUGMENTATIONS``
-    num_workers: int = 0  # processes that read a source which is not in memory; 0 for threads
+    num_workers: int = (
+        0  # processes that read a source which is not in memory, see ``data.reader``; 0 for threads
+    )
     partition: Callable[[Mesh, Params], Any] | None = None  # (mesh, params) -> a tree of PartitionSpec
     settings: Mapping[str, Any] = {}  # what made it, for the workdir: flags by name
 
@@ -112,6 +114,12 @@ def check_task(task: Task, batch: Any) -> None:
     """
     params, model_state = jax.eval_shape(task.init, jax.random.key(0))
     trees.check_floating(params, "params")
+    keys = [path for path, leaf in trees.by_path(model_state).items() if trees.is_key(leaf)]
+    if keys:
+        raise ValueError(
+            f"The model state of {_named(task)} holds a random key at {keys[0]}, which cannot be saved: the "
+            "loss is given a key of its own for each micro-batch."
+        )
 
     def loss(train: bool, params: Params, model_state: Any, batch: Any) -> Any:
         return task.loss(params, model_state, task.prepare(batch), jax.random.key(0), train)

@@ -20,7 +20,7 @@ class AccumulateState(NamedTuple):
     num_present: jax.Array  # shape (), int32: those whose weight is not 0, the ones in `total`
     num_examples: jax.Array  # shape (), int32: examples in those, where their number is known
     updated: jax.Array  # shape (), bool: whether the last call made an update
-    weight: jax.Array  # shape (), float32: sum of their weights
+    weight: jax.Array  # shape (), float32, float64 where a param is: sum of their weights
     square: jax.Array  # shape (), float32: sum of weight * ||gradient||^2, with `statistics`
     total: Params  # sum of weight * gradient, at least float32, sharded like the params
     inner_state: optax.OptState
@@ -93,10 +93,11 @@ def accumulate(
     def init(params: Params) -> AccumulateState:
         zero = functools.partial(jnp.zeros, ())  # an array each, so that the state may be donated
         counts = zero(jnp.int32), zero(jnp.int32), zero(jnp.int32)
-        total = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params)
-        return AccumulateState(
-            *counts, zero(bool), zero(jnp.float32), zero(jnp.float32), total, inner.init(params)
+        total = jax.tree.map(
+            lambda p: jnp.zeros_like(p, jnp.promote_types(jnp.result_type(p), jnp.float32)), params
         )
+        widest = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in jax.tree.leaves(total)))
+        return AccumulateState(*counts, zero(bool), zero(widest), zero(jnp.float32), total, inner.init(params))
 
     def update(
         updates: optax.Updates,
@@ -112,13 +113,14 @@ def accumulate(
         wanted = num_micro_batches
         if wanted is None:
             wanted = _num_micro_batches(state.inner_state, micro_batch_size)
-        weight = jnp.asarray(weight, jnp.float32)
+        weight = jnp.asarray(weight, state.weight.dtype)
+        updates = jax.tree.map(jnp.asarray, updates)
         # Not "above 0": a weight of NaN is a mistake and has to show.
         present = weight != 0
         added = 0 if num_examples is None else jnp.where(present, jnp.asarray(num_examples, jnp.int32), 0)
         squared = jnp.zeros((), jnp.float32)
         if statistics:
-            squared = jnp.where(present, weight * trees.vdot(updates, updates).astype(jnp.float32), 0)
+            squared = jnp.where(present, weight * trees.vdot(updates, updates), 0).astype(jnp.float32)
         sums = AccumulateState(
             num_accumulated=state.num_accumulated + 1,
             num_present=state.num_present + present,
@@ -139,7 +141,7 @@ def accumulate(
             if num_examples is not None:
                 extra["num_examples"] = sums.num_examples
             if statistics and micro_batch_size is not None:
-                squares = sums.square * scale, trees.vdot(mean, mean).astype(jnp.float32)
+                squares = (x.astype(jnp.float32) for x in (sums.square * scale, trees.vdot(mean, mean)))
                 extra["gradient_statistics"] = GradientStatistics(micro_batch_size, sums.num_present, *squares)
             new_updates, new_state = inner.update(mean, inner_state, params, **extra)
             return new_updates, jax.tree.map(lambda n, o: jnp.asarray(n, o.dtype), new_state, inner_state)

@@ -114,7 +114,7 @@ def by_samples(
         # Whole steps apart, so that they stay exact beyond the 2**24 that a float32 can count to.
         whole, rest = divide(state.samples, examples_per_step)
         step = whole.to_float() + rest.to_float() / examples_per_step
-        rate = jnp.asarray(schedule(step), jnp.float32) * (-1 if flip_sign else 1)
+        rate = jnp.asarray(schedule(step), float) * (-1 if flip_sign else 1)
         return scaled(updates, rate), BySamplesState(state.samples + examples)
 
     return optax.GradientTransformationExtraArgs(lambda params: BySamplesState(Count.of(0)), update)

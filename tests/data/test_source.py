@@ -1,6 +1,10 @@
 """Sources: whatever a caller has, by index; what has no random access or no one shape is refused."""
 
+import os
+import pathlib
 import pickle
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -223,3 +227,18 @@ def test_a_subset_by_a_mask_by_a_list_and_none(kind):
     for wrong in (mask[:-1], [10], [0.5]):
         with pytest.raises(ValueError, match=r"mask must be of shape|must be whole numbers within the 10"):
             subset(source, wrong)
+
+
+@pytest.mark.slow
+def test_workers_of_a_script_that_is_not_guarded_are_explained(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from hessabs.data import reader\n"
+        "from tests.data.test_source import Squares\n"
+        "reader(Squares(), 3, seed=0, num_workers=1)(1)\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert 'must stand under `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]

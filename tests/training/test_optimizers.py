@@ -10,8 +10,10 @@ import optax
 import pytest
 from optax import contrib
 
+import hessabs
 from hessabs import batch_size, data, models
 from hessabs.training import fit, tasks
+from hessabs.training.durability import Durability
 from hessabs.training.muon import dimension_numbers
 from hessabs.training.optimizers import (
     READ_WITH,
@@ -19,6 +21,7 @@ from hessabs.training.optimizers import (
     as_optimizer,
     check_optimizer,
     make_optimizer,
+    with_plain_keys,
 )
 from hessabs.training.run import prepare
 from tests.training.runs import MICRO, N, digits_task
@@ -454,3 +457,64 @@ def test_a_decay_that_counts_on_another_rate_is_refused():
         (plain, rule),
     ):
         prepare(digits_task(), optimizer, fitting)
+
+
+def test_the_random_keys_of_an_optimizer_are_kept_as_numbers():
+    noisy = optax.with_extra_args_support(optax.chain(optax.add_noise(0.1, 0.5, key=3), optax.sgd(0.1)))
+    plain, params = with_plain_keys(noisy), draw(0)
+    state, want_state = plain.init(params), noisy.init(params)
+    for seed in range(2):
+        got, state = jax.jit(plain.update)(draw(seed), state, params)
+        want, want_state = jax.jit(noisy.update)(draw(seed), want_state, params)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert [np.asarray(leaf).dtype.kind for leaf in jax.tree.leaves(state)] == ["i", "u"]  # a count and the key
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_draws_is_saved_and_goes_on_to_the_same_bits(tmp_path):
+    def train(epochs, workdir, **durability):
+        optimizer = optax.noisy_sgd(0.1, key=3)
+        return fit(
+            digits_task(),
+            optimizer,
+            batch_size.constant(2 * MICRO),
+            epochs=epochs,
+            workdir=tmp_path / workdir,
+            durability=Durability(**durability),
+        )
+
+    whole = train(2, "whole")
+    train(1, "parts")
+    parts = train(2, "parts", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
+
+
+def test_schedule_free_of_optax_is_refused_where_its_rate_would_change():
+    plain = contrib.schedule_free_sgd(0.5)
+    grows, stays = batch_size.timer(16, 64, every=100), batch_size.constant(16)
+    for rule, schedule in ((grows, None), (stays, lambda samples: 1.0)):
+        with pytest.raises(ValueError, match=r"make_optimizer\(\"schedule_free\""):
+            prepare(digits_task(), plain, rule, schedule=schedule)
+    prepare(digits_task(), plain, stays)
+    named = make("schedule_free")
+    prepare(digits_task(), named, batch_size.with_coupling(batch_size.timer(32, 64, every=100), "sqrt"))
+
+
+@pytest.mark.slow
+def test_what_stands_after_the_factor_has_the_last_word():
+    tx = optax.chain(optax.sgd(0.5), hessabs.scale_by_batch_size(), optax.keep_params_nonnegative())
+    result = fit(digits_task(), tx, batch_size.timer(16, 64, every=50), epochs=2)
+    assert result.records[-1]["lr"] > 1
+    assert min(float(leaf.min()) for leaf in jax.tree.leaves(result.params)) == 0
+
+
+@pytest.mark.slow
+def test_a_schedule_by_samples_is_told_the_examples_of_each_update():
+    def train(rate):
+        tx = optax.chain(optax.scale_by_adam(), rate)
+        return fit(digits_task(), tx, batch_size.timer(16, 64, every=50), epochs=2).params
+
+    stepped = optax.piecewise_constant_schedule(0.01, {0: 1.0})
+    jax.tree.map(
+        np.testing.assert_array_equal, train(hessabs.by_samples(stepped, 16)), train(optax.scale(-0.01))
+    )

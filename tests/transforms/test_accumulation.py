@@ -61,6 +61,17 @@ def test_the_mean_of_bfloat16_gradients_is_taken_in_float32():
     assert (float(updates), updates.dtype) == (1.0, jnp.bfloat16)
 
 
+def test_the_mean_of_float64_gradients_is_taken_in_float64():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        gradients, weights = rng.normal(size=(3, 5)), np.array([0.1, 0.2, 0.3])
+        tx = hessabs.accumulate(optax.sgd(1.0), num_micro_batches=3)
+        state = tx.init(jnp.zeros(5))
+        for gradient, weight in zip(gradients, weights, strict=True):
+            updates, state = tx.update(jnp.asarray(gradient), state, weight=weight)
+        np.testing.assert_allclose(updates, -weights @ gradients / weights.sum(), rtol=1e-14)
+
+
 def test_weights_of_zero_give_a_zero_update():
     tx = hessabs.accumulate(optax.identity(), num_micro_batches=1)
     updates, _ = tx.update(jnp.ones(()), tx.init(jnp.ones(())), weight=0.0)

@@ -16,7 +16,7 @@ from hessabs.data import micro_batches
 from hessabs.models import create
 from hessabs.training import loop, tasks
 from hessabs.training.checkpoints import DamagedError
-from hessabs.training.durability import Durability, Period, parse_period
+from hessabs.training.durability import Durability, Marks, Period, parse_period
 from hessabs.training.interruption import Interrupted
 from hessabs.training.loop import train
 from hessabs.training.loop_state import arrays_of, start
@@ -290,6 +290,31 @@ def test_a_checkpoint_is_a_copy(base):
 )
 def test_periods(text, want):
     assert parse_period(text) == Period(*want)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("1epochs", [10, 20, 30]),
+        ("0.5epochs", [5, 10, 15, 20, 25, 30]),
+        ("0.1epochs", list(range(1, 31))),
+        ("1.5epochs", [15, 30]),
+        ("7updates", [7, 14, 21, 28]),
+    ],
+)
+def test_a_period_passes_at_its_multiples(text, want):
+    marks = [Marks(n, 20 * n, 0.0, n // 10 + n % 10 / 10) for n in range(31)]  # epochs of ten updates
+    saved = [0]
+    for n in range(1, 31):
+        if parse_period(text).has_passed(marks[n], marks[saved[-1]]):
+            saved.append(n)
+    assert saved[1:] == want
+
+
+def test_a_period_of_epochs_passes_at_the_first_update_beyond_its_end():
+    first, second = (Marks(0, 0, 0.0, epochs) for epochs in (0.9, 1.04))
+    assert Period(1, "epochs").has_passed(second, first)
+    assert not Period(1, "epochs").has_passed(Marks(0, 0, 0.0, 1.98), second)
 
 
 @pytest.mark.parametrize("text", ["", "10", "min", "0min", "-1epochs", "10 parsecs", "1e3samples"])
