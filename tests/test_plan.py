@@ -166,10 +166,12 @@ def test_the_picture_has_the_rates_of_the_table(capsys, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
         "hessabs.cli.plan.draw_plans",
-        lambda path, bounds, lr, title: drawn.update({row.epoch: lr(row) for row in bounds.most.epochs}),
+        lambda path, bounds, rates, title: drawn.update(enumerate(rates(bounds.most), 1)),
     )
     flags = ["--num_examples=1437", "--batch_size=32", "--epochs=5", "--schedule=linear", "--lr=0.1"]
     _, out, _ = run(capsys, "--method=bl", *flags, f"--output={tmp_path / 'p.png'}")
     rows = [line.split() for line in out.splitlines()[1:6]]
     np.testing.assert_allclose([drawn[int(row[0])] for row in rows], [float(row[2]) for row in rows], rtol=1e-4)
-    assert drawn[5] == 0 < drawn[4] < drawn[1] < 0.1
+    # Each epoch of 1,437 examples ends with 29 of an update, and the rate falls to 0 at the last example.
+    assert drawn[5] == pytest.approx(0.1 * 32 / (5 * 1437))
+    assert drawn[1] == pytest.approx(0.1 * (1 - (1437 - 32) / (5 * 1437)))

@@ -133,7 +133,9 @@ def test_an_eigenvalue_that_is_measured_seldom_has_not_ended(drawn):
 def test_the_picture_of_a_plan_has_a_line_for_each_bound(drawn):
     run = PlanSettings(epochs=12, batch_size=64)
     for rule in (Abs(max_batch_size=256), Bl()):
-        pictures.draw_plans("", methods.make_plans(run, rule, 1280), lambda row: 0.1 * row.lr_scale, "a plan")
+        pictures.draw_plans(
+            "", methods.make_plans(run, rule, 1280), lambda plan: [0.1] * len(plan.epochs), "a plan"
+        )
     assert [[len(axes.get_lines()) for axes in figure.axes] for figure in drawn] == [[2, 2], [1, 1]]
     assert ticks(drawn[0].axes[0]) == ["64", "128", "256"]
 

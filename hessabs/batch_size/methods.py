@@ -212,12 +212,13 @@ def make_plans(
     whole_updates: bool = False,
     lr: float = 0.1,
     warmup_epochs: float = 5,
-    lr_schedule: Callable[[int], float] | None = None,
+    schedule_of: Callable[[int], Callable[[int], float]] | None = None,
 ) -> Bounds:
     """Plan the run of a method: between which bounds it lies, both the same for a rule that measures nothing.
 
     ``whole_updates`` are those of a training run, see ``plan``. Otherwise they are counted as in the slides: by
     default in micro-batches of ``batch_size``, and for bl and fb with the remainder of an epoch.
+    ``schedule_of`` makes the outer schedule from the examples of an epoch, which are others then.
 
     >>> make_plans(PlanSettings(), choose("gg", {"max_batch_size": 640}), 50_000).fewest.updates
     16380
@@ -227,8 +228,9 @@ def make_plans(
         micro = None if compares_parts(method) else run.batch_size
         run = run._replace(micro_batch_size=run.micro_batch_size or micro, remainder=run.remainder or slides)
     run, method = resolve(run, method, num_examples)
+    outer = None if schedule_of is None else schedule_of(per_epoch(run, num_examples))
     return growth_bounds(
-        make_rule(run, method, num_examples, lr=lr, warmup_epochs=warmup_epochs, lr_schedule=lr_schedule),
+        make_rule(run, method, num_examples, lr=lr, warmup_epochs=warmup_epochs, lr_schedule=outer),
         num_examples=num_examples,
         epochs=run.epochs,
         micro_batch_size=run.micro_batch_size,
@@ -238,8 +240,8 @@ def make_plans(
     )
 
 
-def never_reached(run: PlanSettings, method: Method) -> list[str]:
-    """Say which epochs of the schedules lie beyond the end of a run, a sentence for each schedule.
+def never_reached(run: PlanSettings, method: Method, warmup_epochs: float = 0) -> list[str]:
+    """Say which epochs of the schedules lie beyond the end of a run, and whether a rule's warm-up does.
 
     >>> never_reached(PlanSettings(epochs=70), choose("bl", {}))
     ['`lr_decay_epochs` 80: the run ends before, after epochs=70.']
@@ -251,4 +253,9 @@ def never_reached(run: PlanSettings, method: Method) -> list[str]:
         if late:
             shown = ",".join(map(str, late))
             lines.append(f"`{name}` {shown}: the run ends before, after epochs={run.epochs}.")
+    if warmup_epochs > run.epochs:
+        lines.append(
+            f"`warmup_epochs` {warmup_epochs:g}: the run ends before, after epochs={run.epochs}, and never has "
+            "its whole rate."
+        )
     return lines

@@ -23,6 +23,7 @@ class PlannedEpoch(NamedTuple):
 
     epoch: int  # from 1
     samples: int  # examples trained on since the start
+    last_update: int  # of these before its last update, whose learning rate is that of a schedule here
     batch_size: int
     lr_scale: float  # factor on the learning rate
     adversarial_fraction: float
@@ -91,7 +92,7 @@ def plan(
     update = jax.jit(controller.update)
 
     batches = -(-per_epoch // size)  # micro-batches in an epoch
-    updates, measurements, done, rows = Fraction(0), 0, 0, list[PlannedEpoch]()
+    updates, measurements, done, last_update, rows = Fraction(0), 0, 0, 0, list[PlannedEpoch]()
     while done < epochs * batches:
         # On to the next call of the rule or the end of the epoch; with whole updates further to an update's.
         asked, into_epoch = divmod(int(state.observe_at), per_epoch)
@@ -106,15 +107,19 @@ def plan(
             else:
                 stop = done + complete * per_update
             updates += complete
+            if complete:
+                last_update = _samples(done + (complete - 1) * per_update, batches, per_epoch, size)
         else:
             trained = _samples(stop, batches, per_epoch, size) - _samples(done, batches, per_epoch, size)
             updates += Fraction(trained, int(state.batch_size))
+            last_update = max(_samples(stop, batches, per_epoch, size) - int(state.batch_size), 0)
         done, samples = stop, _samples(stop, batches, per_epoch, size)
         called = done >= call
         while len(rows) < done // batches:
             decided = int(state.batch_size), float(state.lr_scale), float(state.adversarial_fraction)
             counted = measurements + (called and bool(state.measure))
-            rows.append(PlannedEpoch(len(rows) + 1, samples, *decided, float(updates), counted))
+            counts = len(rows) + 1, samples, last_update
+            rows.append(PlannedEpoch(*counts, *decided, float(updates), counted))
         if called:
             measuring = bool(state.measure)
             state = jax.device_get(update(observe(samples, measurements), state))

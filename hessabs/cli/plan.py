@@ -60,13 +60,12 @@ def main(values: flags.FlagValues) -> int:
         times = measure_seconds(task, rule.run.micro_batch_size or rule.run.batch_size)
     elif options.t_comp is not None:
         times = StepSeconds(options.t_comp, options.t_comm or 0.0, options.t_hess or 0.0)
-    print(report(bounds, whole, lr=rule.optimizer.lr, schedule=rule.schedule, times=times))
-    for line in methods.never_reached(rule.run, rule.method):
+    print(report(bounds, whole, rule.rates, times))
+    for line in rule.notes:
         files.say(line)
     if options.output is not None:
         title = f"{methods.name_of(rule.method)}, {rule.run.epochs} epochs"
         with files.usable("output", pathlib.Path(options.output)):
-            lr, schedule = rule.optimizer.lr, rule.schedule
-            draw_plans(options.output, bounds, lambda row: lr * row.lr_scale * schedule(row.samples), title)
+            draw_plans(options.output, bounds, rule.rates, title)
         print(f"picture: {options.output}")
     return 0

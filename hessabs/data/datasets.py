@@ -128,6 +128,16 @@ def load(
     return dataset._replace(test=subset(dataset.test, kept))
 
 
+def located(name: str) -> str:
+    """Return the name of a data set with its path, if it has one, from the root: the same from every folder.
+
+    >>> located("digits"), located("text:/usr/share/words")
+    ('digits', 'text:/usr/share/words')
+    """
+    kind, has_path, path = name.partition(":")
+    return f"{kind}:{pathlib.Path(path).expanduser().absolute()}" if has_path else name
+
+
 def _load_digits() -> Dataset:
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:

@@ -4,16 +4,22 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from hessabs.batch_size import Bounds, Controller, methods
+from hessabs.batch_size import Bounds, Controller, Plan, methods
 from hessabs.batch_size import settings as rules
 from hessabs.data.text import describe
 from hessabs.training import factories, fields
 from hessabs.training.objectives.named import ObjectiveSettings, make_objective, resolve_objective
-from hessabs.training.optimizers import Optimizer, OptimizerSettings, check_optimizer, make_optimizer
+from hessabs.training.optimizers import (
+    LEARNING_RATE,
+    Optimizer,
+    OptimizerSettings,
+    check_optimizer,
+    make_optimizer,
+)
 from hessabs.training.schedules import Schedule, ScheduleSettings, check_schedule, of_settings
 from hessabs.training.settings import RunSettings, check_run
 from hessabs.training.task import Task
-from hessabs.training.tasks.named import TaskSettings, make_named
+from hessabs.training.tasks.named import TaskSettings, check_unread, make_named
 
 
 class MethodSettings(NamedTuple):
@@ -45,6 +51,13 @@ class RuleParts(NamedTuple):
     schedule: Schedule
     record: dict[str, Any]  # every setting that made them
     plans: Callable[..., Bounds]  # whole_updates -> what is planned
+    schedule_of: Callable[[int], Schedule]  # from the examples of an epoch
+    notes: list[str]  # what the user should hear
+
+    def rates(self, plan: Plan) -> list[float]:
+        """List the learning rates of the last update in each epoch of a plan."""
+        schedule = self.schedule_of(plan.epochs[-1].samples // len(plan.epochs))
+        return [self.optimizer.lr * row.lr_scale * schedule(row.last_update) for row in plan.epochs]
 
 
 class Parts(NamedTuple):
@@ -93,7 +106,9 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
     if run.remainder == "fill":
         raise ValueError("`remainder` must be drop or keep for a training run; fill is for a plan.")
 
-    task = make_named(_read(TaskSettings, given)) if task is None else task
+    if task is None:
+        check_unread(given)
+        task = make_named(_read(TaskSettings, given))
     num_examples = len(task.train)
     made = _make(chosen, given, num_examples, task.name, task.num_classes)
     settings = settings._replace(hessian_batch_size=min(settings.hessian_batch_size, num_examples))
@@ -106,7 +121,7 @@ def assemble(given: Mapping[str, Any], task: Task | None = None) -> Parts:
         "settings": settings,
         "record": {**made.record, **objective._asdict()},
     }
-    notes = methods.never_reached(made.run, made.method)
+    notes = made.notes
     if "text" in task.settings:
         notes.insert(0, describe(task.name, task.settings["text"]))
     return Parts(task, made.optimizer, made.rule, options, notes)
@@ -137,6 +152,11 @@ def _choose(given: Mapping[str, Any]) -> _Chosen:
     methods.check(run, method)
     optimizer, schedule = _read(OptimizerSettings, given), _read(ScheduleSettings, given)
     check_optimizer(optimizer, given)
+    if name == "gg" and schedule.schedule != "step":
+        raise ValueError(
+            f"`method` gg grows where `schedule` step would fall, got {schedule.schedule}: seesaw grows as any "
+            "schedule falls."
+        )
     check_schedule(schedule, given)
     if schedule.schedule != "step":
         run = run._replace(lr_decay_epochs=())
@@ -163,19 +183,28 @@ def _make(
     shown = schedule._replace(warmup_epochs=warmup if is_fb else schedule.warmup_epochs)
     if is_fb:  # its warm-up is the rule's, up to the scaled rate
         schedule = schedule._replace(warmup_epochs=0)
-    outer = of_settings(schedule, epochs=run.epochs, per_epoch=methods.per_epoch(run, num_examples))
-    pace: Any = {"lr": optimizer.lr, "warmup_epochs": warmup, "lr_schedule": outer}
+
+    def schedule_of(per_epoch: int) -> Schedule:
+        return of_settings(schedule, epochs=run.epochs, per_epoch=per_epoch)
+
+    outer = schedule_of(methods.per_epoch(run, num_examples))
+    pace: Any = {"lr": optimizer.lr, "warmup_epochs": warmup}
     record: dict[str, Any] = {"method": chosen.name}
-    for part in (run, method, chosen.optimizer._replace(lr=optimizer.lr), shown):
+    lr = optimizer.lr if optimizer.rate_name == LEARNING_RATE else chosen.optimizer.lr
+    for part in (run, method, chosen.optimizer._replace(lr=lr), shown):
         record |= part._asdict()
     if fields.is_factory(chosen.optimizer.optimizer):
         record["optimizer"] = factories.describe(chosen.optimizer.optimizer)
     return RuleParts(
         run=run,
         method=method,
-        rule=methods.make_rule(run, method, num_examples, **pace),
+        rule=methods.make_rule(run, method, num_examples, **pace, lr_schedule=outer),
         optimizer=optimizer,
         schedule=outer,
         record=record,
-        plans=functools.partial(methods.make_plans, chosen.run, method, num_examples, **pace),
+        plans=functools.partial(
+            methods.make_plans, chosen.run, method, num_examples, **pace, schedule_of=schedule_of
+        ),
+        schedule_of=schedule_of,
+        notes=methods.never_reached(run, method, warmup if is_fb else 0),
     )

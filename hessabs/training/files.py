@@ -30,6 +30,7 @@ class RunFolder(NamedTuple):
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"  # what the run is: its settings, and where its factories lie
 SUMMARY = "summary.json"
+DIVERGED = "diverged.json"  # in place of a summary: what was not finite
 CURVES = "curves.png"
 PARAMS = "params"
 CHECKPOINTS = "checkpoints"
@@ -75,7 +76,7 @@ def usable(flag: str, path: pathlib.Path | None, then: str = "") -> Iterator[Non
 def start_workdir(workdir: pathlib.Path) -> None:
     """Make the folder of a run and remove what an earlier run wrote there, and what was made of it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, METRICS, SUMMARY, CURVES, EVENTS, "metrics.csv", "wandb.json"):
+    for name in (CONFIG, METRICS, SUMMARY, DIVERGED, CURVES, EVENTS, "metrics.csv", "wandb.json"):
         (workdir / name).unlink(missing_ok=True)
     for name in (PARAMS, CHECKPOINTS, "tensorboard"):
         if (workdir / name).exists():

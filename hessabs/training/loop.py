@@ -18,7 +18,7 @@ from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
-from hessabs.training.loop_state import Decision, LoopState, Snapshot
+from hessabs.training.loop_state import Decision, LoopState, Snapshot, learning_rate
 from hessabs.training.mesh import first_micro_batch, split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
@@ -232,7 +232,8 @@ def _decide(run: Run, state: LoopState, session: Session, measured: tuple[float,
     if decision != state.decision:
         check_loss(run, state)
         state = state._replace(decision=decision)
-        session.tell("decision", {**said(run, state), "eigenvalue": measured[0], "residual": measured[1]})
+        lr = learning_rate(run, state.decision, state.samples)
+        session.tell("decision", {**said(state, lr), "eigenvalue": measured[0], "residual": measured[1]})
     return state
 
 
@@ -275,7 +276,8 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
     if totals is not None:
         train = functions.finish(train, totals, lr_scale, *shown)
         wait_for(train, run.mesh)
-    return state._replace(train=train, updates=state.updates + 1, samples=samples, position=position)
+    lr = learning_rate(run, state.decision, state.samples)
+    return state._replace(train=train, lr=lr, updates=state.updates + 1, samples=samples, position=position)
 
 
 def _drop(run: Run, state: LoopState, read: Reader) -> LoopState:

@@ -52,6 +52,7 @@ class LoopState(NamedTuple):
     train: TrainState
     controller: ControllerState  # on the host
     decision: Decision  # of the next update
+    lr: float  # of the last update, before a guard; until there is one, of the first
     updates: int  # train.updates, known to the host
     samples: int  # examples trained on, and those dropped
     position: Position  # of the stream
@@ -78,7 +79,17 @@ def start(run: Run) -> LoopState:
     eigenvector = trees.normal_like(key, params)
     decision = Decision.of(run.objective, controller)
     return LoopState(
-        run.state, controller, decision, 0, 0, Position(0, 0), eigenvector, NOT_MEASURED, None, drops=()
+        train=run.state,
+        controller=controller,
+        decision=decision,
+        lr=learning_rate(run, decision, 0),
+        updates=0,
+        samples=0,
+        position=Position(0, 0),
+        eigenvector=eigenvector,
+        measured=NOT_MEASURED,
+        last_eigenvalue=None,
+        drops=(),
     )
 
 
@@ -103,6 +114,7 @@ def record_of(snapshot: Snapshot) -> dict[str, Any]:
     state = snapshot.state
     return {
         "decision": state.decision._asdict(),
+        "lr": state.lr,
         "updates": state.updates,
         "samples": state.samples,
         "position": list(state.position),
@@ -128,6 +140,7 @@ def restore(like: LoopState, arrays: Mapping[str, np.ndarray], record: Mapping[s
     state = like._replace(
         **jax.tree.unflatten(jax.tree.structure(_arrays(like)), leaves),
         decision=Decision(**record["decision"]),
+        lr=float(record["lr"]),
         updates=int(record["updates"]),
         samples=int(record["samples"]),
         position=Position(*map(int, record["position"])),

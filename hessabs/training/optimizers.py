@@ -26,6 +26,8 @@ from hessabs.typing import Params
 
 Name = Literal["sgd", "nesterov", "adamw", "lion", "muon", "lamb", "lars", "schedule_free", "prodigy"]
 
+LEARNING_RATE = "learning rate"
+
 _SGD = ("sgd", "nesterov", "lars")  # the kind whose step grows with its gradient
 _RATES = {
     **{"sgd": 0.1, "nesterov": 0.1, "lars": 1.0, "schedule_free": 2.5e-3},
@@ -118,7 +120,7 @@ class Optimizer(NamedTuple):
     lr: float  # at the first batch size; 1.0 of a file's that does not say
     evaluation_params: Callable[[Any, Params], Params]  # (opt_state, params) -> what is evaluated and saved
     name: str = "the optimiser"  # in messages; of a file's, where it is
-    rate_name: str = "learning rate"  # what `lr` is: of a chain of one's own the factor on its rate
+    rate_name: str = LEARNING_RATE  # what `lr` is: of a chain of one's own the factor on its rate
     decay_coupling: Coupling | None = None  # that its weight decay counts on, where that follows the batch
 
 
@@ -317,8 +319,10 @@ def _of_file(settings: OptimizerSettings, clip: list[Any]) -> Optimizer:
     what = "an optax transformation, with an init and an update"
     made = call_factory(factory, (optax.GradientTransformation, Optimizer), what, **given)
     default = getattr(parameter, "default", None)
-    lr = settings.lr if settings.lr is not None else default if isinstance(default, float) else 1.0
-    optimizer = as_optimizer(made, lr=lr)
+    lr = settings.lr if settings.lr is not None else default if isinstance(default, float) else None
+    optimizer = as_optimizer(made, lr=1.0 if lr is None else lr)
+    if lr is not None:
+        optimizer = optimizer._replace(rate_name=LEARNING_RATE)
     tx = optax.with_extra_args_support(optax.chain(*clip, optimizer.tx))
     return optimizer._replace(tx=tx, name=factories.where(factory))
 

@@ -12,7 +12,7 @@ from hessabs import trees
 from hessabs.curvature import PowerIterationResult
 from hessabs.training.clock import Clock
 from hessabs.training.finite import check_loss
-from hessabs.training.loop_state import NOT_MEASURED, LoopState, learning_rate
+from hessabs.training.loop_state import NOT_MEASURED, LoopState
 from hessabs.training.progress import Progress
 from hessabs.training.run import Run
 from hessabs.training.step import TrainState, averaged, mean_loss, read_loss
@@ -22,15 +22,14 @@ from hessabs.typing import Params
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def said(run: Run, state: LoopState) -> dict[str, Any]:
-    """Say where a run is and what its next update is: what the lines of epochs and decisions share."""
-    decision = state.decision
+def said(state: LoopState, lr: float) -> dict[str, Any]:
+    """Say where a run is and what its last update was, or its next one will be after a decision."""
     return {
         "updates": state.updates,
         "samples": state.samples,
-        "batch_size": decision.batch_size,
-        "lr": learning_rate(run, state.decision, state.samples),
-        "adversarial_fraction": decision.adversarial_fraction,
+        "batch_size": state.decision.batch_size,
+        "lr": lr,
+        "adversarial_fraction": state.decision.adversarial_fraction,
     }
 
 
@@ -58,7 +57,7 @@ def end_epoch(run: Run, state: LoopState, epoch: int, clock: Clock) -> tuple[dic
             tracked = run.track(seen.params, seen.model_state, state.eigenvector)
     record = {
         "epoch": epoch,
-        **said(run, state),
+        **said(state, state.lr),
         **_guarded(train_state.opt_state),
         "train_loss": loss,
         **results,
@@ -105,7 +104,7 @@ def show(run: Run, state: LoopState, progress: Progress, ended: dict[str, Any] |
         loss=loss if loss == loss else None,
         **shown,
         batch=state.decision.batch_size,
-        lr=learning_rate(run, state.decision, state.samples),
+        lr=state.lr,
         eigenvalue=state.last_eigenvalue,
         updates=state.updates,
     )

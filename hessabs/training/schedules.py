@@ -21,6 +21,7 @@ READ_WITH: dict[str, tuple[Name, ...]] = {
     "lr_end": ("cosine", "linear", "wsd"),
     "decay_fraction": ("wsd",),
     "lr_decay_epochs": ("step",),
+    "lr_decay": ("step",),
 }
 """Settings that not every schedule reads."""
 

@@ -5,6 +5,7 @@ and go on alike.
 """
 
 import contextlib
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -118,10 +119,15 @@ class Session:
 
     def rewind(self, error: NonFiniteError) -> Snapshot:
         """Return to the last checkpoint, to go on with a batch dropped, if that was asked for."""
-        store = self._saves if self._options.on_nan == "rewind" else None
-        snapshot = self._go_to(lambda: store.rewind(error)) if store else None
-        if snapshot is None:
-            raise error
+        store, folder = self._saves if self._options.on_nan == "rewind" else None, self._folder
+        try:
+            snapshot = self._go_to(lambda: store.rewind(error)) if store else None
+            if snapshot is None:
+                raise error
+        except FloatingPointError as last:
+            if folder:
+                self._on_first(functools.partial(folder.end_diverged, last))
+            raise
         return snapshot
 
     def _go_to(self, find: Callable[[], Found | None]) -> Snapshot | None:

@@ -17,7 +17,7 @@ from hessabs.training.loop_state import Drop, LoopState, Snapshot, restore, temp
 from hessabs.training.network import save_network
 from hessabs.training.run import Run
 
-_FORMAT = 3
+_FORMAT = 4
 _MAY_DIFFER = ("data_dir", "data_workers", "devices", "mesh", "callbacks", "text")
 _FALL_TO_THE_END = ("cosine", "linear", "wsd")  # schedules that the number of epochs changes from the start
 
@@ -65,6 +65,7 @@ class Store:
         """Write what the run is; ``anew``, what an earlier run left is removed first."""
         if anew:
             files.start_workdir(self.folder)
+        (self.folder / files.DIVERGED).unlink(missing_ok=True)
         files.write_json(self.folder / files.CONFIG, self._run.record)
 
     def find(self) -> Found | None:
@@ -94,6 +95,10 @@ class Store:
         if found is not None:
             say(f"{error} Rewinding to {found.snapshot.state.samples} examples, see {files.EVENTS}.")
         return found
+
+    def end_diverged(self, error: FloatingPointError) -> None:
+        """Write that the run has ended without a network, for what looks at its folder."""
+        files.write_json(self.folder / files.DIVERGED, {"diverged": str(error)})
 
     def append(self, record: dict[str, Any]) -> None:
         """Write the record of an epoch."""
@@ -160,11 +165,11 @@ def _score(line: Mapping[str, Any]) -> float:
 def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare what was saved with a run that is to go on: a ValueError shows both values of each that differs.
 
-    All settings must be equal but ``data_dir`` and ``text`` (the examples are compared), ``data_workers``,
-    callbacks, and the devices: on another number of them the result is the same to float tolerance. So must be
-    the data, and what optimiser and rule compute, where the versions that compute it are the same. ``epochs``
-    may be more than were saved, unless the learning rate falls to the end of the run; the ends of other things
-    are settings of their own.
+    All settings must be equal but ``data_dir``, ``text`` and the path of data (the examples are compared),
+    ``data_workers``, callbacks, and the devices: on another number of them the result is the same to float
+    tolerance. So must be the data, and what optimiser and rule compute, where the versions that compute it are
+    the same. ``epochs`` may be more than were saved, unless the learning rate falls to the end of the run; the
+    ends of other things are settings of their own.
     """
     old = dict(saved["config"])
     config = json.loads(json.dumps(now["config"]))
@@ -176,6 +181,7 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
         and name in old
         and old[name] != value
         and not (name in made and name in made_now)
+        and not (name in ("dataset", "name") and _is_moved(old, config))
         and not (name == "epochs" and value > old["epochs"] and old.get("schedule") not in _FALL_TO_THE_END)
         and not (name == "adversarial_epochs" and not config.get("adversarial_fraction"))
     ]
@@ -195,6 +201,12 @@ def refuse_contradictions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> N
             f"This is not the run that was saved: {'; '.join(wrong)}. Its place in the data, its rule and its "
             "optimiser belong to what it began with: pass that, or begin a run of its own in another workdir."
         )
+
+
+def _is_moved(old: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both are data sets of the same kind, named by where they lie: their examples are compared."""
+    kinds = [str(config.get("dataset")).partition(":") for config in (old, now)]
+    return kinds[0][0] == kinds[1][0] and all(has_path for _, has_path, _ in kinds)
 
 
 def _shown(value: Any) -> str:

@@ -359,3 +359,6 @@ def test_epochs_beyond_the_end():
         "`grow_epochs` 60: the run ends before, after epochs=60.",
     ]
     assert never_reached(run._replace(epochs=81), fixed) == []
+    (line,) = never_reached(PlanSettings(epochs=3, lr_decay_epochs=()), Fb(), 5)
+    assert line.startswith("`warmup_epochs` 5: the run ends before, after epochs=3")
+    assert never_reached(PlanSettings(epochs=5, lr_decay_epochs=()), Fb(), 5) == []

@@ -217,14 +217,16 @@ def simulate(controller: Controller, observe, *, num_examples, epochs, size, rem
     per_epoch = num_examples if remainder == "keep" else num_examples // size * size
     stream = [min(size, per_epoch - start) for _ in range(epochs) for start in range(0, per_epoch, size)]
     state, accumulated, updates, samples, rows = controller.init(), 0, 0, 0, []
+    began, last_update = 0, 0
     for number, examples in enumerate(stream, 1):
+        began = began if accumulated else samples
         samples, accumulated = samples + examples, accumulated + 1
         complete = accumulated * size >= int(state.batch_size)
         if complete:
-            updates, accumulated = updates + 1, 0
+            updates, accumulated, last_update = updates + 1, 0, began
         while (complete or number == len(stream)) and samples >= (len(rows) + 1) * per_epoch:
-            made = (samples, int(state.batch_size), float(state.lr_scale), float(state.adversarial_fraction))
-            rows.append((*made, updates))
+            made = (int(state.batch_size), float(state.lr_scale), float(state.adversarial_fraction))
+            rows.append((samples, last_update, *made, updates))
         if complete and samples >= int(state.observe_at):
             state = controller.update(observe(samples), state)
     return rows
@@ -244,7 +246,7 @@ def test_a_plan_of_whole_updates_is_what_a_loop_does(name, num_examples, remaind
     got = plan(controller, micro_batch_size=64, whole_updates=True, observe=observe, **run)
     controller = controller._replace(update=jax.jit(controller.update))
     want = simulate(controller, observe, size=64, **run)
-    rows = [(*row[1:5], row.updates) for row in got.epochs]
+    rows = [(*row[1:6], row.updates) for row in got.epochs]
     np.testing.assert_allclose(rows, want, rtol=1e-6)
     assert got.updates == want[-1][-1]
 

@@ -130,6 +130,8 @@ REFUSED = [
         "`momentum` is read with optimizer=sgd, .* optimizer=adamw",
     ),
     # Nor what was given its default, which a run of the other kind would read.
+    ({"lr_decay": 0.2, "schedule": "linear"}, "`lr_decay` is read with schedule=step"),
+    ({"method": "gg", "schedule": "cosine"}, "`method` gg grows where `schedule` step would fall, got cosine"),
     ({"lr_end": 0.0, "schedule": "step"}, "`lr_end` is read with schedule=cosine, linear, wsd"),
     (
         {"schedule_free_base": "adamw", "optimizer": "sgd"},

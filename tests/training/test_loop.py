@@ -12,7 +12,7 @@ import pytest
 from hessabs.batch_size import Observation, hessian_adaptive
 from hessabs.curvature import PowerIterationResult
 from hessabs.training import fit, loop, loop_state
-from hessabs.training.assemble import assemble
+from hessabs.training.assemble import assemble, read_rule
 from hessabs.training.clock import Clock
 from hessabs.training.evaluation import evaluate
 from hessabs.training.files import read_lines
@@ -437,7 +437,31 @@ def test_a_schedule_goes_by_examples_and_is_recorded(base):
     records = train(run._replace(schedule=lambda samples: 1 - samples / total)).records
     want = [1 - 2 * MICRO * i / total for i in range(len(spy.updates))]
     np.testing.assert_allclose([scale for _, scale in spy.updates], want, rtol=1e-6)
-    assert records[0]["lr"] == pytest.approx(SETTINGS["lr"] * (1 - 13 * 2 * MICRO / total))
+    assert records[0]["lr"] == pytest.approx(SETTINGS["lr"] * (1 - 12 * 2 * MICRO / total))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remainder", ["drop", "keep"])
+@pytest.mark.parametrize("method", ["bl", "timer"])
+def test_the_rates_of_a_plan_are_those_of_its_run(method, remainder):
+    grows = {"max_batch_size": 8 * MICRO, "patience": 1} if method == "timer" else {}
+    given = {**SETTINGS, "method": method, **grows, "schedule": "cosine", "warmup_epochs": 1}
+    given = {name: value for name, value in given.items() if name != "lr_decay_epochs"}
+    given |= {"remainder": remainder, "batch_size": 3 * MICRO if method == "bl" else 2 * MICRO}
+    parts = assemble(given, digits_task(train=N - 3))
+    records = fit(parts.task, parts.optimizer, parts.rule, **parts.options).records
+    planned = read_rule(given, N - 3)
+    np.testing.assert_allclose(
+        planned.rates(planned.plans(whole_updates=True).most), [r["lr"] for r in records], rtol=1e-6
+    )
+    slides = planned.plans(whole_updates=False).most
+    total = slides.epochs[-1].samples
+    before = total - slides.epochs[-1].batch_size
+    warmup = total // SETTINGS["epochs"]
+    last = SETTINGS["lr"] * slides.epochs[-1].lr_scale
+    assert planned.rates(slides)[-1] == pytest.approx(
+        last * (1 + math.cos(math.pi * (before - warmup) / (total - warmup))) / 2
+    )
 
 
 @pytest.mark.slow

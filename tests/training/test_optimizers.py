@@ -334,6 +334,7 @@ def test_an_optimizer_of_a_file(tmp_path):
     ):
         assert made.lr == lr
         assert made.coupling == "sqrt"
+        assert made.rate_name == ("learning rate" if lr != 1 else "factor on the learning rate")
         w = jnp.ones(())
         updates, _ = made.tx.update(w, made.tx.init(w), w, lr_scale=1.0, num_examples=3)
         assert float(updates) == step

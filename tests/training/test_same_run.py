@@ -9,6 +9,7 @@ from PIL import Image
 
 from hessabs import batch_size, data, training
 from hessabs.training import Durability, OptimizerSettings, fit, make_optimizer
+from hessabs.training.assemble import assemble
 from hessabs.training.tasks.named import TaskSettings, make_named
 from hessabs.training.trained import load_trained
 from tests.training.runs import digits_task
@@ -98,6 +99,28 @@ def draw_folder(root, classes):
 
 
 @pytest.mark.slow
+def test_data_may_lie_elsewhere_now(tmp_path, monkeypatch):
+    draw_folder(tmp_path / "before/images", ["cat", "dog"])
+    run = tmp_path / "run"
+
+    def train(dataset, epochs):
+        settings = {"method": "bl", "batch_size": 8, "epochs": epochs, "lr_decay_epochs": ()}
+        parts = assemble({"dataset": dataset, **settings})
+        options = {**parts.options, "workdir": run, "durability": RESUME}
+        return [str(record) for record in fit(parts.task, parts.optimizer, parts.rule, **options).records]
+
+    monkeypatch.chdir(tmp_path / "before")
+    first = train("folder:images", 1)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_trained(run).task.train) == 16  # seen from another folder
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert train("folder:after/images", 2)[:1] == first
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "after/images/cat/1.png")
+    with pytest.raises(ValueError, match="not the run that was saved: of the data the"):
+        train("folder:after/images", 3)
+
+
+@pytest.mark.slow
 def test_classes_and_images_that_are_others_now(tmp_path, capsys):
     draw_folder(tmp_path / "images", ["cat", "dog"])
     task = make_named(TaskSettings(dataset=f"folder:{tmp_path / 'images'}"))
@@ -131,6 +154,8 @@ def test_settings_that_an_own_task_does_not_read(tmp_path):
     for unread, value in (("model", "nonsense"), ("validation_examples", 10), ("augment", "crop_flip")):
         with pytest.raises(ValueError, match=f"`{unread}` is not read with `task`"):
             make_named(TaskSettings(task=named, **{unread: value}))
+    with pytest.raises(ValueError, match="`model` is not read with `task`"):  # its default, but given
+        assemble({"task": named, "model": TaskSettings().model})
     assert not {"dataset", "model", "augment"} & {*make_named(TaskSettings(task=named)).settings}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hessabs import plots
-from hessabs.batch_size import Bounds, PlannedEpoch
+from hessabs.batch_size import Bounds, Plan
 from hessabs.training.curves import DPI, File
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def draw_tracked(path: File, records: Sequence[Mapping[str, Any]], *, title: str
     return True
 
 
-def draw_plans(path: File, bounds: Bounds, lr: Callable[[PlannedEpoch], float], title: str) -> None:
-    """Draw two plans, one line if they are the same: batch size, and the learning rate ``lr`` of each epoch."""
+def draw_plans(path: File, bounds: Bounds, rates: Callable[[Plan], Sequence[float]], title: str) -> None:
+    """Draw two plans, one line if they are the same: batch size, and the learning ``rates`` of the epochs."""
     plans = {"earliest growth": bounds.fewest, "latest growth": bounds.most}
     if bounds.fewest.epochs == bounds.most.epochs:
         plans = {"planned": bounds.most}
     runs = {
         f"{name}: {plan.updates:,} updates": [
-            {"epoch": row.epoch, "batch_size": row.batch_size, "lr": lr(row)} for row in plan.epochs
+            {"epoch": row.epoch, "batch_size": row.batch_size, "lr": lr}
+            for row, lr in zip(plan.epochs, rates(plan), strict=True)
         ]
         for name, plan in plans.items()
     }

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ from hessabs.data.datasets import count_train
 from hessabs.training.loop_state import start
 from hessabs.training.optimizers import OptimizerSettings, make_optimizer
 from hessabs.training.run import prepare
-from hessabs.training.schedules import Schedule
 from hessabs.training.task import Task
 from hessabs.training.tasks.named import TaskSettings
 
@@ -28,25 +27,25 @@ class StepSeconds(NamedTuple):
 
 
 def report(
-    bounds: Bounds, whole: Bounds, *, lr: float, schedule: Schedule, times: StepSeconds | None = None
+    bounds: Bounds,
+    whole: Bounds,
+    rates: Callable[[Plan], Sequence[float]],
+    times: StepSeconds | None = None,
 ) -> str:
     """Write a plan down: a table by epoch, then the totals.
 
     ``bounds``: the plans with the fewest and the most updates, as the slides count; ``whole``: the same in
-    whole updates, as ``hessabs train`` makes them; ``lr``: at the first batch size; ``schedule``: its factor
-    besides the rule's, after so many examples; ``times``: what a step takes, if the time is wanted.
+    whole updates, as ``hessabs train`` makes them; ``rates``: the learning rates at the ends of the epochs of a
+    plan; ``times``: what a step takes, if the time is wanted.
     """
     single = bounds.fewest.epochs == bounds.most.epochs
     plans = (bounds.most,) if single else (bounds.fewest, bounds.most)
     columns = "".join(f"{'batch':>9}{'lr':>11}{'updates':>12}" for _ in plans)
     lines = [] if single else [f"{'':5}{'earliest growth':>32}{'latest growth':>32}"]
     lines.append(f"epoch{columns}")
-    for rows in zip(*(plan.epochs for plan in plans), strict=True):
-        cells = "".join(
-            f" {row.batch_size:>8}{lr * row.lr_scale * schedule(row.samples):>11.5g}{int(row.updates):>12}"
-            for row in rows
-        )
-        lines.append(f"{rows[0].epoch:>5}{cells}")
+    for both in zip(*(zip(plan.epochs, rates(plan), strict=True) for plan in plans), strict=True):
+        cells = "".join(f" {row.batch_size:>8}{lr:>11.5g}{int(row.updates):>12}" for row, lr in both)
+        lines.append(f"{both[0][0].epoch:>5}{cells}")
     lines += [
         f"updates: {_both(bounds, lambda plan: plan.updates)}",
         f"updates of `hessabs train`: {_both(whole, lambda plan: plan.updates)}",

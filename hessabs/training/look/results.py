@@ -16,11 +16,11 @@ _SEED = re.compile(r"seed\d+")
 
 
 class Finished(NamedTuple):
-    """A run that has finished."""
+    """A run that has finished, or that diverged."""
 
     label: str  # its folder below the root, without a last part seedN
     commit: str  # of the code that made it; "" if that was not recorded
-    summary: Mapping[str, Any]
+    summary: Mapping[str, Any]  # of one that diverged its settings, and what was not finite
     folder: pathlib.Path
 
 
@@ -86,14 +86,17 @@ class Group(NamedTuple):
 
 
 def find(root: pathlib.Path, say: Callable[[str], None] = files.say) -> list[Finished]:
-    """Find every finished run in a folder and below it, by path; what cannot be read is left out and said."""
+    """Find every run in a folder and below it that has finished or diverged, by path; what cannot be read is
+    left out and said.
+    """
     runs = []
-    for path in sorted(root.rglob(files.SUMMARY)):
+    diverged = [path for path in root.rglob(files.DIVERGED) if not (path.parent / files.SUMMARY).exists()]
+    for path in sorted([*root.rglob(files.SUMMARY), *diverged]):
         try:
-            summary = json.loads(path.read_text())
-            if not isinstance(summary, dict):
-                raise ValueError(f"it must hold an object, got {type(summary).__name__}")
-        except (OSError, ValueError) as error:
+            summary = _read_object(path)
+            if path.name == files.DIVERGED:
+                summary = {**_read_object(path.parent / files.CONFIG)["config"], **summary}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             say(f"{path.parent} is left out, for its {path.name} cannot be read: {error}")
             continue
         folder = path.parent.relative_to(root)
@@ -101,11 +104,18 @@ def find(root: pathlib.Path, say: Callable[[str], None] = files.say) -> list[Fin
         label = "/".join(folder.parts) or root.absolute().name
         runs.append(Finished(label, str(summary.get("commit", "")), summary, path.parent))
     for path in sorted(root.rglob(files.CONFIG)):
-        if not (path.parent / files.SUMMARY).exists():
+        if not any((path.parent / name).exists() for name in (files.SUMMARY, files.DIVERGED)):
             say(f"{path.parent} is left out, for its run has not finished.")
     if not runs:
         raise FileNotFoundError(f"{root} holds no finished run ({files.SUMMARY}): train one there first.")
     return runs
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"it must hold an object, got {type(content).__name__}")
+    return content
 
 
 def group(runs: Sequence[Finished]) -> list[Group]:

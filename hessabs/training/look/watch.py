@@ -87,6 +87,7 @@ def look(folder: pathlib.Path) -> Seen:
         # The lock first: a run that ends meanwhile is seen as running, and looked at again.
         owner = files.lock_owner(folder)
         summary, config = _object(folder / files.SUMMARY), _object(folder / files.CONFIG)
+        diverged = _object(folder / files.DIVERGED)
         lines = _text(folder / files.METRICS)
     if owner is None and summary is None and config is None and lines is None:
         raise FileNotFoundError(f"{folder} holds no run: name the folder that `hessabs train` writes into.")
@@ -95,6 +96,8 @@ def look(folder: pathlib.Path) -> Seen:
     seconds = sum(map(_seconds, records))
     if owner is not None:
         state, note = "running", owner
+    elif diverged is not None:
+        state, note = "diverged", str(diverged.get("diverged"))
     elif summary is not None and not _goes_on(summary, epochs):
         state, note = "finished", ""
         if "diverged" in summary:

@@ -2,13 +2,14 @@
 
 import inspect
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from flax import linen as linen_modules
 
 from hessabs import models
 from hessabs.data import Dataset, check_examples, hold_out, load
+from hessabs.data.datasets import located
 from hessabs.data.text import LENGTH, describe, is_text
 from hessabs.explanations import has_class
 from hessabs.training import factories, fields
@@ -65,15 +66,20 @@ class TaskSettings(NamedTuple):
     ] = 0
 
 
+def check_unread(given: Collection[str]) -> None:
+    """Refuse settings that were given, be it their default, beside a task that says all itself."""
+    unread = sorted({*given} & {*TaskSettings._fields} - {"task"}) if "task" in given else []
+    if unread:
+        raise ValueError(
+            f"`{unread[0]}` is not read with `task`, which says itself what is learnt; leave it out."
+        )
+
+
 def check_named(settings: TaskSettings) -> None:
     """Check the fields that need no data to be checked; a ``ValueError`` says what was got and what to do."""
     fields.check(settings)
     if settings.task is not None:
-        unread = sorted(set(fields.changed(settings)) - {"task"})
-        if unread:
-            raise ValueError(
-                f"`{unread[0]}` is not read with `task`, which says itself what is learnt; leave it out."
-            )
+        check_unread(fields.changed(settings))
     if settings.augment == "resized_crop" and settings.image_size is None:
         raise ValueError("`augment` resized_crop needs `image_size`, the side of the crops; got none.")
     if settings.task is None and not is_factory(settings.model) and settings.model not in models.MODELS:
@@ -119,6 +125,8 @@ def make_named(
     kept = {name: factories.record(factory.origin) for name, factory in found.items()}
     said = {name: str(factory.origin) for name, factory in found.items()}  # from wherever it is looked at
     named = {"task": settings.task} if settings.task is not None else settings._asdict()
+    if "dataset" in named:
+        named = {**named, "dataset": located(settings.dataset)}
     record = {**named, **said, FACTORIES: kept}
     if settings.task is not None:
         if "task" not in found:

@@ -21,6 +21,8 @@ from hessabs.training import files, loop, store, tasks
 from hessabs.training.checkpoints import DamagedError, write_manifest
 from hessabs.training.durability import Durability
 from hessabs.training.files import LOCK, lock_workdir
+from hessabs.training.look.results import find
+from hessabs.training.look.watch import look
 from hessabs.training.loop import train
 from hessabs.training.run import _HESSIAN_DRAW
 from hessabs.training.session import Session
@@ -198,8 +200,16 @@ def rewound(bad, tmp_path_factory):
 
 
 def test_it_stops_unless_it_is_to_rewind(bad, tmp_path):
-    with pytest.raises(FloatingPointError, match="not finite at update"):
+    with pytest.raises(FloatingPointError, match="not finite at update") as error:
         train(again(bad), tmp_path, OFTEN)
+    written = json.loads((tmp_path / "diverged.json").read_text())
+    assert written == {"diverged": str(error.value)}
+    assert look(tmp_path).state == "diverged"
+    (found,) = find(tmp_path)  # with the settings of its config
+    assert (found.summary["micro_batch_size"], found.summary["diverged"]) == (MICRO, str(error.value))
+    train(again(bad), tmp_path, REWIND)  # anew
+    assert not (tmp_path / "diverged.json").exists()
+    assert look(tmp_path).state == "finished"
 
 
 def test_rewinds_and_drops_the_update(bad, rewound):
