@@ -284,7 +284,7 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
     assert lines[0] not in old
-    assert sorted(os.listdir(workdir)) == ["config.json", "metrics.jsonl"]
+    assert sorted(os.listdir(workdir)) == ["config.json", "diverged.json", "metrics.jsonl"]
 
 
 def test_version(capsys):
