@@ -60,6 +60,7 @@ def test_what_is_compiled_ahead_is_in_the_cache(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [name for name in accelerator.SECTIONS if name != "tests"])
 def test_every_section_runs_on_the_cpu(monkeypatch, tmp_path, section):
-    found = run(monkeypatch, tmp_path, f"--sections={section}", "--seconds=12")[section]
+    flags = f"--sections={section}", "--networks=mlp", "--seconds=12"
+    found = run(monkeypatch, tmp_path, *flags)[section]
     assert found["failed"] is None
     assert found["rows"]

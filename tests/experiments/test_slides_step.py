@@ -1,5 +1,5 @@
-"""A real update of each config of the slides, on images of the true shape, with a small batch; networks of many
-blocks with few of them.
+"""The parts of a run of each config of the slides on images of the true shape, with a small batch, and an update
+of two of them; networks of many blocks with few of them.
 """
 
 import jax
@@ -45,11 +45,13 @@ def test_one_update_with_adversarial_examples(name):
     task = tasks.linen(network, (source, source), num_classes=num_classes)
     given = {key: value for key, value in own(settings).items() if key not in TaskSettings._fields}
     parts = assemble(given, task)
+    if name not in TRAINED:
+        first = parts.rule.init()
+        assert (int(first.batch_size), float(first.adversarial_fraction)) == (BATCH, 0.5)
+        return
     run = prepare(parts.task, parts.optimizer, parts.rule, **parts.options)
     decision = start(run).decision
     assert (decision.batch_size, decision.adversarial_fraction) == (BATCH, 0.5)
-    if name not in TRAINED:
-        return
     before = jax.device_get(run.state.params)
     batch = {**{key: value[:BATCH] for key, value in arrays.items()}, "weight": np.ones(BATCH, np.float32)}
     state = run.functions.whole(run.state, batch, decision.adversarial_fraction, decision.lr_scale)

@@ -64,9 +64,9 @@ def test_a_kill_in_an_update(ask, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_random_moments(ask, whole, tmp_path):
+def test_random_moments(ask, whole, tmp_path):
     draw = random.Random(0)
-    for _ in range(10):
+    for _ in range(6):
         moment = ["micro_batch", draw.randint(4, 8), draw.choice([0, 0.03]) * draw.random()]
         assert ask(tmp_path / "killed", ABSA, moment) == KILLED
     assert ask(tmp_path / "killed", ABSA) == whole[0]
@@ -75,7 +75,7 @@ def test_ten_random_moments(ask, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_chosen_moments(ask, whole, tmp_path):
+def test_chosen_moments(ask, whole, tmp_path):
     sizes = [line["batch_size"] for line in lines(whole[1])]
     assert len(set(sizes)) > 2
     assert any(line["eigenvalue"] for line in lines(whole[1]))
