@@ -283,7 +283,12 @@ def with_plain_keys(tx: optax.GradientTransformationExtraArgs) -> optax.Gradient
     """Keep the random keys of a state as numbers, which alone can be saved and laid on devices."""
 
     def plain(state: Any) -> Any:
-        return jax.tree.map(lambda x: _Key(jax.random.key_data(x), _kind(x)) if trees.is_key(x) else x, state)
+        def one(x: Any) -> Any:
+            if not trees.is_key(x):
+                return x
+            return _Key(jax.random.key_data(x), trees.Static(jax.random.key_impl(x)))
+
+        return jax.tree.map(one, state)
 
     def typed(state: Any) -> Any:
         def one(x: Any) -> Any:
@@ -298,10 +303,6 @@ def with_plain_keys(tx: optax.GradientTransformationExtraArgs) -> optax.Gradient
         return new, plain(after)
 
     return optax.GradientTransformationExtraArgs(lambda params: plain(tx.init(params)), update)
-
-
-def _kind(key: jax.Array) -> trees.Static:
-    return trees.Static(jax.random.key_impl(key))
 
 
 def evaluation_params(opt_state: Any, params: Params) -> Params:
