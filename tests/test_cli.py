@@ -316,6 +316,33 @@ def test_ctrl_c_is_one_line_and_130(capfd, tmp_path, monkeypatch, place):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", "`hessabs train --resume` goes on"),
+        ("attack", "kept, and the same command goes on"),
+        ("spectrum", "kept, and the same command goes on"),
+        ("watch", "what is running goes on"),
+        *((name, "the same command begins anew") for name in ("plan", "report", "advise", "predict")),
+        *((name, "the same command begins anew") for name in ("evaluate", "data")),
+    ],
+)
+def test_ctrl_c_says_what_is_true_of_the_command(capfd, monkeypatch, command, words):
+    module = sys.modules["hessabs.cli.main"]  # of the name `cli.main`, which is the function
+    monkeypatch.setattr(module, "config_flags", lambda *settings: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run([command, "--workdir=run"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    err = capfd.readouterr().err
+    assert caught.value.code == 130
+    assert words in err
+    assert ("--resume" in err) == (command == "train")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda': no"), AssertionError()])
 def test_a_platform_that_is_not_there(capsys, tmp_path, monkeypatch, error):
     def devices():
