@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from hessabs.terminal import printable
+
 if TYPE_CHECKING:
     from hessabs.training.fields import Field
 
@@ -89,5 +91,5 @@ def refuse(error: object) -> int:
     """Say in one line on standard error what cannot be used, and return the exit status, 2."""
     if isinstance(error, BrokenPipeError):  # an OSError like those of files, but the reader's doing
         raise error
-    print("hessabs: " + " ".join(str(error).split()), file=sys.stderr)
+    print("hessabs: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return 2

@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 from absl import flags
 
 from hessabs.cli.flags import read_config
+from hessabs.terminal import printable
 from hessabs.training import files
 from hessabs.training.look import predict, where
 
@@ -32,10 +33,11 @@ def main(values: flags.FlagValues, *images: str) -> int:
     if output is not None:
         with files.usable("output", output):
             predict.write(output, rows)
-    width = max(5, *(len(row["image"]) for row in rows))
+    names = [printable(row["image"]) for row in rows]
+    width = max(5, *map(len, names))
     print(f"{'image':{width}s}  probability  class")
-    for row in rows:
-        print(f"{row['image']:{width}s}  {row['probability']:11.4f}  {row['class']}")
+    for name, row in zip(names, rows, strict=True):
+        print(f"{name:{width}s}  {row['probability']:11.4f}  {printable(row['class'])}")
     if output is not None:
         print(f"predictions: {output}")
     return 0

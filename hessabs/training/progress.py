@@ -17,8 +17,8 @@ _SHORT_OPEN = ("{n_fmt} [{elapsed}, {rate_fmt}]", "{n_fmt} [{elapsed}]", "{n_fmt
 class Progress:
     """The ``total`` examples of a run, some ``done``, with how many there are in a second and the time left.
 
-    A ``total`` of None is one that nobody can tell, of what ends when it is good enough: then no time left is
-    told. Else what will take more than a minute is told so after some seconds. Where the output is no terminal it
+    A ``total`` of None is one that nobody can tell, of what ends when it is good enough: no time left is told.
+    Else what will take more than a minute is told so after some seconds. Where the output is no terminal it
     ``logs`` lines; of several processes one does.
     """
 
