@@ -317,7 +317,7 @@ def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict
 
 
 def _take(kind: Any, found: Mapping[str, Any]) -> Any:
-    return kind(**{name: found[name] for name in kind._fields})
+    return kind(**{name: found[name] for name in kind._fields if name in found})
 
 
 def _sheet(task: Task, attack: str, epsilon: float, part: dict[str, Any]) -> pictures.Sheet | None:

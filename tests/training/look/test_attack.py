@@ -136,6 +136,26 @@ def test_another_network_or_other_options_find_nothing(no_pictures, tmp_path):
     assert len(files(tmp_path)) == 8
 
 
+def test_the_time_of_a_first_run_alone_is_marked(no_pictures, tmp_path, monkeypatch, capsys):
+    run, attack_batch = kinds.images(), outcomes.run
+    seen = []
+
+    def timed(*args, **kwargs):
+        outcome, attacked = attack_batch(*args, **kwargs)
+        seen.append(1)
+        first_run = len(seen) == 1
+        return outcome._replace(seconds=4.0 if first_run else 1.0, first_run=first_run), attacked
+
+    monkeypatch.setattr(outcomes, "run", timed)
+    monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: run)
+    command = ["attack", f"--workdir={tmp_path}", "--attack=fgsm", "--num_examples=40"]
+    for size, want in ((40, ["<100", "25"]), (20, ["50", "50"])):
+        seen.clear()
+        assert cli.main([*command, "--epsilon=0.11,0.12", f"--batch_size={size}"]) == 0
+        lines = capsys.readouterr().out.splitlines()[2:4]
+        assert [line.split()[5] for line in lines] == want
+
+
 @pytest.mark.slow
 def test_compilation_is_no_time_of_an_image(tmp_path):
     # Two epsilons of one attack do the same work; the first one alone compiles.
