@@ -287,6 +287,20 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     assert sorted(os.listdir(workdir)) == ["config.json", "metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["evaluate", "--workdir=w", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
+        (["predict", "--workdir=w", "i.png", "--resize=0"], "`resize` must be at least 1, got 0"),
+        (["advise", "--dataset=digits", "--minutes=0"], "`minutes` must be positive and finite, got 0.0"),
+        (["plan", "--num_examples=0"], "`num_examples` must be at least 1, got 0"),
+        (["spectrum", "--workdir=w", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_by_its_flag_before_anything_is_done(capsys, argv, said):
+    assert_refused(*run(capsys, *argv), said)
+
+
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"hessabs {hessabs.__version__}\n", "")
 

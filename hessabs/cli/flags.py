@@ -56,8 +56,12 @@ def given(settings_type: Any, values: flags.FlagValues) -> set[str]:
 
 
 def read_config(settings_type: Any, values: flags.FlagValues) -> Any:
-    """Make settings of parsed flags."""
-    return settings_type(**{name: values[name].value for name in settings_type._fields})
+    """Make settings of parsed flags; a ValueError: one is out of its range."""
+    from hessabs.training.fields import check
+
+    settings = settings_type(**{name: values[name].value for name in settings_type._fields})
+    check(settings)
+    return settings
 
 
 def parse(
