@@ -53,7 +53,6 @@ _DECIDED = ("batch_size", "lr")  # they hold until the next decision
 _ENDS = "largest batch: not measured any more"
 _NORMS: dict[Norm, str] = {"linf": "L-infinity norm", "l2": "L2 norm", "l1": "L1 norm"}
 _DASHES = ("-", "--", ":")
-_TICKS = 9  # of a logarithmic axis, about
 _WIDE = 20  # a wider range than this asks for a logarithmic axis
 _LEGEND = 8  # more names than these would cover the picture
 _MARKED = 40  # more points than these are a line without marks
@@ -91,7 +90,7 @@ def eigenvalues(spectra: Mapping[str, ArrayLike] | ArrayLike, ax: Axes | None = 
         ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="number", xlim=(0.5, max([1, *map(len, found.values())]) + 0.5))
     ax.set(ylabel="size of the eigenvalue" if wide and negative else "eigenvalue")
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     if negative:
         ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="negative")
     if len(found) <= _LEGEND and (negative or any(found)):
@@ -266,7 +265,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], field: str, ax: Axes
     if decided or ("accuracy" not in field and (drawn > 0).all() and _is_wide(drawn)):
         log_axis(ax, "y", sizes=field == "batch_size")
     ax.set(xlabel="epoch", ylabel=_LABELS.get(field, field.replace("_", " ")))
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
     return ax
 
@@ -296,7 +295,12 @@ def noise_scale(found: CriticalBatchSize, ax: Axes | None = None) -> Axes:
 
 
 def log_axis(
-    ax: Axes, which: Literal["x", "y"], values: Sequence[float] | np.ndarray = (), *, sizes: bool = False
+    ax: Axes,
+    which: Literal["x", "y"],
+    values: Sequence[float] | np.ndarray = (),
+    *,
+    sizes: bool = False,
+    ticks: int = 9,
 ) -> Axes:
     """Make an axis logarithmic, with at least three ticks that are numbers as one says them: no powers.
 
@@ -305,6 +309,7 @@ def log_axis(
       which: The axis.
       values: What is drawn along it, positive; by default what is positive of the lines.
       sizes: Whether the ticks are the values themselves, as of batch sizes, as far as there is room.
+      ticks: About how many there may be: fewer along the x of a narrow panel.
 
     Example:
       >>> ax = figure().subplots()
@@ -324,7 +329,7 @@ def log_axis(
     axis.set_minor_formatter(ticker.NullFormatter())
     if sizes:
         shown: list[int] = []
-        apart = max(1.7, (high / low) ** (1 / _TICKS))
+        apart = max(1.7, (high / low) ** (1 / ticks))
         for size in sorted({int(value) for value in values}, reverse=True):
             if not shown or shown[-1] >= apart * size:
                 shown.append(size)
@@ -337,11 +342,11 @@ def log_axis(
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low)
     if decades < 1:
-        axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(ticker.MaxNLocator(min(ticks, 6), steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         axis.set_minor_locator(ticker.NullLocator())
     else:
-        subs = (1, 2, 5) if decades < _TICKS / 3 else (1,)
-        axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=_TICKS))
+        subs = (1, 2, 5) if decades < ticks / 3 else (1, 3) if decades < 3 else (1,)
+        axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=max(ticks, 3)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     return ax
 

@@ -287,6 +287,20 @@ def test_overwrite_and_nan(trained, capsys, monkeypatch):
     assert sorted(os.listdir(workdir)) == ["config.json", "diverged.json", "metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["evaluate", "--workdir=w", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
+        (["predict", "--workdir=w", "i.png", "--resize=0"], "`resize` must be at least 1, got 0"),
+        (["advise", "--dataset=digits", "--minutes=0"], "`minutes` must be positive and finite, got 0.0"),
+        (["plan", "--num_examples=0"], "`num_examples` must be at least 1, got 0"),
+        (["spectrum", "--workdir=w", "--batch_size=0"], "`batch_size` must be at least 1, got 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_by_its_flag_before_anything_is_done(capsys, argv, said):
+    assert_refused(*run(capsys, *argv), said)
+
+
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"hessabs {hessabs.__version__}\n", "")
 
@@ -314,6 +328,33 @@ def test_ctrl_c_is_one_line_and_130(capfd, tmp_path, monkeypatch, place):
     assert out == ""
     assert err.startswith("hessabs: interrupted")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", "`hessabs train --resume` goes on"),
+        ("attack", "kept, and the same command goes on"),
+        ("spectrum", "kept, and the same command goes on"),
+        ("watch", "what is running goes on"),
+        *((name, "the same command begins anew") for name in ("plan", "report", "advise", "predict")),
+        *((name, "the same command begins anew") for name in ("evaluate", "data")),
+    ],
+)
+def test_ctrl_c_says_what_is_true_of_the_command(capfd, monkeypatch, command, words):
+    module = sys.modules["hessabs.cli.main"]  # of the name `cli.main`, which is the function
+    monkeypatch.setattr(module, "config_flags", lambda *settings: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run([command, "--workdir=run"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    err = capfd.readouterr().err
+    assert caught.value.code == 130
+    assert words in err
+    assert ("--resume" in err) == (command == "train")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda': no"), AssertionError()])

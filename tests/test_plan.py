@@ -74,7 +74,7 @@ def test_times_can_be_measured_here(capsys):
             "it must be one of linear, sqrt, none",
         ),
         (["--num_examples=1000", "--remainder=lose"], "--remainder=lose: it must be one of drop, keep, fill"),
-        (["--num_examples=1000", "--t_comp=-1"], "`compute` must be at least 0 seconds, got -1.0"),
+        (["--num_examples=1000", "--t_comp=-1"], "`t_comp` must be at least 0 seconds, got -1.0"),
         (
             ["--num_examples=1000", "--lr_decay_epochs=3,x"],
             "separated by commas must be given, got '3,x'",

@@ -60,6 +60,24 @@ def test_writes_a_png(tmp_path, runs):
     assert pixels.shape == (840, 1200, 4)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 12])
+def test_what_no_run_has_has_no_panel_and_ticks_are_whole_epochs(drawn, epochs):
+    draw_curves("", {"bl": records(epochs, eigenvalue=None), "fb": records(epochs, eigenvalue=None)})
+    draw_curves("", {"bl": records(epochs, eigenvalue=None), "abs": records(epochs)})
+    draw_curves("", {})
+    names = ["batch size (examples)", "learning rate", "top Hessian eigenvalue", "test accuracy (%)"]
+    assert [axis.get_ylabel() for axis in drawn[0].axes] == [names[0], names[1], names[3]]
+    assert [axis.get_ylabel() for axis in drawn[1].axes] == names
+    assert len(drawn[2].axes) == 4
+    for axis in drawn[0].axes + drawn[1].axes:
+        assert {*ticks(axis, "x")} <= {str(epoch) for epoch in range(1, epochs + 1)}
+        assert ticks(axis, "x")
+
+
+def test_a_single_eigenvalue_has_a_whole_number():
+    assert ticks(plots.eigenvalues([3.0]), "x") == ["1"]
+
+
 def test_shows_the_data(tmp_path):
     from matplotlib import image
 
@@ -165,6 +183,7 @@ def test_a_logarithmic_axis_has_three_ticks_at_least(span):
         ax = plots.figure().subplots()
         ax.plot([low, low * span])
         assert len({*ticks(plots.log_axis(ax, "y", [low, low * span]))}) >= 3
+        assert 3 <= len({*ticks(plots.log_axis(ax, "y", [low, low * span], ticks=4))}) <= 7
 
 
 def test_the_worst_case_hides_no_attack():

@@ -20,7 +20,10 @@ CLEAN = "clean"
 WORST = "worst case"
 _RTOL = 1e-5  # of the norm of a perturbation that float32 computed, for a few entries
 _ROWS = 256  # examples that are measured at once, for float64 takes twice the memory
-_SUMS = ("seconds", "seconds_compile")
+_FIRST = (
+    0.01,
+    1e-3,
+)  # a run that compiled for more than this part of its time, and more seconds, is a first one
 _ORDERS: dict[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
 
 Found = TypeVar("Found", bound=Any)  # a NamedTuple
@@ -39,10 +42,13 @@ class Outcome(NamedTuple):
 
     stands: np.ndarray  # (n,), bool: not felled; right, without finite logits, or at no input that there can be
     sizes: np.ndarray  # (n,), float: the norm of each perturbation
-    seconds: float  # wall clock of the attack, without those in which JAX compiled
+    seconds: float  # wall clock of the attack, without those in which JAX traced and compiled
     seconds_compile: float  # wall clock in which JAX traced and compiled
     non_finite: np.ndarray  # (n,), bool: the logits after the attack say nothing
     least: np.ndarray  # (n,), float: the norm less what rounding may have added; nan: not finite, out of bounds
+    first_run: bool = (
+        False  # whether programs ran for the first time: JAX sets them up besides, which takes longer
+    )
 
 
 class Evaluation(NamedTuple):
@@ -57,6 +63,7 @@ class Evaluation(NamedTuple):
     withstood: np.ndarray  # (n,), bool: which examples are classified rightly
     non_finite: np.ndarray  # (n,), bool: whose logits say nothing, before or after: neither robust nor fallen
     seconds_compile: float  # wall clock in which JAX compiled the attack
+    first_run: bool = False  # whether seconds_per_image is of a first run alone, and less in the next ones
 
 
 def look(loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, norm: Norm) -> Clean:
@@ -98,19 +105,32 @@ def run(
         there_is &= (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
     sizes, least = measure(points, inputs, norm)
     stands, least = right | ~finite | ~there_is, np.where(there_is, least, np.nan)
-    return Outcome(stands, sizes, seconds, compiled, ~finite & there_is, least), attacked
+    first_run = compiled > max(_FIRST[0] * seconds, _FIRST[1])
+    return Outcome(stands, sizes, seconds, compiled, ~finite & there_is, least, first_run), attacked
 
 
 def join(parts: Sequence[Found]) -> Found:
-    """Put a ``Clean``, ``Outcome`` or ``Misleading`` of several batches end to end; seconds add up.
+    """Put a ``Clean``, ``Outcome`` or ``Misleading`` of several batches end to end.
+
+    Seconds add up. Where some batches were no first run, their time stands for that of the others.
 
     Example:
       >>> join([Clean(*np.ones((3, 2))), Clean(*np.zeros((3, 1)))]).right
       array([1., 1., 0.])
     """
-    kind = type(parts[0])
-    fields = zip(kind._fields, zip(*parts, strict=True), strict=True)
-    return kind(*(float(np.sum(x)) if name in _SUMS else np.concatenate(x) for name, x in fields))
+    kind, times = type(parts[0]), _times(parts) if isinstance(parts[0], Outcome) else {}
+    arrays = {name: [getattr(part, name) for part in parts] for name in kind._fields if name not in times}
+    return kind(**{name: np.concatenate(x) for name, x in arrays.items()}, **times)
+
+
+def _times(parts: Sequence[Outcome]) -> dict[str, Any]:
+    timed = [part for part in parts if not part.first_run] or parts
+    share = sum(len(part.stands) for part in timed) / sum(len(part.stands) for part in parts)
+    return {
+        "seconds": float(sum(part.seconds for part in timed)) / share,
+        "seconds_compile": float(sum(part.seconds_compile for part in parts)),
+        "first_run": all(part.first_run for part in parts),
+    }
 
 
 def measure(points: np.ndarray, inputs: np.ndarray, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +164,7 @@ def table(clean: Clean, results: Mapping[tuple[str, float], Outcome], *, keep_fa
         every = []
         for name in names:
             before = [
-                outcome._replace(seconds=0.0, seconds_compile=0.0)
+                outcome._replace(seconds=0.0, seconds_compile=0.0, first_run=False)
                 for (other, smaller), outcome in results.items()
                 if keep_fallen and other == name and smaller < epsilon
             ]
@@ -168,9 +188,17 @@ def _evaluation(name: str, epsilon: float, clean: Clean, outcomes: Sequence[Outc
     relative = smallest[fell] / np.where(clean.lengths[fell] > 0, clean.lengths[fell], 1)
     mean, largest = (float(relative.mean()), float(relative.max())) if fell.any() else (0.0, 0.0)
     stands = clean.right & ~fell & ~lost
-    seconds, compiled = sum(o.seconds for o in outcomes) / len(stands), sum(o.seconds_compile for o in outcomes)
     return Evaluation(
-        name, epsilon, float(stands.mean()), mean, largest, seconds, stands, clean.non_finite | lost, compiled
+        name,
+        epsilon,
+        float(stands.mean()),
+        mean,
+        largest,
+        sum(outcome.seconds for outcome in outcomes) / len(stands),
+        stands,
+        clean.non_finite | lost,
+        sum(outcome.seconds_compile for outcome in outcomes),
+        any(outcome.first_run for outcome in outcomes),
     )
 
 

@@ -40,8 +40,9 @@ MaxBatchSize = Annotated[
 ]
 LrCoupling = Annotated[
     Coupling | None,
-    "how the learning rate follows the batch: linear, sqrt or none; default: none for gg and cyclical, "
-    "else linear; bl has one batch",
+    "how the learning rate follows the batch: linear, sqrt or none; default: none for gg and cyclical, else "
+    "linear for sgd, nesterov, lars and schedule_free with base sgd, sqrt for other optimisers; bl has one "
+    "batch",
 ]
 FractionDecrease = Annotated[
     float | None,

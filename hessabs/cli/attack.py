@@ -27,7 +27,8 @@ def main(values: flags.FlagValues) -> int:
     print("attack           epsilon   accuracy   mean relative   max relative   ms per image   compiling s")
     for row in record["rows"]:
         numbers = f"{row['epsilon']:9.4g} {100 * row['accuracy']:9.2f}% {row['mean_relative']:15.4g}"
-        times = f"{1000 * row['seconds_per_image']:14.4g} {row['seconds_compile']:13.1f}"
+        each = f"{'<' * row['first_run']}{1000 * row['seconds_per_image']:.4g}"
+        times = f"{each:>14s} {row['seconds_compile']:13.1f}"
         print(f"{row['attack']:14s} {numbers} {row['max_relative']:14.4g} {times}")
     for message in record["warnings"]:
         print(f"warning: {message}", file=sys.stderr)

@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 from absl import flags
 
 from hessabs.data import DatasetNotFoundError, catalog, text
+from hessabs.terminal import printable
 
 WORDS = "list|prepare NAME"
 
@@ -37,7 +38,8 @@ def _print_list(data_dir: str | None) -> int:
     for entry in entries:
         splits = ", ".join(f"{name} {number:,}" for name, number in entry.examples.items())
         state = entry.problem or "whole"
-        print(f"{entry.name:24s} {entry.version:8s} {entry.bytes / 1e6:10,.1f} MB  {splits or '-'}: {state}")
+        place = f"{entry.name:24s} {entry.version:8s} {entry.bytes / 1e6:10,.1f} MB"
+        print(printable(f"{place}  {splits or '-'}: {state}"))
     try:
         print(text.describe(text.STDLIB, text.load_text(text.STDLIB).facts))
     except DatasetNotFoundError as error:  # no fault of a prepared set

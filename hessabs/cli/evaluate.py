@@ -13,7 +13,7 @@ class Options(NamedTuple):
     """What to evaluate."""
 
     split: Annotated[str, "test, validation or train"] = "test"
-    batch_size: Annotated[int, "examples in one pass of the network"] = 1000
+    batch_size: Annotated[int, "examples in one pass of the network", "be at least 1"] = 1000
 
 
 SETTINGS = (where.Where, Options)
@@ -21,8 +21,9 @@ SETTINGS = (where.Where, Options)
 
 def main(values: flags.FlagValues) -> int:
     """Print each metric."""
-    task, params, model_state, _ = where.open_run(read_config(where.Where, values))
-    found = evaluate(task, params, model_state, **read_config(Options, values)._asdict())
+    options, place = read_config(Options, values), read_config(where.Where, values)
+    task, params, model_state, _ = where.open_run(place)
+    found = evaluate(task, params, model_state, **options._asdict())
     for name, value in found.items():
         print(f"{name:20s} {100 * value:.2f}%" if name.endswith("accuracy") else f"{name:20s} {value:.6g}")
     return 0

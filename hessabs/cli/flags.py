@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from hessabs.terminal import printable
+
 if TYPE_CHECKING:
     from hessabs.training.fields import Field
 
@@ -54,8 +56,12 @@ def given(settings_type: Any, values: flags.FlagValues) -> set[str]:
 
 
 def read_config(settings_type: Any, values: flags.FlagValues) -> Any:
-    """Make settings of parsed flags."""
-    return settings_type(**{name: values[name].value for name in settings_type._fields})
+    """Make settings of parsed flags; a ValueError: one is out of its range."""
+    from hessabs.training.fields import check
+
+    settings = settings_type(**{name: values[name].value for name in settings_type._fields})
+    check(settings)
+    return settings
 
 
 def parse(
@@ -89,5 +95,5 @@ def refuse(error: object) -> int:
     """Say in one line on standard error what cannot be used, and return the exit status, 2."""
     if isinstance(error, BrokenPipeError):  # an OSError like those of files, but the reader's doing
         raise error
-    print("hessabs: " + " ".join(str(error).split()), file=sys.stderr)
+    print("hessabs: " + printable(" ".join(str(error).split())), file=sys.stderr)
     return 2

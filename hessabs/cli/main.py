@@ -5,6 +5,7 @@ Input that cannot be used ends in one line on standard error and exit status 2, 
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import pathlib
@@ -32,13 +33,23 @@ COMMANDS = {
 """Each command by name. The module ``hessabs.cli.NAME`` holds its ``SETTINGS``, ``main(values, *words) -> exit
 status`` and, if it takes words that are no flags, ``WORDS``: what the usage calls them."""
 
+_GOES_ON = "what was finished is kept, and the same command goes on from there."
+_AFTER_CTRL_C = {  # what is true at any moment of a command; of those not named: it keeps nothing on the way
+    "train": "what was finished is kept, and `hessabs train --resume` goes on from there.",
+    "attack": _GOES_ON,
+    "spectrum": _GOES_ON,
+    "watch": "no longer watching; what is running goes on.",
+}
+
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line of this process, or these words in its place, and exit."""
-    signal.signal(signal.SIGINT, _end)  # before JAX is imported, which takes a second
+    argv = sys.argv[1:] if argv is None else argv
+    # Before JAX is imported, which takes a second.
+    signal.signal(signal.SIGINT, functools.partial(_end, _interrupted(argv)))
     _keep_programs()
     try:
-        status = main(sys.argv[1:] if argv is None else argv)
+        status = main(argv)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `| head` say, has seen enough
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -61,10 +72,16 @@ def _keep_programs() -> None:
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def _end(signum: int, frame: FrameType | None) -> None:
+def _interrupted(argv: Sequence[str]) -> str:
+    """Say what Ctrl-C ends, and how to go on."""
+    if not argv or argv[0] not in COMMANDS:
+        return "interrupted."
+    return f"interrupted; {_AFTER_CTRL_C.get(argv[0], 'the same command begins anew.')}"
+
+
+def _end(line: str, signum: int, frame: FrameType | None) -> None:
     # At once, for KeyboardInterrupt gets lost in callbacks of JAX, and waits for threads that compile. Nothing
     # is at stake: files are written whole or not at all, and a training has handlers of its own.
-    line = "interrupted; what was finished is kept, and `hessabs train --resume` goes on from there."
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), f"hessabs: {line}\n".encode())
     os._exit(128 + signum)

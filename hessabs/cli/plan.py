@@ -17,10 +17,12 @@ from hessabs.training.tasks.named import TaskSettings, make_named
 class Options(NamedTuple):
     """What is planned beside the settings of the run."""
 
-    num_examples: Annotated[int | None, "examples in the training set; default: those of --dataset"] = None
-    t_comp: Annotated[float | None, "seconds of computation per update"] = None
-    t_comm: Annotated[float | None, "seconds of communication per update"] = None
-    t_hess: Annotated[float | None, "seconds per measurement"] = None
+    num_examples: Annotated[
+        int | None, "examples in the training set; default: those of --dataset", "be at least 1"
+    ] = None
+    t_comp: Annotated[float | None, "seconds of computation per update", "be at least 0 seconds"] = None
+    t_comm: Annotated[float | None, "seconds of communication per update", "be at least 0 seconds"] = None
+    t_hess: Annotated[float | None, "seconds per measurement", "be at least 0 seconds"] = None
     measure_times: Annotated[bool, "measure t_comp and t_hess here, on one device (t_comm: 0)"] = False
     output: Annotated[str | None, "file for a picture, plan.png say"] = None
 

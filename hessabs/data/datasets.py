@@ -50,17 +50,19 @@ def load(
     * ``"digits"``: scikit-learn's 1,797 images of 8x8x1, scaled to 0..255 by ``round(x * 255 / 16)``. Sorted by
       class (stably), every fifth is a test example: 1,437 to train on and 360 to test on, in the file's order.
     * ``"folder:PATH"``: a folder of PNG or JPEG images for each class, of which every fifth by name is a test
-      example; or two folders of such folders, ``train`` and ``test`` (or ``val`` or ``validation``).
+      example; or two folders of such folders, ``train`` and ``test`` (``val`` or ``validation`` where there is
+      no ``test``, and beside it they are not read).
     * ``"text:PATH"``, a text file in UTF-8, or ``"stdlib"``, the source of Python's standard library: sequences
       of characters, of which the last tenth is test. One that is not among the most common 95 is unknown.
     * Any other name: a set that TFDS has prepared in array_record format, read without TensorFlow:
       ``"cifar10"``, ``"name/config"`` or ``"name:1.2.3"`` (without it the newest version). Where there is no
       split ``test``, ``validation`` stands in for it.
 
-    All images must be of one size and number of channels, unless ``resize`` or ``image_size`` says to which
-    size they are to be brought. With ``image_size`` they stay encoded on disk and are decoded when they are
-    used, by threads or worker processes in a training run: the middle of seven eighths of the short side, or a
-    random crop (``augmentation="resized_crop"``); grey images of a folder whose first is RGB become RGB.
+    All images must be of one size, unless ``resize`` or ``image_size`` says to which they are to be brought,
+    and without ``image_size`` of one number of channels. With ``image_size`` they stay encoded on disk and are
+    decoded when they are used, by threads or worker processes in a training run: the middle of seven eighths of
+    the short side, or a random crop (``augmentation="resized_crop"``); grey images of a folder whose first is
+    RGB become RGB.
 
     Args:
         name: The name of the set.

@@ -1,4 +1,8 @@
-"""Image folders: a sub-folder of PNG or JPEG images for each class, split into two or not."""
+"""Image folders: a sub-folder of PNG or JPEG images for each class, split into two or not.
+
+Beside ``train/`` the test set is ``test/``, or ``val/`` or ``validation/`` where there is no ``test/``; no
+other folder is read. Without ``train/`` it is every fifth image of a class.
+"""
 
 import collections
 import dataclasses
@@ -168,25 +172,31 @@ def _read(paths: list[Path], root: Path, resize: int | None) -> np.ndarray:
         raise ValueError(
             f"{len(unreadable)} of {len(paths)} images in {root} cannot be read: {_few(unreadable)}."
         )
-    _refuse_others(paths, root, [shape[2:] for shape in shapes], "channels", "Convert them to one kind.")
+    kinds = ["grey" if shape[2] == 1 else "RGB" for shape in shapes]
+    advice = "Convert them to one kind."
+    if kinds[0] == "RGB":  # as of ``Files``
+        advice = "Convert them to one kind; with `--image_size N` grey ones become RGB as they are used."
+    _refuse_others(paths, root, kinds, "all be grey or all RGB", advice)
     advice = (
         "`--resize N` resizes and crops all to NxN as they are loaded, `--image_size N` when they are used."
     )
-    _refuse_others(paths, root, [shape[1::-1] for shape in shapes], "size (width, height)", advice)
+    sizes = [f"{shape[1]}x{shape[0]}" for shape in shapes]
+    _refuse_others(paths, root, sizes, "have one size (width x height)", advice)
     return images
 
 
-def _refuse_others(
-    paths: list[Path], root: Path, shapes: list[tuple[int, ...]], what: str, advice: str
-) -> None:
-    found = ["x".join(map(str, shape)) for shape in shapes]
+def _refuse_others(paths: list[Path], root: Path, found: list[str], must: str, advice: str) -> None:
     usual = collections.Counter(found).most_common(1)[0][0]
     wrong = [f"{p.relative_to(root)} {v}" for p, v in zip(paths, found, strict=True) if v != usual]
     if wrong:
         raise ValueError(
-            f"All images must have one {what}: {len(wrong)} of {len(paths)} images in {root} have not {usual}: "
+            f"The images must {must}: {len(wrong)} of {len(paths)} in {root} {_be(wrong)} not {usual}: "
             f"{_few(wrong)}. {advice}"
         )
+
+
+def _be(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _few(names: list[str]) -> str:

@@ -17,6 +17,8 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from hessabs.terminal import printable
+
 
 class RunFolder(NamedTuple):
     """Where a run is written."""
@@ -162,7 +164,7 @@ def _is_at(file: int, path: pathlib.Path) -> bool:
 
 def say(text: str) -> None:
     """Tell the user, on standard error, something that ends nothing."""
-    print("hessabs: " + " ".join(text.split()), file=sys.stderr)
+    print("hessabs: " + printable(" ".join(text.split())), file=sys.stderr)
 
 
 def append_line(path: pathlib.Path, record: dict[str, Any]) -> None:

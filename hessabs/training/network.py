@@ -55,14 +55,27 @@ def load_network(workdir: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
             try:
                 whole = checkpointer.restore(folder, {**rest, **saved})
             except ValueError as error:
-                raise ValueError(
-                    f"{workdir} holds another network than the task says: {reason(error)}"
-                ) from error
+                found = _other_paths({name: there[name] for name in like}, like) or f"{reason(error)}."
+                raise ValueError(f"{workdir} holds another network than the task says: {found}") from error
         _check_shapes(workdir, {name: whole[name] for name in like}, like)
         saved = {name: jax.tree.map(np.asarray, whole[name]) for name in like}
 
     on_first(read)
     return tree_of_first(saved)
+
+
+def _other_paths(there: Any, like: Any) -> str:
+    """Name the first path of a network that the task has not, and the other way; nothing if there is none."""
+    ours, theirs = (
+        [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (like, there))
+    )
+    only = [
+        f"{first} is only {where}"
+        for one, other, where in ((theirs, ours, "in the folder"), (ours, theirs, "in the task"))
+        for first in [path for path in one if path not in {*other}][:1]
+    ]
+    return f"{', '.join(only)}." if only else ""
 
 
 def _check_shapes(workdir: pathlib.Path, got: Any, like: Any) -> None:

@@ -10,17 +10,19 @@ _SECONDS_BETWEEN_LINES = 600.0  # in an epoch that takes longer
 _SECONDS_OF_AN_ESTIMATE = (5.0, 30.0)
 _LONG = 60.0  # seconds
 _TIMES = "{percentage:3.0f}% [{elapsed}<{remaining}"
-_SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]")
+_SHORT = (_TIMES + ", {rate_fmt}]", _TIMES + "]", "{percentage:3.0f}%")
+_SHORT_OPEN = ("{n_fmt} [{elapsed}, {rate_fmt}]", "{n_fmt} [{elapsed}]", "{n_fmt}")  # of no known total
 
 
 class Progress:
     """The ``total`` examples of a run, some ``done``, with how many there are in a second and the time left.
 
-    What will take more than a minute is told so after some seconds. Where the output is no terminal it ``logs``
-    lines; of several processes one does.
+    A ``total`` of None is one that nobody can tell, of what ends when it is good enough: no time left is told.
+    Else what will take more than a minute is told so after some seconds. Where the output is no terminal it
+    ``logs`` lines; of several processes one does.
     """
 
-    def __init__(self, total: int, done: int = 0, *, logs: bool = True) -> None:
+    def __init__(self, total: int | None, done: int = 0, *, logs: bool = True) -> None:
         from tqdm import tqdm
 
         look: Any = {"unit": "ex", "unit_scale": True, "dynamic_ncols": True}
@@ -55,6 +57,8 @@ class Progress:
         self._bar.update(samples - self._bar.n)
 
     def _estimate(self, samples: int) -> None:
+        if self._total is None:
+            return
         now = time.monotonic()
         if self._first is None:
             self._first = (samples, now) if samples > self._done else None
@@ -70,10 +74,14 @@ class Progress:
     def _say(self, samples: int, text: dict[str, str]) -> None:
         self._said = time.monotonic()
         done, seconds = samples - self._done, self._said - self._started
-        left = self._bar.format_interval(seconds * (self._total - samples) / done) if done else "?"
         fields = ", ".join(f"{name} {value}" for name, value in text.items())
         passed = self._bar.format_interval(seconds)
-        print(f"{100 * samples / self._total:.0f}%: {fields} [{passed}<{left}]", file=sys.stderr, flush=True)
+        if self._total is None:
+            line = f"{samples} examples: {fields} [{passed}]"
+        else:
+            left = self._bar.format_interval(seconds * (self._total - samples) / done) if done else "?"
+            line = f"{100 * samples / self._total:.0f}%: {fields} [{passed}<{left}]"
+        print(line, file=sys.stderr, flush=True)
 
 
 def fitting(meter: dict[str, Any], text: dict[str, str]) -> tuple[str | None, dict[str, str]]:
@@ -100,7 +108,8 @@ def fitting(meter: dict[str, Any], text: dict[str, str]) -> tuple[str | None, di
         line = tqdm.format_meter(**{**meter, "ncols": 0, "bar_format": None, "postfix": postfix})
         if len(line) <= room:
             return None, kept
-    for form in _SHORT:
+    forms = _SHORT if meter["total"] else _SHORT_OPEN
+    for form in forms:
         if len(tqdm.format_meter(**{**meter, "ncols": None, "bar_format": form, "postfix": ""})) <= columns - 1:
             return form, {}
-    return "{percentage:3.0f}%", {}
+    return forms[-1], {}

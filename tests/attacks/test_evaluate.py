@@ -1,5 +1,7 @@
 """`evaluate` against counting by hand."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,31 @@ def test_transfer_makes_the_examples_on_the_source():
     made = attacks.pgd(0.2, steps=5)(LOSS, other, BATCH, jax.random.fold_in(KEY, 0))
     want = ~fallen(PARAMS, BATCH) & ~fallen(PARAMS, made)
     np.testing.assert_array_equal(rows[1].withstood, want)
+
+
+def test_a_run_that_compiled_is_a_first_one(monkeypatch):
+    clock = iter([0.0, 10.0, 20.0, 24.0])  # a run of 10 s, of which JAX compiles for 6, and one of 4 s
+    compiled = iter([0.0, 6.0, 6.0, 6.00002])
+    monkeypatch.setattr(outcomes, "time", mock.Mock(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(outcomes, "compiling", mock.Mock(seconds=lambda everywhere: next(compiled)))
+    options = {"norm": "l2", "bounds": (0.0, 1.0), "inputs_key": "image"}
+    runs = [outcomes.run(attacks.fgsm(0.1), LOSS, PARAMS, BATCH, None, **options)[0] for _ in range(2)]
+    assert [run.seconds for run in runs] == pytest.approx([4.0, 4.0], abs=1e-4)
+    assert [run.first_run for run in runs] == [True, False]
+
+
+def test_batches_after_the_first_one_tell_the_time_of_an_image():
+    right, sizes = np.ones(10, bool), np.zeros(10)
+    first = outcomes.Outcome(right, sizes, 9.0, 30.0, ~right, sizes, True)
+    next_one = first._replace(seconds=2.0, seconds_compile=0.0, first_run=False)
+    joined = outcomes.join([first, next_one, next_one])
+    assert joined == joined._replace(seconds=6.0, seconds_compile=30.0, first_run=False)
+    assert len(joined.stands) == 30
+    alone = outcomes.join([first, first])
+    assert (alone.seconds, alone.seconds_compile, alone.first_run) == (18.0, 60.0, True)
+    clean = outcomes.Clean(np.ones(20, bool), np.zeros(20, bool), np.ones(20))
+    rows = outcomes.table(clean, {("pgd", 0.1): alone}, keep_fallen=False)
+    assert [(row.seconds_per_image, row.first_run) for row in rows] == [(0.0, False), (0.9, True)]
 
 
 @pytest.mark.slow

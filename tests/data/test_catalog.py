@@ -41,6 +41,14 @@ def test_a_whole_set(prepared, capsys):
     assert "cifar10                  3.0.2" in capsys.readouterr().out
 
 
+def test_the_name_of_a_folder_does_not_steer_the_terminal(prepared, capsys):
+    (prepared / "cifar10").rename(prepared / "cifar\x1b[31m10")
+    main(["data", "list", f"--data_dir={prepared}"])
+    out = capsys.readouterr().out
+    assert "cifar[31m10" in out
+    assert "\x1b" not in out
+
+
 def remove(path):
     path.unlink()
 

@@ -66,6 +66,14 @@ def test_a_folder_for_each_split(tmp_path, held_out, shape, suffix):
     np.testing.assert_allclose(got.test["image"].astype(int), expected, atol=0 if suffix == ".PNG" else 2)
 
 
+def test_of_three_splits_val_is_not_read(tmp_path):
+    for number, split in enumerate(("train", "val", "test")):
+        write(tmp_path / split, (2 + number,) * 3)
+    (tmp_path / "val" / "ant" / "000.png").write_bytes(b"no image")
+    got = read(tmp_path)
+    assert (len(got.train), len(got.test)) == (6, 12)
+
+
 def test_transparency_and_palettes_are_rgb(tmp_path):
     write(tmp_path)
     image = Image.fromarray(pixels(0, 1))
@@ -130,9 +138,7 @@ def test_sizes_that_differ_are_counted(tmp_path):
     write(tmp_path)
     for i in (1, 2, 3, 4):
         save(tmp_path / "bee" / f"{i:03d}.png", pixels(1, i, (6, 9, 3)))
-    expected = (
-        r"4 of 18 images in .* have not 6x6: bee/00\d.png 9x6, .* and 1 more.*`--resize N`.*`--image_size N`"
-    )
+    expected = r"must have one size .* 4 of 18 in .* are not 6x6: bee/00\d.png 9x6, .* and 1 more.*`--resize N`"
     with pytest.raises(ValueError, match=expected):
         read(tmp_path)
 
@@ -140,10 +146,16 @@ def test_sizes_that_differ_are_counted(tmp_path):
 def test_grey_and_colour(tmp_path):
     write(tmp_path)
     save(tmp_path / "bee" / "001.png", pixels(1, 1, (6, 6, 1)))
-    with pytest.raises(ValueError, match=r"one channels: 1 of 18 images .* have not 3: bee/001.png 1. Convert"):
-        read(tmp_path)
+    for options in ({}, {"resize": 6}):
+        said = (
+            r"all be grey or all RGB: 1 of 18 in .* is not RGB: bee/001.png grey. .*with `--image_size N` grey"
+        )
+        with pytest.raises(ValueError, match=said):
+            read(tmp_path, **options)
     assert everything(read(tmp_path, image_size=6).train)["image"].shape == (13, 6, 6, 3)
     save(tmp_path / "ant" / "001.png", pixels(0, 1, (6, 6, 1)))  # the first to train on
+    with pytest.raises(ValueError, match=r"2 of 18 in .* are not RGB: .* Convert them to one kind\.$"):
+        read(tmp_path)
     with pytest.raises(ValueError, match=r"ant/002.png cannot be used: it has colours, .* first .* is grey"):
         read(tmp_path, image_size=6).train.take(np.array([1]))
 

@@ -1,6 +1,7 @@
 """Advice: the rate that trials are best with, a batch near the noise scale, and a command that trains."""
 
 import doctest
+import itertools
 import json
 import math
 import shlex
@@ -80,6 +81,25 @@ def test_the_report_says_what_was_measured_and_what_is_not_known(monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
     draw_advice("", ADVICE)
     assert [len(axes.get_lines()) for axes in drawn[0].axes] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("span", [2, 8, 128, 2**20])
+@pytest.mark.parametrize("low", [5e-4, 1.25e-3])
+def test_the_ticks_of_the_picture_do_not_overlap(monkeypatch, low, span):
+    steps = [2**power for power in range(span.bit_length())]
+    advice = ADVICE._replace(
+        trials={low * step: 1.0 for step in steps}, seconds={32 * step: 0.1 for step in steps[:12]}
+    )
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    draw_advice("", advice)
+    drawn[0].draw_without_rendering()
+    for axes in drawn[0].axes[:2]:
+        left, right = axes.get_xlim()
+        texts = [text for text in axes.get_xticklabels() if left <= text.get_position()[0] <= right]
+        boxes = [text.get_window_extent() for text in texts]
+        assert len(boxes) >= 2
+        assert all(one.x1 + 3 < two.x0 for one, two in itertools.pairwise(boxes)), [t.get_text() for t in texts]
 
 
 def test_what_is_out_of_range_is_refused_before_anything_is_tried():

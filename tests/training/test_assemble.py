@@ -3,14 +3,16 @@
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from hessabs.batch_size import Observation
+from hessabs.batch_size.settings import Abs
 from hessabs.data import Dataset
 from hessabs.models import mlp
-from hessabs.training import tasks
+from hessabs.training import optimizers, tasks
 from hessabs.training.assemble import SETTINGS, assemble
 from hessabs.training.fields import declared
 from hessabs.training.tasks import named
@@ -220,6 +222,16 @@ def test_defaults_of_the_paper(thousand):
         **{"lr": 0.1, "lr_decay_epochs": (30, 60, 80), "lr_decay": 0.2, "lr_coupling": "linear"},
     }
     assert want.items() <= record.items()
+
+
+@pytest.mark.parametrize("name", get_args(optimizers.Name))
+def test_the_help_of_lr_coupling_says_what_an_optimizer_takes(thousand, name):
+    told = declared(Abs)["lr_coupling"].help
+    record = assemble({"method": "abs", "optimizer": name}, thousand).options["record"]
+    assert record["lr_coupling"] == ("linear" if name in ("sgd", "nesterov", "lars") else "sqrt")
+    assert "linear for sgd, nesterov, lars and schedule_free with base sgd, sqrt for other optimisers" in told
+    of_sgd = {"method": "abs", "optimizer": "schedule_free", "schedule_free_base": "sgd"}
+    assert assemble(of_sgd, thousand).options["record"]["lr_coupling"] == "linear"
 
 
 @pytest.mark.parametrize(("method", "fraction"), [("bl", 0.0), ("abs", 0.0), ("absa", 0.2)])

@@ -12,6 +12,7 @@ from hessabs.training.files import (
     append_line,
     check_workdir,
     read_lines,
+    say,
     start_workdir,
     write_json,
 )
@@ -25,6 +26,11 @@ def test_numbers_that_are_not_finite_become_null(tmp_path, value):
     want = {"a": None, "deep": {"b": [1.5, None], "c": [None]}, "text": "nan"}
     assert json.loads((tmp_path / METRICS).read_text(), parse_constant=pytest.fail) == want
     assert json.loads((tmp_path / SUMMARY).read_text(), parse_constant=pytest.fail) == want
+
+
+def test_what_is_said_is_one_line_that_steers_no_terminal(capsys):
+    say("classes: a\x1b[31mred\u202e,\n b")
+    assert capsys.readouterr().err == "hessabs: classes: a[31mred, b\n"
 
 
 def test_lines_are_appended_in_order(tmp_path):

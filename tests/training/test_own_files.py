@@ -310,7 +310,7 @@ def damaged(root):
         (lambda root: root.mkdir(), ("at least two classes, got none",)),
         (one_class, ("at least two classes, got one, 'only'",)),
         (damaged, ("2 of 6 images in", "cannot be read", "one/0.png")),
-        (of_two_sizes, ("1 of 6 images in", "have not 3x3: two/2.png 4x4", "--resize N")),
+        (of_two_sizes, ("1 of 6 in", "is not 3x3: two/2.png 4x4", "--resize N")),
     ],
 )
 def test_folders_that_are_no_data_set(tmp_path, capsys, make, parts):

@@ -74,6 +74,33 @@ def test_what_takes_more_than_a_minute_says_so_when_it_is_known(capsys, monkeypa
     assert capsys.readouterr().err == want
 
 
+def test_of_a_total_that_nobody_can_tell_no_time_left_is_told(capsys, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress(None) as progress:
+        for samples in range(100, 10_000, 100):
+            now += 30.0
+            progress.show(samples, matrix="training")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "2100 examples: matrix training [10:30]"
+    assert all("<" not in line and "to go" not in line for line in lines)
+
+
+@pytest.mark.parametrize("columns", [8, 15, 30, 60, 100])
+def test_a_bar_without_a_total_fits_and_tells_no_time_left(columns):
+    with tqdm(unit="ex", unit_scale=True, file=io.StringIO(), ncols=columns, disable=False) as bar:
+        bar.n = 40_000
+        bar.start_t -= 100
+        bar.bar_format, kept = fitting(bar.format_dict, {"matrix": "training"})
+        bar.set_postfix(kept, refresh=False)
+        line = str(bar)
+    assert len(line) <= columns
+    assert line.startswith("40.0k")
+    assert "%" not in line
+    assert "<" not in line
+    assert ("matrix=training" in line) == (columns >= 60)
+
+
 class Terminal(io.StringIO):
     """A terminal of a few columns, as tqdm sees it."""
 

@@ -116,13 +116,11 @@ class _Shared(NamedTuple):
     network: _Network  # that judges
     source: _Network  # that the examples are made on
 
-    def once(
-        self, name: str, chunk: _Chunk, compute: Callable[[], dict[str, Any]], **depends: Any
-    ) -> dict[str, Any]:
-        """Find what a chunk has given, or compute it."""
+    def place(self, name: str, chunk: _Chunk, **depends: Any) -> cache.Place:
+        """Say where what a chunk has given is kept."""
         network, norm = self.network.digest, self.options.norm
         identity = cache.identify(network=network, norm=norm, examples=chunk.digest, **depends)
-        return cache.Kept(self.folder, identity).once(f"{name}-{chunk.start}", compute)
+        return cache.Place(cache.Kept(self.folder, identity), f"{name}-{chunk.start}")
 
 
 def attack(
@@ -154,13 +152,17 @@ def attack(
     clean, signs = (outcomes.join(parts) for parts in zip(*(_clean(shared, c) for c in chunks), strict=True))
     results: dict[tuple[str, float], Outcome] = {}
     shown: dict[tuple[str, float], dict[str, Any]] = {}  # of the first chunk
-    with Progress(len(clean.right) * len(options.attack) * len(options.epsilon)) as bar:
+    work = itertools.product(options.epsilon, options.attack, chunks)
+    counts = {_place(shared, name, epsilon, chunk): len(chunk.places) for epsilon, name, chunk in work}
+    left = {place: count for place, count in counts.items() if not place.is_filled()}  # takes time, each once
+    total = sum(counts.values())
+    with Progress(total, total - sum(left.values())) as bar:
         for epsilon, name in itertools.product(options.epsilon, options.attack):
             parts = []
             for chunk in chunks:
                 parts.append(_attacked(shared, name, epsilon, chunk))
-                done = len(results) * len(clean.right) + chunk.start + len(chunk.places)
-                bar.show(done, attack=name, epsilon=epsilon)
+                left.pop(_place(shared, name, epsilon, chunk), None)
+                bar.show(total - sum(left.values()), attack=name, epsilon=epsilon)
             shown[name, epsilon] = parts[0]
             results[name, epsilon] = outcomes.join([_take(Outcome, part) for part in parts])
     minimal, black_box = ({n for n in MENU if getattr(MENU[n], kind)} for kind in ("minimal", "black_box"))
@@ -282,7 +284,7 @@ def _clean(shared: _Shared, chunk: _Chunk) -> tuple[Clean, Misleading]:
         seen = outcomes.look(loss_fn, params, batch, key, shared.options.norm)
         return {**seen._asdict(), **misleading.look(loss_fn, params, batch, key, seen.right)._asdict()}
 
-    found = shared.once(CLEAN, chunk, compute)
+    found = shared.place(CLEAN, chunk).once(compute)
     return _take(Clean, found), _take(Misleading, found)
 
 
@@ -310,14 +312,18 @@ def _attacked(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> dict
         columns = {"clean": inputs[0], "attacked": inputs[1], "before": before, "after": after}
         return {**outcome._asdict(), "places": felled, **{n: x[felled] for n, x in columns.items()}}
 
-    minimal = MENU[name].minimal  # then one result serves every epsilon
-    depends = {field: getattr(options, field) for field in ("seed", *MENU[name].reads)}
+    return _place(shared, name, epsilon, chunk).once(compute)
+
+
+def _place(shared: _Shared, name: str, epsilon: float, chunk: _Chunk) -> cache.Place:
+    minimal, source = MENU[name].minimal, shared.source  # of a minimal attack one result serves every epsilon
+    depends = {field: getattr(shared.options, field) for field in ("seed", *MENU[name].reads)}
     depends |= {"epsilon": None if minimal else epsilon, "source": source.digest, "start": chunk.start}
-    return shared.once(name if minimal else f"{name}-{epsilon:g}", chunk, compute, **depends)
+    return shared.place(name if minimal else f"{name}-{epsilon:g}", chunk, **depends)
 
 
 def _take(kind: Any, found: Mapping[str, Any]) -> Any:
-    return kind(**{name: found[name] for name in kind._fields})
+    return kind(**{name: found[name] for name in kind._fields if name in found})
 
 
 def _sheet(task: Task, attack: str, epsilon: float, part: dict[str, Any]) -> pictures.Sheet | None:

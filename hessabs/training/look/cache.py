@@ -53,6 +53,10 @@ class Kept(NamedTuple):
             self.keep(name, found)
         return found
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a result, which may be damaged."""
+        return self._path(name).exists()
+
     def find(self, name: str) -> dict[str, Any] | None:
         """Read a result; None if there is none, or it is damaged, which is said."""
         path = self._path(name)
@@ -98,6 +102,21 @@ class Kept(NamedTuple):
 
     def _path(self, name: str) -> pathlib.Path:
         return self.folder / f"{_plain(name)}-{self.identity[:16]}.npz"
+
+
+class Place(NamedTuple):
+    """Where one result is kept."""
+
+    kept: Kept
+    name: str
+
+    def is_filled(self) -> bool:
+        """Whether a result is there; it has not been read yet."""
+        return self.kept.holds(self.name)
+
+    def once(self, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Read the result, or compute and keep it."""
+        return self.kept.once(self.name, compute)
 
 
 def _plain(name: str) -> str:

@@ -18,6 +18,7 @@ _TRACKED = {  # field: (the one whose panel it shares, name)
     "last_layer_eigenvalue": ("eigenvalue", "last layer's block"),
     "gradient_norm": ("gradient_norm", ""),
 }
+_TICKS = 4  # along the x of one of three panels
 
 
 class Sheet(NamedTuple):
@@ -79,12 +80,12 @@ def draw_advice(path: File, advice: "Advice") -> None:
     left.plot(list(fine), list(fine.values()), marker="o")
     left.set(xlabel=f"learning rate at batch {advice.trial_batch_size}")
     left.set_ylabel(f"held-out loss after {advice.trial_examples:,} examples (nats)")
-    plots.log_axis(left, "x")
+    plots.log_axis(left, "x", ticks=_TICKS)
     sizes, first = list(advice.seconds), advice.settings["batch_size"]
     middle.plot(sizes, [size / advice.seconds[size] for size in sizes], marker="o")
     middle.axvline(first, linestyle="--", color="C1", label="first batch advised")
     middle.set(ylim=(0, None), xlabel="examples in a gradient", ylabel="examples a second")
-    plots.log_axis(middle, "x", sizes=True)
+    plots.log_axis(middle, "x", sizes=True, ticks=_TICKS)
     middle.legend()
     plots.noise_scale(advice.noise, right)
     figure.savefig(path, dpi=DPI)

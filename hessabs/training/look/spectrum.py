@@ -166,7 +166,7 @@ def _of_set(shared: _Shared, name: str, label: str, block: str = "") -> list[dic
     with_directions = options.landscape and label == "training"
 
     def compute() -> dict[str, Any]:
-        with Progress(len(_places(shared.sets[name], options)) * options.max_matvecs) as bar:
+        with Progress(None) as bar:  # most matrices need far fewer products than `max_matvecs`
             operator, start = _operator(shared, name, bar), shared.start
             if block:
                 operator = curvature.restrict(operator, shared.params, block)

@@ -19,7 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hessabs.terminal import printable
 from hessabs.training import files
+from hessabs.training.look.table import GAP, Column, lay_out, least_width, make_column
 
 _PANELS = (
     ("batch_size", "batch size", "log"),
@@ -33,6 +35,8 @@ _NO_TERMINAL = 120  # columns, where nothing says how many there are
 _BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " _.:-=+*#"
 _NOT_SHOWN = ("epoch", "updates", "samples", "seconds_")  # of a last record: they stand elsewhere
 _WIDEST = 4  # columns of an epoch
+_CHART = 10  # columns that a curve or a bar has at least
+_SPARE = ("time", "best", "eigenvalue", "lr", "updates", "batch", "epoch")  # of a table: the first goes first
 _RECENT = 5  # epochs that tell how long the next ones take
 
 
@@ -140,16 +144,24 @@ def curve(
 
 def _one(run: Seen, width: int, levels: str) -> RenderableType:
     field, *_ = metric = _metric([run])
-    table = _table("", f"epochs 1 to {len(run.records)}", right=("lowest", "highest", "last"))
     shown = [metric, *(panel for panel in _PANELS if panel[0] not in ("test_accuracy", "test_loss"))]
-    for name, title, scale in shown:
-        values, drawable = (_values(run.records, name, each) for each in ("linear", scale))
-        known, positive = ([x for x in each if x is not None] for each in (values, drawable))
-        if known:
-            height = 4 if name == field else 1
-            drawn = _draw(drawable, positive, scale, width - 64, levels, height) if positive else Text("")
-            cells = (min(known), max(known), known[-1])
-            table.add_row(title, drawn, *(_shown(cell) for cell in cells))
+    known = {name: [x for x in _values(run.records, name, "linear") if x is not None] for name, *_ in shown}
+    shown = [panel for panel in shown if known[panel[0]]]
+    numbers = [
+        make_column(title, [_shown(of(known[name])) for name, *_ in shown], justify="right")
+        for title, of in (("lowest", min), ("highest", max), ("last", lambda values: values[-1]))
+    ]
+    titles, chart = make_column("", [title for _, title, _ in shown], wraps=True), max(width - 64, _CHART)
+    while len(numbers) > 1 and least_width([titles, *numbers]) + chart + GAP > width:
+        numbers.pop(0)
+    chart = min(chart, max(width - least_width([titles, *numbers]) - GAP, 1))
+    curves = []
+    for name, _, scale in shown:
+        drawable = _values(run.records, name, scale)
+        positive = [x for x in drawable if x is not None]
+        height = 4 if name == field else 1
+        curves.append(_draw(drawable, positive, scale, chart, levels, height) if positive else Text(""))
+    drawn = Column(f"epochs 1 to {len(run.records)}", curves, chart, chart)
     rest = {
         name: value
         for name, value in run.last.items()
@@ -158,63 +170,71 @@ def _one(run: Seen, width: int, levels: str) -> RenderableType:
     parts: list[RenderableType] = [_progress(run, width)]
     if run.records:
         text = ", ".join(f"{name} {_shown(value)}" for name, value in rest.items())
-        parts += ["", table, "", Text(_printable(f"last record: {text or '-'}"))]
+        table = lay_out([titles, drawn, *numbers], width)
+        parts += ["", table, "", Text(printable(f"last record: {text or '-'}"))]
     return Group(*parts)
 
 
 def _progress(run: Seen, width: int) -> RenderableType:
     done = len(run.records)
-    head = Text.assemble((run.name, "bold"), _printable(f": {run.state}{f' ({run.note})' if run.note else ''}"))
+    note = f" ({run.note})" if run.note else ""
+    head = Text.assemble((printable(run.name), "bold"), printable(f": {run.state}{note}"))
     passed = _count(run.last.get("updates")), _count(run.last.get("samples")), _clock(run.seconds)
     line = "epoch {}/{}: {} updates, {} examples, {}".format(done, run.epochs or "?", *passed)
     if run.state == "running" and run.records and run.epochs:
         each = statistics.median(map(_seconds, run.records[-_RECENT:]))
         line += f", about {_clock(each * (run.epochs - done))} left"
-    grid = Table.grid(padding=(0, 2))
-    bar = ProgressBar(
-        total=run.epochs or max(done, 1), completed=done, width=max(min(width - len(line) - 2, 40), 10)
-    )
-    grid.add_row(bar, Text(line))
+    beside = width - len(line) - GAP
+    room = min(beside if beside >= _CHART else width, 40)
+    bar = ProgressBar(total=run.epochs or max(done, 1), completed=done, width=room)
+    grid = Table.grid(padding=(0, GAP))
+    for row in [(bar, Text(line))] if beside >= _CHART else [(bar,), (Text(line),)]:
+        grid.add_row(*row)
     return Group(head, grid)
 
 
 def _several(runs: Sequence[Seen], width: int, levels: str) -> RenderableType:
     field, title, scale = _metric(runs)
     best = max if field == "test_accuracy" else min
-    numbers = ("epoch", "updates", "batch", "lr", "eigenvalue", title, "best", "time")
-    table = _table("run", "state", right=numbers)
-    curves = {run.name: _values(run.records, field, scale) for run in runs}
-    for run in runs:
-        known = [value for value in curves[run.name] if value is not None]
-        last = run.last
-        table.add_row(
-            Text(run.name),
-            run.state,
-            f"{len(run.records)}/{run.epochs or '?'}",
-            _count(last.get("updates")),
-            _count(last.get("batch_size")),
-            *(_shown(_latest(run.records, name)) for name in ("lr", "eigenvalue", field)),
-            _shown(best(known) if known else None),
-            _clock(run.seconds),
-        )
-    known = [value for values in curves.values() for value in values if value is not None]
+    curves = [_values(run.records, field, scale) for run in runs]
+    latest = {
+        name: [_shown(_latest(run.records, name)) for run in runs] for name in ("lr", "eigenvalue", field)
+    }
+    found = ([value for value in values if value is not None] for values in curves)
+    cells = {
+        "epoch": [f"{len(run.records)}/{run.epochs or '?'}" for run in runs],
+        "updates": [_count(run.last.get("updates")) for run in runs],
+        "batch": [_count(run.last.get("batch_size")) for run in runs],
+        "lr": latest["lr"],
+        "eigenvalue": latest["eigenvalue"],
+        title: latest[field],
+        "best": [_shown(best(values) if values else None) for values in found],
+        "time": [_clock(run.seconds) for run in runs],
+    }
+    columns = {name: make_column(name, numbers, justify="right") for name, numbers in cells.items()}
+    names = _names("run", runs, width)
+    first = [names, make_column("state", [run.state for run in runs])]
+    for spare in _SPARE:
+        if least_width([*first, *columns.values()]) > width:
+            del columns[spare]
+    table = lay_out([*first, *columns.values()], width)
+    known = [value for values in curves for value in values if value is not None]
     if not known:
         return table
-    longest = max(map(len, curves.values()))
-    drawn = _table(title, f"{_shown(min(known))} to {_shown(max(known))}, epochs 1 to {longest}")
-    for name, values in curves.items():
-        padded = [*values, *[None] * (longest - len(values))]
-        drawn.add_row(Text(name), _draw(padded, known, scale, width * 2 // 3, levels, 2))
-    return Group(table, "", drawn)
+    longest = max(map(len, curves))
+    names = _names(title, runs, width)
+    chart = max(min(width * 2 // 3, width - min(names.natural, width // 2) - GAP), _CHART)
+    drawn = [
+        _draw([*values, *[None] * (longest - len(values))], known, scale, chart, levels, 2) for values in curves
+    ]
+    span = f"{_shown(min(known))} to {_shown(max(known))}, epochs 1 to {longest}"
+    return Group(table, "", lay_out([names, Column(span, drawn, chart, chart)], width))
 
 
-def _table(*left: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title in left:
-        table.add_column(title, overflow="fold")
-    for title in right:
-        table.add_column(title, justify="right")
-    return table
+def _names(title: str, runs: Sequence[Seen], width: int) -> Column:
+    """Name the runs; a name may be a long path, and takes several lines where it is over half of one."""
+    names = make_column(title, [printable(run.name) for run in runs])
+    return names._replace(cells=[Text(str(cell)) for cell in names.cells], least=min(names.least, width // 2))
 
 
 def _metric(runs: Sequence[Seen]) -> tuple[str, str, str]:
@@ -238,7 +258,7 @@ def _draw(
 ) -> Text:
     """Draw values on the scale of the known ones, a few columns for each or the last of each column."""
     along: Callable[[float], float] = math.log if scale == "log" else float
-    room = max(width, 10)
+    room = max(width, 1)
     values = [value for value in values for _ in range(max(min(room // len(values), _WIDEST), 1))]
     columns = min(len(values), room)
     edges = [len(values) * column // columns for column in range(columns + 1)]
@@ -295,11 +315,6 @@ def _number(value: Any) -> float | None:
 def _shown(value: Any) -> str:
     number = _number(value)
     return "-" if number is None else f"{number:.4g}" if isinstance(number, float) else f"{number:,}"
-
-
-def _printable(text: str) -> str:
-    """Leave out what would steer a terminal: a folder may come from somebody else."""
-    return "".join(filter(str.isprintable, text))
 
 
 def _count(value: Any) -> str:

@@ -30,7 +30,8 @@ class TaskSettings(NamedTuple):
     ] = None
     dataset: Annotated[
         str,
-        "digits (embedded), folder:PATH (a folder of images for each class), a TFDS name such as cifar10, "
+        "digits (embedded), folder:PATH (a folder of images for each class, or train/ and test/ of these; val/ "
+        "is read where there is no test/), a TFDS name such as cifar10, "
         "stdlib (text: the source of Python's standard library), or text:PATH (a file in UTF-8)",
     ] = "digits"
     data_dir: Annotated[str | None, "folder of prepared TFDS data sets; default: TFDS's own"] = None

@@ -120,6 +120,38 @@ def test_an_interruption_loses_no_finished_chunk(no_pictures, tmp_path, monkeypa
     assert [row["accuracy"] for row in resumed["rows"][1:]] == [withstood(run, run, e) for e in (0.05, 0.1)]
 
 
+@pytest.mark.parametrize("name", ["fgsm", "deepfool"])
+def test_progress_counts_what_takes_time(no_pictures, tmp_path, monkeypatch, name):
+    """What is kept already, and a second epsilon of an attack that knows none, take no time."""
+    run, options = kinds.images(), Options((name,), (0.05, 0.1), num_examples=40, batch_size=20)
+    bars = []
+
+    class Bar:
+        def __init__(self, total, done=0):
+            self.seen = [(total, done)]
+            bars.append(self.seen)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def show(self, samples, **values):
+            self.seen.append(samples)
+
+    monkeypatch.setattr("hessabs.training.look.attack.Progress", Bar)
+    attack(*run[:3], tmp_path, options)
+    for path in (tmp_path / "cache").glob(f"{name}*-20-*.npz"):
+        path.unlink()
+    attack(*run[:3], tmp_path, options)
+    wanted = {
+        "fgsm": [[(80, 0), 20, 40, 60, 80], [(80, 40), 40, 60, 60, 80]],
+        "deepfool": [[(40, 0), 20, 40, 40, 40], [(40, 20), 20, 40, 40, 40]],
+    }
+    assert bars == wanted[name]
+
+
 def test_another_network_or_other_options_find_nothing(no_pictures, tmp_path):
     options = Options(("fgsm",), (0.1,), num_examples=20)
     attack(*kinds.images()[:3], tmp_path, options)
@@ -134,6 +166,26 @@ def test_another_network_or_other_options_find_nothing(no_pictures, tmp_path):
     task, params, model_state, _ = kinds.images()
     attack(task._replace(settings={"model": "another"}), params, model_state, tmp_path, options)
     assert len(files(tmp_path)) == 8
+
+
+def test_the_time_of_a_first_run_alone_is_marked(no_pictures, tmp_path, monkeypatch, capsys):
+    run, attack_batch = kinds.images(), outcomes.run
+    seen = []
+
+    def timed(*args, **kwargs):
+        outcome, attacked = attack_batch(*args, **kwargs)
+        seen.append(1)
+        first_run = len(seen) == 1
+        return outcome._replace(seconds=4.0 if first_run else 1.0, first_run=first_run), attacked
+
+    monkeypatch.setattr(outcomes, "run", timed)
+    monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: run)
+    command = ["attack", f"--workdir={tmp_path}", "--attack=fgsm", "--num_examples=40"]
+    for size, want in ((40, ["<100", "25"]), (20, ["50", "50"])):
+        seen.clear()
+        assert cli.main([*command, "--epsilon=0.11,0.12", f"--batch_size={size}"]) == 0
+        lines = capsys.readouterr().out.splitlines()[2:4]
+        assert [line.split()[5] for line in lines] == want
 
 
 @pytest.mark.slow

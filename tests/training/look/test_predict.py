@@ -66,6 +66,23 @@ def test_the_command_prints_and_writes(run, tmp_path, capsys):
     assert cli.main(["predict", "--workdir=w", "large.png", "--resize=8"]) == 0
 
 
+def test_the_name_of_a_class_does_not_steer_the_terminal(run, monkeypatch, capsys, tmp_path):
+    names = tuple(f"a\x1b[31mred\u202e{i}" for i in range(10))
+    other = run._replace(task=run.task._replace(class_names=names))
+    monkeypatch.setattr("hessabs.training.look.where.open_run", lambda where: other)
+    image = tmp_path / "b\x1b[2J.png"
+    (tmp_path / "0.png").rename(image)
+    assert cli.main(["predict", "--workdir=w", image.name, "--output=out.json"]) == 0
+    out = capsys.readouterr().out
+    assert "b[2J.png" in out
+    assert "a[31mred" in out
+    assert all(character.isprintable() or character == "\n" for character in out)
+    (row,) = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert row["class"] in names  # a file has the name as it is
+    assert cli.main(["predict", "--workdir=w", "c\x1b[2J.png"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

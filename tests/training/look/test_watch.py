@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -171,6 +172,80 @@ def test_runs_beside_each_other(tmp_path, capsys, monkeypatch):
     assert (a2, b1, b2) == ("█" * 16, "", "▁" * 36)
     assert "▁" not in a1
     assert len(a1) == 16
+
+
+def assert_whole(text, width, words):
+    """Nothing is cut: no dots, no line that is too long, and every number and word in one line of its own."""
+    assert "…" not in text
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    found = re.split(r"[\s▁▂▃▄▅▆▇█━╸╺,:()%]+", text.replace("%", " "))
+    assert {word for word in words if word not in found} == set()
+    number = re.compile(r"[\d.,:/eE+-]*\d[\d.,:/eE+-]*")
+    assert not [word for word in text.split() if word[0] in ".,:/" and number.fullmatch(word)]
+
+
+WIDTHS = [40, 60, 80, 100, 120]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_number_or_word_is_cut_in_runs_beside_each_other(tmp_path, monkeypatch, width):
+    monkeypatch.chdir(tmp_path)
+    for name in ("absa", "bl"):
+        fields = {"test_accuracy": 98.61, "lr": 0.000123, "eigenvalue": 12.3456}
+        write(pathlib.Path("runs", name), 105, 3000, updates=1234567, batch_size=16384, **fields)
+    text = shown(pathlib.Path("runs/absa"), pathlib.Path("runs/bl"), width=width)
+    words = ["runs/absa", "runs/bl", "finished", "105/3000", "98.61", "accuracy", "epochs"]
+    words += ["16", "384", "1", "234", "567", "updates", "batch"] * (width >= 60)
+    words += ["0.000123", "lr"] * (width >= 80) + ["12.35", "eigenvalue", "best", "time"] * (width >= 100)
+    assert_whole(text, width, words)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("state", ["finished", "running"])
+def test_no_number_or_word_is_cut_in_one_run(tmp_path, monkeypatch, width, state):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        module.files, "lock_owner", lambda _: "process 7 on here" if state == "running" else None
+    )
+    fields = {"test_accuracy": 98.61, "lr": 0.000123, "eigenvalue": 12.3456}
+    write(pathlib.Path("runs/absa"), 105, 3000, finished=state == "finished", batch_size=16384, **fields)
+    text = shown(pathlib.Path("runs/absa"), width=width)
+    words = [
+        "runs/absa",
+        state,
+        "105/3000",
+        "105",
+        "000",
+        "updates",
+        "98.61",
+        "0.000123",
+        "12.35",
+        "eigenvalue",
+    ]
+    assert_whole(text, width, words)
+    (columns,) = {len(re.findall("[▁▂▃▄▅▆▇█]", line)) for line in text.splitlines()} - {0}  # none is folded
+    assert columns >= 10
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_chart_is_no_wider_than_its_column(tmp_path, width):
+    levels = [80.0, 85.0, 90.0, 95.0]
+    folder = write(tmp_path / "a", 0, 40)
+    records = [record(epoch, test_accuracy=levels[(epoch - 1) // 10], batch_size=16) for epoch in range(1, 41)]
+    files.write_lines(folder / "metrics.jsonl", records)
+    lines = [line for line in shown(folder, width=width).splitlines() if re.search("[▁▂▃▄▅▆▇█]", line)]
+    counts = [len(re.findall("[▁▂▃▄▅▆▇█]", line)) for line in lines[:4]]
+    assert counts == sorted(counts)  # a staircase of four lines
+    assert len(set(counts)) == 4
+
+
+def test_a_name_that_is_a_long_path_takes_several_lines_and_leaves_the_numbers_whole(tmp_path):
+    folder = write(tmp_path / ("x" * 70))
+    text = shown(folder, folder, width=60)
+    assert "finished" in text
+    assert re.search(r"\b84\b", text)
+    assert "…" not in text
+    assert text.count("x") == 4 * 70  # in both tables
 
 
 @pytest.mark.parametrize(
