@@ -20,10 +20,7 @@ CLEAN = "clean"
 WORST = "worst case"
 _RTOL = 1e-5  # of the norm of a perturbation that float32 computed, for a few entries
 _ROWS = 256  # examples that are measured at once, for float64 takes twice the memory
-_FIRST = (
-    0.01,
-    1e-3,
-)  # a run that compiled for more than this part of its time, and more seconds, is a first one
+_COMPILED = (0.01, 1e-3)  # for more than this part of its time, and more seconds: the first run of programs
 _ORDERS: dict[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
 
 Found = TypeVar("Found", bound=Any)  # a NamedTuple
@@ -46,9 +43,7 @@ class Outcome(NamedTuple):
     seconds_compile: float  # wall clock in which JAX traced and compiled
     non_finite: np.ndarray  # (n,), bool: the logits after the attack say nothing
     least: np.ndarray  # (n,), float: the norm less what rounding may have added; nan: not finite, out of bounds
-    first_run: bool = (
-        False  # whether programs ran for the first time: JAX sets them up besides, which takes longer
-    )
+    first_run: bool = False  # of some program: JAX sets it up then, besides compiling it
 
 
 class Evaluation(NamedTuple):
@@ -105,7 +100,7 @@ def run(
         there_is &= (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
     sizes, least = measure(points, inputs, norm)
     stands, least = right | ~finite | ~there_is, np.where(there_is, least, np.nan)
-    first_run = compiled > max(_FIRST[0] * seconds, _FIRST[1])
+    first_run = compiled > max(_COMPILED[0] * seconds, _COMPILED[1])
     return Outcome(stands, sizes, seconds, compiled, ~finite & there_is, least, first_run), attacked
 
 

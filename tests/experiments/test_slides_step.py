@@ -1,5 +1,5 @@
-"""The parts of a run of each config of the slides on images of the true shape, with a small batch, and an update
-of two of them; networks of many blocks with few of them.
+"""The parts of a run of each config of the slides, on images of the true shape, with a small batch, and an
+update of two of them; networks of many blocks with few of them.
 """
 
 import jax
