@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 def _with_extra(error: Exception) -> Exception | str:
     """Say what to install where a package of the extra `train` is missing."""
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing in ("flax", "markdown_it", "matplotlib", "orbax", "rich", "sklearn", "tensorboardX", "tqdm"):
+    if missing in ("flax", "markdown_it", "matplotlib", "orbax", "rich", "tensorboardX", "tqdm"):
         return f'{missing} is not installed, which the commands need: pip install "hessabs[train]"'
     return error
 
