@@ -143,8 +143,10 @@ def _step(problem: Problem, numbers: tuple[Any, ...], rows: _Rows, i: jax.Array)
         lead, fallen = losses.per_example(lead_fn, params, moved_batch, inputs_key)
         moved = trees.upcast(point) - trees.upcast(inputs)
         size = jnp.sum(moved**2, axis=tuple(range(1, moved.ndim)))
-        loss = size + rows.weight * jnp.maximum(confidence - lead, 0)
-        return jnp.sum(loss), (loss, point, size, fallen & (lead >= confidence))
+        success = fallen & (lead >= confidence)
+        # Not the maximum with 0, which lets go of a tie that the network decides for the label.
+        loss = size + rows.weight * jnp.where(success, 0, confidence - lead)
+        return jnp.sum(loss), (loss, point, size, success)
 
     gradient, (loss, point, size, success) = jax.grad(total, has_aux=True)(rows.free)
     gradient = trees.finite_or_zero(gradient)

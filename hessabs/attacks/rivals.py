@@ -45,17 +45,18 @@ def leads(
     One forward pass, and one backward pass with ``num_rivals`` examples for each one of the batch.
 
     Returns:
-      ``(logits, leads, gradients)``: (n, classes); ``z_rival - z_label``, (n, num_rivals), below 0 where the
-      label wins (the best of all other classes where labels are None); its gradient, (n, num_rivals, ...), 0
-      where it is not finite.
+      ``(logits, leads, gradients)``: (n, classes), as the network gives them; ``z_rival - z_label``, (n,
+      num_rivals), below 0 where the label wins (the best of all other classes where labels are None); its
+      gradient, (n, num_rivals, ...), 0 where it is not finite.
     """
-    logits, pull = jax.vjp(lambda x: trees.upcast(logits_fn(params, x)), inputs)
+    given, pull = jax.vjp(lambda x: logits_fn(params, x), inputs)
+    logits = trees.upcast(given)
     one_hot = jax.nn.one_hot(rivals, logits.shape[-1], dtype=logits.dtype)
     if labels is None:
         own = jnp.argmax(jnp.where(one_hot > 0, -jnp.inf, logits[:, None]), axis=-1)
     else:
         own = labels[:, None]
     differences = one_hot - jax.nn.one_hot(own, logits.shape[-1], dtype=logits.dtype)
-    (gradients,) = jax.vmap(pull, in_axes=1, out_axes=1)(differences)
+    (gradients,) = jax.vmap(pull, in_axes=1, out_axes=1)(differences.astype(given.dtype))
     ahead = jnp.take_along_axis(logits, rivals, axis=-1) - jnp.take_along_axis(logits, own, axis=-1)
-    return logits, ahead, trees.finite_or_zero(gradients)
+    return given, ahead, trees.finite_or_zero(gradients)

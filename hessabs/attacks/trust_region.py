@@ -123,7 +123,7 @@ def _begin(problem: Problem, batch: Any, radius: jax.Array) -> _Rows:
     norm, rival, num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
     logits_fn, spec = losses.parts(loss_fn)
-    logits = trees.upcast(logits_fn(params, inputs))
+    logits = logits_fn(params, inputs)
     fallen = has_fallen(spec, logits, batch)
     labels, targets = classes_of(spec, batch)
     if targets is None:
@@ -134,7 +134,7 @@ def _begin(problem: Problem, batch: Any, radius: jax.Array) -> _Rows:
         distance = jnp.where(slopes > 0, -ahead * trees.safe_inverse(slopes), worst)
         chosen = (jnp.argmin if rival == "best" else jnp.argmax)(distance, axis=1)
         targets = jnp.take_along_axis(candidates, chosen[:, None], axis=1)[:, 0]
-    zeros = jnp.zeros(inputs.shape[0], logits.dtype)
+    zeros = jnp.zeros(inputs.shape[0], trees.upcast(logits).dtype)
     radii = jnp.full_like(zeros, radius)
     return _Rows(batch, inputs, targets.astype(jnp.int32), radii, zeros, zeros, zeros, fallen)
 
@@ -147,7 +147,7 @@ def _step(problem: Problem, radii: tuple[Any, Any], overshoot: Any, rows: _Rows,
     # A targeted example leaves whichever class is the best but its target.
     own = labels if targets is None else None
     logits, ahead, gradient = leads(logits_fn, params, rows.point, own, rows.rival[:, None])
-    margin, label_logit = -ahead[:, 0], take_class(logits, rows.rival) - ahead[:, 0]
+    margin, label_logit = -ahead[:, 0], take_class(trees.upcast(logits), rows.rival) - ahead[:, 0]
     fall = rows.margin - margin if ratio == "corrected" else rows.label_logit - label_logit
     agreement = fall * trees.safe_inverse(rows.predicted)
     factor = jnp.where(agreement > _GOOD, _FACTOR, jnp.where(agreement < _POOR, 1 / _FACTOR, 1.0))

@@ -96,8 +96,11 @@ def expected(loss_fn: LossFn, eot: int | None) -> LossFn:
 def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
     """Tell which examples have fallen: classified as their target, or not as their label.
 
-    False where the logits are not finite, for they say nothing.
+    The one place that decides it, of logits as the network gives them: one that computes in bfloat16 has ties
+    that its logits in float32 have not. False where the logits are not finite, for they say nothing.
     """
+    # XLA leaves out a rounding to bfloat16 whose result it goes on with in float32. Not through this.
+    logits = jax.lax.optimization_barrier(logits)
     labels, targets = checked_classes(spec, logits, batch)
     wanted = targets if spec.targeted else labels
     wanted = wanted if spec.targeted or not spec.soft_labels else jnp.argmax(wanted, axis=-1)
