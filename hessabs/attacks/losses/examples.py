@@ -54,6 +54,7 @@ def with_gradient(
 
     An entry of the gradient that is not finite is 0: that example stays where it is, and no other one knows. In
     a mean over draws, evaluation i has draws of its own, and an example has fallen if it fell in every one.
+    All are constants to who differentiates an attack.
     """
 
     def draw(loss_fn: LossFn, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -62,7 +63,7 @@ def with_gradient(
             return jnp.sum(values), (values, fallen)
 
         gradient, (values, fallen) = jax.grad(total, has_aux=True)(get_inputs(batch, inputs_key))
-        return values, fallen, trees.finite_or_zero(gradient)
+        return trees.constant((values, fallen, trees.finite_or_zero(gradient)))
 
     if eot is None:
         return draw(loss_fn, batch)
