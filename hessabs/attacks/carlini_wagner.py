@@ -12,7 +12,7 @@ from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
 from hessabs.attacks.given import given
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require
+from hessabs.checks import count, number
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -83,12 +83,14 @@ def carlini_wagner(
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, sections V and VI-A; the parameters are those of their code.
     """
-    require("be at least 1", steps=steps, binary_search_steps=binary_search_steps)
-    require("be positive and finite", learning_rate=learning_rate, initial_weight=initial_weight)
-    require("be at least 0 and finite", confidence=confidence)
-    if bounds is None or not all(map(math.isfinite, bounds)):
+    steps, binary_search_steps = count(steps=steps), count(binary_search_steps=binary_search_steps)
+    learning_rate = number("be positive and finite", learning_rate=learning_rate)
+    initial_weight = number("be positive and finite", initial_weight=initial_weight)
+    confidence = number("be at least 0 and finite", confidence=confidence)
+    checked = checks.checked_bounds(bounds)
+    if checked is None or not all(map(math.isfinite, checked)):
         raise ValueError(f"`bounds` must be (lowest, highest), finite, for carlini_wagner, got {bounds}.")
-    checks.check_bounds(bounds)
+    bounds = checked
 
     @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:

@@ -11,7 +11,7 @@ from hessabs import trees
 from hessabs.attacks.losses.carrying import carries_logits, classes_of, parts
 from hessabs.attacks.losses.examples import check_classes
 from hessabs.attacks.norms import Ball, Bounds, Norm
-from hessabs.checks import require, require_one_of
+from hessabs.checks import number, require_one_of
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
@@ -27,8 +27,7 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
             f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
             "examples of each epsilon by themselves."
         )
-    require("be at least 0 and finite", epsilon=epsilon)
-    check_bounds(bounds)
+    epsilon, bounds = number("be at least 0 and finite", epsilon=epsilon), checked_bounds(bounds)
     if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
         warnings.warn(
             f"`epsilon` {epsilon:g} exceeds the width of `bounds` {bounds}: every input is allowed. Give it in "
@@ -38,10 +37,10 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
     return Ball(epsilon, trees.Static((norm, bounds)))
 
 
-def check_bounds(bounds: Bounds) -> None:
-    """Raise unless the bounds are None or in order."""
+def checked_bounds(bounds: Bounds) -> Bounds:
+    """Return bounds as Python floats, or None where there are none, or raise unless they are in order."""
     if bounds is None:
-        return
+        return None
     if np.shape(bounds) != (2,) or isinstance(bounds, (np.ndarray, jax.Array)):
         raise ValueError(
             f"`bounds` must be two numbers, (lowest, highest), got {bounds!r}: the same for all entries. Give "
@@ -49,6 +48,7 @@ def check_bounds(bounds: Bounds) -> None:
         )
     if not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
+    return float(bounds[0]), float(bounds[1])
 
 
 def checked_inputs(

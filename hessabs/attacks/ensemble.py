@@ -19,7 +19,7 @@ from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.rows import choose
 from hessabs.attacks.square import square
-from hessabs.checks import require
+from hessabs.checks import count
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -70,8 +70,7 @@ def ensemble(
       5,000 by default.
     """
     ball = checked_ball(epsilon, norm, bounds)
-    require("be at least 1", steps=steps, queries=queries)
-    require("be at least 0", num_targets=num_targets)
+    num_targets = count(0, num_targets=num_targets)
     shared: dict[str, Any] = {"norm": norm, "bounds": bounds, "loop": loop}
     ascend = apgd(epsilon, steps=steps, **shared)
     search = square(epsilon, queries=queries, layout=layout, **shared)

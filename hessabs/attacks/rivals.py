@@ -8,7 +8,7 @@ from hessabs.attacks import checks
 from hessabs.attacks.losses.carrying import LogitsFn
 from hessabs.attacks.losses.criteria import other_classes
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.checks import require, require_one_of
+from hessabs.checks import count, number, require_one_of
 from hessabs.typing import Params
 
 _FEW = 9  # rivals to look at where nobody says how many
@@ -29,12 +29,14 @@ def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int | None) -> 
     return order[:, : min(_FEW, num_classes - 1) if num_rivals is None else num_rivals]
 
 
-def check_walk(norm: Norm, steps: int, num_rivals: int | None, overshoot: float, bounds: Bounds) -> None:
-    """Raise unless these are options of a walk to the boundary of a rival."""
+def checked_walk(
+    norm: Norm, steps: int, num_rivals: int | None, overshoot: float, bounds: Bounds
+) -> tuple[int, int | None, float, Bounds]:
+    """Return all but the norm of a walk to the boundary of a rival, or raise unless these are its options."""
     require_one_of(("l2", "linf"), norm=norm)
-    require("be at least 1", steps=steps, num_rivals=1 if num_rivals is None else num_rivals)
-    require("be at least 0 and finite", overshoot=overshoot)
-    checks.check_bounds(bounds)
+    num_rivals = None if num_rivals is None else count(num_rivals=num_rivals)
+    overshoot = number("be at least 0 and finite", overshoot=overshoot)
+    return count(steps=steps), num_rivals, overshoot, checks.checked_bounds(bounds)
 
 
 def leads(

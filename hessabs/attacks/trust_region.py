@@ -13,9 +13,9 @@ from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.criteria import take_class
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_walk, leads, top_rivals
+from hessabs.attacks.rivals import checked_walk, leads, top_rivals
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require, require_one_of
+from hessabs.checks import number, require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -94,15 +94,15 @@ def trust_region(
       Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
       published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
     """
-    require("be positive and finite", radius=radius)
-    check_walk(norm, steps, num_rivals, overshoot, bounds)
+    radius = number("be positive and finite", radius=radius)
+    steps, num_rivals, overshoot, bounds = checked_walk(norm, steps, num_rivals, overshoot, bounds)
     require_one_of(get_args(Ratio), ratio=ratio)
     require_one_of(get_args(Rival), rival=rival)
     if radius_range is None:
         radius_range = min(radius, RADIUS_RANGE[norm][0]), max(radius, RADIUS_RANGE[norm][1])
     if not 0 < radius_range[0] <= radius <= radius_range[1]:
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
-    radii = radius_range if adaptive else (radius, radius)
+    radii = (float(radius_range[0]), float(radius_range[1])) if adaptive else (radius, radius)
 
     @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:

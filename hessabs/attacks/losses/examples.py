@@ -15,6 +15,7 @@ import numpy as np
 from hessabs import batch_axis, trees
 from hessabs.attacks.losses import carrying
 from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, parts
+from hessabs.checks import count
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
@@ -158,10 +159,9 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
         )
 
 
-def check_draws(eot: int | None) -> None:
-    """Raise unless a number of draws is None or at least 1."""
-    if eot is not None and eot < 1:
-        raise ValueError(f"`eot` must be None or at least 1, got {eot}.")
+def checked_draws(eot: int | None) -> int | None:
+    """Return a number of draws, or raise unless it is None or at least 1."""
+    return None if eot is None else count(eot=eot)
 
 
 def check_keys(eot: int | None, loss_fn: LossFn, batch: Any) -> None:
