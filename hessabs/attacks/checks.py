@@ -1,5 +1,6 @@
 """What attacks refuse, each in one line, before anything is compiled."""
 
+import math
 import warnings
 from typing import Any, get_args
 
@@ -52,19 +53,17 @@ def checked_bounds(bounds: Bounds) -> Bounds:
 
 
 def checked_inputs(
-    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds, *, steps: int = 1
+    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds, *, steps: int = 0
 ) -> jax.Array:
     """Take the inputs out of a batch, or raise when an attack cannot work with it: inputs, labels or targets.
 
-    Values are looked at unless they are traced: a traced value never raises. Warns where an attack of many
-    ``steps`` would lose them in rounding.
+    Values are looked at unless they are traced: a traced value never raises. Warns where an attack of so many
+    ``steps`` along the gradient would lose some of them in rounding, or the gradient itself.
     """
     inputs = get_inputs(batch, inputs_key)
-    if steps > 1 and inputs.dtype.itemsize < 4:
+    if lost := _lost(inputs.dtype, steps):
         warnings.warn(
-            f"The inputs at key {inputs_key!r} are {inputs.dtype}: steps of less than half of its last digit "
-            "vanish, and the attack is weaker than it looks. Give float32 inputs; let the network make them "
-            f"{inputs.dtype}.",
+            f"The inputs at key {inputs_key!r} are {inputs.dtype}: {lost}. The attack is weaker than it looks.",
             stacklevel=3,
         )
     if inputs.ndim == 0 or inputs.shape[0] == 0:
@@ -92,6 +91,23 @@ def checked_inputs(
     elif carries_logits(loss_fn):
         classes_of(parts(loss_fn)[1], batch)
     return inputs
+
+
+def _lost(dtype: np.dtype, steps: int) -> str | None:
+    # What so many steps lose in the dtype of the inputs, which is that of the gradient, too, and what to do.
+    smallest = float(jnp.finfo(dtype).smallest_subnormal)
+    if steps > 0 and smallest > float(jnp.finfo(jnp.bfloat16).tiny):
+        return (
+            f"a gradient below {smallest:.0e} is 0 in it, that of the cross-entropy where the label is ahead "
+            f"by about {-math.log(smallest):.0f}, and what steps add is rounded. Give float32 inputs to a "
+            "network that computes in float32 or bfloat16"
+        )
+    if steps > 1 and dtype.itemsize < 4:
+        return (
+            "steps of less than half of its last digit vanish. Give float32 inputs; let the network make them "
+            f"{dtype}"
+        )
+    return None
 
 
 def checked_key(key: jax.Array | None, why: str) -> jax.Array:

@@ -76,7 +76,7 @@ def fgsm(
     @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds, steps=1)
         examples.check_keys(eot, loss_fn, batch)
         mean = examples.expected(loss_fn, eot)
         number = inputs.shape[0]  # times the mean: one of a large batch would underflow where the loss is small
@@ -196,7 +196,7 @@ def _second_order(
     @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds))
+        inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds, steps=1))
         problem = (trees.as_partial(loss_fn), params, trees.Static(inputs_key))
         rows = iterate(Partial(_step, problem, damping, rtol), _begin(problem, batch), max_iters, loop)
         return with_inputs(batch, inputs_key, along(inputs, rows.solution, ball))

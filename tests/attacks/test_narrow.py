@@ -48,6 +48,19 @@ def test_a_tie_of_the_network_is_right_before_the_attack():
     np.testing.assert_array_equal(fallen(batch), [False, True])
 
 
+@pytest.mark.parametrize("make", [attacks.fgsm, attacks.l2hess, attacks.bim])
+def test_gradients_that_vanish_in_float16_are_warned_of(make):
+    # The label is ahead by 20. In float32 the gradient is about 1e-9.
+    batch = {"image": jnp.full((1, 2), 0.5), "label": jnp.array([0])}
+    loss_fn = losses.cross_entropy(lambda w, x: x.astype(jnp.float32) @ w + jnp.array([20.0, 0.0]))
+    attack = make(0.1)
+    assert not np.array_equal(attack(loss_fn, jnp.eye(2), batch)["image"], batch["image"])
+    batch["image"] = batch["image"].astype(jnp.float16)
+    with pytest.warns(UserWarning, match="are float16: a gradient below 6e-08 is 0 in it, .* by about 17"):
+        got = attack(loss_fn, jnp.eye(2), batch)["image"]
+    np.testing.assert_array_equal(got, batch["image"])
+
+
 @pytest.mark.slow
 def test_minimal_attacks_fell_every_example_of_a_linear_bfloat16_network():
     def network(w, x):
