@@ -17,6 +17,7 @@ _NUMBERS: dict[str, Callable[[Any], bool]] = {
     "be at least 0 seconds": lambda x: 0 <= x < math.inf,
     "be at least 0 examples": lambda x: 0 <= x <= NEVER,
     "be at least 1": lambda x: 1 <= x < math.inf,
+    "be a whole number of at least 0": lambda x: 0 <= x < math.inf and x == int(x),
     "be a whole number of at least 1": lambda x: 1 <= x < math.inf and x == int(x),
     "be at least 1 example": lambda x: 1 <= x < NEVER,
     "be above 1": lambda x: 1 < x < math.inf,
@@ -47,6 +48,29 @@ def require(what: str, **parameters: Any) -> None:
             _check_number(name, value)
         if not fits(value):
             raise ValueError(f"`{name}` must {what}, got {value}.")
+
+
+def number(what: str, **parameter: Any) -> float:
+    """Return one parameter as a Python float, which takes the dtype of what it meets, or raise as ``require``.
+
+    >>> import numpy as np
+    >>> number("be above 1", growth_factor=np.float64(2.0))
+    2.0
+    """
+    require(what, **parameter)
+    [value] = parameter.values()
+    return float(value)
+
+
+def count(least: int = 1, **parameter: Any) -> int:
+    """Return one parameter as a Python int, or raise unless it is a whole number of at least 1, or 0.
+
+    >>> count(steps=10.0)
+    10
+    """
+    require(f"be a whole number of at least {least}", **parameter)
+    [value] = parameter.values()
+    return int(value)
 
 
 def require_ranges(settings: Any) -> None:

@@ -1,5 +1,6 @@
 """The part of a batch that attacks change and input Hessians turn: its inputs, one leaf of the batch."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ def get_leaf(batch: Any, key: str | int, why: str, advice: str = "") -> Any:
 
 def with_inputs(batch: Any, key: str | int, inputs: jax.Array) -> Any:
     """Return the batch with other inputs; all other leaves are the same objects."""
+    if isinstance(batch, dict):  # one of a kind that is made of something else, too: a defaultdict
+        batch = copy.copy(batch)
+        batch[key] = inputs
+        return batch
     if isinstance(batch, Mapping):
         return type(batch)({**batch, key: inputs})  # type: ignore[call-arg]
     if hasattr(batch, "_replace"):

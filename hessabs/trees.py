@@ -182,6 +182,11 @@ def vdot(a: Any, b: Any) -> jax.Array:
     return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
 
 
+def constant(tree: Any) -> Any:
+    """Let no derivative go through the leaves of a tree that are traced."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if is_traced(leaf) else leaf, tree)
+
+
 def is_traced(*trees: Any) -> bool:
     """Tell whether any leaf is a tracer, that is, whether the caller itself is being traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

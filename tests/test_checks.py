@@ -21,6 +21,8 @@ ENDS = {  # what: (what is that, what is not)
     "be at least 0 seconds": ((0.0, 1e9), (-1.0, INF)),
     "be at least 0 examples": ((0, 2**60), (-1, 2**60 + 1)),
     "be at least 1": ((1, 1.0, 10**9), (0, 0.99, INF)),
+    "be a whole number of at least 0": ((0, 1.0, 10**9), (-1, 0.5, INF)),
+    "be a whole number of at least 1": ((1, 1.0, 10**9), (0, 1.5, INF)),
     "be at least 1 example": ((1, 2**60 - 1), (0, 2**60)),
     "be above 1": ((1.01, 10**9), (1.0, INF)),
     "be positive and finite": ((1e-30, 1e30), (0.0, -1.0, INF)),

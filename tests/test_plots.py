@@ -214,8 +214,18 @@ def test_a_sheet_says_the_true_label_the_predictions_and_the_attack(drawn):
     images = np.zeros((1, 2, 2, 1))
     pictures.draw_sheet("", pictures.Sheet("apgd", 0.1, images, images, ["cat"], ["cat"], ["dog"]))
     texts = [ax.get_title() for ax in drawn[0].axes]
-    assert texts == ["true cat\npredicted cat", "size 0", "apgd:\npredicted dog"]
+    assert texts == ["true cat\npredicted cat", "largest change 0", "apgd:\npredicted dog"]
     assert drawn[0].get_suptitle() == "apgd, the strongest attack, at epsilon 0.1"
+
+
+def test_a_sheet_is_in_the_units_of_the_inputs(drawn):
+    clean, attacked = np.full((1, 2, 2, 1), -1.0), np.full((1, 2, 2, 1), -0.7)
+    sheet = pictures.Sheet("fgsm", 0.3, clean, attacked, ["cat"], ["cat"], ["dog"], (-1.0, 1.0))
+    pictures.draw_sheet("", sheet)
+    before, change, after = drawn[0].axes
+    assert change.get_title() == "largest change 0.3"
+    assert before.images[0].get_array()[0, 0] == 0
+    assert after.images[0].get_array()[0, 0] == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize("family", [None, "DejaVu Serif"])

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hessabs.attacks import norms
-from hessabs.attacks.ascent import Here, Rule, Search, make_attack
+from hessabs.attacks.ascent import Here, Rule, checked_search, make_attack
 from hessabs.attacks.checks import checked_ball
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.loops import Loop
@@ -77,9 +77,10 @@ def apgd(
       before it belongs to another path. For L1 see Croce and Hein (2021), arXiv:2103.01208, which this follows
       in projecting onto ball and bounds together; the steps are those of ``hessabs.attacks.norms.ascend``.
     """
+    search = checked_search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
     ball = checked_ball(epsilon, norm, bounds)
-    rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(max(steps, 1))))
-    return make_attack(rule, ball, Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start))
+    rule = Rule(Partial(_init, ball), Partial(_move, ball, checkpoints(search.steps)))
+    return make_attack(rule, ball, search)
 
 
 def checkpoints(steps: int) -> np.ndarray:

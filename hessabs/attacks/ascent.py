@@ -18,22 +18,22 @@ from hessabs.attacks.given import given
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball
 from hessabs.attacks.rows import Problem, iterate
-from hessabs.checks import require
+from hessabs.checks import count
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
 
 class Search(NamedTuple):
-    """How an attack searches the ball, in the words of ``hessabs.attacks``."""
+    """How an attack searches the ball, in the words of ``hessabs.attacks``; made by ``checked_search``."""
 
     steps: int
     inputs_key: str | int
     early_exit: bool
     eot: int | None
     loop: Loop | None
-    restarts: int = 1
-    random_start: bool = False
+    restarts: int
+    random_start: bool
 
 
 class Here(NamedTuple):
@@ -69,15 +69,27 @@ class _Rows(NamedTuple):
     done: jax.Array  # (n,), bool
 
 
-def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
-    """Make an attack of a rule, or raise when a number of the search is out of range."""
-    steps, inputs_key, early_exit, eot, loop, restarts, random_start = search
-    require("be at least 1", steps=steps, restarts=restarts)
-    examples.check_draws(eot)
+def checked_search(
+    steps: int,
+    inputs_key: str | int,
+    early_exit: bool,
+    eot: int | None,
+    loop: Loop | None,
+    restarts: int = 1,
+    random_start: bool = False,
+) -> Search:
+    """Make a search, or raise when one of its numbers is out of range."""
+    steps, restarts, eot = count(steps=steps), count(restarts=restarts), examples.checked_draws(eot)
     if restarts > 1 and not random_start:
         raise ValueError(
             f"`restarts` from one and the same start do nothing, got {restarts}: random_start=True."
         )
+    return Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
+
+
+def make_attack(rule: Rule, ball: Ball, search: Search) -> Attack:
+    """Make an attack of a rule."""
+    steps, inputs_key, early_exit, eot, loop, restarts, random_start = search
 
     @given(inputs_key, early_exit=early_exit)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:

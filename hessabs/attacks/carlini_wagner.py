@@ -12,7 +12,7 @@ from hessabs import programs, trees
 from hessabs.attacks import checks, losses, norms
 from hessabs.attacks.given import given
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require
+from hessabs.checks import count, number
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -83,12 +83,14 @@ def carlini_wagner(
     References:
       Carlini and Wagner (2017), arXiv:1608.04644, sections V and VI-A; the parameters are those of their code.
     """
-    require("be at least 1", steps=steps, binary_search_steps=binary_search_steps)
-    require("be positive and finite", learning_rate=learning_rate, initial_weight=initial_weight)
-    require("be at least 0 and finite", confidence=confidence)
-    if bounds is None or not all(map(math.isfinite, bounds)):
+    steps, binary_search_steps = count(steps=steps), count(binary_search_steps=binary_search_steps)
+    learning_rate = number("be positive and finite", learning_rate=learning_rate)
+    initial_weight = number("be positive and finite", initial_weight=initial_weight)
+    confidence = number("be at least 0 and finite", confidence=confidence)
+    checked = checks.checked_bounds(bounds)
+    if checked is None or not all(map(math.isfinite, checked)):
         raise ValueError(f"`bounds` must be (lowest, highest), finite, for carlini_wagner, got {bounds}.")
-    checks.check_bounds(bounds)
+    bounds = checked
 
     @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
@@ -143,8 +145,10 @@ def _step(problem: Problem, numbers: tuple[Any, ...], rows: _Rows, i: jax.Array)
         lead, fallen = losses.per_example(lead_fn, params, moved_batch, inputs_key)
         moved = trees.upcast(point) - trees.upcast(inputs)
         size = jnp.sum(moved**2, axis=tuple(range(1, moved.ndim)))
-        loss = size + rows.weight * jnp.maximum(confidence - lead, 0)
-        return jnp.sum(loss), (loss, point, size, fallen & (lead >= confidence))
+        success = fallen & (lead >= confidence)
+        # Not the maximum with 0, which lets go of a tie that the network decides for the label.
+        loss = size + rows.weight * jnp.where(success, 0, confidence - lead)
+        return jnp.sum(loss), (loss, point, size, success)
 
     gradient, (loss, point, size, success) = jax.grad(total, has_aux=True)(rows.free)
     gradient = trees.finite_or_zero(gradient)

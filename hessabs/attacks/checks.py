@@ -1,5 +1,6 @@
 """What attacks refuse, each in one line, before anything is compiled."""
 
+import math
 import warnings
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ from hessabs import trees
 from hessabs.attacks.losses.carrying import carries_logits, classes_of, parts
 from hessabs.attacks.losses.examples import check_classes
 from hessabs.attacks.norms import Ball, Bounds, Norm
-from hessabs.checks import require, require_one_of
+from hessabs.checks import number, require_one_of
 from hessabs.inputs import get_inputs
 from hessabs.typing import LossFn, Params
 
@@ -27,8 +28,7 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
             f"`epsilon` must be one number for all examples, got shape {np.shape(epsilon)}: attack the "
             "examples of each epsilon by themselves."
         )
-    require("be at least 0 and finite", epsilon=epsilon)
-    check_bounds(bounds)
+    epsilon, bounds = number("be at least 0 and finite", epsilon=epsilon), checked_bounds(bounds)
     if norm == "linf" and bounds is not None and epsilon > bounds[1] - bounds[0]:
         warnings.warn(
             f"`epsilon` {epsilon:g} exceeds the width of `bounds` {bounds}: every input is allowed. Give it in "
@@ -38,10 +38,10 @@ def checked_ball(epsilon: float, norm: Norm, bounds: Bounds, allowed: tuple[str,
     return Ball(epsilon, trees.Static((norm, bounds)))
 
 
-def check_bounds(bounds: Bounds) -> None:
-    """Raise unless the bounds are None or in order."""
+def checked_bounds(bounds: Bounds) -> Bounds:
+    """Return bounds as Python floats, or None where there are none, or raise unless they are in order."""
     if bounds is None:
-        return
+        return None
     if np.shape(bounds) != (2,) or isinstance(bounds, (np.ndarray, jax.Array)):
         raise ValueError(
             f"`bounds` must be two numbers, (lowest, highest), got {bounds!r}: the same for all entries. Give "
@@ -49,22 +49,21 @@ def check_bounds(bounds: Bounds) -> None:
         )
     if not bounds[0] < bounds[1]:
         raise ValueError(f"`bounds` must be (lowest, highest), got {bounds}.")
+    return float(bounds[0]), float(bounds[1])
 
 
 def checked_inputs(
-    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds, *, steps: int = 1
+    loss_fn: LossFn, params: Params, batch: Any, inputs_key: str | int, bounds: Bounds, *, steps: int = 0
 ) -> jax.Array:
     """Take the inputs out of a batch, or raise when an attack cannot work with it: inputs, labels or targets.
 
-    Values are looked at unless they are traced: a traced value never raises. Warns where an attack of many
-    ``steps`` would lose them in rounding.
+    Values are looked at unless they are traced: a traced value never raises. Warns where an attack of so many
+    ``steps`` along the gradient would lose some of them in rounding, or the gradient itself.
     """
     inputs = get_inputs(batch, inputs_key)
-    if steps > 1 and inputs.dtype.itemsize < 4:
+    if lost := _lost(inputs.dtype, steps):
         warnings.warn(
-            f"The inputs at key {inputs_key!r} are {inputs.dtype}: steps of less than half of its last digit "
-            "vanish, and the attack is weaker than it looks. Give float32 inputs; let the network make them "
-            f"{inputs.dtype}.",
+            f"The inputs at key {inputs_key!r} are {inputs.dtype}: {lost}. The attack is weaker than it looks.",
             stacklevel=3,
         )
     if inputs.ndim == 0 or inputs.shape[0] == 0:
@@ -92,6 +91,23 @@ def checked_inputs(
     elif carries_logits(loss_fn):
         classes_of(parts(loss_fn)[1], batch)
     return inputs
+
+
+def _lost(dtype: np.dtype, steps: int) -> str | None:
+    # What so many steps lose in the dtype of the inputs, which is that of the gradient, too, and what to do.
+    smallest = float(jnp.finfo(dtype).smallest_subnormal)
+    if steps > 0 and smallest > float(jnp.finfo(jnp.bfloat16).tiny):
+        return (
+            f"a gradient below {smallest:.0e} is 0 in it, that of the cross-entropy where the label is ahead "
+            f"by about {-math.log(smallest):.0f}, and what steps add is rounded. Give float32 inputs to a "
+            "network that computes in float32 or bfloat16"
+        )
+    if steps > 1 and dtype.itemsize < 4:
+        return (
+            "steps of less than half of its last digit vanish. Give float32 inputs; let the network make them "
+            f"{dtype}"
+        )
+    return None
 
 
 def checked_key(key: jax.Array | None, why: str) -> jax.Array:

@@ -13,7 +13,7 @@ from hessabs.attacks.given import given
 from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_walk, leads, top_rivals
+from hessabs.attacks.rivals import checked_walk, leads, top_rivals
 from hessabs.attacks.rows import Problem, choose, iterate
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
@@ -70,7 +70,7 @@ def deepfool(
       Moosavi-Dezfooli et al. (2015), arXiv:1511.04599, Algorithm 2 and equations 10 and 11.
       Differs from the paper: clipped to the bounds at every step.
     """
-    check_walk(norm, steps, num_rivals, overshoot, bounds)
+    steps, num_rivals, overshoot, bounds = checked_walk(norm, steps, num_rivals, overshoot, bounds)
 
     @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:

@@ -11,15 +11,16 @@ from hessabs.attacks.apgd import apgd
 from hessabs.attacks.checks import checked_ball, checked_inputs, checked_key
 from hessabs.attacks.deepfool import deepfool
 from hessabs.attacks.given import given
-from hessabs.attacks.losses.carrying import LogitsFn, class_parts, classes_of
+from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.criteria import difference_of_logits
+from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rivals import top_rivals
 from hessabs.attacks.rows import choose
 from hessabs.attacks.square import square
-from hessabs.checks import require
-from hessabs.inputs import with_inputs
+from hessabs.checks import count
+from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
 
@@ -69,8 +70,7 @@ def ensemble(
       5,000 by default.
     """
     ball = checked_ball(epsilon, norm, bounds)
-    require("be at least 1", steps=steps, queries=queries)
-    require("be at least 0", num_targets=num_targets)
+    num_targets = count(0, num_targets=num_targets)
     shared: dict[str, Any] = {"norm": norm, "bounds": bounds, "loop": loop}
     ascend = apgd(epsilon, steps=steps, **shared)
     search = square(epsilon, queries=queries, layout=layout, **shared)
@@ -83,7 +83,7 @@ def ensemble(
         inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, bounds))
         labels, _ = classes_of(spec, batch)
         key = checked_key(key, "The ensemble")
-        rivals, standing = _look(logits_fn, params, inputs, labels, trees.Static(num_targets))
+        rivals, standing = _look(loss_fn, params, batch, trees.Static(num_targets))
         num_classes = jax.eval_shape(logits_fn, params, inputs).shape[-1]
         ratio = losses.dlr if num_classes >= 3 else losses.margin
         members = [(ascend, losses.cross_entropy(logits_fn), labels), (ascend, ratio(logits_fn), labels)]
@@ -99,7 +99,7 @@ def ensemble(
             # What has fallen enters as it fell: the member finds nothing left to do there, and drops it.
             entering = choose(standing, inputs, point)
             left = member(loss, params, {"image": entering, "label": classes}, jax.random.fold_in(key, number))
-            reached, fallen = _judge(logits_fn, params, inputs, labels, left["image"], ball)
+            reached, fallen = _judge(loss_fn, params, batch, left["image"], ball)
             point = choose(standing & (fallen | (number == 0)), reached, point)
             standing = standing & ~fallen
         return with_inputs(batch, inputs_key, point)
@@ -109,22 +109,24 @@ def ensemble(
 
 @programs.jit
 def _look(
-    logits_fn: LogitsFn, params: Params, inputs: jax.Array, labels: jax.Array, num_targets: trees.Static
+    loss_fn: LossFn, params: Params, batch: Any, num_targets: trees.Static
 ) -> tuple[jax.Array, jax.Array]:
     # The rivals of each example, and whether it stands.
-    logits = trees.upcast(logits_fn(params, inputs))
+    logits_fn, spec = losses.parts(loss_fn)
+    logits = logits_fn(params, get_inputs(batch, spec.inputs_key))
+    labels, _ = classes_of(spec, batch)
     rivals = top_rivals(logits, labels, min(num_targets.value, logits.shape[-1] - 1))
-    return rivals, (jnp.argmax(logits, axis=-1) == labels) | ~losses.usable(logits)
+    return rivals, ~has_fallen(spec, logits, batch)
 
 
 @programs.jit
 def _judge(
-    logits_fn: LogitsFn, params: Params, inputs: jax.Array, labels: jax.Array, left: jax.Array, ball: Ball
+    loss_fn: LossFn, params: Params, batch: Any, left: jax.Array, ball: Ball
 ) -> tuple[jax.Array, jax.Array]:
     # The points brought into the ball (DeepFool knows none), and which of them have fallen.
-    point = jax.vmap(lambda x, y: norms.restrict(y, x, ball))(inputs, left)
-    logits = logits_fn(params, point)
-    return point, (jnp.argmax(logits, axis=-1) != labels) & losses.usable(logits)
+    logits_fn, spec = losses.parts(loss_fn)
+    point = jax.vmap(lambda x, y: norms.restrict(y, x, ball))(get_inputs(batch, spec.inputs_key), left)
+    return point, has_fallen(spec, logits_fn(params, point), batch)
 
 
 def _weights(labels: jax.Array, rivals: jax.Array, num_classes: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from hessabs.attacks import losses, misleading, outcomes
-from hessabs.attacks.checks import check_bounds, check_key, checked_ball, checked_inputs
+from hessabs.attacks.checks import check_key, checked_ball, checked_bounds, checked_inputs
 from hessabs.attacks.given import on_automatic_axes
 from hessabs.attacks.misleading import Misleading
 from hessabs.attacks.norms import Bounds, Norm
@@ -90,7 +90,7 @@ def evaluate(
             "evaluate counts labels, got a loss with targeted=True; attack with it, count without."
         )
     require_one_of(get_args(Norm), norm=norm)
-    check_bounds(bounds)
+    checked_bounds(bounds)
     minimal = {} if minimal is None else minimal
     _check_attacks(attacks, minimal)
     if isinstance(epsilons, str) or np.ndim(epsilons) != 1:

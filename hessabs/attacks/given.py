@@ -1,7 +1,8 @@
 """What an attack is given: constants, on meshes whose axes are the compiler's.
 
-No derivative goes through an attack. What it finds counts as given, as Madry et al. (2017) train; Danskin's
-theorem makes that the derivative of the worst loss (arXiv:1706.06083, appendix A).
+No derivative goes through an attack, neither by its arguments nor by what the loss closes over. What it finds
+counts as given, as Madry et al. (2017) train; Danskin's theorem makes that the derivative of the worst loss
+(arXiv:1706.06083, appendix A).
 """
 
 import functools
@@ -43,9 +44,10 @@ def given(inputs_key: str | int, *, early_exit: bool = False) -> Callable[[Attac
         def of_constants(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
             whole = trees.as_partial(loss_fn), params, batch
             if not any(trees.is_traced(leaf) or _is_explicit(leaf) for leaf in jax.tree.leaves(whole)):
-                return attack(loss_fn, params, batch, key)
-            loss, constants, examples = on_automatic_axes(jax.tree.map(_without_derivative, whole))
-            point = _without_derivative(get_inputs(attack(loss, constants, examples, key), inputs_key))
+                point = get_inputs(attack(loss_fn, params, batch, key), inputs_key)
+                return with_inputs(batch, inputs_key, trees.constant(point))  # the loss may close over tracers
+            loss, constants, examples = on_automatic_axes(trees.constant(whole))
+            point = trees.constant(get_inputs(attack(loss, constants, examples, key), inputs_key))
             inputs = get_inputs(batch, inputs_key)
             if _is_explicit(inputs):
                 point = jax.device_put(point, inputs.sharding)
@@ -60,10 +62,6 @@ def given(inputs_key: str | int, *, early_exit: bool = False) -> Callable[[Attac
 def on_automatic_axes(tree: Any) -> Any:
     """Put arrays that lie on explicit axes of a mesh on automatic ones, where they lie; leave others."""
     return jax.tree.map(lambda leaf: _automatic(leaf) if _is_explicit(leaf) else leaf, tree)
-
-
-def _without_derivative(leaf: Any) -> Any:
-    return jax.lax.stop_gradient(leaf) if trees.is_traced(leaf) else leaf
 
 
 def _is_explicit(leaf: Any) -> bool:

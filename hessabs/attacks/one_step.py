@@ -18,7 +18,7 @@ from hessabs.attacks.given import given
 from hessabs.attacks.losses import examples
 from hessabs.attacks.norms import Ball, Bounds, along
 from hessabs.attacks.rows import Problem, iterate
-from hessabs.checks import require
+from hessabs.checks import count, number
 from hessabs.curvature.operators import input_hessian
 from hessabs.inputs import with_inputs
 from hessabs.loops import Loop
@@ -71,12 +71,12 @@ def fgsm(
       from both papers: in L2 what the bounds cut off goes to the other entries.
     """
     ball = checked_ball(epsilon, norm, bounds, ("linf", "l2"))
-    examples.check_draws(eot)
+    eot = examples.checked_draws(eot)
 
     @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds)
+        inputs = checked_inputs(loss_fn, params, batch, inputs_key, bounds, steps=1)
         examples.check_keys(eot, loss_fn, batch)
         mean = examples.expected(loss_fn, eot)
         number = inputs.shape[0]  # times the mean: one of a large batch would underflow where the loss is small
@@ -189,13 +189,14 @@ def l2hess(
 def _second_order(
     ball: Ball, max_iters: int, rtol: float, damping: float, inputs_key: str | int, loop: Loop | None
 ) -> Attack:
-    require("be at least 1", max_iters=max_iters)
-    require("be positive and finite", rtol=rtol, damping=damping)
+    max_iters = count(max_iters=max_iters)
+    rtol = number("be positive and finite", rtol=rtol)
+    damping = number("be positive and finite", damping=damping)
 
     @given(inputs_key)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
         del key
-        inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds))
+        inputs = jnp.asarray(checked_inputs(loss_fn, params, batch, inputs_key, ball.bounds, steps=1))
         problem = (trees.as_partial(loss_fn), params, trees.Static(inputs_key))
         rows = iterate(Partial(_step, problem, damping, rtol), _begin(problem, batch), max_iters, loop)
         return with_inputs(batch, inputs_key, along(inputs, rows.solution, ball))

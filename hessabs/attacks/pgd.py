@@ -21,10 +21,10 @@ from jax.tree_util import Partial
 
 from hessabs import trees
 from hessabs.attacks import norms
-from hessabs.attacks.ascent import Here, Rule, Search, make_attack
+from hessabs.attacks.ascent import Here, Rule, Search, checked_search, make_attack
 from hessabs.attacks.checks import checked_ball
 from hessabs.attacks.norms import Ball, Bounds, Norm
-from hessabs.checks import require
+from hessabs.checks import number
 from hessabs.loops import Loop
 from hessabs.typing import Attack
 
@@ -66,7 +66,7 @@ def bim(
       Kurakin et al. (2016), arXiv:1607.02533, section 2.2; FGSM-10 of Yao et al. (2018), arXiv:1802.08241, with
       the step size that the paper leaves open.
     """
-    search = Search(steps, inputs_key, early_exit, eot, loop)
+    search = checked_search(steps, inputs_key, early_exit, eot, loop)
     return _projected(_GRADIENT, checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
 
 
@@ -111,7 +111,7 @@ def pgd(
       Differs from the paper: in L2 the steps shorten unless ``step_size`` is given. Steps of one length, 2.5
       epsilon in all, end 1 to 2 % below the highest linear loss.
     """
-    search = Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
+    search = checked_search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
     return _projected(_GRADIENT, checked_ball(epsilon, norm, bounds), search, step_size, travel=2.5)
 
 
@@ -149,8 +149,8 @@ def mi_fgsm(
     References:
       Dong et al. (2017), arXiv:1710.06081, Algorithm 1.
     """
-    require("be at least 0 and finite", momentum=momentum)
-    search = Search(steps, inputs_key, early_exit, eot, loop)
+    momentum = number("be at least 0 and finite", momentum=momentum)
+    search = checked_search(steps, inputs_key, early_exit, eot, loop)
     return _projected(_momentum(momentum), checked_ball(epsilon, norm, bounds), search, step_size, travel=1.0)
 
 
@@ -199,7 +199,7 @@ def adam_pgd(
       Kingma and Ba (2014), arXiv:1412.6980; as an attack, Uesato et al. (2018), arXiv:1802.05666, section 3.
     """
     optimizer = _adam() if optimizer is None else optimizer
-    search = Search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
+    search = checked_search(steps, inputs_key, early_exit, eot, loop, restarts, random_start)
     ball = checked_ball(epsilon, norm, bounds)
     return _projected(optimizer, ball, search, step_size, travel=2.5, move=_follow)
 
@@ -251,14 +251,13 @@ def _projected(
 ) -> Attack:
     # The transformation is mapped over examples, so that its state and norms are each example's own. Without a
     # step size all steps together are `travel` epsilons, in L-infinity.
-    steps = max(search.steps, 1)
-    first, shrink = step_size, 0.0  # the first step, and by how much each one is shorter than the one before
+    shrink = 0.0  # by how much each step is shorter than the one before
     if step_size is not None:
-        require("be positive and finite", step_size=step_size)
+        first = number("be positive and finite", step_size=step_size)
     elif ball.norm == "linf":
-        first = travel * ball.epsilon / steps
+        first = travel * ball.epsilon / search.steps
     else:
-        first = 2 * _ROUND_TRAVEL * ball.epsilon / (steps + 1)
-        shrink = first / steps
+        first = 2 * _ROUND_TRAVEL * ball.epsilon / (search.steps + 1)
+        shrink = first / search.steps
     steps_of = optax.GradientTransformation(*map(trees.as_partial, optimizer))
     return make_attack(Rule(steps_of.init, Partial(move, steps_of, ball, (first, shrink))), ball, search)

@@ -8,7 +8,7 @@ from hessabs.attacks import checks
 from hessabs.attacks.losses.carrying import LogitsFn
 from hessabs.attacks.losses.criteria import other_classes
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.checks import require, require_one_of
+from hessabs.checks import count, number, require_one_of
 from hessabs.typing import Params
 
 _FEW = 9  # rivals to look at where nobody says how many
@@ -29,12 +29,14 @@ def top_rivals(logits: jax.Array, labels: jax.Array, num_rivals: int | None) -> 
     return order[:, : min(_FEW, num_classes - 1) if num_rivals is None else num_rivals]
 
 
-def check_walk(norm: Norm, steps: int, num_rivals: int | None, overshoot: float, bounds: Bounds) -> None:
-    """Raise unless these are options of a walk to the boundary of a rival."""
+def checked_walk(
+    norm: Norm, steps: int, num_rivals: int | None, overshoot: float, bounds: Bounds
+) -> tuple[int, int | None, float, Bounds]:
+    """Return all but the norm of a walk to the boundary of a rival, or raise unless these are its options."""
     require_one_of(("l2", "linf"), norm=norm)
-    require("be at least 1", steps=steps, num_rivals=1 if num_rivals is None else num_rivals)
-    require("be at least 0 and finite", overshoot=overshoot)
-    checks.check_bounds(bounds)
+    num_rivals = None if num_rivals is None else count(num_rivals=num_rivals)
+    overshoot = number("be at least 0 and finite", overshoot=overshoot)
+    return count(steps=steps), num_rivals, overshoot, checks.checked_bounds(bounds)
 
 
 def leads(
@@ -45,17 +47,18 @@ def leads(
     One forward pass, and one backward pass with ``num_rivals`` examples for each one of the batch.
 
     Returns:
-      ``(logits, leads, gradients)``: (n, classes); ``z_rival - z_label``, (n, num_rivals), below 0 where the
-      label wins (the best of all other classes where labels are None); its gradient, (n, num_rivals, ...), 0
-      where it is not finite.
+      ``(logits, leads, gradients)``: (n, classes), as the network gives them; ``z_rival - z_label``, (n,
+      num_rivals), below 0 where the label wins (the best of all other classes where labels are None); its
+      gradient, (n, num_rivals, ...), 0 where it is not finite.
     """
-    logits, pull = jax.vjp(lambda x: trees.upcast(logits_fn(params, x)), inputs)
+    given, pull = jax.vjp(lambda x: logits_fn(params, x), inputs)
+    logits = trees.upcast(given)
     one_hot = jax.nn.one_hot(rivals, logits.shape[-1], dtype=logits.dtype)
     if labels is None:
         own = jnp.argmax(jnp.where(one_hot > 0, -jnp.inf, logits[:, None]), axis=-1)
     else:
         own = labels[:, None]
     differences = one_hot - jax.nn.one_hot(own, logits.shape[-1], dtype=logits.dtype)
-    (gradients,) = jax.vmap(pull, in_axes=1, out_axes=1)(differences)
+    (gradients,) = jax.vmap(pull, in_axes=1, out_axes=1)(differences.astype(given.dtype))
     ahead = jnp.take_along_axis(logits, rivals, axis=-1) - jnp.take_along_axis(logits, own, axis=-1)
-    return logits, ahead, trees.finite_or_zero(gradients)
+    return given, ahead, trees.finite_or_zero(gradients)

@@ -40,7 +40,9 @@ def iterate(
     The step is a Partial of a module-level function, compiled once for each number of rows. ``finishes`` is
     False where no row is done before the last step, and then nobody asks: under jit, with the rows on
     several devices, the question is a collective at every step. Outside of jit each device asks for its own.
+    No derivative goes through, nor through what the step closes over: a compiled loop has none.
     """
+    rows = trees.constant(rows)
     if loops.choose(loop, step, rows) == "device":
         return _compiled_loop(step, rows, num_steps, trees.Static(finishes), trees.Static(_mesh_of(rows)))
     if num_steps == 0 or _all_done(rows):
@@ -148,7 +150,7 @@ def _joined(cuts: list[slice], *parts: Any) -> Any:
 
 def _advance(step: Partial, rows: Rows, i: Any) -> Rows:
     def freeze(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old if new is old else choose(rows.done, old, new)
+        return old if new is old else choose(rows.done, old, trees.constant(new))
 
     return batch_axis.map_examples(freeze, rows, step(rows, i))
 

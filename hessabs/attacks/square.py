@@ -16,7 +16,7 @@ from hessabs.attacks.losses.examples import per_example
 from hessabs.attacks.norms import Ball, Bounds, Norm
 from hessabs.attacks.patterns import Layout
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require, require_one_of
+from hessabs.checks import count, require, require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -78,7 +78,7 @@ def square(
       Differs from the paper: the start counts only if its loss is above that of the clean example.
     """
     ball = checked_ball(epsilon, norm, bounds)
-    require("be at least 1", queries=queries)
+    queries = count(queries=queries)
     require("lie in (0, 1]", share=share)
     require_one_of(get_args(Layout), layout=layout)
 

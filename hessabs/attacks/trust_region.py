@@ -13,9 +13,9 @@ from hessabs.attacks.losses.carrying import class_parts, classes_of
 from hessabs.attacks.losses.criteria import take_class
 from hessabs.attacks.losses.examples import has_fallen
 from hessabs.attacks.norms import Bounds, Norm
-from hessabs.attacks.rivals import check_walk, leads, top_rivals
+from hessabs.attacks.rivals import checked_walk, leads, top_rivals
 from hessabs.attacks.rows import Problem, choose, iterate
-from hessabs.checks import require, require_one_of
+from hessabs.checks import number, require_one_of
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.loops import Loop
 from hessabs.typing import Attack, LossFn, Params
@@ -94,15 +94,15 @@ def trust_region(
       Yao et al. (2018), arXiv:1812.06371, section 3. Differs from the paper: first order only. Differs from the
       published code: bounds are given, not the extremes of the batch, and the ratio is corrected by default.
     """
-    require("be positive and finite", radius=radius)
-    check_walk(norm, steps, num_rivals, overshoot, bounds)
+    radius = number("be positive and finite", radius=radius)
+    steps, num_rivals, overshoot, bounds = checked_walk(norm, steps, num_rivals, overshoot, bounds)
     require_one_of(get_args(Ratio), ratio=ratio)
     require_one_of(get_args(Rival), rival=rival)
     if radius_range is None:
         radius_range = min(radius, RADIUS_RANGE[norm][0]), max(radius, RADIUS_RANGE[norm][1])
     if not 0 < radius_range[0] <= radius <= radius_range[1]:
         raise ValueError(f"`radius_range` must be (smallest, largest) around {radius}, got {radius_range}.")
-    radii = radius_range if adaptive else (radius, radius)
+    radii = (float(radius_range[0]), float(radius_range[1])) if adaptive else (radius, radius)
 
     @given(inputs_key, early_exit=True)
     def attack(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array | None = None) -> Any:
@@ -123,7 +123,7 @@ def _begin(problem: Problem, batch: Any, radius: jax.Array) -> _Rows:
     norm, rival, num_rivals, inputs_key = options.value
     inputs = get_inputs(batch, inputs_key)
     logits_fn, spec = losses.parts(loss_fn)
-    logits = trees.upcast(logits_fn(params, inputs))
+    logits = logits_fn(params, inputs)
     fallen = has_fallen(spec, logits, batch)
     labels, targets = classes_of(spec, batch)
     if targets is None:
@@ -134,7 +134,7 @@ def _begin(problem: Problem, batch: Any, radius: jax.Array) -> _Rows:
         distance = jnp.where(slopes > 0, -ahead * trees.safe_inverse(slopes), worst)
         chosen = (jnp.argmin if rival == "best" else jnp.argmax)(distance, axis=1)
         targets = jnp.take_along_axis(candidates, chosen[:, None], axis=1)[:, 0]
-    zeros = jnp.zeros(inputs.shape[0], logits.dtype)
+    zeros = jnp.zeros(inputs.shape[0], trees.upcast(logits).dtype)
     radii = jnp.full_like(zeros, radius)
     return _Rows(batch, inputs, targets.astype(jnp.int32), radii, zeros, zeros, zeros, fallen)
 
@@ -147,7 +147,7 @@ def _step(problem: Problem, radii: tuple[Any, Any], overshoot: Any, rows: _Rows,
     # A targeted example leaves whichever class is the best but its target.
     own = labels if targets is None else None
     logits, ahead, gradient = leads(logits_fn, params, rows.point, own, rows.rival[:, None])
-    margin, label_logit = -ahead[:, 0], take_class(logits, rows.rival) - ahead[:, 0]
+    margin, label_logit = -ahead[:, 0], take_class(trees.upcast(logits), rows.rival) - ahead[:, 0]
     fall = rows.margin - margin if ratio == "corrected" else rows.label_logit - label_logit
     agreement = fall * trees.safe_inverse(rows.predicted)
     factor = jnp.where(agreement > _GOOD, _FACTOR, jnp.where(agreement < _POOR, 1 / _FACTOR, 1.0))

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from hessabs import loops, trees
-from hessabs.checks import require
-from hessabs.curvature.lanczos import check_dimension, lanczos
+from hessabs.checks import count
+from hessabs.curvature.lanczos import checked_dimension, lanczos
 from hessabs.typing import MatVec, Params
 
 
@@ -59,14 +59,14 @@ def spectral_density(
       Ubaru, Chen and Saad (2017), "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature"; Ghorbani et
       al. (2019), arXiv:1901.10159.
     """
-    require("be at least 1", num_probes=num_probes)
+    num_probes = count(num_probes=num_probes)
     trees.check_floating(like, "like")
     if trees.is_traced(matvec, like, key):
         raise ValueError(
             "spectral_density makes its quadrature on the host and cannot be traced (jit, vmap, grad); use "
             "lanczos there."
         )
-    check_dimension("num_iters", num_iters, trees.size(like))
+    num_iters = checked_dimension("num_iters", num_iters, trees.size(like))
     diagonals, off_diagonals, num_matvecs = [], [], 0
     for one in jax.random.split(key, num_probes):
         result = lanczos(matvec, trees.normal_like(one, like), num_iters, loop=loop)

@@ -19,7 +19,7 @@ from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov, restart, ritz
 from hessabs.curvature.krylov import KrylovState
-from hessabs.curvature.lanczos import check_dimension
+from hessabs.curvature.lanczos import checked_dimension
 from hessabs.curvature.precision import full_precision
 from hessabs.curvature.ritz import Ritz, Step, Wanted, Which
 from hessabs.typing import MatVec, Params
@@ -116,8 +116,7 @@ def eigsh(
     form = bases.layout(starts[0], loop == "host")
     like = bases.to_row(starts[0], form)
     size = trees.size(like)
-    check_dimension("k", k, size)
-    check_dimension("block_size", block_size, size)
+    k, block_size = checked_dimension("k", k, size), checked_dimension("block_size", block_size, size)
     num_vectors = _num_vectors(num_vectors, k, block_size, like)
     max_matvecs = 10 * max(2 * k + 20, 40) if max_matvecs is None else max_matvecs
     if which not in ("LA", "SA", "LM", "BE"):

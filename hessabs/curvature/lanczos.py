@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import loops, trees
+from hessabs.checks import count
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov
@@ -57,7 +58,7 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
     chosen = loops.choose(loop, matvec, v0)
     form = bases.layout(v0, chosen == "host")
     start = bases.to_row(v0, form)
-    check_dimension("num_iters", num_iters, trees.size(start))
+    num_iters = checked_dimension("num_iters", num_iters, trees.size(start))
     state = krylov.start(start, num_iters + 1, [start])
     state = krylov.expand(matvec, form, state, num_iters, chosen)
     dtype = bases.measure(state.basis)[2]
@@ -74,7 +75,8 @@ def lanczos(matvec: MatVec, v0: Params, num_iters: int, *, loop: loops.Loop | No
     )
 
 
-def check_dimension(name: str, number: int, dimension: int) -> None:
-    """Raise unless a number of vectors fits the dimension."""
+def checked_dimension(name: str, number: int, dimension: int) -> int:
+    """Return a number of vectors, or raise unless it is whole and fits the dimension."""
     if not 1 <= number <= dimension:
         raise ValueError(f"`{name}` must lie in [1, {dimension}], the dimension of the operator, got {number}.")
+    return count(**{name: number})

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from hessabs import loops, programs, trees
-from hessabs.checks import require
+from hessabs.checks import count, require
 from hessabs.curvature.precision import full_precision
 from hessabs.typing import MatVec, Params
 
@@ -66,7 +66,7 @@ def power_iteration(
       Yao et al. (2018), arXiv:1802.08241, Algorithm 1, with the residual in place of the change of the
       eigenvalue as the test to stop.
     """
-    require("be at least 1", max_iters=max_iters)
+    max_iters = count(max_iters=max_iters)
     require("be at least 0", rtol=rtol)
     chosen = loops.choose(loop, matvec, v0)
     compiled = loops.is_compiled(matvec)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hessabs import loops, programs, trees
+from hessabs.checks import count
 from hessabs.cpu.blas import one_blas_thread
 from hessabs.curvature import basis as bases
 from hessabs.curvature import krylov
@@ -70,6 +71,7 @@ def trace(
         return _estimate(trees.vdot, matvec, like, key, num_matvecs, loop)
     if method != "hutch++":
         raise ValueError(f'`method` must be "hutchinson" or "hutch++", got {method!r}.')
+    num_matvecs = count(0, num_matvecs=num_matvecs)
     if num_matvecs < 6:
         raise ValueError(f"Hutch++ needs `num_matvecs` of at least 6, got {num_matvecs}.")
     trees.check_floating(like, "like")
@@ -161,6 +163,7 @@ def _estimate(
     num_matvecs: int,
     loop: loops.Loop | None,
 ) -> Estimate:
+    num_matvecs = count(0, num_matvecs=num_matvecs)
     if num_matvecs < 2:
         raise ValueError(f"`num_matvecs` must be at least 2, for a standard error, got {num_matvecs}.")
     trees.check_floating(like, "like")

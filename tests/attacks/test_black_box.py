@@ -140,9 +140,9 @@ def test_blocks_of_a_vector_are_as_strong_as_squares_of_an_image():
     ("make", "message"),
     [
         (lambda: attacks.square(0.1, layout="chw"), r"`layout` must be one of .*'vector'\], got 'chw'"),
-        (lambda: attacks.square(0.1, queries=0), "`queries` must be at least 1, got 0"),
+        (lambda: attacks.square(0.1, queries=0), "`queries` must be a whole number of at least 1, got 0"),
         (lambda: attacks.square(0.1, share=1.5), r"`share` must lie in \(0, 1\], got 1.5"),
-        (lambda: attacks.ensemble(0.1, num_targets=-1), "`num_targets` must be at least 0, got -1"),
+        (lambda: attacks.ensemble(0.1, num_targets=-1), "`num_targets` must be a whole number of at least 0"),
     ],
 )
 def test_refuses(make, message):

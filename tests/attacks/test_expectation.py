@@ -64,7 +64,7 @@ def test_a_key_bound_to_the_logits_and_what_falls_in_some_draws_only():
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mi_fgsm", "adam_pgd", "apgd"])
 def test_refuses(name):
     batch, factory = {"image": jnp.full((2, 6), 0.5)}, getattr(attacks, name)
-    with pytest.raises(ValueError, match="`eot` must be None or at least 1, got 0"):
+    with pytest.raises(ValueError, match="`eot` must be a whole number of at least 1, got 0"):
         factory(0.1, eot=0)
     with pytest.raises(ValueError, match="`eot` asks for 3 draws, but there is no random key in the batch"):
         factory(0.1, eot=3)(lambda w, b: jnp.mean(b["image"] @ w), jnp.ones(6), batch, KEY)

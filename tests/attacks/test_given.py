@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from hessabs import attacks
 from hessabs.attacks import losses
-from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, make_batch
+from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, logits_fn, make_batch
 
 pytestmark = pytest.mark.sampled
 
@@ -27,6 +27,32 @@ def test_no_derivative_goes_through_an_attack(name):
     got = jax.jit(jax.grad(through))(PARAMS)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(CASES, key=lambda name: name != "trust_region-l2"))
+def test_no_derivative_goes_through_what_the_loss_closes_over(name):
+    attack = CASES[name].make(0.2)
+    want = jax.grad(LOSS)(PARAMS, attack(LOSS, PARAMS, BATCH, KEY))
+
+    def through(params):
+        closed = losses.cross_entropy(lambda _, x: logits_fn(params, x))
+        return LOSS(params, attack(closed, None, BATCH, KEY))
+
+    for gradient in (jax.grad(through), jax.jit(jax.grad(through))):
+        for a, b in zip(jax.tree.leaves(gradient(PARAMS)), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("attack", [attacks.l2grad(0.1), attacks.l2hess(0.1), attacks.bim(0.1, norm="l2")])
+def test_a_loss_that_closes_over_its_params_against_the_derivative_of_its_formula(attack):
+    def loss(w, batch):
+        return jnp.mean((batch["image"] @ w) ** 2 * jnp.sum(batch["image"], axis=1))
+
+    w, batch = jnp.array([1.0, -2.0]), {"image": jnp.array([[0.3, 0.6], [0.5, 0.4]])}
+    x = np.asarray(attack(loss, w, batch)["image"])
+    want = np.mean(2 * (x @ w * x.sum(axis=1))[:, None] * x, axis=0)
+    got = jax.grad(lambda w: loss(w, attack(lambda _, found: loss(w, found), None, batch)))(w)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_what_else_is_in_the_batch_keeps_its_derivative():

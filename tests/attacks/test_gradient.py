@@ -1,6 +1,6 @@
 """FGSM against closed forms: one step of the stated size up the gradient, nothing else changed."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 import jax
@@ -179,6 +179,7 @@ def test_other_leaves_are_the_same_objects():
     [
         (lambda x, y: {"pixels": x, "y": y}, "pixels"),
         (lambda x, y: OrderedDict(pixels=x, y=y), "pixels"),
+        (lambda x, y: defaultdict(list, pixels=x, y=y), "pixels"),
         (lambda x, y: (x, y), 0),
         (lambda x, y: (y, x), -1),
         (lambda x, y: [y, x], 1),

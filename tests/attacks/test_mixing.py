@@ -150,6 +150,7 @@ def test_with_fgsm_on_a_linear_loss():
     np.testing.assert_allclose(mixed["image"], want, atol=2e-7)  # the rounding of one addition
 
 
+@pytest.mark.filterwarnings("ignore:The inputs at key 'image' are float16")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_dtypes_are_kept(dtype):
     batch = {"image": jnp.full((8, 2), 0.5, dtype), "label": jnp.zeros(8, jnp.int8)}

@@ -284,8 +284,8 @@ def test_the_host_compiles_a_logarithmic_number_of_sizes():
         (lambda: attacks.pgd(0.1, norm="l3"), r"`norm` must be one of \['linf', 'l2', 'l1'\], got 'l3'"),
         (lambda: attacks.trust_region(0.1, norm="l1"), r"`norm` must be one of \['l2', 'linf'\], got 'l1'"),
         (lambda: attacks.deepfool(norm="l1"), r"`norm` must be one of \['l2', 'linf'\], got 'l1'"),
-        (lambda: attacks.pgd(0.1, steps=0), "`steps` must be at least 1, got 0"),
-        (lambda: attacks.pgd(0.1, restarts=0), "`restarts` must be at least 1, got 0"),
+        (lambda: attacks.pgd(0.1, steps=0), "`steps` must be a whole number of at least 1, got 0"),
+        (lambda: attacks.pgd(0.1, restarts=0), "`restarts` must be a whole number of at least 1, got 0"),
         (lambda: attacks.pgd(0.1, restarts=2, random_start=False), "`restarts` from one and the same start"),
         (lambda: attacks.pgd(0.1, step_size=0.0), r"`step_size` must be positive and finite, got 0\.0"),
         (lambda: attacks.mi_fgsm(0.1, momentum=-1.0), r"`momentum` must be at least 0 and finite, got -1\.0"),
@@ -293,7 +293,7 @@ def test_the_host_compiles_a_logarithmic_number_of_sizes():
             lambda: attacks.bim(0.1, bounds=(1.0, 0.0)),
             r"`bounds` must be \(lowest, highest\), got \(1\.0, 0\.0\)",
         ),
-        (lambda: attacks.fhsm(0.1, max_iters=0), "`max_iters` must be at least 1, got 0"),
+        (lambda: attacks.fhsm(0.1, max_iters=0), "`max_iters` must be a whole number of at least 1, got 0"),
         (lambda: attacks.l2hess(0.1, damping=0.0), r"`damping` must be positive and finite, got 0\.0"),
         (lambda: attacks.trust_region(0.0), r"`radius` must be positive and finite, got 0\.0"),
         (
@@ -303,7 +303,7 @@ def test_the_host_compiles_a_logarithmic_number_of_sizes():
         (lambda: attacks.trust_region(0.1, rival="worst"), r"`rival` must be one of \['best', 'hardest'\]"),
         (lambda: attacks.trust_region(0.1, radius_range=(0.2, 0.3)), r"`radius_range` must be \(smallest"),
         (lambda: attacks.trust_region(0.1, overshoot=-1.0), "`overshoot` must be at least 0 and finite"),
-        (lambda: attacks.deepfool(num_rivals=0), "`num_rivals` must be at least 1, got 0"),
+        (lambda: attacks.deepfool(num_rivals=0), "`num_rivals` must be a whole number of at least 1, got 0"),
         (
             lambda: attacks.carlini_wagner(bounds=None),
             r"`bounds` must be \(lowest, highest\), finite, for carlini_wagner, got None",

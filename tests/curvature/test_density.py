@@ -90,7 +90,7 @@ def test_one_probe_has_no_standard_error(matrix_operator):
 def test_bad_input_is_refused(matrix_operator):
     problem = matrix_operator([1.0, 2.0, 3.0])
     args = (problem.matvec, problem.v0, jax.random.key(0))
-    with pytest.raises(ValueError, match="`num_probes` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`num_probes` must be a whole number of at least 1, got 0"):
         curvature.spectral_density(*args, num_probes=0)
     with pytest.raises(ValueError, match=r"`num_iters` must lie in \[1, 3\]"):
         curvature.spectral_density(*args, num_iters=4)

@@ -203,6 +203,8 @@ def test_bad_input_is_refused(matrix_operator):
 
     with pytest.raises(ValueError, match=r"`k` must lie in \[1, 6\], the dimension of the operator, got 7"):
         run(7)
+    with pytest.raises(ValueError, match=r"`k` must be a whole number of at least 1, got 2\.5"):
+        run(2.5)
     with pytest.raises(ValueError, match='`which` must be "LA", "SA", "LM" or "BE", got \'SM\''):
         run(1, which="SM")
     with pytest.raises(ValueError, match="`rtol` must be at least 0, got nan"):

@@ -98,6 +98,8 @@ def test_number_of_products_must_fit(matrix_operator):
         ValueError, match=r"`num_iters` must lie in \[1, 3\], the dimension of the operator, got 4"
     ):
         curvature.lanczos(problem.matvec, problem.v0, 4)
+    with pytest.raises(ValueError, match=r"`num_iters` must be a whole number of at least 1, got 2\.5"):
+        curvature.lanczos(problem.matvec, problem.v0, 2.5)
 
 
 @pytest.mark.parametrize("loop", ["host", "device"])

@@ -150,7 +150,7 @@ def test_under_a_mapped_axis(make_problem, four_devices):
 
 def test_bad_arguments_are_refused(matrix_operator):
     problem = matrix_operator([1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="`max_iters` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_iters` must be a whole number of at least 1, got 0"):
         hessabs.power_iteration(problem.matvec, problem.v0, max_iters=0)
     with pytest.raises(ValueError, match="`rtol` must be at least 0, got nan"):
         hessabs.power_iteration(problem.matvec, problem.v0, rtol=float("nan"))

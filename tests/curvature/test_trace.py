@@ -115,6 +115,8 @@ def test_bad_input_is_refused():
     args = (lambda v: v, jnp.ones(9), jax.random.key(0))
     with pytest.raises(ValueError, match="`num_matvecs` must be at least 2, for a standard error, got 1"):
         curvature.trace(*args, num_matvecs=1)
+    with pytest.raises(ValueError, match=r"`num_matvecs` must be a whole number of at least 0, got 6\.5"):
+        curvature.trace(*args, num_matvecs=6.5)
     with pytest.raises(ValueError, match=r"Hutch\+\+ needs `num_matvecs` of at least 6, got 5"):
         curvature.trace(*args, num_matvecs=5, method="hutch++")
     with pytest.raises(ValueError, match='`method` must be "hutchinson" or "hutch\\+\\+", got \'exact\''):

@@ -21,7 +21,7 @@ from hessabs.training.objectives.inner import ITERATED, ONE_STEP
 from hessabs.training.optimizers import as_optimizer
 from hessabs.training.run import prepare
 from hessabs.training.step import init_state, jit_functions, make_functions
-from hessabs.training.task import attack_loss
+from hessabs.training.task import LossOutput, attack_loss
 from tests.training.runs import again, bits
 
 pytestmark = pytest.mark.sampled
@@ -220,6 +220,22 @@ def test_trades_is_its_formula(beta):
     np.testing.assert_allclose(weights(state)[0], want, rtol=RTOL, atol=ATOL)
     np.testing.assert_allclose(weights(state)[1], BIAS - LR * (at_clean + at_worst).sum(axis=0), rtol=RTOL)
     assert float(state.loss) == pytest.approx(loss * weight.sum(), rel=RTOL)
+
+
+def test_trades_refuses_a_loss_without_logits():
+    def logits_fn(params, model_state, image):
+        return image @ params["kernel"]
+
+    def loss(params, model_state, batch, key, train):
+        logits = logits_fn(params, model_state, batch["image"])
+        return LossOutput(*tasks.classification(logits, batch)[:2], model_state)
+
+    data = {"image": RNG.uniform(size=(6, PIXELS)).astype(np.float32), "label": np.arange(6) % 2}
+    params = {"kernel": jnp.asarray(KERNEL, jnp.float32)}
+    task = tasks.plain(params, loss, data, data, logits=logits_fn, inputs_key="image", bounds=(0.0, 1.0))
+    objective = trades(make_inner("pgd", EPSILON, steps=2), 6.0)
+    with pytest.raises(ValueError, match=r"the loss of the task .* returns none: .*outputs=logits"):
+        fit(task, optax.sgd(0.1), constant(2), epochs=1, objective=objective)
 
 
 def test_trades_passes_clean_then_attacked_images_through_batch_norm():

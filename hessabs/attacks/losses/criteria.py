@@ -18,7 +18,8 @@ def cross_entropy(logits_fn: LogitsFn, **options: Any) -> LossFn:
     """Make the cross-entropy of the label, or minus that of the target.
 
     ``log(1 + sum_{k != y} exp(z_k - z_y))``: its gradient keeps its digits where the network is nearly certain,
-    until it underflows (in float32 where the label is ahead by about 90), and is exactly zero from there.
+    until it underflows, and is exactly zero from there: where the label is ahead by about 90, or by about 17
+    where the inputs, or the network, are float16.
 
     Args:
       logits_fn, **options: As in ``from_logits``.

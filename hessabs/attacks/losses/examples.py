@@ -15,6 +15,7 @@ import numpy as np
 from hessabs import batch_axis, trees
 from hessabs.attacks.losses import carrying
 from hessabs.attacks.losses.carrying import Spec, carries_logits, checked_classes, parts
+from hessabs.checks import count
 from hessabs.inputs import get_inputs, with_inputs
 from hessabs.typing import LossFn, Params
 
@@ -54,6 +55,7 @@ def with_gradient(
 
     An entry of the gradient that is not finite is 0: that example stays where it is, and no other one knows. In
     a mean over draws, evaluation i has draws of its own, and an example has fallen if it fell in every one.
+    All are constants to who differentiates an attack.
     """
 
     def draw(loss_fn: LossFn, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -62,7 +64,7 @@ def with_gradient(
             return jnp.sum(values), (values, fallen)
 
         gradient, (values, fallen) = jax.grad(total, has_aux=True)(get_inputs(batch, inputs_key))
-        return values, fallen, trees.finite_or_zero(gradient)
+        return trees.constant((values, fallen, trees.finite_or_zero(gradient)))
 
     if eot is None:
         return draw(loss_fn, batch)
@@ -96,8 +98,11 @@ def expected(loss_fn: LossFn, eot: int | None) -> LossFn:
 def has_fallen(spec: Spec, logits: jax.Array, batch: Any) -> jax.Array:
     """Tell which examples have fallen: classified as their target, or not as their label.
 
-    False where the logits are not finite, for they say nothing.
+    The one place that decides it, of logits as the network gives them: one that computes in bfloat16 has ties
+    that its logits in float32 have not. False where the logits are not finite, for they say nothing.
     """
+    # XLA leaves out a rounding to bfloat16 whose result it goes on with in float32. Not through this.
+    logits = jax.lax.optimization_barrier(logits)
     labels, targets = checked_classes(spec, logits, batch)
     wanted = targets if spec.targeted else labels
     wanted = wanted if spec.targeted or not spec.soft_labels else jnp.argmax(wanted, axis=-1)
@@ -154,10 +159,9 @@ def check_classes(loss_fn: LossFn, params: Params, batch: Any) -> None:
         )
 
 
-def check_draws(eot: int | None) -> None:
-    """Raise unless a number of draws is None or at least 1."""
-    if eot is not None and eot < 1:
-        raise ValueError(f"`eot` must be None or at least 1, got {eot}.")
+def checked_draws(eot: int | None) -> int | None:
+    """Return a number of draws, or raise unless it is None or at least 1."""
+    return None if eot is None else count(eot=eot)
 
 
 def check_keys(eot: int | None, loss_fn: LossFn, batch: Any) -> None:

@@ -330,8 +330,17 @@ def _sheet(task: Task, attack: str, epsilon: float, part: dict[str, Any]) -> pic
     within, shape = part["least"][part["places"]] <= epsilon, part["clean"].shape
     if not within.any() or len(shape) != 4 or shape[-1] not in (1, 3) or task.bounds is None:
         return None
-    low, high = task.bounds
-    clean, attacked = ((part[name][within] - low) / (high - low) for name in ("clean", "attacked"))
+    clean, attacked = (part[name][within] for name in ("clean", "attacked"))
     # Those that fell were right before.
     before, after = ([task.class_name(label) for label in part[name][within]] for name in ("before", "after"))
-    return pictures.Sheet(attack, epsilon, clean, attacked, before, before, after)
+    shades = _shades(task.bounds, np.stack([clean, attacked]))
+    return pictures.Sheet(attack, epsilon, clean, attacked, before, before, after, shades)
+
+
+def _shades(bounds: tuple[float, float], images: np.ndarray) -> tuple[float, float]:
+    # What is black and what is white: the bounds where they are finite, else the extremes of the images.
+    low, high = (
+        float(bound if np.isfinite(bound) else extreme)
+        for bound, extreme in zip(bounds, (images.min(), images.max()), strict=True)
+    )
+    return low, high if high > low else low + 1

@@ -26,11 +26,12 @@ class Sheet(NamedTuple):
 
     attack: str
     epsilon: float
-    clean: np.ndarray  # (n, height, width, channels), in [0, 1]
+    clean: np.ndarray  # (n, height, width, channels), in the units of epsilon
     attacked: np.ndarray  # the same after the attack
     true: list[str]  # n names of labels
     before: list[str]  # predicted
     after: list[str]
+    shades: tuple[float, float] = (0.0, 1.0)  # what is black, and what is white
 
 
 def draw_tracked(path: File, records: Sequence[Mapping[str, Any]], *, title: str = "") -> bool:
@@ -96,14 +97,15 @@ def draw_sheet(path: File, sheet: Sheet) -> None:
     number = len(sheet.clean)
     figure = plots.figure(1.8 * number + 0.8, 6.4)
     axes = figure.subplots(3, number, squeeze=False)
-    delta = sheet.attacked - sheet.clean
+    delta, (black, white) = sheet.attacked - sheet.clean, sheet.shades
+    clean, attacked = ((images - black) / (white - black) for images in (sheet.clean, sheet.attacked))
     largest = float(np.abs(delta).max())
     middle = 0.5 + delta / (2 * largest) if largest > 0 else 0.5 + delta
     for column in range(number):
         shown = (
-            (sheet.clean, f"true {sheet.true[column]}\npredicted {sheet.before[column]}"),
-            (middle, f"size {np.abs(delta[column]).max():.3g}"),
-            (sheet.attacked, f"{sheet.attack}:\npredicted {sheet.after[column]}"),
+            (clean, f"true {sheet.true[column]}\npredicted {sheet.before[column]}"),
+            (middle, f"largest change {np.abs(delta[column]).max():.3g}"),
+            (attacked, f"{sheet.attack}:\npredicted {sheet.after[column]}"),
         )
         for axis, (images, text) in zip(axes[:, column], shown, strict=True):
             image = np.clip(images[column], 0, 1)

@@ -25,8 +25,12 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
       beta: Weight of the divergence, at least 0 (1 / lambda of the paper).
 
     Returns:
-      An ``Objective``. Clean and attacked images make one training pass each, in this order, as published:
-      batch norm sees them apart and counts both in its statistics.
+      An ``Objective``, of a task whose loss returns its logits, ``LossOutput(..., outputs=logits)``. Clean and
+      attacked images make one training pass each, in this order, as published: batch norm sees them apart and
+      counts both in its statistics.
+
+    Raises:
+      ValueError: When training begins, if the loss does not return its logits.
 
     References:
       Zhang et al. (2019), arXiv:1901.08573, equation 5 and Algorithm 1. Differs from the published code: the
@@ -60,7 +64,21 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
         (loss, (weight, new_state)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return Contribution(loss, weight, gradient, new_state, memory)
 
-    return Objective(gradient, perturb, inner.iterated, fraction=1.0)
+    return Objective(gradient, perturb, inner.iterated, _checked, fraction=1.0)
+
+
+def _checked(task: Task, batch: Any) -> tuple[()]:
+    # There is nothing to carry from one micro-batch to the next, but something to ask of the task.
+    def outputs(key: jax.Array, batch: Any) -> Any:
+        return task.loss(*task.init(key), batch, key, True).outputs
+
+    logits = jax.eval_shape(outputs, jax.random.key(0), batch)
+    if len(getattr(logits, "shape", ())) != 2:
+        raise ValueError(
+            f"TRADES compares logits, and the loss of the task {task.name} returns none: let it return "
+            "LossOutput(mean, weight, model_state, outputs=logits), logits (n, classes)."
+        )
+    return ()
 
 
 @jax.jit

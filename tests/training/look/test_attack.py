@@ -225,6 +225,21 @@ def test_inputs_of_another_name_shape_and_range(no_pictures, tmp_path):
     assert not list(tmp_path.glob("*_sheet.png"))  # points are no images
 
 
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (-1.0, np.inf), (-1.0, 2.0)])
+def test_a_sheet_is_shaded_between_finite_bounds(tmp_path, monkeypatch, bounds):
+    sheets = []
+    monkeypatch.setattr(pictures, "save", lambda *args: None)
+    monkeypatch.setattr(pictures, "draw_sheet", lambda path, sheet: sheets.append(sheet))
+    task, params, model_state, _ = kinds.images()
+    options = Options(("fgsm",), (0.1,), num_examples=20)
+    attack(task._replace(bounds=bounds), params, model_state, tmp_path, options)
+    [sheet] = sheets
+    pixels = np.concatenate([sheet.clean, sheet.attacked])
+    extremes = (pixels.min(), pixels.max())
+    assert sheet.shades == tuple(np.where(np.isfinite(bounds), bounds, extremes))
+    np.testing.assert_allclose(np.abs(sheet.attacked - sheet.clean).max(), 0.1, rtol=1e-5)
+
+
 def test_zero_gradients_are_said_in_one_line(no_pictures, tmp_path, monkeypatch, capsys):
     task, params, model_state, record = kinds.images()
     flat = task._replace(logits=lambda *args: jax.lax.stop_gradient(task.logits(*args)))
