@@ -45,7 +45,7 @@ __all__ = [
     "self_measuring_batch_size",
     "spectral_density",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 
 def __getattr__(name: str) -> Any:

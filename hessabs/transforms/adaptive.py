@@ -143,7 +143,7 @@ def self_measuring_batch_size(
             "self_measuring_batch_size measures an eigenvalue of the whole Hessian, got a rule that measures "
             f"{controller.measures!r}; use adaptive_batch_size."
         )
-    require("be at least 1", max_iters=max_iters)
+    require("be a whole number of at least 1", max_iters=max_iters)
 
     def init(params: Params) -> AdaptiveBatchSizeState:
         trees.check_floating(params, "params")
