@@ -13,9 +13,11 @@ from tests.attacks.cases import CASES, KEY, LOSS, PARAMS, logits_fn, make_batch
 pytestmark = pytest.mark.sampled
 
 BATCH = make_batch(PARAMS, n=4)
+# One of each attack: what is given goes the same way in every norm.
+NAMES = tuple({name.partition("-")[0]: name for name in reversed(CASES)}.values())
 
 
-@pytest.mark.parametrize("name", sorted(CASES, key=lambda name: (name != "l2grad", name == "pgd-l2")))
+@pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: name != "l2grad"))
 def test_no_derivative_goes_through_an_attack(name):
     attack = CASES[name].make(0.2)
     given = attack(LOSS, PARAMS, BATCH, KEY)
@@ -29,7 +31,7 @@ def test_no_derivative_goes_through_an_attack(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(CASES, key=lambda name: name != "trust_region-l2"))
+@pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: name != "trust_region-l2"))
 def test_no_derivative_goes_through_what_the_loss_closes_over(name):
     attack = CASES[name].make(0.2)
     want = jax.grad(LOSS)(PARAMS, attack(LOSS, PARAMS, BATCH, KEY))
@@ -82,7 +84,7 @@ def test_params_bound_to_the_logits_are_constant_too():
 
 
 @pytest.mark.usefixtures("four_devices")
-@pytest.mark.parametrize("name", sorted(CASES, key=lambda name: (name != "pgd-linf", name == "fgsm")))
+@pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: name != "pgd-linf"))
 def test_on_explicit_axes_it_finds_what_one_device_does(name):
     mesh = jax.make_mesh((4,), ("data",))  # its axes are explicit by default
     attack = CASES[name].make(0.2)

@@ -138,7 +138,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="a rule that measures 'gradient'; use adaptive_batch_size"):
         hessabs.self_measuring_batch_size(rule, key=jax.random.key(0))
     rule = hessabs.batch_size.constant(4)
-    with pytest.raises(ValueError, match="`max_iters` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_iters` must be a whole number of at least 1, got 0"):
         hessabs.self_measuring_batch_size(rule, key=jax.random.key(0), max_iters=0)
     tx = hessabs.self_measuring_batch_size(rule, key=jax.random.key(0))
     with pytest.raises(ValueError, match="needs params, loss_fn: call update"):
