@@ -101,7 +101,7 @@ def reader(
             order; None for all of them as they come.
         gather: Takes the examples, where they lie elsewhere too, such as on an accelerator; None: here.
         num_workers: Processes that read a source that is not in memory; 0 for threads of this one. They import
-          the main script anew, which therefore trains under ``if __name__ == "__main__":``.
+            the main script anew, which therefore trains under ``if __name__ == "__main__":``.
 
     Returns:
         ``read(count) -> (batch, position after it)``, a batch of ``count * size`` examples; ``count`` lies in
