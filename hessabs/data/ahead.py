@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -39,6 +40,7 @@ def read_ahead(
         nonlocal pool
         if pool is None:  # the workers start with the first batch, not before
             pool = _workers(source, num_workers) if num_workers else ThreadPoolExecutor(_THREADS)
+            weakref.finalize(take, pool.shutdown, wait=False, cancel_futures=True)
         keys = [(rows.epoch, place) for place in rows.places.tolist()]
         for i, key in enumerate(keys):
             if key not in ordered:
@@ -65,9 +67,11 @@ def read_ahead(
             # What has begun may still be of use, unless its batch is over.
             if ordered[key].cancel() or key <= max(now):
                 del ordered[key]
-        parts = [ordered[key].result() for key in now]
-        for key in now:
-            del ordered[key]
+        try:
+            parts = [ordered[key].result() for key in now]
+        finally:  # where one fails, who asks again has them read again
+            for key in now:
+                del ordered[key]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return take

@@ -85,7 +85,7 @@ class View(Source):
     """Some examples of a source; ``check(indices, batch)`` looks at what is read."""
 
     source: Source
-    indices: np.ndarray
+    indices: np.ndarray | None  # None: all of them
     check: Callable[[np.ndarray, dict[str, Any]], None] | None = None
 
     @property
@@ -93,13 +93,14 @@ class View(Source):
         return in_memory(self.source)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.source) if self.indices is None else len(self.indices)
 
     def take(self, indices: np.ndarray, *bits: np.ndarray) -> dict[str, Any]:
         """Read from the source."""
-        batch = self.source.take(self.indices[indices], *bits)
+        indices = indices if self.indices is None else self.indices[indices]
+        batch = self.source.take(indices, *bits)
         if self.check is not None:
-            self.check(self.indices[indices], batch)
+            self.check(indices, batch)
         return batch
 
 
@@ -224,6 +225,9 @@ def fingerprint(source: Source) -> str:
 
 
 def _content(source: Source) -> Iterator[Any]:
+    if isinstance(source, View) and source.indices is None:
+        yield from _content(source.source)
+        return
     yield str(len(source)).encode()
     if isinstance(source, View):
         yield from _content(source.source)
@@ -270,6 +274,8 @@ def _named(tree: Any) -> dict[str, Any]:
 def _check_names(tree: dict[str, Any]) -> None:
     if "weight" in tree:
         raise ValueError("A source must not hold 'weight': the stream makes the weights itself.")
+    if {"image", "shift"} <= tree.keys():
+        raise ValueError("A source of images must not hold 'shift': that is how the stream moves them.")
 
 
 def _spec(tree: Any) -> Any:

@@ -213,8 +213,9 @@ def one_by_one(
     def one(number: int) -> dict[str, Any]:
         nonlocal first, batches, coming
         if not first <= number < first + len(batches):
+            ready, coming = coming, None  # forgotten where it fails: who asks again is to get this block
+            batches = ready[1].result() if ready is not None and ready[0] == number else block(number)
             first = number
-            batches = coming[1].result() if coming is not None and coming[0] == number else block(number)
             if in_advance:
                 after = number + len(batches)
                 coming = after, thread.submit(block, after)

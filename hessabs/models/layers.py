@@ -112,7 +112,11 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Ar
 def _fold_max(x: jax.Array, window: int, stride: int, axis: int) -> jax.Array:
     reach = x.shape[axis] - window + 1  # starts of windows lie below this
     parts = [jax.lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(window)]
-    return functools.reduce(lambda best, other: jnp.where(best >= other, best, other), parts)
+
+    def larger(best: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.where((best >= other) | jnp.isnan(best), best, other)
+
+    return functools.reduce(larger, parts)
 
 
 def check_images(x: jax.Array, smallest: int = 1) -> None:

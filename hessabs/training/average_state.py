@@ -50,6 +50,7 @@ def make_refresh(task: Task, micro_batch_size: int, *, seed: int = 0, mesh: Mesh
         state = advance(params, model_state, batch, 0)
         first = _distance(model_state, state)
         kept = _distance(state, advance(params, state, batch, 0)) / first if first > 0 else 0.0
+        kept = kept if math.isfinite(kept) else 1.0  # beyond what a float32 holds
         passes = math.log(_LEFT) / math.log(kept) if 0 < kept < 1 else _MOST * kept
         for number in range(1, min(math.ceil(passes), _MOST)):
             state = advance(params, state, split_whole(read(1)[0], mesh), number)

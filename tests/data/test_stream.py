@@ -7,6 +7,7 @@ import pytest
 
 from hessabs.data import (
     Position,
+    Source,
     epoch_order,
     eval_batches,
     micro_batches,
@@ -219,3 +220,40 @@ def test_reader_reads_what_the_order_says_however_it_gathers(n, size):
         assert batch["weight"].shape == (count * size,)
         assert (batch["weight"] == 1).all()
     assert position.epoch > 0 or size == 1
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_could_not_be_read_is_what_is_read_next(in_memory):
+    class Flaky(Source):
+        failures = 1
+
+        def __len__(self):
+            return 8192
+
+        def take(self, indices):
+            if self.failures and 7 in indices:
+                self.failures -= 1
+                raise OSError("the disk is away")
+            return {"number": np.asarray(indices)}
+
+    source = Flaky()
+    source.in_memory = in_memory
+    read, plain = reader(source, 1024, seed=0), reader({"number": np.arange(8192)}, 1024, seed=0)
+    failed = 0
+    for _ in range(8):
+        try:
+            batch, position = read(1)
+        except OSError:
+            failed += 1
+            batch, position = read(1)
+        want, after = plain(1)
+        np.testing.assert_array_equal(batch["number"], want["number"])
+        assert position == after
+    assert failed == 1
+
+
+def test_what_the_stream_makes_is_no_name_of_a_source():
+    images = {"image": np.zeros((2, 4, 4, 1), np.uint8), "label": np.zeros(2, np.int32)}
+    with pytest.raises(ValueError, match="A source of images must not hold 'shift'"):
+        reader({**images, "shift": np.zeros((2, 3), np.int32)}, 1, seed=0)
+    reader({"x": np.zeros(2), "shift": np.zeros(2)}, 1, seed=0)

@@ -9,7 +9,7 @@ import pytest
 
 from hessabs import models
 from hessabs.jaxprs import equations
-from hessabs.models import MODELS, ResNet, create, mlp, num_params, resnet20
+from hessabs.models import MODELS, ResNet, create, layers, mlp, num_params, resnet20
 
 pytestmark = pytest.mark.sampled
 
@@ -100,6 +100,12 @@ def test_strides_and_pooling():
             shapes.append(e.outvars[0].aval.shape[1:])
     expected = [(32, 32, 16)] * 7 + [(16, 16, 32)] * 7 + [(8, 8, 64)] * 7
     assert shapes == expected
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_pooling_does_not_lose_a_pixel_that_is_not_finite(place):
+    x = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+    assert np.isnan(layers.max_pool(x, 2, 2)).all()
 
 
 def test_convolutions_start_he_normal_by_fan_out():

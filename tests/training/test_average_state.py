@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from hessabs import batch_size, training
-from hessabs.training import RunSettings, fit, tasks
+from hessabs.data import as_source
+from hessabs.training import LossOutput, RunSettings, Task, fit, tasks
 from hessabs.training.average_state import make_refresh
 from hessabs.training.trained import load_trained
 
@@ -115,3 +116,16 @@ def test_schedule_free_is_evaluated_with_statistics_of_its_average():
     mean, var = statistics(result.params, examples()["x"])
     np.testing.assert_allclose(norm["mean"], mean, atol=0.3 * np.sqrt(var).max())
     np.testing.assert_allclose(norm["var"], var, rtol=0.3)
+
+
+def test_statistics_beyond_a_float32_end_the_passes():
+    def loss(params, model_state, batch, key, train):
+        moved = {"mean": 1e30 * model_state["mean"] + batch["x"].mean()}
+        return LossOutput(jnp.mean(batch["x"]) * params["w"], jnp.sum(batch["weight"]), moved)
+
+    rows = {"x": np.ones((8, 1), np.float32)}
+    task = Task(
+        "mine", lambda key: ({"w": jnp.ones(())}, {"mean": jnp.ones(1)}), loss, *map(as_source, (rows, rows))
+    )
+    after = make_refresh(task, 4)({"w": jnp.ones(())}, {"mean": jnp.ones(1)})
+    assert np.isinf(after["mean"]).all()

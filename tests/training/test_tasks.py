@@ -375,6 +375,17 @@ def test_a_data_set_with_labels_beyond_its_classes_or_a_network_with_fewer():
         tasks.linen(LinenNet(), data.Dataset("mine", of_ones([0, 3]), of_ones([0]), 4))
     with pytest.raises(ValueError, match=r"labels lie in 0\.\.4, got 5"):
         tasks.linen(Bigrams(), ({"tokens": np.array([[0, 5]])},) * 2)
+
+    class Lazy:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            return {"image": np.zeros((8, 8, 1), np.uint8), "label": np.int32(-1 if i == 7 else 0)}
+
+    task = tasks.linen(LinenNet(), (Lazy(), Lazy()))
+    with pytest.raises(ValueError, match=r"labels lie in 0\.\.2, got -1"):  # where it is read
+        task.train.take(np.arange(20))
     masked = {"tokens": np.array([[0, 5]]), "mask": np.zeros((1, 1), np.float32)}
     tasks.linen(Bigrams(), (masked, masked))  # what does not count may be anything
     logits, batch = jnp.arange(10.0).reshape(1, 2, 5), {"weight": jnp.ones(1), "mask": jnp.array([[1, 0]])}
@@ -382,6 +393,18 @@ def test_a_data_set_with_labels_beyond_its_classes_or_a_network_with_fewer():
         tasks.next_token(logits, {**batch, "tokens": jnp.array([[0, 3, label]])}) for label in (-100, 1)
     )
     assert float(got.mean) == float(want.mean) > 0
+
+
+def test_making_a_task_reads_no_file_of_tokens(monkeypatch):
+    read = []
+    source = data.token_source(np.arange(1000) % CLASSES, 3)
+    take = type(source).take
+    monkeypatch.setattr(
+        type(source), "take", lambda self, places: read.append(len(places)) or take(self, places)
+    )
+    task = tasks.linen(Bigrams(), (source, source))
+    assert sum(read) < 10 < len(task.train)
+    assert data.fingerprint(task.train) == data.fingerprint(source)
 
 
 @pytest.mark.parametrize("loss", [mean_loss, constant_weight])

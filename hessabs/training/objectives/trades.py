@@ -26,15 +26,16 @@ def trades(inner: InnerAttack, beta: float) -> Objective:
 
     Returns:
       An ``Objective``, of a task whose loss returns its logits, ``LossOutput(..., outputs=logits)``. Clean and
-      attacked images make one training pass each, in this order, as published: batch norm sees them apart and
-      counts both in its statistics.
+      attacked images make one training pass each, in this order: batch norm sees them apart and counts both in
+      its statistics.
 
     Raises:
       ValueError: When training begins, if the loss does not return its logits.
 
     References:
       Zhang et al. (2019), arXiv:1901.08573, equation 5 and Algorithm 1. Differs from the published code: the
-      attack starts uniformly in the ball, not at a Gaussian of size 0.001, and the best point is taken.
+      attack starts uniformly in the ball, not at a Gaussian of size 0.001, and the best point is taken; clean
+      images make one pass, whose statistics of batch norm count once, where the code makes a second one.
     """
 
     def perturb(

@@ -1,15 +1,20 @@
 """What every way to make a task shares: data as images or batches, and the loss of a network's outputs."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hessabs.data import Dataset, Source, as_source, check_examples, crop_flip, in_memory
+from hessabs.data import Arrays, Dataset, Source, as_source, check_examples, crop_flip, in_memory
+from hessabs.data.source import View
+from hessabs.data.tokens import Tokens
 from hessabs.training.task import LossOutput, Task, as_it_is
 from hessabs.training.tasks.losses import Mean, OutputLoss, classification, next_token, targets
+
+_AT_ONCE = 4096  # examples whose labels are looked at
 
 Data = Dataset | tuple[Any, Any]
 """A ``hessabs.data.Dataset``, or (train, test): what ``hessabs.data.as_source`` takes, each."""
@@ -115,7 +120,7 @@ def make_task(name: str, fields: Fields, init: Any, apply: Apply, **rest: Any) -
 
     found = jax.eval_shape(evaluate)
     if not own:
-        _check_labels(task, output_loss, found.outputs.shape)
+        task = _with_labels_checked(task, output_loss, found.outputs.shape)
     elif not rest.keys() & {"bounds", "logits"} and not _classifies(task, found, example):
         task = task._replace(logits=None, bounds=None)
     if "logits" not in rest and inputs_key is not None and not _reads_alone(inputs, inputs_key, task, example):
@@ -152,19 +157,35 @@ def _check_whole_numbers(task: Task, output_loss: OutputLoss, example: Any) -> N
         )
 
 
-def _check_labels(task: Task, output_loss: OutputLoss, outputs: tuple[int, ...]) -> None:
+def _with_labels_checked(task: Task, output_loss: OutputLoss, outputs: tuple[int, ...]) -> Task:
+    """Refuse labels that are none of the outputs: now, or of data that are not in memory as they are read."""
     number = outputs[-1]
     if (task.num_classes or 0) > number:
         raise ValueError(
             f"The network of the task {task.name} has too few outputs: its data has {task.num_classes} "
             f"classes, got outputs of shape (n, {', '.join(map(str, outputs[1:]))})."
         )
-    for source in (task.train, task.test, task.validation):
-        if source is not None and in_memory(source):
-            labels = targets(output_loss, source.take(np.arange(len(source))))
-            wrong = labels[(labels < 0) | (labels >= number)]
-            if wrong.size:
-                raise ValueError(
-                    f"Outputs and labels of the task {task.name} do not fit: its network has {number} outputs, "
-                    f"so labels lie in 0..{number - 1}, got {wrong[0]}."
-                )
+    check = functools.partial(_check_labels, task.name, output_loss, number)
+
+    def checked(source: Source) -> Source:
+        if not in_memory(source) or isinstance(source, Tokens):  # these may be mapped from a file
+            return View(source, None, check)
+        if isinstance(source, Arrays):
+            check(None, source.arrays)
+            return source
+        for start in range(0, len(source), _AT_ONCE):
+            check(None, source.take(np.arange(start, min(start + _AT_ONCE, len(source)))))
+        return source
+
+    validation = None if task.validation is None else checked(task.validation)
+    return task._replace(train=checked(task.train), test=checked(task.test), validation=validation)
+
+
+def _check_labels(name: str, output_loss: OutputLoss, number: int, _: Any, batch: Mapping[str, Any]) -> None:
+    labels = targets(output_loss, batch)
+    wrong = labels[(labels < 0) | (labels >= number)]
+    if wrong.size:
+        raise ValueError(
+            f"Outputs and labels of the task {name} do not fit: its network has {number} outputs, so labels "
+            f"lie in 0..{number - 1}, got {wrong[0]}."
+        )
