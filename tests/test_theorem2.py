@@ -31,6 +31,7 @@ def test_step_and_batch_are_proportional_in_every_schedule():
     assert [int(size) for size in sizes[[0, 59, 60, 119, 120, 300]]] == [2, 2, 4, 4, 8, 64]
 
 
+@pytest.mark.slow
 def test_the_bound_holds(results):
     assert len(results["runs"]) == 6
     assert all(row["holds"] for row in results["runs"]), results["runs"]

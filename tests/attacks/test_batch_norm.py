@@ -38,6 +38,7 @@ def logits_fn(statistics, params, image):
     return MODEL.apply({"params": params, "batch_stats": statistics}, image, train=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", mostly_slow(["fgsm", "pgd-linf", "trust_region-l2", "square-linf"], ["pgd-linf"])
 )

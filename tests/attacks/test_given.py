@@ -83,6 +83,7 @@ def test_params_bound_to_the_logits_are_constant_too():
     assert not np.any(jax.grad(through)(jnp.arange(6.0).reshape(3, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("four_devices")
 @pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: name != "pgd-linf"))
 def test_on_explicit_axes_it_finds_what_one_device_does(name):

@@ -83,6 +83,7 @@ def test_probabilities():
     assert "The logits lie in [0, 1] and sum to 1 for each example, as probabilities do" in said
 
 
+@pytest.mark.slow
 def test_another_norm_or_other_bounds():
     with pytest.warns(
         UserWarning, match=r"Results of l2grad lie outside .*: \d+ of 29 at epsilon 0\.5\. Are its"

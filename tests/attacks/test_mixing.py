@@ -159,6 +159,7 @@ def test_dtypes_are_kept(dtype):
     np.testing.assert_array_equal(mixed["image"][:, 0].astype(jnp.float32), [0.75] * 4 + [0.5] * 4)
 
 
+@pytest.mark.slow
 def test_vmap_over_fractions():
     batch = make_batch(8)
     fractions = jnp.array([0.0, 0.25, 1.0])

@@ -48,6 +48,7 @@ def test_a_tie_of_the_network_is_right_before_the_attack():
     np.testing.assert_array_equal(fallen(batch), [False, True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [attacks.fgsm, attacks.l2hess, attacks.bim])
 def test_gradients_that_vanish_in_float16_are_warned_of(make):
     # The label is ahead by 20. In float32 the gradient is about 1e-9.

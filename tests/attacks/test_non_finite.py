@@ -38,6 +38,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(name, network):
     np.testing.assert_allclose(got[1:], want[1:], atol=CASES[name].tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_one_step_beside_a_root_at_zero(norm):
     batch = {"image": jnp.array([[0.0, 0.4], [0.5, 0.4]]), "label": jnp.array([1, 1])}

@@ -62,6 +62,7 @@ def test_decays_and_measurements_come_at_their_token(start):
     np.testing.assert_allclose(states.lr_scale, 0.5 ** np.asarray(passed) * grown)
 
 
+@pytest.mark.slow
 def test_a_cycle_and_a_ramp_keep_their_phase():
     cycle = 7 * 10**9
     samples, states = follow(cyclical(BATCH, 4 * BATCH, cycle=cycle), START, 3000)
@@ -92,6 +93,7 @@ def test_events_far_ahead_are_kept():
     assert int(state.observe_at) == 10**18
 
 
+@pytest.mark.slow
 def test_a_run_of_chinchilla_size_is_planned():
     tokens = 10**13
     run = {"num_examples": tokens, "epochs": 1, "remainder": "keep"}

@@ -169,6 +169,7 @@ def _flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data set", "split", "plain"])
 def test_blocks_of_a_preconditioned_operator(kind):
     rng = np.random.default_rng(0)

@@ -39,6 +39,7 @@ def test_one_collective_a_product(make_problem, random_like):
     assert _collectives(end) == ["all-reduce"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["host", "device", "traced"])
 def test_a_batch_over_budget_is_split(x64, make_problem, random_like, loop):
     problem = make_problem("mlp", jnp.float64, num_examples=11)

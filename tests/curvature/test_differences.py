@@ -106,6 +106,7 @@ def _network(dtype):
     return model, loss, output_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["random", "top"])
 @pytest.mark.parametrize("which", MODES)
 def test_the_step_follows_the_dtype_of_the_products(which, direction):

@@ -25,6 +25,7 @@ def test_values_are_the_losses_along_the_directions(make_problem, random_like):
             np.testing.assert_allclose(result.values[i, j], loss(moved, problem.batch), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_second_difference_is_the_eigenvalue(x64, make_problem):
     problem = make_problem("mlp", jnp.float64)
     operator = curvature.hessian(problem.loss_fn, problem.params, problem.batch)

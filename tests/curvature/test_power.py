@@ -134,6 +134,7 @@ def test_closure_over_somebody_elses_tracer_needs_no_traced_vector(matrix_operat
     np.testing.assert_allclose(top(3.0), 3.0, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_under_a_mapped_axis(make_problem, four_devices):
     problem = make_problem("mlp")
     split = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), problem.batch)

@@ -44,6 +44,7 @@ def test_standard_error_is_the_scatter(matrix_operator, name):
     assert 0.7 < scatter / stated < 1.4
 
 
+@pytest.mark.slow
 def test_hutchpp_has_the_smaller_error_where_few_eigenvalues_dominate(matrix_operator):
     problem = matrix_operator(np.r_[1000.0, 300.0, np.full(98, 0.01)])
     plain, better = (
@@ -129,6 +130,7 @@ def _flat(tree):
     return np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [400, 2])
 def test_hutchpp_of_coarse_dtypes(rank):
     # A probe is no unit vector, and the sketch of few directions has rows of zeros.

@@ -287,6 +287,7 @@ def test_the_last_batch_may_be_the_padded_one(params):
         curvature.dataset_hessian(loss_fn, params, cut(batch, (4, 7)))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "fisher"])
 def test_parts_on_devices_of_unequal_weight(kind):
     rng = np.random.default_rng(0)

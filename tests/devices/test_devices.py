@@ -47,6 +47,7 @@ REST = ("fgsm", "l2grad", "bim", "apgd", "l2hess", "trust_region", "deepfool")
 EARLY = ("l2hess", "trust_region", "deepfool")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["pgd", *slow(*REST)])
 def test_attacks(name, way):

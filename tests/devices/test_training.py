@@ -30,6 +30,7 @@ def test_one_all_reduce_an_update_and_none_a_micro_batch():
         assert found["params"] <= elements <= found["params"] + 10  # the gradient, and a few numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharded", pytest.param("sharded run", marks=pytest.mark.slow)])
 def test_params_split_over_devices(name):
     found = (here if name == "sharded" else findings)("training", name)[name]

@@ -36,6 +36,7 @@ def test_every_config_of_the_slides_covers_every_row_of_its_table(grids):
         assert printed <= set(this.labels), this.name
 
 
+@pytest.mark.slow
 def test_the_committed_plan_covers_every_run(grids):
     rows = committed()
     for this in grids:

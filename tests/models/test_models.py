@@ -69,6 +69,7 @@ def test_dtypes(name):
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c1_small", "mlp", pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_bfloat16_is_close(name):
     variables, x = init(create(name, 7), (2, 8, 8, 1))
@@ -108,6 +109,7 @@ def test_pooling_does_not_lose_a_pixel_that_is_not_finite(place):
     assert np.isnan(layers.max_pool(x, 2, 2)).all()
 
 
+@pytest.mark.slow
 def test_convolutions_start_he_normal_by_fan_out():
     variables, _ = small()
     kernels = [leaf for path, leaf in jax.tree.leaves_with_path(variables["params"]) if "Conv" in str(path)]

@@ -44,6 +44,7 @@ def statistics(params, x):
     return before.mean(0), before.var(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])
 def test_a_hundredth_of_the_state_before_is_left(momentum):
     # One micro-batch is the whole set, so all have its statistics.

@@ -93,6 +93,7 @@ def linear():
     return tasks.linen(Linear(), (examples, examples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "key"), [(attacks.fgsm(0.1), None), (attacks.pgd(0.1, steps=10), jax.random.key(0))]
 )

@@ -93,6 +93,7 @@ def test_a_guard_that_has_nothing_to_do_changes_nothing():
     assert [r["guarded_lr"] for r in other.records] == pytest.approx([r["lr"] for r in one.records], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_chain_of_ones_own_is_given_loss_and_batch():
     chain = optax.chain(optax.trace(0.9), hessabs.guarded_learning_rate(HUGE, 1.0))
     result = fit(digits_task(), chain, batch_size.constant(MICRO), epochs=2)

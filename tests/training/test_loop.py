@@ -325,7 +325,7 @@ def test_huge_rate_stops_and_names_the_update(tmp_path):
     message = r"not finite at update \d+ \(epoch 1, batch size 16, learning rate 1e\+30\); lower the"
     with pytest.raises(FloatingPointError, match=message):
         train(run, tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "diverged.json"]
 
 
 @pytest.mark.parametrize("often", [True, False])
@@ -350,7 +350,11 @@ def test_nan_keeps_what_was_written(base, tmp_path):
     run, _ = prepare(base, method="bl", break_after=15, eigenvalues=(), lr_decay_epochs=())
     with pytest.raises(FloatingPointError, match=r"not finite at update 16 \(epoch 2, batch size 16"):
         train(run, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "diverged.json",
+        "metrics.jsonl",
+    ]
     [record] = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert record["epoch"] == 1
     assert record["updates"] == 13

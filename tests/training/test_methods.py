@@ -78,6 +78,7 @@ def test_rules_that_measure_train(method, task):
     assert (result.summary["micro_batch_size"] == SIZE // 2) == (method != "stability")
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_micro_batches(task):
     optimizer = as_optimizer(optax.sgd(0.1))
     functions, _ = make_functions(task, optimizer, Objective(), gradient_statistics=True)

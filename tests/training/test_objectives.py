@@ -188,6 +188,7 @@ def test_inner_attacks_raise_the_loss_wherever_they_run(name):
     assert loss(images[0]) > loss(batch["image"]) + 1e-3
 
 
+@pytest.mark.slow
 def test_a_fraction_may_be_attacked_in_many_steps():
     step = Step(mixing(make_inner("pgd", EPSILON), 0.5))
     [batch] = batches(1)
@@ -238,6 +239,7 @@ def test_trades_refuses_a_loss_without_logits():
         fit(task, optax.sgd(0.1), constant(2), epochs=1, objective=objective)
 
 
+@pytest.mark.slow
 def test_trades_passes_clean_then_attacked_images_through_batch_norm():
     step = Step(trades(make_inner("pgd", EPSILON), 1.0), Normed(), driven=True)
     state = step.init()
@@ -362,6 +364,7 @@ def test_accumulation_is_one_big_batch(name):
     )
 
 
+@pytest.mark.slow
 def test_random_starts_differ_by_update_micro_batch_and_seed():
     objective = attacked(make_inner("pgd", EPSILON, steps=1, step_size=1e-6))
     [batch] = batches(1)

@@ -424,6 +424,7 @@ def test_muon_finds_the_outputs_of_an_equinox_layer():
         assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_first", [True, False])
 def test_muon_takes_each_layer_of_a_stack_by_itself(out_first):
     # As nnx.vmap, nn.scan and eqx.filter_vmap stack layers, without a box that says so.
@@ -490,6 +491,7 @@ def test_an_optimizer_that_draws_is_saved_and_goes_on_to_the_same_bits(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
 
 
+@pytest.mark.slow
 def test_schedule_free_of_optax_is_refused_where_its_rate_would_change():
     plain = contrib.schedule_free_sgd(0.5)
     grows, stays = batch_size.timer(16, 64, every=100), batch_size.constant(16)

@@ -341,6 +341,7 @@ def planted(path):
     return {"path": str(path), "name": "linen", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["inside", "dots", "link", "link to a folder", "task", "hash", "no record", "none"]
 )

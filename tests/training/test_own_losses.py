@@ -89,7 +89,7 @@ def other_data(name, number, seed=0):
     return {"image": given["image"], **({} if label is None else {"label": label})}
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_of_no_classes_trains_and_is_not_attacked(name):
     outputs, _, loss = OTHERS[name]
@@ -102,6 +102,7 @@ def test_what_is_of_no_classes_trains_and_is_not_attacked(name):
         predict(task, *task.init(jax.random.key(0)), other_data(name, 3)["image"])
 
 
+@pytest.mark.slow
 def test_a_loss_of_classes_with_an_accuracy_is_attacked():
     task = tasks.linen(Net(), (images(40), images(10, 1)), loss=smoothed)
     assert task.attackable
@@ -187,7 +188,7 @@ def test_a_loss_that_is_a_sum_is_refused_and_one_of_half_of_the_examples_is_not(
             train(task)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_a_callback_may_end_a_run_that_then_goes_on(tmp_path, error):
     task, told = tasks.linen(Net(), (images(40), images(10, 1))), []

@@ -39,6 +39,7 @@ def linear(samples):
     return 1 - samples / 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize(
     ("changes", "named"),

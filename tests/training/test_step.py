@@ -372,6 +372,7 @@ def test_a_network_in_bfloat16():
     assert_close(got, gradient, rtol=0, atol=BF16_ATOL)
 
 
+@pytest.mark.slow
 def test_params_in_bfloat16_keep_their_dtype_and_compile_once():
     step, init = make(mlp(CLASSES, (7,)), params_dtype=jnp.bfloat16, weight_decay=0.0)
     state = init()

@@ -130,6 +130,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "devices"),
     [
@@ -181,6 +182,7 @@ def test_a_task_of_ones_own_does_everything(kind, devices, tmp_path):
     assert (probabilities.argmax(1) == task.test["label"]).mean() == pytest.approx(found["accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [slow(1), 4])
 def test_an_update_is_that_of_all_unmasked_tokens(devices):
     """Micro-batches and devices have different numbers of them; in float64 by hand each token counts once."""
@@ -508,6 +510,7 @@ def test_params_that_are_a_pair_and_a_validation_set_that_is_a_dict():
         assert "validation_loss" in result.summary
 
 
+@pytest.mark.slow
 def test_an_average_of_bfloat16_is_kept_in_float32():
     averages = []
     for dtype in (jnp.float32, jnp.bfloat16):

@@ -92,6 +92,7 @@ def test_an_inner_attack_moves_what_lies_beyond_one():
     np.testing.assert_allclose(np.abs(moved)[inside], 0.25, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_inputs_under_another_key_are_attacked_at_the_end():
     data = ({"x": images()["image"], "label": images()["label"]},) * 2
     task = tasks.linen(

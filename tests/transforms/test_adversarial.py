@@ -55,6 +55,7 @@ def make_update(max_fraction, **options):
     return update
 
 
+@pytest.mark.slow
 def test_the_fraction_of_a_rule_is_its_own_largest():
     rule = hessabs.batch_size.with_adversarial(hessabs.batch_size.timer(16, 64, every=16), 0.5)
     state, params, batch = rule.init(), make_params(), make_batch()

@@ -43,6 +43,7 @@ def one_device():
     return follow(padded_params(), jitted=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_accumulation_of_sharded_params_is_that_of_one_device(one_device, kind, jitted):

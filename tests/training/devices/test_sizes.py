@@ -74,6 +74,7 @@ def test_compilations_are_logarithmic_and_bits_the_same_twice(base, auto):
     jax.tree.map(np.testing.assert_array_equal, auto.params, again.params)
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_before_they_are_called():
     # Functions of this test's own: nothing that another test has compiled is called here.
     task = tasks.linen(mlp(10, (9,)), small_digits())

@@ -97,6 +97,7 @@ def test_what_fell_at_a_smaller_epsilon_stays_fallen_unless_told_otherwise(
     assert got["warnings"] == []
 
 
+@pytest.mark.slow
 def test_an_interruption_loses_no_finished_chunk(no_pictures, tmp_path, monkeypatch):
     run, options = kinds.images(), Options(("fgsm",), (0.05, 0.1), num_examples=80, batch_size=20)
     attack_batch, calls = outcomes.run, []
@@ -168,6 +169,7 @@ def test_another_network_or_other_options_find_nothing(no_pictures, tmp_path):
     assert len(files(tmp_path)) == 8
 
 
+@pytest.mark.slow
 def test_the_time_of_a_first_run_alone_is_marked(no_pictures, tmp_path, monkeypatch, capsys):
     run, attack_batch = kinds.images(), outcomes.run
     seen = []
@@ -278,6 +280,7 @@ def test_steps_are_each_attacks_own_unless_they_are_given():
             assert seen.get("steps") == steps  # 1,000 of Carlini and Wagner are not 40 of PGD
 
 
+@pytest.mark.slow
 def test_tokens_and_plain_tasks_are_refused(tmp_path):
     for kind in (kinds.tokens, kinds.plain):
         with pytest.raises(ValueError, match="cannot be attacked: its inputs are not continuous"):

@@ -156,7 +156,7 @@ def test_what_the_system_refuses_names_the_flag(base, whole, tmp_path, monkeypat
     assert bits(train(again(base), tmp_path, RESUME).params) == whole
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @MANY_ERRORS
 @pytest.mark.parametrize("epoch", [1, 2])  # a checkpoint is written after it, or the params
 def test_a_folder_that_is_moved_meanwhile(base, whole, tmp_path, epoch):
