@@ -51,6 +51,7 @@ def cases():
             yield pytest.param(page, id=page.name, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", list(cases()))
 def test_python_blocks_run(page):
     # One session, as a reader has it: a later block may use the names of an earlier one.

@@ -29,6 +29,7 @@ def test_the_command_counts_as_the_slides_do(capsys, method):
     assert f"updates: {UPDATES['cifar10', 'resnet18'][method][640]}\n" in out
 
 
+@pytest.mark.slow
 def test_the_command_bounds_absa_and_tells_its_time_and_draws(capsys, tmp_path):
     flags = [
         "--method=absa",

@@ -39,6 +39,7 @@ def test_the_bound_holds(results):
     assert max(row["largest mean / bound"] for row in results["runs"]) > 0.9
 
 
+@pytest.mark.slow
 def test_a_strong_convexity_that_the_loss_does_not_have_breaks_it(results):
     broken = [row for row in results["controls"] if row["batch"] != "constant 64"]
     assert len(broken) == 4

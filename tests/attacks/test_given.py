@@ -31,6 +31,7 @@ def test_no_derivative_goes_through_an_attack(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: name != "trust_region-l2"))
 def test_no_derivative_goes_through_what_the_loss_closes_over(name):
     attack = CASES[name].make(0.2)

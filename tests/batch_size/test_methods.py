@@ -52,6 +52,7 @@ def test_a_plan_counts_as_the_slides_and_one_of_whole_updates_as_the_training(wh
     )
 
 
+@pytest.mark.slow
 def test_a_fixed_schedule_and_its_coupling():
     run = PlanSettings(epochs=6, batch_size=64, lr_decay_epochs=())
     fixed = Fixed(max_batch_size=256, grow_epochs=(2, 3))

@@ -186,6 +186,7 @@ def test_twice_the_same_bits(make_problem):
     np.testing.assert_array_equal(_rows(one.eigenvectors), _rows(two.eigenvectors))
 
 
+@pytest.mark.slow
 def test_data_set_operator(make_problem):
     problem = make_problem("mlp")
     halves = [jax.tree.map(lambda x, s=s: x[s], problem.batch) for s in (slice(0, 7), slice(7, 12))]

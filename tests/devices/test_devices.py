@@ -63,6 +63,7 @@ def test_attacks(name, way):
         assert found["collectives"] == [["all-reduce", 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgd", *slow("trust_region", "deepfool")])
 def test_attacks_outside_of_jit_stop_without_asking_other_devices(name):
     found = here("attacks", name) if name == "pgd" else findings("attacks", *REST)

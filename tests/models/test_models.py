@@ -121,6 +121,7 @@ def test_convolutions_start_he_normal_by_fan_out():
         assert abs(ratio - 1) < 5 / (2 * kernel.size) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_stem_matches_the_formula():
     """The stem by hand: one channel in, 3x3 windows, batch statistics, momentum 0.9."""
     variables, x = small()

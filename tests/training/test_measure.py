@@ -69,6 +69,7 @@ def test_a_block_is_that_of_the_dense_hessian_and_leaves_the_rest_of_the_vector(
     assert tracked["residual"] <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SLOW[0], kinds.tokens, SLOW[2]], ids=["images", "tokens", "plain"])
 def test_the_gradient_norm_is_over_the_whole_training_set_by_the_weight_of_the_loss(kind):
     run = kind()

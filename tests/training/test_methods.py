@@ -98,6 +98,7 @@ def test_statistics_are_those_of_the_micro_batches(task):
     np.testing.assert_allclose(state.statistics[:4], want[:4], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_is_known_of_the_noise_where_a_micro_batch_is_short(task):
     # The end of an epoch with remainder=keep: its mean of fewer examples is noisier, and not one among equals.
     optimizer = as_optimizer(optax.sgd(0.1))

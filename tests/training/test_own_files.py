@@ -379,6 +379,7 @@ def test_a_workdir_that_came_from_elsewhere_runs_no_code(run, tmp_path, capsys, 
     assert not (inside.parent / "trace").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_since_is_said_and_used_where_it_is_named(home, run, tmp_path, capsys):
     record = json.loads((run / CONFIG).read_text())["config"]
     spec = f"{home / 'mine.py'}:linen"

@@ -249,6 +249,7 @@ def test_several_micro_batches_in_one_call_are_seen_one_after_the_other(batch_no
         )
 
 
+@pytest.mark.slow
 def test_attacks_use_the_running_statistics_and_do_not_touch_them(batch_norm):
     step, init = batch_norm
     state = step.update(init(), batches(2 * MICRO, seed=2))

@@ -499,6 +499,7 @@ class Line(NamedTuple):
     b: jax.Array
 
 
+@pytest.mark.slow
 def test_params_that_are_a_pair_and_a_validation_set_that_is_a_dict():
     def loss(params, model_state, batch, key, train):
         return plain_loss({"w": params[0], "b": params[1]}, model_state, batch, key, train)

@@ -102,6 +102,7 @@ def test_inputs_under_another_key_are_attacked_at_the_end():
     assert summary["fgsm_accuracy"] <= summary["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_inputs_outside_of_the_bounds_are_refused_before_training():
     task = tasks.linen(Net(*UNITS["standardised"]), (images(*UNITS["standardised"]),) * 2)
     message = r"inputs of the task Net lie in \[-0\.8, 1\.7\], outside of its `bounds` \(0\.0, 1\.0\)"

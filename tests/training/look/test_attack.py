@@ -121,6 +121,7 @@ def test_an_interruption_loses_no_finished_chunk(no_pictures, tmp_path, monkeypa
     assert [row["accuracy"] for row in resumed["rows"][1:]] == [withstood(run, run, e) for e in (0.05, 0.1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fgsm", "deepfool"])
 def test_progress_counts_what_takes_time(no_pictures, tmp_path, monkeypatch, name):
     """What is kept already, and a second epsilon of an attack that knows none, take no time."""
