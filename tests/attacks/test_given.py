@@ -14,6 +14,7 @@ pytestmark = pytest.mark.sampled
 
 BATCH = make_batch(PARAMS, n=4)
 # One of each attack: what is given goes the same way in every norm.
+KINDS = ("trust_region-l2", "fgsm", "l2hess", "pgd-l2", "apgd-linf", "ensemble", "carlini_wagner")
 NAMES = tuple({name.partition("-")[0]: name for name in reversed(CASES)}.values())
 
 
@@ -32,7 +33,7 @@ def test_no_derivative_goes_through_an_attack(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(NAMES, key=lambda name: name != "trust_region-l2"))
+@pytest.mark.parametrize("name", KINDS)
 def test_no_derivative_goes_through_what_the_loss_closes_over(name):
     attack = CASES[name].make(0.2)
     want = jax.grad(LOSS)(PARAMS, attack(LOSS, PARAMS, BATCH, KEY))

@@ -104,11 +104,11 @@ def check_same_course(got, want):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_several_processes_are_one(network, alone, tmp_path, processes, devices):
+def test_several_processes_are_one(network, alone, tmp_path):
     # A single micro-batch is split over all devices while the batch is small; later each device has its own.
-    codes, outputs = end(start_several(tmp_path, processes, devices, *network))
-    assert codes == [0] * processes, outputs
+    # (Four processes of a device each go on with a run of two in ``test_process_resume.py``.)
+    codes, outputs = end(start_several(tmp_path, 2, 2, *network))
+    assert codes == [0, 0], outputs
     (summary, records), (want, want_records) = results(tmp_path), alone
     assert want["final_batch_size"] == 256
     assert want_records[-1]["train_loss"] < want_records[0]["train_loss"] - 0.1  # it learns

@@ -27,7 +27,7 @@ LONG = {
 }
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 QUICK_DTYPE = {"c1_small": "float32", "mlp": "bfloat16"}
-IN_BFLOAT16 = ("alexnet", "c1_small", "mlp", "resnet20")  # that each computes in it, test_models.py sees
+IN_BFLOAT16 = ("c1_small", "mlp", "resnet20")  # that each computes in it, test_models.py sees
 CASES = [
     pytest.param(name, shape, DTYPES[dtype], marks=() if QUICK_DTYPE.get(name) == dtype else pytest.mark.slow)
     for name, shape in {**QUICK, **LONG}.items()
