@@ -62,7 +62,7 @@ def test_writes_a_png(tmp_path, runs):
 
 @pytest.mark.parametrize("epochs", [1, 2, 12])
 def test_what_no_run_has_has_no_panel_and_ticks_are_whole_epochs(drawn, epochs):
-    draw_curves("", {"bl": records(epochs, eigenvalue=None), "fb": records(epochs, eigenvalue=None)})
+    draw_curves("", {"bl": records(epochs, eigenvalue=None), "fb": records(epochs, eigenvalue=float("nan"))})
     draw_curves("", {"bl": records(epochs, eigenvalue=None), "abs": records(epochs)})
     draw_curves("", {})
     names = ["batch size (examples)", "learning rate", "top Hessian eigenvalue", "test accuracy (%)"]

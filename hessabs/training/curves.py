@@ -1,5 +1,6 @@
 """The picture that every run leaves, drawn by ``hessabs.plots``."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ def draw_curves(path: File, runs: Mapping[str, list[dict[str, Any]]]) -> None:
     every = [record for records in runs.values() for record in records]
     has_accuracy = any("test_accuracy" in record for record in every)
     fields = _CURVES if has_accuracy else (*_CURVES[:-1], "test_loss")
-    known = [name for name in fields if any(record.get(name) is not None for record in every)] or fields
+    known = [name for name in fields if any(_is_known(record.get(name)) for record in every)] or fields
     figure = plots.figure(10, 7)
     axes = list(figure.subplot_mosaic(_PLACES[len(known)], sharex=True).values())
     for axis, field in zip(axes, known, strict=True):
@@ -33,3 +34,7 @@ def draw_curves(path: File, runs: Mapping[str, list[dict[str, Any]]]) -> None:
     elif len(runs) > 1:
         axes[0].legend()
     figure.savefig(path, dpi=DPI)
+
+
+def _is_known(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)  # what was not measured is NaN until it is written
