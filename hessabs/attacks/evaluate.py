@@ -90,7 +90,7 @@ def evaluate(
             "evaluate counts labels, got a loss with targeted=True; attack with it, count without."
         )
     require_one_of(get_args(Norm), norm=norm)
-    checked_bounds(bounds)
+    bounds = checked_bounds(bounds)
     minimal = {} if minimal is None else minimal
     _check_attacks(attacks, minimal)
     if isinstance(epsilons, str) or np.ndim(epsilons) != 1:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hessabs.training.loop_state import Drop, LoopState, learning_rate
+from hessabs.training.loop_state import Drop, LoopState, learning_rate, rate_factor
 from hessabs.training.run import Run
 
 MOST_REWINDS = 5
@@ -37,7 +37,8 @@ def check_loss(run: Run, state: LoopState) -> None:
         done = position.epoch * run.epoch_micro_batches + position.index
         began = done - (state.updates - update + 1) * run.micro_batches(decision.batch_size)
         epoch, index = divmod(began, run.epoch_micro_batches)
-        rate = learning_rate(run, decision, epoch * run.epoch_examples + index * run.micro_batch_size)
+        samples = epoch * run.epoch_examples + index * run.micro_batch_size
+        rate = learning_rate(run, rate_factor(run, decision, samples))
         raise NonFiniteError(
             f"The training loss is not finite at update {update} (epoch {epoch + 1}, batch size "
             f"{decision.batch_size}, {run.optimizer.rate_name} {rate:g}); lower the learning rate, "

@@ -18,7 +18,7 @@ from hessabs.training.callbacks import Callback
 from hessabs.training.clock import Clock
 from hessabs.training.durability import Durability
 from hessabs.training.finite import NonFiniteError, check_loss, check_params
-from hessabs.training.loop_state import Decision, LoopState, Snapshot, learning_rate
+from hessabs.training.loop_state import Decision, LoopState, Snapshot, learning_rate, rate_factor
 from hessabs.training.mesh import first_micro_batch, split, wait_for
 from hessabs.training.objectives import Objective
 from hessabs.training.progress import Progress
@@ -232,7 +232,7 @@ def _decide(run: Run, state: LoopState, session: Session, measured: tuple[float,
     if decision != state.decision:
         check_loss(run, state)
         state = state._replace(decision=decision)
-        lr = learning_rate(run, state.decision, state.samples)
+        lr = learning_rate(run, rate_factor(run, state.decision, state.samples))
         session.tell("decision", {**said(state, lr), "eigenvalue": measured[0], "residual": measured[1]})
     return state
 
@@ -246,7 +246,8 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
     functions, train, position, samples = run.functions, state.train, state.position, state.samples
     fraction = state.decision.adversarial_fraction or None
     wanted, done = run.micro_batches(state.decision.batch_size), 0
-    lr_scale = _on_device(state.decision.lr_scale * run.schedule(samples))
+    factor = rate_factor(run, state.decision, samples)
+    lr_scale = _on_device(factor)
     totals = None
     shown: tuple[Any, ...] = ()  # a micro-batch, for an optimiser that reads one
     if wanted > 1:
@@ -276,7 +277,7 @@ def _update(run: Run, state: LoopState, read: Reader, sizes: Sizes, clock: Clock
     if totals is not None:
         train = functions.finish(train, totals, lr_scale, *shown)
         wait_for(train, run.mesh)
-    lr = learning_rate(run, state.decision, state.samples)
+    lr = learning_rate(run, factor)
     return state._replace(train=train, lr=lr, updates=state.updates + 1, samples=samples, position=position)
 
 

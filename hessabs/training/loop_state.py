@@ -82,7 +82,7 @@ def start(run: Run) -> LoopState:
         train=run.state,
         controller=controller,
         decision=decision,
-        lr=learning_rate(run, decision, 0),
+        lr=learning_rate(run, rate_factor(run, decision, 0)),
         updates=0,
         samples=0,
         position=Position(0, 0),
@@ -93,9 +93,14 @@ def start(run: Run) -> LoopState:
     )
 
 
-def learning_rate(run: Run, decision: Decision, samples: int) -> float:
-    """Return the learning rate of an update that begins after so many samples, in a float32's digits."""
-    return float(f"{run.optimizer.lr * decision.lr_scale * run.schedule(samples):.7g}")
+def rate_factor(run: Run, decision: Decision, samples: int) -> float:
+    """Return what scales the learning rate of an update that begins after so many samples."""
+    return decision.lr_scale * run.schedule(samples)
+
+
+def learning_rate(run: Run, factor: float) -> float:
+    """Return the learning rate of an update by its factor, in a float32's digits."""
+    return float(f"{run.optimizer.lr * factor:.7g}")
 
 
 def arrays_of(state: LoopState) -> dict[str, np.ndarray]:
